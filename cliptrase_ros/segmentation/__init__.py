@@ -1,0 +1,1 @@
+"""The CLIPtrase engine: arrays and tensors in, arrays out. Nothing here imports ROS."""

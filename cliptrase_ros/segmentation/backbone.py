@@ -1,0 +1,148 @@
+"""A frozen CLIP image tower run densely: patch features and the recovered correlation."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .correlation import recover_correlation
+
+
+class UnsupportedModelError(ValueError):
+    """The model is not a CLIP vision transformer the method is defined for."""
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """What one pass over B images gives; N = h w patch tokens follow the [CLS] token.
+
+    tokens: float (B, 1 + N, D), unit length, in the joint image-text space.
+    correlation: float32 (B, 1 + N, 1 + N), recovered at the last block but one.
+    grid: (h, w).
+    """
+
+    tokens: Tensor
+    correlation: Tensor
+    grid: tuple[int, int]
+
+
+class DenseBackbone:
+    """The image tower of an open_clip ViT with a last block that looks at like tokens.
+
+    The last block's attention weights are softmax(q q^T) + softmax(k k^T) + softmax(v v^T), a
+    plain sum (CLIPtrase, section 3.2, as published code does it); everything else is unchanged.
+    Patch size, width, depth, heads and activation are the model's own. Gradients flow.
+    """
+
+    def __init__(self, visual: nn.Module):
+        """visual: `open_clip.transformer.VisionTransformer`. Raises UnsupportedModelError."""
+        _check_supported(visual)
+        self.visual = visual
+        self.patch_size: int = visual.conv1.kernel_size[0]
+        self._positions: dict[tuple, Tensor] = {}
+
+    def __call__(self, pixels: Tensor) -> DenseFeatures:
+        """Run the tower.
+
+        pixels: float (B, 3, H, W), normalised, in the tower's dtype and on its device; H and W
+        are multiples of the patch size.
+        """
+        visual = self.visual
+        patches = visual.conv1(pixels)
+        grid = tuple(patches.shape[-2:])
+        x = patches.flatten(2).mT
+        cls_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([cls_token, x], dim=1) + self._positional_embedding(grid).to(x.dtype)
+        x = visual.ln_pre(x)
+
+        *blocks, second_last, last = visual.transformer.resblocks
+        for block in blocks:
+            x, _ = _block(block, x)
+        x, qkv = _block(second_last, x)
+        x, _ = _block(last, x, attend=_self_attend)
+
+        x = visual.ln_post(x)
+        if visual.proj is not None:
+            x = x @ visual.proj
+        correlation = recover_correlation(qkv, second_last.attn.num_heads)
+        return DenseFeatures(x / x.norm(dim=-1, keepdim=True), correlation, grid)
+
+    def _positional_embedding(self, grid: tuple[int, int]) -> Tensor:
+        embedding = self.visual.positional_embedding
+        trained = math.isqrt(len(embedding) - 1)
+        if grid == (trained, trained):
+            return embedding
+        if embedding.requires_grad and torch.is_grad_enabled():
+            return _resized_positions(embedding, trained, grid)
+        key = (grid, embedding.device, embedding.dtype)
+        if key not in self._positions:
+            self._positions[key] = _resized_positions(embedding, trained, grid)
+        return self._positions[key]
+
+
+def _resized_positions(embedding: Tensor, trained: int, grid: tuple[int, int]) -> Tensor:
+    # A scale factor a little over grid / trained, not a target size, is what the published code
+    # passes; bicubic sampling positions depend on it in the last digits.
+    square = embedding[1:].float().unflatten(0, (trained, trained)).permute(2, 0, 1)[None]
+    scale = tuple((side + 0.1) / trained for side in grid)
+    resized = F.interpolate(square, scale_factor=scale, mode='bicubic', align_corners=False)
+    return torch.cat([embedding[:1], resized[0].flatten(1).mT.to(embedding.dtype)])
+
+
+def _block(
+    block: nn.Module, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """One residual block; returns its output and its projections side by side, (B, T, 3 W)."""
+    attention = block.attn
+    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    heads = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    attended = (attend or _attend)(*heads)
+    x = x + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(2)))
+    return x + block.ls_2(block.mlp(block.ln_2(x))), qkv
+
+
+# In float32 on a CPU the weights are made explicitly, in the published order of operations: where
+# two classes tie to the last digit, a fused kernel's rounding would choose the other label.
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if _is_reference(q):
+        return _weights(q, k) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _self_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if _is_reference(q):
+        return (_weights(q, q) + _weights(k, k) + _weights(v, v)) @ v
+    return sum(F.scaled_dot_product_attention(x, x, v) for x in (q, k, v))
+
+
+def _is_reference(x: Tensor) -> bool:
+    return x.device.type == 'cpu' and x.dtype == torch.float32
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+
+
+def _check_supported(visual: nn.Module) -> None:
+    problem = None
+    blocks = getattr(getattr(visual, 'transformer', None), 'resblocks', None)
+    if not hasattr(visual, 'class_embedding') or not hasattr(visual, 'conv1') or not blocks:
+        problem = 'its image tower is no vision transformer with a [CLS] token'
+    elif getattr(visual, 'attn_pool', None) is not None:
+        problem = 'it pools with an attention layer'
+    elif getattr(visual, 'pool_type', 'tok') != 'tok' or visual.final_ln_after_pool:
+        problem = 'it does not read its feature from the [CLS] token'
+    elif len(blocks) < 3:
+        problem = f'it has {len(blocks)} blocks'
+    elif not all(type(block.attn) is nn.MultiheadAttention for block in blocks):
+        problem = 'its attention is not plain multi-head attention'
+    if problem:
+        raise UnsupportedModelError(
+            f'CLIPtrase needs a plain CLIP vision transformer of at least 3 blocks, but {problem}; '
+            'choose another model, for instance ViT-B-16-quickgelu'
+        )

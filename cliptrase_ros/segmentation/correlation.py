@@ -1,0 +1,24 @@
+"""Semantic correlation recovery and denoising (CLIPtrase, arXiv 2407.08268, sections 3.2, 3.3)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def recover_correlation(qkv: Tensor, heads: int) -> Tensor:
+    """Mean over heads of the cosine similarities of queries, keys and values with themselves.
+
+    qkv: float (B, T, 3 * W), one attention block's projections side by side, head width W / heads.
+    Returns float32 (B, T, T), -1..1: (cos(q_i, q_j) + cos(k_i, k_j) + cos(v_i, v_j)) / 3.
+    """
+    # The mean of products over 3 x heads groups is one product of the groups laid side by side.
+    groups = qkv.float().unflatten(-1, (3 * heads, -1))
+    unit = F.normalize(groups, dim=-1).flatten(-2)
+    return unit @ unit.mT / (3 * heads)
+
+
+def denoise_correlation(correlation: Tensor) -> Tensor:
+    """Remove from every patch what the [CLS] token correlates with, the "global" patches.
+
+    correlation: (B, 1 + N, 1 + N), [CLS] first. Returns (B, N, N), not negative.
+    """
+    return (correlation[:, 1:, 1:] - correlation[:, :1, 1:]).clamp(min=0)

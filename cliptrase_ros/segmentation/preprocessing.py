@@ -1,0 +1,103 @@
+"""Camera pixels to network input, and label images back to camera pixels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+#: Most patches of one network input: bounds memory for frames of extreme aspect ratio.
+MAX_PATCHES = 8192
+
+#: Largest ratio of an image's longer to its shorter side.
+MAX_ASPECT_RATIO = 32
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Which part of an image the network sees, and at what size; lengths in pixels.
+
+    source: (height, width) of the image. resized: the whole image after scaling.
+    offset: (top, left) of the network's window in the scaled image. window: its size.
+    """
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    window: tuple[int, int]
+
+
+def centre_crop_framing(source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
+    """Preset `paper`: the shorter side becomes the resolution, then a centred square."""
+    side = _multiple(resolution, patch_size)
+    shorter = min(source)
+    resized = tuple(int(side * length / shorter) for length in source)
+    offset = tuple(round((length - side) / 2) for length in resized)
+    return Framing(source, resized, offset, (side, side))
+
+
+def whole_frame_framing(source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
+    """Preset `robot`: the whole image, its shorter side at the resolution, whole patches.
+
+    The resolution is lowered where more than `MAX_PATCHES` would come of it.
+    """
+    area = source[0] * source[1]
+    scale = min(resolution / min(source), patch_size * math.sqrt(MAX_PATCHES / area))
+    size = tuple(_multiple(length * scale, patch_size) for length in source)
+    return Framing(source, size, (0, 0), size)
+
+
+def _multiple(length: float, patch_size: int) -> int:
+    return max(1, round(length / patch_size)) * patch_size
+
+
+def network_input(images: Sequence[np.ndarray], framing: Framing, device: torch.device) -> Tensor:
+    """Resize with PIL's antialiased bicubic filter, then crop.
+
+    images: uint8 (H, W, 3) RGB each, of the framing's source size.
+    Returns uint8 (B, 3, h, w) on the device, of the framing's window size. On a CPU the pixels
+    are PIL's own; elsewhere torch filters alike, and a few in a thousand differ by 1 or 2.
+    """
+    if framing.resized == framing.source or device.type != 'cpu':
+        resized = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
+        if framing.resized != framing.source:
+            resized = _resize(resized.float(), framing.resized).round_().clamp_(0, 255).byte()
+    else:
+        size = framing.resized[::-1]
+        resized = [Image.fromarray(i).resize(size, Image.Resampling.BICUBIC) for i in images]
+        resized = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+    (top, left), (height, width) = framing.offset, framing.window
+    return resized[..., top : top + height, left : left + width]
+
+
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images, size=size, mode='bicubic', align_corners=False, antialias=True)
+
+
+def to_camera_size(window: Tensor, framing: Framing, outside: int) -> Tensor:
+    """Bring an image of the network's window back to the camera's pixels by nearest neighbour.
+
+    window: (B, h, w). Returns (B, H, W) of the framing's source size, same dtype; pixels that
+    the network did not see hold `outside`.
+    """
+    if framing.resized == framing.window == framing.source:
+        return window
+    bordered = F.pad(window, (1, 1, 1, 1), value=outside)
+    rows, columns = (
+        _nearest(*lengths, window.device)
+        for lengths in zip(
+            framing.source, framing.resized, framing.offset, framing.window, strict=True
+        )
+    )
+    return bordered[:, rows[:, None], columns]
+
+
+def _nearest(source: int, resized: int, offset: int, window: int, device: torch.device) -> Tensor:
+    # Integer arithmetic: the floor of (pixel + 0.5) * resized / source.
+    pixel = torch.arange(source, device=device)
+    position = (2 * pixel + 1) * resized // (2 * source) - offset
+    return position.clamp(-1, window) + 1

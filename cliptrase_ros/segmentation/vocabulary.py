@@ -1,0 +1,211 @@
+"""The classes a user names, their stable ids and colours, and the parsing of user text."""
+
+import colorsys
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+#: Label of a pixel that belongs to no class (the convention of vision_msgs/LabelInfo users).
+UNLABELLED = 255
+
+#: Most classes a vocabulary can hold: ids 0..254, 255 being `UNLABELLED`.
+MAX_CLASSES = 255
+
+
+class VocabularyError(ValueError):
+    """A vocabulary that cannot be used; the message says what was given and what to do."""
+
+
+@dataclass(frozen=True)
+class VocabularyClass:
+    """One class of a vocabulary.
+
+    id: value of its pixels in a label image, 0..254.
+    name: as the user wrote it. synonyms: further phrases for the same class.
+    """
+
+    id: int
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The name, then the synonyms."""
+        return (self.name, *self.synonyms)
+
+    @property
+    def color(self) -> tuple[int, int, int]:
+        """RGB, 0..255; a function of the id alone, so that a class keeps its colour."""
+        return class_color(self.id)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """An immutable set of classes with the background phrases that stand for "none of them".
+
+    classes: in the user's order. background: phrases whose pixels become `UNLABELLED`.
+    version: counts the vocabularies of one run, from 1.
+    retired: (name, id) of classes of earlier versions, the longest retired first, so that
+    an id is not given to another class while a never used one is free.
+    """
+
+    classes: tuple[VocabularyClass, ...]
+    background: tuple[str, ...] = ()
+    version: int = 1
+    retired: tuple[tuple[str, int], ...] = ()
+
+    @cached_property
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase to be encoded: those of the classes in order, then the background."""
+        return (*(p for c in self.classes for p in c.phrases), *self.background)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """uint8 (len(classes),): the id of each class, in order."""
+        return np.array([c.id for c in self.classes], np.uint8)
+
+    @cached_property
+    def palette(self) -> np.ndarray:
+        """uint8 (256, 3): RGB by id, black where there is no class."""
+        palette = np.zeros((256, 3), np.uint8)
+        for entry in self.classes:
+            palette[entry.id] = entry.color
+        return palette
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {c.id: c.name for c in self.classes}
+
+    def name_of(self, class_id: int) -> str:
+        """Name of the class with this id. Raises KeyError if there is none."""
+        return self._names[class_id]
+
+
+def class_color(class_id: int) -> tuple[int, int, int]:
+    """RGB, 0..255, of a class id: hues a golden angle apart, so that neighbours differ."""
+    hue = (class_id * 0.618034 + 0.02) % 1.0
+    saturation = (0.85, 0.6, 0.95)[class_id // 8 % 3]
+    value = (0.95, 0.75)[class_id // 4 % 2]
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+
+
+def parse_vocabulary(
+    entries: str | Sequence[str],
+    background: Sequence[str] = (),
+    previous: Vocabulary | None = None,
+) -> Vocabulary:
+    """Make a vocabulary from user text.
+
+    entries: class descriptions, each `name` or `name: synonym, synonym`; or one string with
+    entries separated by `;`. Surrounding and repeated white space does not count.
+    background: phrases whose pixels become `UNLABELLED`.
+    previous: the vocabulary in force. A class of the same name keeps its id, also one that
+    was retired earlier in the run; a new class takes an id never used in the run, and only
+    when there is none the one that was retired longest ago.
+
+    Raises VocabularyError: no class, more than 255, a blank entry or synonym, a phrase that
+    stands for two classes (compared without regard to case) or for a class and the background.
+    """
+    parsed = _parse_entries(entries)
+    background = tuple(_clean(phrase) for phrase in background)
+    _refuse_duplicates(parsed, background)
+    ids, retired = _assign_ids([name for name, _ in parsed], previous)
+    return Vocabulary(
+        classes=tuple(
+            VocabularyClass(class_id, name, synonyms)
+            for class_id, (name, synonyms) in zip(ids, parsed, strict=True)
+        ),
+        background=background,
+        version=1 if previous is None else previous.version + 1,
+        retired=retired,
+    )
+
+
+def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    if isinstance(entries, str):
+        parts = entries.split(';')
+        if len(parts) > 1 and not parts[-1].strip():
+            parts.pop()  # a trailing separator is no blank class
+    else:
+        parts = list(entries)
+    if not any(part.strip() for part in parts):
+        raise VocabularyError(
+            "the vocabulary is empty; name at least one class, for instance ['road', 'person']"
+        )
+    if len(parts) > MAX_CLASSES:
+        raise VocabularyError(
+            f'the vocabulary has {len(parts)} classes; at most {MAX_CLASSES} fit a mono8 label '
+            'image beside 255 = unlabelled; drop some, or make them synonyms of one class'
+        )
+    return [_parse_entry(part, position) for position, part in enumerate(parts, start=1)]
+
+
+def _parse_entry(entry: str, position: int) -> tuple[str, tuple[str, ...]]:
+    name, colon, rest = entry.partition(':')
+    phrases = [_clean(name), *(_clean(p) for p in rest.split(','))] if colon else [_clean(name)]
+    if not all(phrases):
+        raise VocabularyError(
+            f'entry {position} of the vocabulary, {_quote(entry)}, is blank or has a blank '
+            "synonym; write 'name' or 'name: synonym, synonym'"
+        )
+    return phrases[0], tuple(phrases[1:])
+
+
+def _clean(phrase: str) -> str:
+    # Control characters would corrupt logs and legends; RViz and terminals show them as garbage.
+    return re.sub(r'[\s\x00-\x1f\x7f]+', ' ', phrase).strip()
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 60 else f'{text[:57]}...')
+
+
+def _refuse_duplicates(
+    parsed: Sequence[tuple[str, tuple[str, ...]]], background: Sequence[str]
+) -> None:
+    owner: dict[str, str] = {}
+    for name, synonyms in parsed:
+        for phrase in (name, *synonyms):
+            key = phrase.casefold()
+            if key in owner:
+                raise VocabularyError(
+                    f'the phrase {_quote(phrase)} stands twice in the vocabulary '
+                    f'(classes {_quote(owner[key])} and {_quote(name)}); remove one'
+                )
+            owner[key] = name
+    for phrase in background:
+        if not phrase:
+            raise VocabularyError('the background has a blank phrase; remove it')
+        key = phrase.casefold()
+        if key in owner:
+            raise VocabularyError(
+                f'the phrase {_quote(phrase)} is both in the background and in '
+                f'{"the background again" if owner[key] == "" else f"class {_quote(owner[key])}"}'
+                '; remove one'
+            )
+        owner[key] = ''
+
+
+def _assign_ids(
+    names: Sequence[str], previous: Vocabulary | None
+) -> tuple[list[int], tuple[tuple[str, int], ...]]:
+    current = {c.name.casefold(): c.id for c in previous.classes} if previous else {}
+    retired = dict(previous.retired) if previous else {}
+    wanted = [name.casefold() for name in names]
+    known = {**retired, **current}
+
+    ids = {name: known[name] for name in wanted if name in known}
+    never_used = (i for i in range(MAX_CLASSES) if i not in set(known.values()))
+    longest_retired = (i for name, i in retired.items() if name not in ids)
+    just_retired = (i for name, i in current.items() if name not in ids)
+    free = (i for source in (never_used, longest_retired, just_retired) for i in source)
+    for name in wanted:
+        if name not in ids:
+            ids[name] = next(free)
+
+    in_force = set(ids.values())
+    still_retired = tuple((name, i) for name, i in known.items() if i not in in_force)
+    return [ids[name] for name in wanted], still_retired

@@ -1,0 +1,56 @@
+"""The engine against recorded outputs of the published code, on a small model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reference_weights import reference_clip
+
+from cliptrase_ros.segmentation.backbone import DenseBackbone
+from cliptrase_ros.segmentation.segmenter import trace
+
+CASES = sorted((Path(__file__).parent / 'golden').glob('small_*.npz'))
+CLIP_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
+CLIP_STD = torch.tensor((0.26862954, 0.26130258, 0.27577711))[:, None, None]
+
+
+@pytest.fixture(scope='module')
+def clip():
+    return reference_clip()
+
+
+def traced(clip, golden, copies=1):
+    pixels = torch.from_numpy(golden['input']).permute(2, 0, 1)[None].float() / 255
+    pixels = ((pixels - CLIP_MEAN) / CLIP_STD).expand(copies, -1, -1, -1)
+    with torch.inference_mode():
+        return trace(
+            DenseBackbone(clip.visual),
+            pixels,
+            torch.from_numpy(golden['text_features']),
+            torch.arange(len(golden['text_features'])),
+            float(clip.logit_scale.exp()),
+            len(golden['foreground']),
+            preset='paper',
+            image_prior=golden['mode'] == 'image_prior',
+        )
+
+
+@pytest.mark.parametrize('path', CASES, ids=lambda p: p.stem)
+def test_every_stage_equals_the_published_code(clip, path):
+    golden = np.load(path)
+    result = traced(clip, golden)
+    for stage in ('tokens', 'correlation', 'patch_logits'):
+        np.testing.assert_allclose(getattr(result, stage)[0], golden[stage], atol=1e-4)
+    for stage in ('clusters', 'raw_labels', 'labels'):
+        np.testing.assert_array_equal(getattr(result, stage)[0], golden[stage], stage)
+
+
+def test_there_are_golden_cases_of_each_mode():
+    assert {str(np.load(path)['mode']) for path in CASES} == {'background', 'image_prior', 'plain'}
+
+
+def test_a_batch_labels_each_image_as_alone(clip):
+    golden = np.load(CASES[0])
+    for labels in traced(clip, golden, copies=2).labels:
+        np.testing.assert_array_equal(labels, golden['labels'])

@@ -1,0 +1,154 @@
+import numpy as np
+import open_clip
+import pytest
+import torch
+from reference_weights import reference_clip
+
+from cliptrase_ros.segmentation.backbone import DenseBackbone, UnsupportedModelError
+from cliptrase_ros.segmentation.segmenter import PRESETS, SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.text import PROMPT_TEMPLATES
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyError, parse_vocabulary
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@pytest.fixture(scope='module')
+def segmenter():
+    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD)
+
+
+@pytest.fixture(scope='module')
+def encoded(segmenter):
+    return segmenter.encode_vocabulary(
+        parse_vocabulary(['road', 'person: pedestrian', 'tree'], ['sky', 'wall'])
+    )
+
+
+def camera_image(height, width, seed=0):
+    rng = np.random.RandomState(seed)
+    blocks = rng.randint(0, 256, (height // 40 + 1, width // 40 + 1, 3), np.uint8)
+    return np.ascontiguousarray(blocks.repeat(40, 0).repeat(40, 1)[:height, :width])
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('size', [(120, 160), (90, 250), (200, 97), (1, 20), (16, 16)])
+def test_labels_have_the_images_size_and_only_ids_of_the_vocabulary(
+    segmenter, encoded, preset, size
+):
+    settings = SegmentationSettings(preset=preset, resolution=64)
+    (result,) = segmenter.segment([camera_image(*size)], encoded, settings)
+    assert result.label.shape == result.confidence.shape == size
+    assert result.label.dtype == result.confidence.dtype == np.uint8
+    assert set(np.unique(result.label)) <= {0, 1, 2, UNLABELLED}
+    assert result.vocabulary is encoded.vocabulary
+
+
+def test_paper_labels_the_centred_square_and_robot_the_whole_frame(segmenter, encoded):
+    image = camera_image(128, 256)
+    foreground_only = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person']))
+    paper, robot = (
+        segmenter.segment([image], foreground_only, SegmentationSettings(preset, 64))[0].label
+        for preset in ('paper', 'robot')
+    )
+    assert (paper[:, :64] == UNLABELLED).all() and (paper[:, 192:] == UNLABELLED).all()
+    assert (paper[:, 64:192] != UNLABELLED).all()
+    assert (robot != UNLABELLED).all()
+
+
+def test_images_of_several_sizes_are_segmented_as_each_alone(segmenter, encoded):
+    settings = SegmentationSettings(resolution=96)
+    images = [camera_image(96, 128, 1), camera_image(100, 100, 2), camera_image(96, 128, 3)]
+    together = segmenter.segment(images, encoded, settings)
+    for image, result in zip(images, together, strict=True):
+        alone = segmenter.segment([image], encoded, settings)[0]
+        assert (result.label == alone.label).mean() > 0.99
+
+
+def test_pixels_below_the_least_confidence_are_unlabelled(segmenter, encoded):
+    image = camera_image(128, 128)
+    plain = segmenter.segment([image], encoded, SegmentationSettings(resolution=64))[0]
+    threshold = float(np.median(plain.confidence)) / 255
+    strict = SegmentationSettings(resolution=64, min_confidence=threshold)
+    result = segmenter.segment([image], encoded, strict)[0]
+    low = plain.confidence < threshold * 255 - 1
+    high = plain.confidence > threshold * 255 + 1
+    assert low.any() and high.any()
+    assert (result.label[low] == UNLABELLED).all()
+    np.testing.assert_array_equal(result.label[high], plain.label[high])
+
+
+def test_a_synonym_counts_as_its_class(segmenter):
+    image = camera_image(96, 96)
+    settings = SegmentationSettings(resolution=96)
+    apart = segmenter.encode_vocabulary(parse_vocabulary(['road', 'tree', 'person']))
+    merged = segmenter.encode_vocabulary(parse_vocabulary(['road: tree', 'person']))
+    labels = segmenter.segment([image], apart, settings)[0].label
+    # Compare before the vote can differ: with no cluster structure both are plain argmax.
+    expected = np.array([0, 0, 1], np.uint8)[labels]
+    assert (segmenter.segment([image], merged, settings)[0].label == expected).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.zeros((10, 10), np.uint8),
+        np.zeros((10, 10, 4), np.uint8),
+        np.zeros((10, 10, 3), np.float32),
+        np.zeros((0, 10, 3), np.uint8),
+        np.zeros((1, 100, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(segmenter, encoded, image):
+    with pytest.raises(ValueError, match='image'):
+        segmenter.segment([image], encoded)
+
+
+@pytest.mark.parametrize(
+    'values',
+    [
+        {'preset': 'fast'},
+        {'resolution': 0},
+        {'resolution': 5000},
+        {'min_confidence': float('nan')},
+        {'min_confidence': 1.5},
+    ],
+)
+def test_settings_out_of_range_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        SegmentationSettings(**values)
+
+
+def test_text_features_are_the_mean_of_the_full_context_prompts(segmenter):
+    model = reference_clip()
+    tokens = open_clip.get_tokenizer('ViT-B-16')([t('fire truck') for t in PROMPT_TEMPLATES])
+    with torch.no_grad():
+        features = model.encode_text(tokens, normalize=True).mean(0)
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'fire truck']))
+    torch.testing.assert_close(encoded.features[1], features / features.norm(), atol=1e-5, rtol=0)
+
+
+def test_a_phrase_longer_than_the_context_is_refused_by_name(segmenter):
+    vocabulary = parse_vocabulary(['road', 'very ' * 500 + 'long'])
+    with pytest.raises(VocabularyError, match=r"'very very .*' is too long.*77"):
+        segmenter.check_vocabulary(vocabulary)
+
+
+def image_tower(architecture):
+    config = open_clip.get_model_config(architecture)
+    with torch.device('meta'):
+        return open_clip.model.CLIP(
+            config['embed_dim'], config['vision_cfg'], {'layers': 1, 'width': 64, 'heads': 1}
+        ).visual
+
+
+@pytest.mark.parametrize('architecture', ['RN50', 'ViT-B-16-SigLIP', 'coca_ViT-B-32'])
+def test_models_without_a_plain_vision_transformer_are_refused(architecture):
+    with pytest.raises(UnsupportedModelError, match='vision transformer'):
+        DenseBackbone(image_tower(architecture))
+
+
+@pytest.mark.parametrize(
+    ('architecture', 'patch_size'), [('ViT-B-32', 32), ('ViT-S-16', 16), ('ViT-H-14', 14)]
+)
+def test_other_clip_vision_transformers_are_accepted(architecture, patch_size):
+    assert DenseBackbone(image_tower(architecture)).patch_size == patch_size
