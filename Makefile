@@ -1,0 +1,35 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint clean distclean
+
+# Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
+PYTHON ?=
+# More arguments for pytest, e.g. PYTEST_ARGS='-k weights -x'.
+PYTEST_ARGS ?=
+# Tests run in this many processes, each file in one.
+TEST_WORKERS ?= 2
+
+setup_python := $(or $(PYTHON),python3)
+set_up := $(setup_python) tools/set_up.py $(if $(PYTHON),--python '$(PYTHON)')
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+build:  ## set everything up: virtual environment, ROS 2 wheels, colcon build
+	@$(set_up)
+
+demo: build  ## two simulated cameras, segmented by words that change half-way
+	@source tools/env.sh && cliptrase demo
+
+test: build  ## the tests (PYTEST_ARGS='...' goes to pytest)
+	@source tools/env.sh && pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint:  ## ruff: rules and formatting
+	@$(set_up) venv
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+clean:  ## remove what builds and runs made
+	rm -rf build install log demo_output *.egg-info
+
+distclean: clean  ## the same, and the virtual environment
+	rm -rf .venv

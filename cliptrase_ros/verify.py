@@ -1,0 +1,186 @@
+"""Recorded reference outputs of the published method, compared with what the engine gives."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .segmentation.backbone import DenseBackbone
+from .segmentation.segmenter import Segmenter, Trace, trace
+from .segmentation.text import TextEncoder
+from .segmentation.weights import LoadedModel
+
+MODES = ('plain', 'background', 'image_prior')
+
+# Name, kind of dtype and number of dimensions of every array a recording needs.
+_ARRAYS = {
+    'input': ('u', 3),
+    'text_features': ('f', 2),
+    'foreground': ('U', 1),
+    'background': ('U', 1),
+    'mode': ('U', 0),
+    'correlation': ('f', 2),
+    'patch_logits': ('f', 3),
+    'clusters': ('i', 1),
+    'raw_labels': ('u', 2),
+    'labels': ('u', 2),
+}
+
+
+class RecordingError(ValueError):
+    """A file is no usable recording; the message says why."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the published method gave for one image of N = h w patches.
+
+    input: uint8 (H, W, 3) RGB, network input. text_features: float32 (P, D), for the phrases
+    foreground + background. mode: one of `MODES`.
+    correlation: float32 (N, N). patch_logits: float32 (P, h, w). clusters: int (N,), -1 = noise.
+    raw_labels, labels: uint8 (H, W), before and after the vote, len(foreground) = background.
+    """
+
+    input: np.ndarray
+    text_features: np.ndarray
+    foreground: tuple[str, ...]
+    background: tuple[str, ...]
+    mode: str
+    correlation: np.ndarray
+    patch_logits: np.ndarray
+    clusters: np.ndarray
+    raw_labels: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the engine agrees with a recording.
+
+    clusters, raw_labels, labels: share of equal entries, 0..1, 1 only where all are.
+    correlation, patch_logits: largest absolute difference. text_features: the same, for the
+    features encoded anew from the phrases.
+    """
+
+    clusters: float
+    raw_labels: float
+    labels: float
+    correlation: float
+    patch_logits: float
+    text_features: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether clusters and labels are equal in every entry."""
+        return self.clusters == self.raw_labels == self.labels == 1.0
+
+
+def read_recording(path: Path) -> Recording:
+    """Read a recording (.npz). Raises RecordingError."""
+    if not path.is_file():
+        raise RecordingError(f'{path} does not exist or is not a file')
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in _ARRAYS if name in archive.files}
+    except Exception as error:
+        # zipfile, zlib and NumPy raise much besides OSError and ValueError on a damaged file.
+        raise RecordingError(f'{path} is not an .npz file of plain arrays: {error}') from error
+    problems = [
+        f'{name} is missing'
+        if name not in arrays
+        else f'{name} is {arrays[name].dtype} of shape {arrays[name].shape}'
+        for name, (kind, dimensions) in _ARRAYS.items()
+        if name not in arrays or arrays[name].dtype.kind != kind or arrays[name].ndim != dimensions
+    ]
+    if problems:
+        raise RecordingError(f'{path} is not a recording of the method: {"; ".join(problems)}')
+    recording = Recording(
+        **{
+            **arrays,
+            'foreground': tuple(map(str, arrays['foreground'])),
+            'background': tuple(map(str, arrays['background'])),
+            'mode': str(arrays['mode']),
+        }
+    )
+    _check_consistent(recording, path)
+    return recording
+
+
+def _check_consistent(recording: Recording, path: Path) -> None:
+    phrases = len(recording.foreground) + len(recording.background)
+    patches = recording.patch_logits.shape[1] * recording.patch_logits.shape[2]
+    size = recording.input.shape[:2]
+    wanted = {
+        'input': (recording.input.dtype == np.uint8 and recording.input.shape[2] == 3),
+        'mode': recording.mode in MODES,
+        'foreground': len(recording.foreground) > 0,
+        'text_features': len(recording.text_features) == phrases,
+        'patch_logits': len(recording.patch_logits) == phrases,
+        'correlation': recording.correlation.shape == (patches, patches),
+        'clusters': recording.clusters.shape == (patches,),
+        'raw_labels': recording.raw_labels.shape == size,
+        'labels': recording.labels.shape == size,
+    }
+    wrong = [name for name, fits in wanted.items() if not fits]
+    if wrong:
+        raise RecordingError(f'{path} contradicts itself; see its {", ".join(wrong)}')
+
+
+class Verifier:
+    """Runs the engine, in float32 on the CPU, on what recordings were made from."""
+
+    def __init__(self, loaded: LoadedModel):
+        """loaded: the model with the weights of the recordings."""
+        self._loaded = loaded
+        self._segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
+        self._backbone = DenseBackbone(loaded.model.visual)
+        self._text = TextEncoder(loaded.model, loaded.tokenizer)
+
+    @torch.inference_mode()
+    def compare(self, recording: Recording) -> Agreement:
+        """Run the method on the recording's input. Raises RecordingError where it does not fit."""
+        features = torch.from_numpy(recording.text_features)
+        encoded = self._text.encode([*recording.foreground, *recording.background])
+        if encoded.shape != features.shape:
+            raise RecordingError(
+                f'the recording has text features of {features.shape[1]} numbers, the model '
+                f'{self._loaded.name} of {encoded.shape[1]}: it was made with another architecture'
+            )
+        result = self._run(recording, features)
+        if result.correlation[0].shape != recording.correlation.shape:
+            raise RecordingError(
+                f'the recording has {len(recording.clusters)} patches where the model '
+                f'{self._loaded.name} has {result.correlation.shape[1]}: it was made with another '
+                'architecture'
+            )
+        return Agreement(
+            clusters=_share(result.clusters[0], recording.clusters),
+            raw_labels=_share(result.raw_labels[0], recording.raw_labels),
+            labels=_share(result.labels[0], recording.labels),
+            correlation=_difference(result.correlation[0], recording.correlation),
+            patch_logits=_difference(result.patch_logits[0], recording.patch_logits),
+            text_features=_difference(encoded, recording.text_features),
+        )
+
+    def _run(self, recording: Recording, features: Tensor) -> Trace:
+        pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None]
+        return trace(
+            self._backbone,
+            self._segmenter.normalise(pixels),
+            features,
+            torch.arange(len(features)),
+            float(self._loaded.model.logit_scale.exp()),
+            len(recording.foreground),
+            preset='paper',
+            image_prior=recording.mode == 'image_prior',
+        )
+
+
+def _share(ours: Tensor, recorded: np.ndarray) -> float:
+    return float((ours.numpy() == recorded).mean())
+
+
+def _difference(ours: Tensor, recorded: np.ndarray) -> float:
+    return float(np.abs(ours.numpy() - recorded).max())

@@ -1,0 +1,51 @@
+"""What all tests share: processors and ROS domains of their own, and a tiny CLIP."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+from tiny_clip import TINY_CONFIG
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKER = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
+WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
+
+# Each test worker of each checkout has a ROS domain of its own; 1 to 100 are free of the ports
+# that the system hands out.
+os.environ['ROS_DOMAIN_ID'] = str(1 + (zlib.crc32(str(ROOT).encode()) + WORKER) % 100)
+os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+# Workers that each take every core only get in each other's way.
+os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
+
+@pytest.fixture(scope='session')
+def shared():
+    """Folder of recordings that are too large for the repository; skips where it is not there."""
+    folder = ROOT.parent / 'shared'
+    if not folder.is_dir():
+        pytest.skip(f'{folder} is not there')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_architecture(tmp_path_factory):
+    """Name of a very small CLIP architecture, made known to open_clip."""
+    import open_clip
+
+    path = tmp_path_factory.mktemp('architecture') / 'tiny-ViT.json'
+    path.write_text(json.dumps(TINY_CONFIG))
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+@pytest.fixture(scope='session')
+def tiny_state(tiny_architecture):
+    """State dict of the tiny CLIP with random weights, always the same."""
+    import open_clip
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return open_clip.CLIP(**TINY_CONFIG).state_dict()
