@@ -1,11 +1,13 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint clean distclean
+.PHONY: help build demo test bench lint clean distclean
 
 # Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
 PYTHON ?=
 # More arguments for pytest, e.g. PYTEST_ARGS='-k weights -x'.
 PYTEST_ARGS ?=
+# More arguments for the benchmark.
+BENCH_ARGS ?=
 # Tests run in this many processes, each file in one.
 TEST_WORKERS ?= 2
 
@@ -23,6 +25,9 @@ demo: build  ## two simulated cameras, segmented by words that change half-way
 
 test: build  ## the tests (PYTEST_ARGS='...' goes to pytest)
 	@source tools/env.sh && pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+bench: build  ## the engine's time against the bare encoder's (BENCH_ARGS='--precision bfloat16')
+	@source tools/env.sh && python benchmark/engine.py $(BENCH_ARGS)
 
 lint:  ## ruff: rules and formatting
 	@$(set_up) venv

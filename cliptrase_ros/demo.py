@@ -1,0 +1,269 @@
+"""The demo: two simulated cameras and the node as processes of their own; the words change."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rclpy
+from PIL import Image
+from tqdm import tqdm
+
+from cliptrase_ros.ros.demo_observer import CameraRecord, DemoObserver, Frame
+from cliptrase_ros.segmentation.vocabulary import class_color
+from cliptrase_ros.toybox.metrics import class_iou, confusion
+from cliptrase_ros.toybox.scenes import true_labels
+
+#: Camera name -> seed of the room it is in.
+CAMERAS = {'front': 3, 'rear': 8}
+#: Apart from whatever else runs on this machine.
+NAMESPACE = '/cliptrase_demo'
+MODEL = 'toybox'
+VOCABULARY_BEFORE = ('ball', 'box', 'cone', 'cylinder', 'floor', 'wall')
+VOCABULARY_AFTER = ('red ball', 'blue box', 'wooden floor', 'brick wall')
+BACKGROUND = ('ceiling', 'door', 'window')
+RESOLUTION = 224
+CAMERA_RATE_HZ = 6.0
+#: How long each vocabulary is watched.
+PHASE_S = 12.0
+#: A loaded model and first labels are waited for this long.
+START_LIMIT_S = 120.0
+ANIMATION_FRAMES = 60
+ANIMATION_FRAME_MS = 180
+
+
+def run_demo(output: Path) -> int:
+    """Run the demo and leave pictures, an animation and report.json in `output`.
+
+    Returns the exit status: 0, or 1 with a message on stderr if a process ended or fell silent.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    rclpy.init()
+    observer = DemoObserver(list(CAMERAS), NAMESPACE)
+    try:
+        with _processes(output) as processes:
+            called_s = _watch(observer, processes)
+        report = _report(observer, called_s)
+        _draw(observer, output)
+    except DemoError as error:
+        print(f'demo: {error}', file=sys.stderr)
+        return 1
+    finally:
+        observer.destroy_node()
+        rclpy.try_shutdown()
+    (output / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
+    print(json.dumps(report, indent=2))
+    print(f'Pictures: {output.resolve()}')
+    return 0
+
+
+class DemoError(Exception):
+    """A process of the demo ended or fell silent; the message says which and where its log is."""
+
+
+@contextlib.contextmanager
+def _processes(output: Path) -> Iterator[dict[str, subprocess.Popen]]:
+    """Start the cameras and the node; end them with SIGINT, as a terminal does."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as logs:
+        processes = {}
+        try:
+            for name, module, parameters in _programs():
+                parameter_file = Path(folder) / f'{name}.yaml'
+                # JSON is YAML, and the wildcard spares the node's full name.
+                parameter_file.write_text(json.dumps({'/**': {'ros__parameters': parameters}}))
+                processes[name] = subprocess.Popen(
+                    [
+                        *(sys.executable, '-m', f'cliptrase_ros.ros.{module}', '--ros-args'),
+                        *('--params-file', str(parameter_file), '-r', f'__ns:={NAMESPACE}'),
+                    ],
+                    stdout=logs.enter_context((output / f'{name}.log').open('w')),
+                    stderr=subprocess.STDOUT,
+                    # Rendering small views gains nothing from threads that the node could use.
+                    env={**os.environ, 'OMP_NUM_THREADS': '1'} if name in CAMERAS else None,
+                )
+            yield processes
+        finally:
+            for process in processes.values():
+                process.send_signal(signal.SIGINT)
+            for process in processes.values():
+                try:
+                    process.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def _programs() -> Iterator[tuple[str, str, dict]]:
+    """Name, module and parameters of each process."""
+    yield (
+        'segment_node',
+        'segment_node',
+        {
+            'cameras': list(CAMERAS),
+            'vocabulary': list(VOCABULARY_BEFORE),
+            'background': list(BACKGROUND),
+            'model': MODEL,
+            'resolution': RESOLUTION,
+            'rate': 0.0,
+        },
+    )
+    for camera, seed in CAMERAS.items():
+        yield (
+            camera,
+            'toybox_camera',
+            {'camera': camera, 'seed': seed, 'split': 'held_out', 'rate': CAMERA_RATE_HZ},
+        )
+
+
+def _watch(observer: DemoObserver, processes: dict[str, subprocess.Popen]) -> float:
+    """Watch both vocabularies; returns the system time of the parameter call, seconds."""
+
+    def wait(description: str, seconds: float, is_done) -> None:
+        begin = time.monotonic()
+        with tqdm(total=seconds, desc=description, unit='s', bar_format=_BAR) as bar:
+
+            def check() -> bool:
+                elapsed = time.monotonic() - begin
+                bar.update(min(elapsed, seconds) - bar.n)
+                bar.set_postfix_str(_counts(observer))
+                for name, process in processes.items():
+                    if process.poll() is not None:
+                        raise DemoError(f'{name} ended; its log is {name}.log')
+                return is_done(elapsed)
+
+            observer.spin_until(check)
+
+    def labelled_by(version: int) -> bool:
+        return all(
+            any(frame.vocabulary_version == version for frame in record.labelled()[-3:])
+            for record in observer.records.values()
+        )
+
+    def labels_or_limit(version: int):
+        def is_done(elapsed: float) -> bool:
+            if elapsed > START_LIMIT_S:
+                raise DemoError(
+                    f'no labels by vocabulary {version} of every camera within '
+                    f'{START_LIMIT_S:.0f} s; see segment_node.log'
+                )
+            return labelled_by(version)
+
+        return is_done
+
+    wait('starting', START_LIMIT_S, labels_or_limit(1))
+    wait('vocabulary 1', PHASE_S, lambda elapsed: elapsed >= PHASE_S)
+    called_s = time.time()
+    observer.set_vocabulary(VOCABULARY_AFTER)
+    wait('switching', START_LIMIT_S, labels_or_limit(2))
+    wait('vocabulary 2', PHASE_S, lambda elapsed: elapsed >= PHASE_S and bool(observer.engine))
+    return called_s
+
+
+_BAR = '{desc:>14}: {bar:24} {n:5.1f} s  {postfix}'
+
+
+def _counts(observer: DemoObserver) -> str:
+    return ', '.join(
+        f'{camera}: {record.labels} of {record.images} labelled'
+        for camera, record in observer.records.items()
+    )
+
+
+def _report(observer: DemoObserver, called_s: float) -> dict:
+    records = observer.records
+    frames = [frame for record in records.values() for frame in record.labelled()]
+    latencies_ms = [1e3 * (frame.published_s - frame.stamp_s) for frame in frames]
+    first_new_s = min(f.published_s for f in frames if f.vocabulary_version == 2)
+    return {
+        'cameras': {
+            camera: {
+                'frames_in': record.images,
+                'frames_out': record.labels,
+                'label_rate_hz': round(_rate_hz(record), 2),
+            }
+            for camera, record in records.items()
+        },
+        'latency_ms_p50': round(float(np.percentile(latencies_ms, 50)), 1),
+        'latency_ms_p95': round(float(np.percentile(latencies_ms, 95)), 1),
+        'miou_before': round(_mean_iou(observer, frames, 1), 3),
+        'miou_after': round(_mean_iou(observer, frames, 2), 3),
+        'vocabulary_switch_s': round(first_new_s - called_s, 3),
+        'model': observer.engine['model'],
+        'device': observer.engine['device'],
+    }
+
+
+def _rate_hz(record: CameraRecord) -> float:
+    times = [frame.published_s for frame in record.labelled()]
+    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+
+
+def _mean_iou(observer: DemoObserver, frames: Sequence[Frame], version: int) -> float:
+    """Mean IoU over the named classes that are in the truth; 0..1.
+
+    Everything else in the rooms counts as one more class, which is not averaged but costs the
+    class that claims its pixels.
+    """
+    classes = observer.vocabularies[version].classes
+    other = len(classes)
+    position = np.full(256, other)
+    position[[c.id for c in classes]] = range(other)
+    counts = sum(
+        confusion(position[f.label], np.minimum(_truth(f, classes), other), other + 1)
+        for f in frames
+        if f.vocabulary_version == version
+    )
+    return float(np.nanmean(class_iou(counts)[:other]))
+
+
+def _truth(frame: Frame, classes: Sequence) -> np.ndarray:
+    return true_labels(frame.truth, [c.name for c in classes])
+
+
+def _draw(observer: DemoObserver, output: Path) -> None:
+    """Pictures of each camera before and after the change, and an animation of all."""
+    for camera, record in observer.records.items():
+        for name, version in (('before', 1), ('after', 2)):
+            frames = [f for f in record.labelled() if f.vocabulary_version == version]
+            picture = _with_truth(frames[len(frames) // 2], observer.vocabularies[version].classes)
+            Image.fromarray(picture).save(output / f'{name}_{camera}.png')
+    pictures = _animation_pictures(observer)
+    pictures[0].save(
+        output / 'animation.gif',
+        save_all=True,
+        append_images=pictures[1:],
+        duration=ANIMATION_FRAME_MS,
+        loop=0,
+    )
+
+
+def _with_truth(frame: Frame, classes: Sequence) -> np.ndarray:
+    """Camera image, overlay and true labels side by side. uint8 (H, 3 W, 3) RGB."""
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(classes)] = [class_color(c.id) for c in classes]
+    return np.hstack([frame.image, frame.overlay, colors[_truth(frame, classes)]])
+
+
+def _animation_pictures(observer: DemoObserver) -> list[Image.Image]:
+    """Overlays of all cameras side by side under the words they are labelled by."""
+    rows = zip(*(record.labelled() for record in observer.records.values()), strict=False)
+    # The cameras' frames are taken at about the same times; around the change one may be ahead.
+    rows = [row for row in rows if len({frame.vocabulary_version for frame in row}) == 1]
+    pictures = []
+    for row in rows[:: max(1, len(rows) // ANIMATION_FRAMES)]:
+        overlays = np.hstack([frame.overlay for frame in row])
+        classes = observer.vocabularies[row[0].vocabulary_version].classes
+        words = np.zeros((24, overlays.shape[1], 3), np.uint8)
+        text = '; '.join(c.name for c in classes)
+        cv2.putText(
+            words, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255,) * 3, 1, cv2.LINE_AA
+        )
+        pictures.append(Image.fromarray(np.vstack([words, overlays])))
+    return pictures
