@@ -2,20 +2,18 @@
 
 import json
 import os
-import zlib
 from pathlib import Path
 
 import pytest
 from tiny_clip import TINY_CONFIG
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKER = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
 WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
 
-# Each test worker of each checkout has a ROS domain of its own; 1 to 100 are free of the ports
-# that the system hands out.
-os.environ['ROS_DOMAIN_ID'] = str(1 + (zlib.crc32(str(ROOT).encode()) + WORKER) % 100)
-os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+# Before rclpy reads them. Workers have neighbouring process ids, so each has a ROS domain of its
+# own; 1 to 100 are free of the ports that the system hands out.
+os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
+os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 # Workers that each take every core only get in each other's way.
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
 

@@ -1,5 +1,7 @@
 """Drawing: a label image over its picture, with a legend."""
 
+import unicodedata
+
 import cv2
 import numpy as np
 
@@ -41,8 +43,7 @@ def _draw_legend(image: np.ndarray, classes: list) -> None:
     line = max(12, round(34 * scale))
     rows = max(1, (image.shape[0] - line // 2) // line)
     shown = classes[:rows] if len(classes) <= rows else classes[: rows - 1]
-    # The strokes of OpenCV's fonts are ASCII only.
-    names = [(c.color, c.name.encode('ascii', 'replace').decode()) for c in shown]
+    names = [(c.color, _ascii(c.name)) for c in shown]
     if len(shown) < len(classes):
         names.append(((128, 128, 128), f'+{len(classes) - len(shown)} more'))
     if not names:
@@ -65,3 +66,9 @@ def _draw_legend(image: np.ndarray, classes: list) -> None:
             thickness,
             cv2.LINE_AA,
         )
+
+
+def _ascii(text: str) -> str:
+    # OpenCV's fonts have no other letters; accents are dropped, the rest shows as '?'.
+    plain = ''.join(c for c in unicodedata.normalize('NFKD', text) if not unicodedata.combining(c))
+    return plain.encode('ascii', 'replace').decode()

@@ -1,0 +1,144 @@
+"""What a user of the node sees of it: a ROS node that collects everything a run publishes."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
+
+from cliptrase_ros.msg import ClassMasks, Vocabulary
+from cliptrase_ros.ros.camera import LATCHED_QOS
+from cliptrase_ros.ros.conversions import to_rgb
+from cliptrase_ros.ros.segment_node import NODE_NAME
+
+
+@dataclass
+class Frame:
+    """All messages with one stamp.
+
+    stamp_s: when the camera took it; published_s: when its labels were published; system time.
+    image, overlay: uint8 (H, W, 3) RGB. truth, label: uint8 (H, W). vocabulary_version: of label.
+    """
+
+    stamp_s: float
+    published_s: float = float('nan')
+    image: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    label: np.ndarray | None = None
+    overlay: np.ndarray | None = None
+    vocabulary_version: int | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every message has come."""
+        parts = (self.image, self.truth, self.label, self.overlay, self.vocabulary_version)
+        return all(part is not None for part in parts)
+
+
+@dataclass
+class CameraRecord:
+    """Frames of one camera by stamp, and how many images and label images came."""
+
+    frames: dict[tuple[int, int], Frame] = field(default_factory=dict)
+    images: int = 0
+    labels: int = 0
+
+    def labelled(self) -> list[Frame]:
+        """Complete frames in the order of their stamps."""
+        return [self.frames[key] for key in sorted(self.frames) if self.frames[key].is_complete]
+
+
+class DemoObserver(Node):
+    """Subscribes to cameras and to the segmentation node, and sets the node's parameters.
+
+    records: by camera. vocabularies: those announced, by version. engine: what the node reports
+    of its model and device in /diagnostics.
+    """
+
+    def __init__(self, cameras: Sequence[str], namespace: str):
+        super().__init__('demo_observer', namespace=namespace)
+        self.records: dict[str, CameraRecord] = defaultdict(CameraRecord)
+        self.vocabularies: dict[int, Vocabulary] = {}
+        self.engine: dict[str, str] = {}
+        self._engine_status = f'{namespace}/{NODE_NAME}: engine'.lstrip('/')
+        self._parameters = AsyncParameterClient(self, f'{namespace}/{NODE_NAME}')
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
+        self.create_subscription(
+            Vocabulary, f'{NODE_NAME}/vocabulary', self._keep_vocabulary, LATCHED_QOS
+        )
+        self.create_subscription(DiagnosticArray, '/diagnostics', self._keep_engine, 10)
+        for camera in cameras:
+            self._observe(camera)
+
+    def _observe(self, camera: str) -> None:
+        record = self.records[camera]
+
+        def frame_of(message) -> Frame:
+            stamp = message.header.stamp
+            key = (stamp.sec, stamp.nanosec)
+            return record.frames.setdefault(key, Frame(stamp.sec + stamp.nanosec * 1e-9))
+
+        def on_image(message: Image) -> None:
+            record.images += 1
+            frame_of(message).image = to_rgb(message)
+
+        def on_truth(message: Image) -> None:
+            frame_of(message).truth = _mono8(message)
+
+        def on_label(message: Image, info) -> None:
+            record.labels += 1
+            frame = frame_of(message)
+            frame.label = _mono8(message)
+            frame.published_s = info['source_timestamp'] * 1e-9
+
+        def on_masks(message: ClassMasks) -> None:
+            frame_of(message).vocabulary_version = message.vocabulary_version
+
+        def on_overlay(message: Image) -> None:
+            frame_of(message).overlay = to_rgb(message)
+
+        for message_type, topic, callback, qos in (
+            (Image, f'{camera}/image_raw', on_image, qos_profile_sensor_data),
+            (Image, f'{camera}/label_truth', on_truth, qos_profile_sensor_data),
+            (Image, f'{NODE_NAME}/{camera}/label', on_label, 10),
+            (ClassMasks, f'{NODE_NAME}/{camera}/masks', on_masks, 10),
+            (Image, f'{NODE_NAME}/{camera}/overlay', on_overlay, 10),
+        ):
+            self.create_subscription(message_type, topic, callback, qos)
+
+    def _keep_vocabulary(self, vocabulary: Vocabulary) -> None:
+        self.vocabularies[vocabulary.version] = vocabulary
+
+    def _keep_engine(self, diagnostics: DiagnosticArray) -> None:
+        for status in diagnostics.status:
+            if status.name == self._engine_status:
+                self.engine = {item.key: item.value for item in status.values}
+
+    def spin_until(self, is_done: Callable[[], bool]) -> None:
+        """Receive messages until the condition holds, which is asked after each, or 0.1 s."""
+        while not is_done():
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def set_vocabulary(self, phrases: Sequence[str]) -> None:
+        """Change the node's vocabulary through its parameter service, as `ros2 param set` does.
+
+        Raises RuntimeError with the node's reason if it refuses.
+        """
+        future = self._parameters.set_parameters([Parameter('vocabulary', value=list(phrases))])
+        self._executor.spin_until_future_complete(future)
+        (result,) = future.result().results
+        if not result.successful:
+            raise RuntimeError(f'the node refused the vocabulary: {result.reason}')
+
+
+def _mono8(message: Image) -> np.ndarray:
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+    return rows[:, : message.width]

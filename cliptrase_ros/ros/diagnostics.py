@@ -1,0 +1,140 @@
+"""What the node tells /diagnostics, and the counting behind it."""
+
+import threading
+from dataclasses import dataclass, field
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+#: A camera that is listened to and sends nothing for so long is worth a warning, seconds.
+SILENCE_S = 3.0
+
+
+@dataclass
+class CameraStatistics:
+    """Counts of one camera since the start, and timings since the last report.
+
+    Written by the executor's thread (received, dropped, refused) and the inference thread
+    (the rest), hence the lock.
+    """
+
+    received: int = 0
+    labelled: int = 0
+    refused: int = 0
+    failed: int = 0
+    dropped_busy: int = 0
+    dropped_rate: int = 0
+    last_refusal: str = ''
+    last_failure: str = ''
+    silent_s: float = 0.0
+    _latencies_s: list[float] = field(default_factory=list)
+    _processing_s: list[float] = field(default_factory=list)
+    _reported: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, what: str, reason: str = '') -> None:
+        """Add one to `received`, `refused`, `failed`, `dropped_busy` or `dropped_rate`."""
+        with self._lock:
+            setattr(self, what, getattr(self, what) + 1)
+            if what == 'refused':
+                self.last_refusal = reason
+            elif what == 'failed':
+                self.last_failure = reason
+
+    def count_label(self, latency_s: float | None, processing_s: float) -> None:
+        """Add a label image. latency_s: stamp to publish, None for images without a stamp."""
+        with self._lock:
+            self.labelled += 1
+            self._processing_s.append(processing_s)
+            if latency_s is not None:
+                self._latencies_s.append(latency_s)
+
+    def report(self, elapsed_s: float) -> tuple[dict[str, object], dict[str, int]]:
+        """Return values for people, and what was counted since the last report."""
+        with self._lock:
+            counts = {
+                name: getattr(self, name)
+                for name in (
+                    'received',
+                    'labelled',
+                    'dropped_busy',
+                    'dropped_rate',
+                    'refused',
+                    'failed',
+                )
+            }
+            new = {name: n - self._reported.get(name, 0) for name, n in counts.items()}
+            self.silent_s = 0.0 if new['received'] else self.silent_s + elapsed_s
+            values = {
+                'received': counts['received'],
+                'received_hz': new['received'] / elapsed_s,
+                'labelled': counts['labelled'],
+                'labelled_hz': new['labelled'] / elapsed_s,
+                **_milliseconds('latency', self._latencies_s),
+                **_milliseconds('processing', self._processing_s),
+                'dropped_busy': counts['dropped_busy'],
+                'dropped_rate': counts['dropped_rate'],
+                'refused': counts['refused'],
+                'last_refusal': self.last_refusal,
+                'failed': counts['failed'],
+                'last_failure': self.last_failure,
+            }
+            self._reported = counts
+            self._latencies_s.clear()
+            self._processing_s.clear()
+        return values, new
+
+
+def _milliseconds(name: str, seconds: list[float]) -> dict[str, float]:
+    if not seconds:
+        return {}
+    return {
+        f'{name}_ms_mean': 1e3 * sum(seconds) / len(seconds),
+        f'{name}_ms_max': 1e3 * max(seconds),
+    }
+
+
+def camera_status(
+    node_name: str,
+    camera_name: str,
+    statistics: CameraStatistics,
+    subscribed: bool,
+    topic: str,
+    elapsed_s: float,
+) -> DiagnosticStatus:
+    """Report one camera. elapsed_s: since the report before."""
+    values, new = statistics.report(elapsed_s)
+    level, message = DiagnosticStatus.OK, f'{values["labelled_hz"]:.1f} label images a second'
+    if new['refused']:
+        level = DiagnosticStatus.WARN
+        message = f'{new["refused"]} images refused: {values["last_refusal"]}'
+    elif new['failed']:
+        level = DiagnosticStatus.WARN
+        message = f'{new["failed"]} images failed: {values["last_failure"]}'
+    elif not subscribed:
+        message = 'idle, because nobody listens to its outputs'
+    elif statistics.silent_s >= SILENCE_S:
+        level = DiagnosticStatus.WARN
+        message = f'no image for {statistics.silent_s:.0f} s on {topic}'
+    return status(
+        f'{node_name}: camera {camera_name}',
+        camera_name,
+        level,
+        message,
+        {'topic': topic, 'subscribed': subscribed, **values},
+    )
+
+
+def status(
+    name: str, hardware_id: str, level: bytes, message: str, values: dict[str, object]
+) -> DiagnosticStatus:
+    """Make a DiagnosticStatus; numbers that are not whole get two decimals."""
+    return DiagnosticStatus(
+        name=name,
+        hardware_id=hardware_id,
+        level=level,
+        message=message,
+        values=[
+            KeyValue(key=key, value=f'{value:.2f}' if isinstance(value, float) else str(value))
+            for key, value in values.items()
+        ],
+    )

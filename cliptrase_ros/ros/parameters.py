@@ -1,0 +1,331 @@
+"""Every parameter of the segmentation node, in one table, and what makes a value acceptable."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import (
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+)
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from cliptrase_ros.segmentation.segmenter import (
+    PRECISIONS,
+    PRESETS,
+    RESOLUTION_RANGE,
+    SegmentationSettings,
+)
+from cliptrase_ros.segmentation.vocabulary import Vocabulary, parse_vocabulary
+
+
+class ParameterError(ValueError):
+    """A parameter value that cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One row of the table.
+
+    type: None where a list of strings or one string will do. limits: smallest and largest value.
+    live: can be set while the node runs; otherwise it is read once, at start.
+    """
+
+    name: str
+    type: Parameter.Type | None
+    default: object
+    doc: str
+    live: bool = False
+    limits: tuple[float, float] | None = None
+    constraints: str = ''
+
+    def descriptor(self) -> ParameterDescriptor:
+        """Make the descriptor that tools show and rclpy enforces."""
+        descriptor = ParameterDescriptor(
+            name=self.name,
+            description=self.doc,
+            additional_constraints=self.constraints,
+            read_only=not self.live,
+            # Types are held to here, not by rclpy, whose refusal names numbers instead of types.
+            dynamic_typing=self.live,
+        )
+        if self.type is not None:
+            descriptor.type = self.type.value
+        if self.limits is not None and self.type is Parameter.Type.INTEGER:
+            low, high = (int(v) for v in self.limits)
+            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+        elif self.limits is not None:
+            low, high = (float(v) for v in self.limits)
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+        return descriptor
+
+
+_ENTRIES = "a list of strings, or one string with entries separated by ';'"
+
+PARAMETERS: tuple[ParameterSpec, ...] = (
+    ParameterSpec(
+        'vocabulary',
+        None,
+        [
+            'person: man, woman, child',
+            'chair',
+            'table: desk',
+            'door',
+            'car',
+            'road',
+            'grass',
+            'tree',
+        ],
+        "The classes to label by, each 'name' or 'name: synonym, synonym'.",
+        live=True,
+        constraints=f'{_ENTRIES}; 1 to 255 classes, no blanks, no phrase twice',
+    ),
+    ParameterSpec(
+        'background',
+        None,
+        ['wall', 'floor', 'ceiling', 'sky', 'building'],
+        'Phrases that stand for none of the classes; their pixels become 255 (unlabelled). One '
+        'that is in the vocabulary as well counts as the class.',
+        live=True,
+        constraints=f"{_ENTRIES}; '' for none",
+    ),
+    ParameterSpec(
+        'min_confidence',
+        Parameter.Type.DOUBLE,
+        0.0,
+        'Pixels whose class is less probable than this become 255 (unlabelled).',
+        live=True,
+        limits=(0.0, 1.0),
+    ),
+    ParameterSpec(
+        'rate',
+        Parameter.Type.DOUBLE,
+        10.0,
+        'Most label images a second and camera, on the clock of the node; 0 labels every image '
+        'there is time for.',
+        live=True,
+        limits=(0.0, 1000.0),
+    ),
+    ParameterSpec(
+        'preset',
+        Parameter.Type.STRING,
+        'robot',
+        "'robot' labels the whole frame; 'paper' is exactly the published method, which sees a "
+        'square from the centre.',
+        live=True,
+        constraints=f'one of {", ".join(PRESETS)}',
+    ),
+    ParameterSpec(
+        'resolution',
+        Parameter.Type.INTEGER,
+        336,
+        'Length of the shorter side fed to CLIP, pixels. Small things need more, time grows with '
+        'its square and faster.',
+        live=True,
+        limits=RESOLUTION_RANGE,
+    ),
+    ParameterSpec(
+        'cameras',
+        Parameter.Type.STRING_ARRAY,
+        ['camera'],
+        'Names of the cameras. Each NAME is read from NAME/image_raw (relative, remappable) and '
+        'written to ~/NAME/label and so on.',
+        constraints='at least one; letters, digits and underscores, not beginning with a digit; '
+        'no name twice',
+    ),
+    ParameterSpec(
+        'model',
+        Parameter.Type.STRING,
+        'ViT-B-16-quickgelu',
+        "Architecture as open_clip names it, or 'toybox' for the small model that comes with "
+        'this package.',
+    ),
+    ParameterSpec(
+        'pretrained',
+        Parameter.Type.STRING,
+        'openai',
+        'Weights: a tag open_clip knows for the model, or a local file (safetensors, or a state '
+        'dict).',
+    ),
+    ParameterSpec(
+        'device',
+        Parameter.Type.STRING,
+        'auto',
+        "Where inference runs: 'auto', 'cpu', 'cuda' or 'cuda:N'.",
+    ),
+    ParameterSpec(
+        'precision',
+        Parameter.Type.STRING,
+        'auto',
+        "Number format of the image tower; 'auto' is float16 on CUDA and float32 elsewhere.",
+        constraints=f'auto or one of {", ".join(PRECISIONS)}',
+    ),
+    ParameterSpec(
+        'cache_dir',
+        Parameter.Type.STRING,
+        '',
+        'Folder for downloaded weights and encoded phrases; empty for the usual one.',
+    ),
+    ParameterSpec(
+        'always_on',
+        Parameter.Type.BOOL,
+        False,
+        'Label and publish everything even while nobody listens.',
+    ),
+)
+
+_SPECS = {spec.name: spec for spec in PARAMETERS}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A checked, immutable set of values; one field for each row of the table."""
+
+    vocabulary: str | tuple[str, ...]
+    background: tuple[str, ...]
+    min_confidence: float
+    rate: float
+    preset: str
+    resolution: int
+    cameras: tuple[str, ...]
+    model: str
+    pretrained: str
+    device: str
+    precision: str
+    cache_dir: str
+    always_on: bool
+
+    @property
+    def settings(self) -> SegmentationSettings:
+        """What of this the engine wants with every call."""
+        return SegmentationSettings(
+            preset=self.preset, resolution=self.resolution, min_confidence=self.min_confidence
+        )
+
+    def make_vocabulary(self, previous: Vocabulary | None = None) -> Vocabulary:
+        """Return the vocabulary these values describe; `previous` as for `parse_vocabulary`.
+
+        A phrase that is in the vocabulary counts as a class, also if it is in the background:
+        naming a class must not fail because of a background that was chosen before, and two
+        parameters cannot be set in one go on the command line. Raises VocabularyError.
+        """
+        named = {p.casefold() for p in parse_vocabulary(self.vocabulary).phrases}
+        background = [p for p in self.background if ' '.join(p.split()).casefold() not in named]
+        return parse_vocabulary(self.vocabulary, background, previous)
+
+    def changed(self, changes: Iterable[Parameter]) -> 'Parameters':
+        """Return the values with some parameters set anew; names not in the table are ignored.
+
+        Raises ParameterError, with everything as it was, if any of the changes is unacceptable.
+        """
+        known = [parameter for parameter in changes if parameter.name in _SPECS]
+        return _checked(replace(self, **_converted(known)))
+
+
+def declare_parameters(node: Node) -> Parameters:
+    """Declare every parameter of the table on a node and read the values it was started with.
+
+    Raises ParameterError: a value of the wrong type, out of range or otherwise unacceptable.
+    """
+    parameters = []
+    for spec in PARAMETERS:
+        try:
+            parameter = node.declare_parameter(spec.name, spec.default, spec.descriptor())
+        except InvalidParameterTypeException as error:
+            raise ParameterError(f'{error}{_type_hint(spec)}') from error
+        except InvalidParameterValueException as error:
+            raise ParameterError(str(error)) from error
+        if parameter.type_ == Parameter.Type.NOT_SET and spec.name == 'background':
+            # In a list without entries rcl sees no value at all.
+            parameter = Parameter(spec.name, value='')
+        parameters.append(parameter)
+    return _checked(Parameters(**_converted(parameters)))
+
+
+def _type_hint(spec: ParameterSpec) -> str:
+    if spec.type is Parameter.Type.DOUBLE:
+        return ' (write a decimal point: 5.0, not 5)'
+    if spec.type is Parameter.Type.STRING_ARRAY:
+        return " (write a list of strings: ['front', 'rear'])"
+    return ''
+
+
+def _converted(parameters: Iterable[Parameter]) -> dict[str, object]:
+    converted = {}
+    for parameter in parameters:
+        spec, value = _SPECS[parameter.name], parameter.value
+        if parameter.type_ == Parameter.Type.NOT_SET:
+            raise ParameterError(f"'{spec.name}' is empty; give it a value{_type_hint(spec)}")
+        if spec.type is None:
+            value = _entries(spec.name, value)
+        elif parameter.type_ != spec.type:
+            raise ParameterError(
+                f"'{spec.name}' is {str(value)[:60]!r}, of type {parameter.type_.name}; it must "
+                f'be of type {spec.type.name}{_type_hint(spec)}'
+            )
+        converted[spec.name] = tuple(value) if isinstance(value, list) else value
+    background = converted.get('background')
+    if background is not None:
+        if isinstance(background, str):
+            background = tuple(background.split(';'))
+        # A YAML list cannot be empty and keep its type: [''] is how one writes "none".
+        converted['background'] = () if not any(p.strip() for p in background) else background
+    return converted
+
+
+def _entries(name: str, value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        if re.fullmatch(r'\s*\[.*\]\s*', value, re.DOTALL):
+            raise ParameterError(
+                f"'{name}' came as the single string {value[:60]!r}: a list in which only some "
+                f'entries look like text arrives like that. {_quoting(name)}'
+            )
+        return value
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        value = tuple(value)
+        # An empty list has no type of its own: it arrives as booleans or bytes.
+        if all(isinstance(v, str) for v in value):
+            return value
+    kind = type(value[0] if isinstance(value, tuple) else value).__name__
+    raise ParameterError(
+        f"'{name}' has to be {_ENTRIES}, not {'a list of ' if isinstance(value, tuple) else ''}"
+        f'{kind}: unquoted words such as 1, no or on are not text. {_quoting(name)}'
+    )
+
+
+def _quoting(name: str) -> str:
+    return (
+        f"Quote every entry, \"['road', 'no']\", or give one string, 'road; no', for instance: "
+        f"ros2 param set /cliptrase {name} \"['road', 'person: pedestrian']\""
+    )
+
+
+def _checked(values: Parameters) -> Parameters:
+    # rclpy holds values to the ranges of the descriptors before this; not a number passes some.
+    if not math.isfinite(values.rate) or values.rate < 0:
+        raise ParameterError(f"'rate' is {values.rate}; give label images a second, or 0 for all")
+    if not 0.0 <= values.min_confidence <= 1.0:
+        raise ParameterError(f"'min_confidence' is {values.min_confidence}; give 0.0 to 1.0")
+    _check_cameras(values.cameras)
+    try:
+        values.settings  # noqa: B018 (the engine's own check of what it will be given)
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+    return values
+
+
+def _check_cameras(names: tuple[str, ...]) -> None:
+    if not names:
+        raise ParameterError("'cameras' is empty; name at least one camera, for instance [camera]")
+    for name in names:
+        if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name):
+            raise ParameterError(
+                f"'cameras' has {name!r}, which cannot be part of a topic name: use letters, "
+                'digits and underscores, not beginning with a digit. To read another topic, '
+                'remap it: -r front/image_raw:=/driver/front/color'
+            )
+        if names.count(name) > 1:
+            raise ParameterError(f"'cameras' has {name!r} {names.count(name)} times; name it once")

@@ -1,0 +1,128 @@
+"""A simulated camera on a tour through a toybox room, with true depth and true labels."""
+
+import sys
+
+import numpy as np
+import torch
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from cliptrase_ros.ros.conversions import image_message
+from cliptrase_ros.ros.executable import run_node
+from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec
+from cliptrase_ros.toybox.renderer import intrinsics, render
+from cliptrase_ros.toybox.scenes import SPLITS, camera_pose, sample_room
+
+NODE_NAME = 'toybox_camera'
+
+_Type = Parameter.Type
+
+PARAMETERS: tuple[ParameterSpec, ...] = (
+    ParameterSpec('camera', _Type.STRING, 'camera', 'Name: topics are NAME/image_raw and so on.'),
+    ParameterSpec(
+        'frame_id', _Type.STRING, '', 'Frame of the images; empty for NAME_optical_frame.'
+    ),
+    ParameterSpec('seed', _Type.INTEGER, 0, 'Which room.', limits=(0, 2**31 - 1)),
+    ParameterSpec(
+        'split',
+        _Type.STRING,
+        'held_out',
+        'Kind of room.',
+        constraints=f'one of {", ".join(SPLITS)}',
+    ),
+    ParameterSpec('width', _Type.INTEGER, 320, 'Image width, pixels.', limits=(16, 4096)),
+    ParameterSpec('height', _Type.INTEGER, 240, 'Image height, pixels.', limits=(16, 4096)),
+    ParameterSpec('rate', _Type.DOUBLE, 10.0, 'Images a second.', limits=(0.1, 200.0)),
+)
+
+
+class ToyboxCamera(Node):
+    """Publishes what a camera in a toybox room sees, as a driver would.
+
+    Topics, all with the stamp of the image: NAME/image_raw (rgb8), NAME/camera_info,
+    NAME/depth/image_raw (32FC1, metres along the optical axis) and NAME/label_truth (mono8,
+    index into toybox.scenes.CLASSES); the last two only while somebody listens.
+    Raises ParameterError.
+    """
+
+    def __init__(self, **node_arguments):
+        super().__init__(NODE_NAME, **node_arguments)
+        values = {}
+        for spec in PARAMETERS:
+            try:
+                values[spec.name] = self.declare_parameter(
+                    spec.name, spec.default, spec.descriptor()
+                ).value
+            except ParameterException as error:
+                raise ParameterError(str(error)) from error
+        try:
+            self._room = sample_room(values['seed'], values['split'])
+        except ValueError as error:
+            raise ParameterError(str(error)) from error
+        self._height, self._width = values['height'], values['width']
+        self._period_s = 1.0 / values['rate']
+        self._frame = 0
+        name = values['camera']
+        self._frame_id = values['frame_id'] or f'{name}_optical_frame'
+
+        def publisher(message_type, topic: str):
+            return self.create_publisher(
+                message_type,
+                f'{name}/{topic}',
+                # Reliable suits both kinds of subscribers; best effort would shut one kind out.
+                QoSProfile(
+                    history=HistoryPolicy.KEEP_LAST,
+                    depth=5,
+                    reliability=ReliabilityPolicy.RELIABLE,
+                ),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+
+        self._image = publisher(Image, 'image_raw')
+        self._camera_info = publisher(CameraInfo, 'camera_info')
+        self._depth = publisher(Image, 'depth/image_raw')
+        self._label_truth = publisher(Image, 'label_truth')
+        self.create_timer(self._period_s, self._publish)
+
+    def _publish(self) -> None:
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
+        # By frame and not by the clock, so that a run is the same every time.
+        pose = camera_pose(self._room, self._frame * self._period_s)
+        self._frame += 1
+        views = render([self._room], [pose], self._height, self._width)
+        self._image.publish(image_message(views.image[0].numpy(), 'rgb8', header))
+        self._camera_info.publish(self._describe(header))
+        if self._depth.get_subscription_count():
+            self._depth.publish(image_message(views.depth[0].numpy(), '32FC1', header))
+        if self._label_truth.get_subscription_count():
+            self._label_truth.publish(image_message(views.label[0].numpy(), 'mono8', header))
+
+    def _describe(self, header: Header) -> CameraInfo:
+        fx, fy, cx, cy = intrinsics(self._height, self._width)
+        projection = np.array([[fx, 0, cx, 0], [0, fy, cy, 0], [0, 0, 1, 0]], float)
+        return CameraInfo(
+            header=header,
+            height=self._height,
+            width=self._width,
+            distortion_model='plumb_bob',
+            d=[0.0] * 5,
+            k=projection[:, :3].ravel(),
+            r=np.eye(3).ravel(),
+            p=projection.ravel(),
+        )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the camera until it is told to end; returns the exit status."""
+    # Small pictures: threads would only take the processors from whoever uses the images.
+    torch.set_num_threads(1)
+    return run_node(ToyboxCamera, NODE_NAME, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

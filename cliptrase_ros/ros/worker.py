@@ -1,0 +1,253 @@
+"""The inference thread: which frames, when, in which batch, by which vocabulary."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from cliptrase_ros.ros.camera import Camera, Frame
+from cliptrase_ros.ros.conversions import ImageError, to_rgb
+from cliptrase_ros.segmentation.segmenter import (
+    EncodedVocabulary,
+    SegmentationSettings,
+    Segmenter,
+)
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
+
+#: Shortest turn of encoding between two turns of labelling: many phrases that are known already.
+_ENCODING_TURN_S = 0.02
+
+
+@dataclass(frozen=True)
+class VocabularyState:
+    """What diagnostics say about vocabularies.
+
+    in_force: version labels are made with, 0 before the first. pending: version being encoded,
+    or None. failure: why the last one could not be encoded, or ''.
+    """
+
+    in_force: int
+    pending: int | None
+    failure: str
+
+
+class Worker:
+    """Everything that touches the engine, in one thread beside the executor's.
+
+    cameras: served fairly, the one that has waited longest first. on_vocabulary: called in the
+    inference thread when a vocabulary comes into force, before the first label made with it.
+    clock: () -> nanoseconds and whether they are simulated. is_shutting_down: whether errors
+    are only the middleware going away.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        *,
+        settings: SegmentationSettings,
+        clock: Callable[[], tuple[int, bool]],
+        on_vocabulary: Callable[[Vocabulary], None],
+        is_shutting_down: Callable[[], bool],
+        logger: RcutilsLogger,
+    ):
+        self.settings = settings
+        self._segmenter = segmenter
+        self._clock = clock
+        self._on_vocabulary = on_vocabulary
+        self._is_shutting_down = is_shutting_down
+        self._logger = logger
+        self._cameras: Sequence[Camera] = ()
+        # On a CPU a batch takes as long as its frames one by one, and the first would wait for
+        # the last.
+        self._batch = 1 if segmenter.device.type == 'cpu' else 8
+        self._lock = threading.Lock()
+        self._requested: Vocabulary | None = None
+        self._in_force: EncodedVocabulary | None = None
+        self._failure = ''
+        self._encoding: tuple[Vocabulary, Iterator[Vocabulary]] | None = None
+        self._announce_again = False
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
+
+    def start(self, cameras: Sequence[Camera]) -> None:
+        """Begin to serve these cameras."""
+        self._cameras = tuple(cameras)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is being computed; returns when the thread has."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Look for something to do: an image has come or a setting has changed."""
+        self._wake.set()
+
+    def announce_again(self) -> None:
+        """Call `on_vocabulary` once more for the vocabulary in force."""
+        self._announce_again = True
+        self._wake.set()
+
+    def request_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Encode a vocabulary and put it in force; of several that wait, the last one counts."""
+        with self._lock:
+            self._requested = vocabulary
+        self._wake.set()
+
+    @property
+    def latest_vocabulary(self) -> Vocabulary | None:
+        """The vocabulary requested last, unless it failed; otherwise the one in force."""
+        with self._lock:
+            if self._requested is not None:
+                return self._requested
+            return None if self._in_force is None else self._in_force.vocabulary
+
+    @property
+    def vocabulary_state(self) -> VocabularyState:
+        """Where vocabularies stand."""
+        with self._lock:
+            return VocabularyState(
+                0 if self._in_force is None else self._in_force.vocabulary.version,
+                None if self._requested is None else self._requested.version,
+                self._failure,
+            )
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                # Turn by turn: a large vocabulary does not stop labelling by the old one, and
+                # frames that never cease do not keep a new one waiting.
+                worked = self._encode_some()
+                worked = self._serve_some() or worked
+            except Exception as error:
+                if self._is_shutting_down():
+                    return
+                # Nothing may end this thread: a node that looks alive and labels nothing is the
+                # worst of states.
+                self._logger.error(
+                    f'inference thread: {type(error).__name__}: {error}', throttle_duration_sec=5.0
+                )
+                time.sleep(0.01)
+                continue
+            if not worked and not self._stopping:
+                self._wake.wait(self._idle_s())
+
+    def _idle_s(self) -> float | None:
+        if self._in_force is None:
+            return None
+        now_ns, simulated = self._clock()
+        waits = [w for w in (camera.wait_ns(now_ns) for camera in self._cameras) if w is not None]
+        if not waits:
+            return None
+        # Simulated time may run at any speed, or jump.
+        return min(min(waits) * 1e-9, 0.01 if simulated else 1.0)
+
+    def _encode_some(self) -> bool:
+        with self._lock:
+            wanted = self._requested
+        if wanted is None:
+            if self._announce_again and self._in_force is not None:
+                self._announce_again = False
+                self._on_vocabulary(self._in_force.vocabulary)
+            return False
+        if self._encoding is None or self._encoding[0] is not wanted:
+            self._encoding = (wanted, _slices(wanted))
+        until = time.monotonic() + _ENCODING_TURN_S
+        try:
+            for part in self._encoding[1]:
+                encoded = self._segmenter.encode_vocabulary(part)
+                if part is wanted:
+                    # Announced first: no label may come out whose names nobody has been told.
+                    self._on_vocabulary(wanted)
+                    self._finish_encoding(wanted, encoded, '')
+                if time.monotonic() > until:
+                    break
+        except Exception as error:
+            self._finish_encoding(wanted, None, f'{type(error).__name__}: {error}')
+            self._logger.error(
+                f'vocabulary {wanted.version} could not be encoded, the old one stays in force: '
+                f'{type(error).__name__}: {error}'
+            )
+        return True
+
+    def _finish_encoding(
+        self, wanted: Vocabulary, encoded: EncodedVocabulary | None, failure: str
+    ) -> None:
+        self._encoding = None
+        with self._lock:
+            if self._requested is wanted:
+                self._requested = None
+            if encoded is not None:
+                self._in_force = encoded
+            self._failure = failure
+
+    def _serve_some(self) -> bool:
+        if self._in_force is None:
+            return False
+        now_ns, _ = self._clock()
+        frames = []
+        for camera in sorted(self._cameras, key=lambda c: c.last_taken_ns):
+            frame = camera.take(now_ns) if len(frames) < self._batch else None
+            if frame is not None:
+                # Of a clock that only runs forwards: this decides whose turn it is.
+                camera.last_taken_ns = time.monotonic_ns()
+                frames.append(frame)
+        if frames:
+            self._label(frames, self._in_force, self.settings)
+        return bool(frames)
+
+    def _label(
+        self,
+        frames: list[Frame],
+        vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
+    ) -> None:
+        begin = time.monotonic()
+        pictures, readable = [], []
+        for frame in frames:
+            try:
+                pictures.append(to_rgb(frame.image))
+                readable.append(frame)
+            except ImageError as error:
+                frame.camera.refuse(error)
+            except Exception as error:
+                frame.camera.fail(error)
+        if not readable:
+            return
+        try:
+            results = self._segmenter.segment(pictures, vocabulary, settings)
+        except Exception as error:
+            if len(readable) == 1:
+                readable[0].camera.fail(error)
+                return
+            # One frame's fault must cost that frame alone.
+            for frame in readable:
+                self._label([frame], vocabulary, settings)
+            return
+        for frame, picture, result in zip(readable, pictures, results, strict=True):
+            try:
+                frame.camera.publish(frame.image.header, picture, result)
+            except Exception as error:
+                if self._is_shutting_down():
+                    return
+                frame.camera.fail(error)
+                continue
+            stamp = frame.image.header.stamp
+            stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+            latency_s = (self._clock()[0] - stamp_ns) * 1e-9 if stamp_ns else None
+            frame.camera.statistics.count_label(latency_s, time.monotonic() - begin)
+
+
+def _slices(vocabulary: Vocabulary) -> Iterator[Vocabulary]:
+    """Parts that are encoded one at a time, the whole last; the encoder remembers phrases."""
+    for entry in vocabulary.classes:
+        yield replace(vocabulary, classes=(entry,), background=())
+    for phrase in vocabulary.background:
+        yield replace(vocabulary, classes=vocabulary.classes[:1], background=(phrase,))
+    yield vocabulary

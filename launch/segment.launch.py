@@ -1,0 +1,159 @@
+"""Start the segmentation node: `ros2 launch cliptrase_ros segment.launch.py --show-args`."""
+
+import os
+from pathlib import Path
+from typing import List  # noqa: UP035 (launch_ros compares with typing's own)
+
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchContext, LaunchDescription
+
+# Installed as share/cliptrase_ros/launch/, beside config/.
+CONFIG = Path(__file__).resolve().parent.parent / 'config'
+
+BOOLEANS = ['true', 'false']
+
+ARGUMENTS = (
+    DeclareLaunchArgument(
+        'params_file',
+        default_value=str(CONFIG / 'segment.yaml'),
+        description='Parameter file of the node. The arguments below, where given, override it.',
+    ),
+    DeclareLaunchArgument(
+        'cameras',
+        default_value='',
+        description="Names of the cameras, separated by ',': each NAME is read from NAME/image_raw "
+        'and written to NODE/NAME/label and so on. Empty: as params_file says.',
+    ),
+    DeclareLaunchArgument(
+        'image_topic',
+        default_value='',
+        description="Image topics to read instead of NAME/image_raw, separated by ',', one for "
+        'each of `cameras` in order (a single one needs no `cameras`).',
+    ),
+    DeclareLaunchArgument(
+        'vocabulary',
+        default_value='',
+        description="The classes, separated by ';', for instance 'road; person: pedestrian, "
+        "worker'. Empty: as params_file says.",
+    ),
+    DeclareLaunchArgument(
+        'model',
+        default_value='',
+        description="Architecture as open_clip names it, or 'toybox' for the small model that "
+        'comes with the package. Empty: as params_file says.',
+    ),
+    DeclareLaunchArgument(
+        'device',
+        default_value='',
+        description="'auto', 'cpu', 'cuda' or 'cuda:N'. Empty: as params_file says.",
+    ),
+    DeclareLaunchArgument(
+        'rate',
+        default_value='',
+        description='Most label images a second and camera, 0 for all. Empty: as params_file says.',
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time',
+        default_value='false',
+        choices=BOOLEANS,
+        description='Take the time from /clock: with simulators and bags.',
+    ),
+    DeclareLaunchArgument(
+        'namespace', default_value='', description='Namespace of the node and its topics.'
+    ),
+    DeclareLaunchArgument(
+        'log_level',
+        default_value='info',
+        choices=['debug', 'info', 'warn', 'error', 'fatal'],
+        description='Least severe messages that are shown.',
+    ),
+    DeclareLaunchArgument(
+        'rviz',
+        default_value='false',
+        choices=BOOLEANS,
+        description='Show overlay and labels of the first camera in RViz.',
+    ),
+)
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Describe the arguments and what is started with them."""
+    return LaunchDescription([*ARGUMENTS, *_fast_dds_profile(), OpaqueFunction(function=_nodes)])
+
+
+def _fast_dds_profile() -> list[SetEnvironmentVariable]:
+    # Fast DDS 3 reads the first, Fast DDS 2 (Jazzy) the second. Whoever has set one has a
+    # profile of their own.
+    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
+    if any(os.environ.get(name) for name in names):
+        return []
+    return [SetEnvironmentVariable(name, str(CONFIG / 'fastdds_large_data.xml')) for name in names]
+
+
+def _nodes(context: LaunchContext) -> list[Node]:
+    given = {
+        argument.name: LaunchConfiguration(argument.name).perform(context).strip()
+        for argument in ARGUMENTS
+    }
+    cameras, topics = _list(given['cameras']), _list(given['image_topic'])
+    if topics and not cameras:
+        cameras = ['camera']
+    if topics and len(topics) != len(cameras):
+        raise RuntimeError(
+            f'image_topic has {len(topics)} topics ({", ".join(topics)}) for {len(cameras)} '
+            f'cameras ({", ".join(cameras)}); give one for each, in order'
+        )
+
+    # Without a type, launch_ros reads the text as YAML: the class `no` would become False.
+    overrides = {'use_sim_time': given['use_sim_time'] == 'true'}
+    for name in ('vocabulary', 'model', 'device'):
+        if given[name]:
+            overrides[name] = ParameterValue(given[name], value_type=str)
+    if given['rate']:
+        try:
+            overrides['rate'] = float(given['rate'])
+        except ValueError:
+            raise RuntimeError(f'rate is {given["rate"]!r}; give a number') from None
+    if cameras:
+        overrides['cameras'] = ParameterValue(cameras, value_type=List[str])  # noqa: UP006
+
+    # Without topics there is nothing to remap, whatever the cameras.
+    remappings = [
+        (f'{name}/image_raw', topic) for name, topic in zip(cameras, topics, strict=False)
+    ]
+    nodes = [
+        Node(
+            package='cliptrase_ros',
+            executable='segment_node',
+            name='cliptrase',
+            namespace=given['namespace'],
+            parameters=[given['params_file'], overrides],
+            remappings=remappings,
+            ros_arguments=['--log-level', given['log_level']],
+            output='screen',
+        )
+    ]
+    if given['rviz'] == 'true':
+        shown = f'{given["namespace"].strip("/")}/cliptrase'.strip('/')
+        shown = f'/{shown}/{cameras[0] if cameras else "camera"}'
+        nodes.append(
+            Node(
+                package='rviz2',
+                executable='rviz2',
+                arguments=['-d', str(CONFIG / 'segment.rviz')],
+                parameters=[{'use_sim_time': given['use_sim_time'] == 'true'}],
+                remappings=[
+                    (f'/cliptrase/camera/{output}', f'{shown}/{output}')
+                    for output in ('overlay', 'label')
+                ],
+            )
+        )
+    return nodes
+
+
+def _list(text: str) -> list[str]:
+    return [item.strip() for item in text.strip('[]').split(',') if item.strip()]

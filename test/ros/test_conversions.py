@@ -1,0 +1,241 @@
+"""Messages to arrays and back."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+import hypothesis.extra.numpy as arrays
+from cliptrase_ros.msg import ClassMask
+from hypothesis import given
+from hypothesis import strategies as st
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from cliptrase_ros.ros import conversions
+from cliptrase_ros.ros.conversions import (
+    ENCODINGS,
+    ImageError,
+    check_image,
+    decode_mask,
+    encode_mask,
+    image_message,
+    masks_message,
+    to_rgb,
+    vocabulary_message,
+)
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+CHANNELS = {'mono': 1, 'rgb': 3, 'bgr': 3, 'rgba': 4, 'bgra': 4}
+BAYER = {'rggb': 'RGGB', 'bggr': 'BGGR', 'gbrg': 'GBRG', 'grbg': 'GRBG'}
+YUV422 = ('yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv')
+
+
+def raw_message(encoding, height, width, pixel_bytes, data, rows=None):
+    rows = rows or height
+    return Image(
+        encoding=encoding, height=height, width=width, step=width * pixel_bytes, data=bytes(data)
+    )
+
+
+def message_of(encoding, color, height=6, width=8):
+    """An image of one RGB colour in any encoding; YUV only in grey."""
+    red, green, blue = color
+    if encoding.startswith('bayer_'):
+        pattern = encoding[6:10]
+        tile = np.array([{'r': red, 'g': green, 'b': blue}[c] for c in pattern], np.uint8)
+        pixels = np.tile(tile.reshape(2, 2), (height // 2, width // 2))
+    elif encoding.startswith(('rgb', 'bgr', '8UC3', '8UC4')):
+        order = color if encoding.startswith('rgb') else color[::-1]
+        channels = 4 if 'a' in encoding or encoding == '8UC4' else 3
+        pixels = np.tile(np.array([*order, 9][:channels], np.uint8), (height, width, 1))
+    elif encoding.startswith(('mono', '8UC1')):
+        pixels = np.full((height, width), red, np.uint8)
+    else:
+        # BT.601, limited range: what OpenCV and ROS mean by these.
+        luma = round(16 + red * 219 / 255)
+        if encoding in ('nv12', 'nv21'):
+            pixels = np.full((height * 3 // 2, width), 128, np.uint8)
+            pixels[:height] = luma
+            return raw_message(encoding, height, width, 1, pixels.tobytes())
+        first = luma if encoding in ('yuv422_yuy2', 'yuyv') else 128
+        pixels = np.tile(np.array([first, luma + 128 - first], np.uint8), (height, width, 1))
+    if encoding.endswith('16'):
+        pixels = pixels.astype(np.uint16) * 257
+    message = image_message(pixels, encoding, Header())
+    assert message.step == len(message.data) // height
+    return message
+
+
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_every_encoding_keeps_size_and_colour(encoding):
+    grey = encoding.startswith(('mono', '8UC1', 'nv', 'yuv', 'uyvy', 'yuyv'))
+    color = (90, 90, 90) if grey else (200, 120, 40)
+    rgb = to_rgb(message_of(encoding, color))
+    assert rgb.shape == (6, 8, 3) and rgb.dtype == np.uint8 and rgb.flags.c_contiguous
+    # Mosaics are interpolated: exact inside, and OpenCV repeats the edge.
+    np.testing.assert_allclose(rgb.astype(int), np.broadcast_to(color, rgb.shape), atol=1)
+
+
+def test_yuv_chroma_is_not_swapped():
+    for encoding, red in (
+        ('uyvy', [90, 81, 240, 81]),
+        ('yuv422', [90, 81, 240, 81]),
+        ('yuyv', [81, 90, 81, 240]),
+        ('yuv422_yuy2', [81, 90, 81, 240]),
+    ):
+        rgb = to_rgb(raw_message(encoding, 2, 2, 2, red * 2))
+        np.testing.assert_allclose(rgb.astype(int), np.broadcast_to((255, 0, 0), rgb.shape), atol=4)
+    for encoding, red in (('nv12', [90, 240]), ('nv21', [240, 90])):
+        rgb = to_rgb(raw_message(encoding, 2, 2, 1, [81] * 4 + red))
+        np.testing.assert_allclose(rgb.astype(int), np.broadcast_to((255, 0, 0), rgb.shape), atol=4)
+
+
+@st.composite
+def images(draw):
+    """A message of random pixels in any encoding, and how many rows its buffer has."""
+    encoding = draw(st.sampled_from(ENCODINGS))
+    height, width = 2 * draw(st.integers(2, 6)), 2 * draw(st.integers(2, 6))
+    spec = conversions._ENCODINGS[encoding]
+    rows = int(height * spec.planes)
+    row = width * spec.channels * spec.bits // 8
+    data = draw(arrays.arrays(np.uint8, (rows, row)))
+    image = Image(encoding=encoding, height=height, width=width, step=row, data=data.tobytes())
+    return image, data
+
+
+@given(images(), st.integers(1, 9))
+def test_padded_rows_equal_unpadded(drawn, padding):
+    image, data = drawn
+    expected = to_rgb(image)
+    assert expected.shape == (image.height, image.width, 3)
+    padded = np.pad(data, ((0, 0), (0, padding)), constant_values=0xA5)
+    image.step += padding
+    image.data = padded.tobytes()
+    np.testing.assert_array_equal(to_rgb(image), expected)
+    image.data = padded.tobytes()[:-padding]
+    np.testing.assert_array_equal(to_rgb(image), expected)
+
+
+@given(images().filter(lambda drawn: drawn[0].encoding.endswith('16')))
+def test_big_endian_equals_little_endian(drawn):
+    image, data = drawn
+    expected = to_rgb(image)
+    image.is_bigendian = 1
+    image.data = data.view(np.uint16).byteswap().tobytes()
+    np.testing.assert_array_equal(to_rgb(image), expected)
+
+
+@given(images(), st.binary(max_size=40))
+def test_what_is_accepted_converts_and_what_is_not_says_so(drawn, noise):
+    """Fields overwritten at random: an array of the promised size, or an ImageError."""
+    image, _ = drawn
+    if noise:
+        image.width = (image.width + noise[0]) % 64
+        image.height = (image.height + noise[-1]) % 64
+        image.step = (image.step * noise[len(noise) // 2]) % 1024
+        image.data = (bytes(image.data) * 4)[: noise[0] * 16]
+    try:
+        rgb = to_rgb(image)
+    except ImageError as error:
+        assert str(error)
+    else:
+        assert rgb.shape == (image.height, image.width, 3)
+
+
+def test_sixteen_bits_are_scaled_and_rounded():
+    values = np.array([[0, 128, 129, 257, 32767, 32768, 65406, 65535]], np.uint16)
+    rgb = to_rgb(image_message(values, 'mono16', Header()))
+    assert rgb[0, :, 0].tolist() == np.round(values[0] / 257).astype(int).tolist()
+
+
+def test_array_does_not_change_with_the_message():
+    image = image_message(np.full((4, 4, 3), 5, np.uint8), 'rgb8', Header())
+    rgb = to_rgb(image)
+    image.data[0] = 99
+    assert rgb[0, 0, 0] == 5
+
+
+def test_odd_sized_chroma_and_mosaic_too_small_are_refused():
+    for encoding, height, width in (
+        ('nv12', 3, 4),
+        ('nv21', 4, 3),
+        ('yuyv', 4, 3),
+        ('bayer_rggb8', 2, 8),
+    ):
+        image = raw_message(encoding, height, width, 2, bytes(200))
+        with pytest.raises(ImageError):
+            check_image(image)
+
+
+@given(
+    arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))).filter(
+        lambda mask: mask.any()
+    )
+)
+def test_mask_survives_encoding_and_decoding(mask):
+    message = ClassMask(**encode_mask(mask))
+    np.testing.assert_array_equal(decode_mask(message, *mask.shape), mask)
+    assert sum(message.run_lengths) == message.roi.height * message.roi.width
+    assert sum(message.run_lengths[1::2]) == mask.sum()
+    assert all(length > 0 for length in message.run_lengths[1:])
+
+
+def test_mask_that_does_not_fit_is_refused():
+    message = ClassMask(**encode_mask(np.ones((4, 4), bool)))
+    with pytest.raises(ValueError, match='reaches out'):
+        decode_mask(message, 3, 4)
+    message.run_lengths = [0, 15]
+    with pytest.raises(ValueError, match='add up to 15'):
+        decode_mask(message, 4, 4)
+
+
+@given(arrays.arrays(np.uint8, (7, 9), elements=st.sampled_from([0, 1, 2, 255])))
+def test_masks_message_is_the_label_image(label):
+    vocabulary = parse_vocabulary(['a', 'b', 'c'])
+    confidence = np.full(label.shape, 51, np.uint8)
+    message = masks_message(label, confidence, vocabulary, Header(frame_id='f'))
+    assert message.header.frame_id == 'f' and message.vocabulary_version == 1
+    drawn = np.full(label.shape, 255, np.uint8)
+    for mask in message.masks:
+        where = decode_mask(mask, message.height, message.width)
+        drawn[where] = mask.class_id
+        assert mask.area == where.sum()
+        assert mask.confidence == pytest.approx(0.2)
+    np.testing.assert_array_equal(drawn, label)
+    assert [m.class_id for m in message.masks] == sorted(set(label.ravel().tolist()) - {255})
+
+
+def test_vocabulary_message():
+    vocabulary = parse_vocabulary('road: street; Käse', ['sky'])
+    message = vocabulary_message(vocabulary, Header())
+    assert [c.name for c in message.classes] == ['road', 'Käse']
+    assert list(message.classes[0].synonyms) == ['street'] and list(message.background) == ['sky']
+    assert message.classes[0].color.r == pytest.approx(vocabulary.classes[0].color[0] / 255)
+
+
+def test_large_image_is_converted_in_milliseconds():
+    import time
+
+    pixels = np.zeros((1080, 1920, 3), np.uint8)
+    begin = time.perf_counter()
+    image_message(pixels, 'rgb8', Header())
+    assert time.perf_counter() - begin < 0.1
+
+
+def test_own_conversion_equals_cv_bridge():
+    cv_bridge = pytest.importorskip('cv_bridge', reason='cv_bridge is not installed')
+    bridge = cv_bridge.CvBridge()
+    generator = np.random.default_rng(0)
+    compared = 0
+    for encoding in ENCODINGS:
+        spec = conversions._ENCODINGS[encoding]
+        dtype = np.uint16 if spec.bits == 16 else np.uint8
+        shape = (12, 16) if spec.channels == 1 else (12, 16, spec.channels)
+        pixels = generator.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+        image = image_message(pixels, encoding, Header())
+        if spec.planes == 1 and conversions._cv_bridge_reads(image):
+            theirs = bridge.imgmsg_to_cv2(image, 'rgb8')
+            np.testing.assert_array_equal(conversions._to_rgb(image), theirs, encoding)
+            compared += 1
+    assert compared > 10

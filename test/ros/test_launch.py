@@ -1,0 +1,136 @@
+"""The launch file and the parameter file, as a user starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+from cliptrase_ros.ros.parameters import PARAMETERS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_parameter_file_holds_the_defaults_of_every_parameter():
+    content = yaml.safe_load((ROOT / 'config' / 'segment.yaml').read_text())
+    assert content['/**']['ros__parameters'] == {spec.name: spec.default for spec in PARAMETERS}
+
+
+def test_node_page_names_every_parameter_with_its_default():
+    page = (ROOT / 'docs' / 'node.md').read_text()
+    rows = {line.split('|')[1].strip(' `'): line for line in page.splitlines() if '|' in line}
+    for spec in PARAMETERS:
+        cells = [cell.strip() for cell in rows[spec.name].strip('|').split('|')]
+        default = spec.default
+        shown = '; '.join(default) if isinstance(default, list) else default
+        shown = str(shown).lower() if isinstance(shown, bool) else str(shown)
+        assert cells[1].strip('`') == shown, spec.name
+        assert cells[2] == ('yes' if spec.live else 'no'), spec.name
+        for limit in spec.limits or ():
+            assert f'{limit:g}' in cells[3], spec.name
+
+
+@pytest.fixture
+def launch_file():
+    pytest.importorskip('launch', reason='launch is not installed (it is not on PyPI)')
+    pytest.importorskip('launch_ros', reason='launch_ros is not installed (it is not on PyPI)')
+    from ament_index_python.packages import get_package_share_directory
+
+    return Path(get_package_share_directory('cliptrase_ros'), 'launch', 'segment.launch.py')
+
+
+def test_every_launch_argument_is_described(launch_file):
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+    from launch import LaunchContext
+
+    description = PythonLaunchDescriptionSource(str(launch_file)).get_launch_description(
+        LaunchContext()
+    )
+    arguments = {a.name: a for a in description.get_launch_arguments()}
+    assert set(arguments) >= {
+        'params_file',
+        'cameras',
+        'image_topic',
+        'vocabulary',
+        'model',
+        'device',
+        'rate',
+        'use_sim_time',
+        'namespace',
+        'log_level',
+        'rviz',
+    }
+    assert all(len(a.description) > 20 for a in arguments.values())
+
+
+def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_folder):
+    """In a process of its own: a launch service wants the main thread."""
+    from cliptrase_ros.msg import Vocabulary
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+    from sensor_msgs.msg import Image
+
+    arguments = {
+        'namespace': 'robot',
+        'cameras': 'left,right',
+        'image_topic': '/driver/left,/driver/right',
+        'vocabulary': 'no; yes',
+        'model': f'local-dir:{tiny_model_folder}',
+        'device': 'cpu',
+        'rate': '5',
+        'log_level': 'warn',
+    }
+    script = (
+        'import sys\n'
+        'from launch import LaunchDescription, LaunchService\n'
+        'from launch.actions import IncludeLaunchDescription\n'
+        'arguments = [a.split("=", 1) for a in sys.argv[2:]]\n'
+        'include = IncludeLaunchDescription(sys.argv[1], launch_arguments=arguments)\n'
+        'service = LaunchService()\n'
+        'service.include_launch_description(LaunchDescription([include]))\n'
+        'sys.exit(service.run())\n'
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            script,
+            str(launch_file),
+            *(f'{k}={v}' for k, v in arguments.items()),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout))
+    reader.start()
+    client.node_name = '/robot/cliptrase'
+    try:
+        client.listen(
+            '/robot/cliptrase/vocabulary',
+            Vocabulary,
+            QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+        )
+        messages = client.received['/robot/cliptrase/vocabulary']
+        client.wait_for(lambda: messages or process.poll() is not None, 'the node')
+        assert messages, ''.join(lines)
+        assert [c.name for c in messages[0].classes] == ['no', 'yes']
+        assert client.parameter('rate') == 5.0
+        assert client.parameter('cameras') == ['left', 'right']
+        assert client.parameter('preset') == 'robot'
+        client.listen('/robot/cliptrase/left/label', Image)
+        client.wait_for(lambda: client.node.count_subscribers('/driver/left'), 'the remapping')
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=20)
+        reader.join()
+    assert 'Traceback' not in ''.join(lines)

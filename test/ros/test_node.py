@@ -1,0 +1,319 @@
+"""What the node promises about labels, vocabularies and cameras, over real DDS."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Image
+
+from cliptrase_ros.ros.conversions import decode_mask
+from cliptrase_ros.segmentation.segmenter import Segmenter
+
+UNLABELLED = 255
+
+
+def ids(vocabulary_message):
+    return {c.name: c.id for c in vocabulary_message.classes}
+
+
+def pixels(image):
+    return np.frombuffer(image.data, np.uint8).reshape(image.height, image.step)
+
+
+def test_label_keeps_header_and_size_and_has_ids_of_the_announced_vocabulary(start_node, client):
+    start_node()
+    client.listen_to_vocabulary()
+    client.listen_to_label()
+    client.vocabulary_version()
+    known = set(ids(client.received['/cliptrase/vocabulary'][-1]).values()) | {UNLABELLED}
+    for seed, (height, width) in enumerate([(48, 64), (50, 70), (121, 97)]):
+        header = client.send(client.image(height, width, seed))
+        label = client.label_of(header)
+        assert label.header == header
+        assert (label.height, label.width, label.step) == (height, width, width)
+        assert label.encoding == 'mono8'
+        assert set(np.unique(pixels(label)).tolist()) <= known
+
+
+def test_masks_say_the_same_as_the_label_image(start_node, client):
+    start_node()
+    client.listen_to_label()
+    client.listen_to_masks()
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    names = {i: name for name, i in ids(client.received['/cliptrase/vocabulary'][-1]).items()}
+    header = client.send(client.image(90, 130, seed=3))
+    label, masks = pixels(client.label_of(header)), client.masks_of(header)
+    assert (masks.height, masks.width) == label.shape
+    drawn = np.full(label.shape, UNLABELLED, np.uint8)
+    for mask in masks.masks:
+        where = decode_mask(mask, masks.height, masks.width)
+        assert mask.area == where.sum() > 0
+        assert mask.class_name == names[mask.class_id]
+        assert 0.0 <= mask.confidence <= 1.0
+        drawn[where] = mask.class_id
+    np.testing.assert_array_equal(drawn, label)
+
+
+def test_overlay_has_the_size_and_header_of_the_image(start_node, client):
+    start_node()
+    client.listen('/cliptrase/camera/overlay', Image)
+    image = client.image(60, 80)
+    header = client.send(image)
+    messages = client.received['/cliptrase/camera/overlay']
+    client.wait_for(lambda: messages, 'an overlay')
+    overlay = messages[0]
+    assert overlay.header == header
+    assert (overlay.height, overlay.width, overlay.encoding) == (60, 80, 'rgb8')
+    assert overlay.data != image.data
+
+
+def test_vocabulary_change_drops_no_frame_and_mixes_none(start_node, client):
+    """Frames are sent one at a time, so each must be answered, also while encoding goes on."""
+    start_node()
+    client.listen_to_vocabulary()
+    client.listen_to_label()
+    client.listen_to_masks()
+    assert client.vocabulary_version() == 1
+    client.label_of(client.send(client.image()))
+
+    new = ['tree', *(f'thing {i}' for i in range(80)), 'road']
+    assert client.set_parameters(vocabulary=new)[0].successful
+    versions = []
+    while not versions or versions[-1] == 1 or versions.count(2) < 5:
+        header = client.send(client.image(seed=len(versions)))
+        label, masks = client.label_of(header), client.masks_of(header)
+        versions.append(masks.vocabulary_version)
+        announced = client.received['/cliptrase/vocabulary'][versions[-1] - 1]
+        assert announced.version == versions[-1], 'a label came before its vocabulary'
+        known = ids(announced)
+        assert set(np.unique(pixels(label)).tolist()) <= {*known.values(), UNLABELLED}
+        assert all(known[m.class_name] == m.class_id for m in masks.masks)
+    assert versions == sorted(versions)
+    assert versions.count(1) >= 2, 'labelling stood still while the new vocabulary was encoded'
+
+    before, after = (ids(m) for m in client.received['/cliptrase/vocabulary'])
+    assert after['tree'] == before['tree'] and after['road'] == before['road']
+    gone = before['person']
+    assert gone not in after.values(), 'an id was given to another class'
+
+
+def test_ids_stay_over_many_changes(start_node, client):
+    start_node(vocabulary='a; b; c')
+    client.listen_to_vocabulary()
+    history = client.received['/cliptrase/vocabulary']
+    client.vocabulary_version()
+    for entries in ('b; c', 'd; c; b', 'a: x, y; d', 'e'):
+        count = len(history)
+        assert client.set_parameters(vocabulary=entries)[0].successful
+        client.wait_for(lambda: len(history) > count, entries)  # noqa: B023
+    owner = {}
+    for message in history:
+        for name, class_id in ids(message).items():
+            assert owner.setdefault(class_id, name) == name
+    assert [m.version for m in history] == [1, 2, 3, 4, 5]
+
+
+def test_last_of_several_quick_changes_is_in_force(start_node, client):
+    start_node()
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    slow = [f'slow {i}' for i in range(60)]
+    for entries in (slow, ['one', 'two'], ['three']):
+        assert client.set_parameters(vocabulary=entries)[0].successful
+    history = client.received['/cliptrase/vocabulary']
+    client.wait_for(lambda: list(ids(history[-1])) == ['three'], 'the last vocabulary')
+    versions = [m.version for m in history]
+    assert versions == sorted(set(versions))
+
+
+def test_what_changes_nothing_announces_nothing(start_node, client):
+    start_node()
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    assert client.set_parameters(vocabulary='road ;person; tree')[0].successful
+    assert client.set_parameters(background=['sky', 'wall'])[0].successful
+    history = client.received['/cliptrase/vocabulary']
+    client.wait_for(lambda: len(history) == 2, 'the new background')
+    assert list(history[1].background) == ['sky', 'wall']
+    assert history[1].version == 2 and ids(history[0]) == ids(history[1])
+
+
+def test_a_class_comes_before_the_background(start_node, client):
+    start_node(vocabulary='road', background=['sky', 'wall'])
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    history = client.received['/cliptrase/vocabulary']
+    assert client.set_parameters(vocabulary='road; building: Wall')[0].successful
+    client.wait_for(lambda: len(history) == 2, 'the new class')
+    assert list(history[1].background) == ['sky']
+    assert client.set_parameters(vocabulary='road')[0].successful
+    client.wait_for(lambda: len(history) == 3, 'the old classes')
+    assert list(history[2].background) == ['sky', 'wall']
+
+
+def test_late_listener_gets_the_vocabulary(start_node, client):
+    start_node(vocabulary=['road: street, lane', 'käse'])
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    message = client.received['/cliptrase/vocabulary'][0]
+    assert [(c.name, list(c.synonyms)) for c in message.classes] == [
+        ('road', ['street', 'lane']),
+        ('käse', []),
+    ]
+    assert all(0.0 <= getattr(c.color, k) <= 1.0 for c in message.classes for k in 'rgba')
+
+
+def test_settings_take_effect_live(start_node, client):
+    start_node()
+    client.listen_to_label()
+    image = client.image(100, 100, seed=5)
+    client.label_of(client.send(image))
+    assert client.set_parameters(min_confidence=1.0)[0].successful
+    image = client.image(100, 100, seed=5)
+    assert (pixels(client.label_of(client.send(image))) == UNLABELLED).all()
+    assert all(
+        r.successful
+        for r in client.set_parameters(
+            min_confidence=0.0, preset='paper', resolution=96, rate=50.0, background=''
+        )
+    )
+    # The published method sees a square from the centre and nothing else.
+    label = pixels(client.label_of(client.send(client.image(60, 120, seed=5))))
+    assert (label[:, :30] == UNLABELLED).all()
+    assert (label[:, 31:89] != UNLABELLED).any()
+
+
+def test_nothing_is_subscribed_or_computed_for_nobody(start_node, client):
+    node = start_node()
+    camera = node._cameras[0]
+    client.wait_for(lambda: not camera.subscribed, 'the first look for listeners')
+    publisher = client.node.create_publisher(Image, '/camera/image_raw', 50)
+    listener = client.listen_to_label()
+    client.wait_for(publisher.get_subscription_count, 'a subscription')
+    client.label_of(client.send(client.image()))
+    client.node.destroy_subscription(listener)
+    client.wait_for(lambda: not publisher.get_subscription_count(), 'the end of it')
+    before = camera.statistics.received
+    for _ in range(5):
+        publisher.publish(client.image())
+    client.spin(0.3)
+    assert camera.statistics.received == before
+    status, values = client.diagnostics(lambda _, v: v['labelled'] == '1')
+    assert values['subscribed'] == 'False' and 'nobody listens' in status.message
+
+
+def test_always_on_labels_without_listeners(start_node, client):
+    start_node(always_on=True)
+    client.send(client.image())
+    client.diagnostics(lambda _, v: v['labelled'] == '1')
+
+
+def test_cameras_are_served_in_turn(start_node, client):
+    """Two cameras send faster than the node labels; a third sends seldom."""
+    node = start_node(cameras=['left', 'right', 'rare'], resolution=320)
+    for camera in ('left', 'right', 'rare'):
+        client.listen_to_label(camera)
+        client.connect(camera)
+    labels = {c: client.received[f'/cliptrase/{c}/label'] for c in ('left', 'right', 'rare')}
+    rare = []
+    while min(len(labels['left']), len(labels['right'])) < 15:
+        for camera in ('left', 'left', 'left', 'right'):
+            client.send(client.image(240, 320), camera)
+        if len(rare) * 5 <= len(labels['left']):
+            rare.append(client.send(client.image(240, 320), 'rare'))
+        client.spin(0.005)
+    for header in rare[:-1]:
+        client.label_of(header, 'rare')
+    assert abs(len(labels['left']) - len(labels['right'])) <= 2
+    dropped = {c.name: c.statistics.dropped_busy for c in node._cameras}
+    assert dropped['left'] > 0 and dropped['rare'] == 0
+
+
+def test_frames_are_labelled_once_and_the_newest_wins(start_node, client):
+    start_node(resolution=320)
+    client.listen_to_label()
+    client.connect()
+    sent = []
+    for _ in range(40):
+        sent.append(client.send(client.image(240, 320)))
+        client.spin(0.01)
+    client.label_of(sent[-1])
+    client.spin(0.3)
+    stamps = [m.header.stamp.sec for m in client.received['/cliptrase/camera/label']]
+    assert stamps == sorted(set(stamps))
+    assert len(stamps) < len(sent)
+
+
+def test_rate_is_kept(start_node, client):
+    node = start_node(rate=5.0)
+    client.listen_to_label()
+    client.connect()
+    labels = client.received['/cliptrase/camera/label']
+    client.label_of(client.send(client.image()))
+    begin = client.node.get_clock().now()
+    while len(labels) < 6:
+        client.send(client.image())
+        client.spin(0.01)
+    elapsed = (client.node.get_clock().now() - begin).nanoseconds * 1e-9
+    assert elapsed >= 0.9
+    assert node._cameras[0].statistics.dropped_rate > 0
+
+
+def test_labelling_survives_a_clock_that_runs_backwards(start_node, client):
+    from rosgraph_msgs.msg import Clock
+
+    start_node(use_sim_time=True, rate=1.0)
+    clock = client.node.create_publisher(Clock, '/clock', 10)
+    client.wait_for(clock.get_subscription_count, 'the node to listen to /clock')
+    client.listen_to_label()
+    client.connect()
+    labels = client.received['/cliptrase/camera/label']
+    # A bag of 10 s, played three times.
+    for loop in range(3):
+        before = len(labels)
+        for second in range(10):
+            message = Clock()
+            message.clock.sec = 500 + second
+            for _ in range(3):
+                clock.publish(message)
+                client.send(client.image())
+                client.spin(0.03)
+        client.wait_for(lambda: len(labels) - before >= 5, f'labels in loop {loop}')  # noqa: B023
+
+
+def test_failure_to_encode_leaves_the_old_vocabulary_in_force(start_node, client, make_segmenter):
+    class Faulty(Segmenter):
+        def encode_vocabulary(self, vocabulary):
+            if 'unspeakable' in vocabulary.phrases:
+                raise RuntimeError('out of memory')
+            return super().encode_vocabulary(vocabulary)
+
+    start_node(make_segmenter(Faulty))
+    client.listen_to_vocabulary()
+    client.listen_to_masks()
+    client.vocabulary_version()
+    assert client.set_parameters(vocabulary='unspeakable; road')[0].successful
+    status, values = client.diagnostics(lambda _, v: v['vocabulary_failure'], camera=None)
+    assert 'out of memory' in status.message and values['vocabulary_version'] == '1'
+    assert client.masks_of(client.send(client.image())).vocabulary_version == 1
+    assert client.set_parameters(vocabulary='road; tree')[0].successful
+    history = client.received['/cliptrase/vocabulary']
+    client.wait_for(lambda: len(history) == 2, 'the next vocabulary')
+    client.diagnostics(lambda _, v: not v['vocabulary_failure'], camera=None)
+
+
+def test_label_info_comes_before_the_first_label_and_again(start_node, client):
+    vision_msgs = pytest.importorskip('vision_msgs.msg', reason='vision_msgs is not installed')
+    start_node(min_confidence=0.25)
+    qos = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    client.listen('/cliptrase/camera/label_info', vision_msgs.LabelInfo, qos)
+    messages = client.received['/cliptrase/camera/label_info']
+    client.wait_for(lambda: len(messages) >= 2, 'label_info twice')
+    names = [(c.class_id, c.class_name) for c in messages[0].class_map]
+    assert names == [(0, 'road'), (1, 'person'), (2, 'tree')]
+    assert messages[0].threshold == 0.25
+    assert client.set_parameters(vocabulary='tree; dog')[0].successful
+    client.wait_for(lambda: len(messages[-1].class_map) == 2, 'the new names')

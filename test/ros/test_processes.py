@@ -1,0 +1,82 @@
+"""The executables as ROS runs them: separate processes over real DDS."""
+
+import signal
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image
+
+from cliptrase_ros.toybox.scenes import CLASSES
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'words'),
+    [
+        ({'cameras': ['front', 'front']}, ["'front' 2 times"]),
+        ({'model': 'no-such-model'}, ['no-such-model', 'toybox']),
+        ({'model': 'ViT-B-16', 'pretrained': '/no/such/file.safetensors'}, ['/no/such/file']),
+        ({'model': 'toybox', 'device': 'cuda:99'}, ['cuda:99']),
+    ],
+)
+def test_what_cannot_start_says_why_and_ends(processes, parameters, words):
+    status, output = processes.run('segment_node', **parameters)
+    assert status == 1
+    assert 'cannot start' in output and all(word in output for word in words), output
+    assert 'Traceback' not in output
+
+
+def test_camera_with_bad_parameters_says_why_and_ends(processes):
+    status, output = processes.run('toybox_camera', split='nonsense')
+    assert status == 1
+    assert 'cannot start' in output and "'nonsense'" in output and 'Traceback' not in output
+
+
+def test_simulated_camera_to_labels(processes, client, tiny_model_folder):
+    """Two processes: images of one are labelled by the other; both end when told to."""
+    size = {'width': 160, 'height': 120}
+    camera = processes.start('toybox_camera', camera='front', rate=20.0, seed=3, **size)
+    node = processes.start(
+        'segment_node', cameras=['front'], model=f'local-dir:{tiny_model_folder}', resolution=64
+    )
+    client.listen('/front/image_raw', Image, qos_profile_sensor_data)
+    client.listen('/front/camera_info', CameraInfo)
+    client.listen('/front/depth/image_raw', Image)
+    client.listen('/front/label_truth', Image)
+    client.listen_to_label('front')
+    received = client.received
+    client.wait_for(lambda: len(received['/cliptrase/front/label']) >= 5, 'labels')
+    label = received['/cliptrase/front/label'][-1]
+
+    def same_frame(topic):
+        return client.wait_for(
+            lambda: next((m for m in received[topic] if m.header == label.header), None), topic
+        )
+
+    assert label.header.frame_id == 'front_optical_frame'
+    assert (label.width, label.height, label.encoding) == (160, 120, 'mono8')
+    truth, depth = same_frame('/front/label_truth'), same_frame('/front/depth/image_raw')
+    assert truth.encoding == 'mono8' and len(set(truth.data)) > 1
+    assert all(i < len(CLASSES) or i == 255 for i in set(truth.data))
+    metres = np.frombuffer(depth.data, np.float32)
+    assert depth.encoding == '32FC1' and depth.step == 4 * 160
+    assert metres.min() > 0.05 and metres.max() < 30.0
+    info = same_frame('/front/camera_info')
+    assert info.k[2] == pytest.approx(79.5) and info.k[0] == info.k[4] > 0
+
+    # As `ros2 param set` does, across processes.
+    assert client.set_parameters(vocabulary='ball; wall')[0].successful
+    client.listen_to_vocabulary()
+    client.wait_for(
+        lambda: [m for m in received['/cliptrase/vocabulary'] if len(m.classes) == 2], 'two classes'
+    )
+
+    node.send_signal(signal.SIGINT)
+    camera.send_signal(signal.SIGTERM)
+    for process in (node, camera):
+        output, _ = process.communicate(timeout=10)
+        assert process.returncode == 0, output
+        assert 'Traceback' not in output, output

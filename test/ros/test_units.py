@@ -1,0 +1,71 @@
+"""Parts that need no node: the rate limiter, the parameter table, the overlay."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cliptrase_ros.ros.camera import RateLimiter
+from cliptrase_ros.segmentation.overlay import draw_overlay
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+SECOND = 1_000_000_000
+
+
+def taken(limiter, times_ns, rate):
+    result = []
+    for now in times_ns:
+        if limiter.wait_ns(now, rate) == 0:
+            limiter.take(now, rate)
+            result.append(now)
+    return result
+
+
+def test_rate_is_the_mean_of_a_jittering_camera():
+    jitter = np.random.default_rng(0).integers(-10, 10, 300) * 1_000_000
+    times = (SECOND + np.arange(300) * SECOND // 30 + jitter).tolist()
+    assert len(taken(RateLimiter(), times, 10.0)) == pytest.approx(100, abs=2)
+
+
+def test_pause_earns_no_burst():
+    limiter = RateLimiter()
+    limiter.take(SECOND, 10.0)
+    after = [60 * SECOND + i * 1_000_000 for i in range(100)]
+    assert len(taken(limiter, after, 10.0)) == 1
+
+
+@given(st.lists(st.integers(0, 10**12), max_size=30), st.floats(0.1, 1000))
+def test_whatever_the_clock_did_a_frame_is_due_within_a_period(jumps, rate):
+    limiter = RateLimiter()
+    taken(limiter, jumps, rate)
+    for now in jumps:
+        assert 0 <= limiter.wait_ns(now, rate) <= SECOND / rate
+
+
+def test_no_limit_means_always_due():
+    limiter = RateLimiter()
+    assert taken(limiter, [5, 5, 6], 0.0) == [5, 5, 6]
+
+
+def test_overlay_colours_classes_and_keeps_the_rest():
+    vocabulary = parse_vocabulary(['road', 'Käse'])
+    image = np.full((60, 80, 3), 100, np.uint8)
+    label = np.full((60, 80), 255, np.uint8)
+    label[30:, 40:] = vocabulary.classes[0].id
+    before = image.copy()
+    plain = draw_overlay(image, label, vocabulary, opacity=1.0, legend=False)
+    assert (plain[30:, 40:] == vocabulary.classes[0].color).all()
+    assert (plain[:30] == 100).all() and (plain[:, :40] == 100).all()
+    assert (draw_overlay(image, label, vocabulary)[:20, :20] != plain[:20, :20]).any()
+    assert (image == before).all()
+
+
+@pytest.mark.parametrize('size', [(1, 1), (7, 300), (2000, 30)])
+def test_overlay_of_any_size_and_many_classes(size):
+    vocabulary = parse_vocabulary([f'thing {i}' for i in range(255)])
+    label = np.random.default_rng(0).integers(0, 256, size, np.uint8, endpoint=False)
+    overlay = draw_overlay(np.zeros((*size, 3), np.uint8), label, vocabulary)
+    assert overlay.shape == (*size, 3) and overlay.dtype == np.uint8
