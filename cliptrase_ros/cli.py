@@ -62,6 +62,13 @@ def _add_demo(commands) -> None:
         metavar='FOLDER',
         help='where pictures and report.json go (default: %(default)s)',
     )
+    command.add_argument(
+        '--phase',
+        type=float,
+        default=11.0,
+        metavar='SECONDS',
+        help='how long each vocabulary is watched (default: %(default)s)',
+    )
     command.set_defaults(run=_demo)
 
 
@@ -75,7 +82,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         ) from error
     from .demo import run_demo
 
-    return run_demo(arguments.output)
+    return run_demo(arguments.output, arguments.phase)
 
 
 def _add_verify(commands) -> None:

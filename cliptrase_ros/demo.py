@@ -23,26 +23,28 @@ from cliptrase_ros.toybox.metrics import class_iou, confusion
 from cliptrase_ros.toybox.scenes import true_labels
 
 #: Camera name -> seed of the room it is in.
-CAMERAS = {'front': 3, 'rear': 8}
+CAMERAS = {'front': 1, 'rear': 0}
 #: Apart from whatever else runs on this machine.
 NAMESPACE = '/cliptrase_demo'
 MODEL = 'toybox'
-VOCABULARY_BEFORE = ('ball', 'box', 'cone', 'cylinder', 'floor', 'wall')
-VOCABULARY_AFTER = ('red ball', 'blue box', 'wooden floor', 'brick wall')
+VOCABULARY_BEFORE = ('floor', 'wall', 'ball', 'box', 'cone', 'cylinder')
+VOCABULARY_AFTER = (
+    *('wooden floor', 'tiled floor', 'brick wall', 'concrete wall', 'plaster wall'),
+    *('green ball', 'dotted box', 'blue box', 'yellow cone', 'blue cylinder'),
+)
 BACKGROUND = ('ceiling', 'door', 'window')
 RESOLUTION = 224
 CAMERA_RATE_HZ = 6.0
-#: How long each vocabulary is watched.
-PHASE_S = 12.0
 #: A loaded model and first labels are waited for this long.
 START_LIMIT_S = 120.0
 ANIMATION_FRAMES = 60
 ANIMATION_FRAME_MS = 180
 
 
-def run_demo(output: Path) -> int:
+def run_demo(output: Path, phase_s: float) -> int:
     """Run the demo and leave pictures, an animation and report.json in `output`.
 
+    phase_s: how long each vocabulary is watched, seconds.
     Returns the exit status: 0, or 1 with a message on stderr if a process ended or fell silent.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -50,7 +52,7 @@ def run_demo(output: Path) -> int:
     observer = DemoObserver(list(CAMERAS), NAMESPACE)
     try:
         with _processes(output) as processes:
-            called_s = _watch(observer, processes)
+            called_s = _watch(observer, processes, phase_s)
         report = _report(observer, called_s)
         _draw(observer, output)
     except DemoError as error:
@@ -122,17 +124,19 @@ def _programs() -> Iterator[tuple[str, str, dict]]:
         )
 
 
-def _watch(observer: DemoObserver, processes: dict[str, subprocess.Popen]) -> float:
+def _watch(observer: DemoObserver, processes: dict[str, subprocess.Popen], phase_s: float) -> float:
     """Watch both vocabularies; returns the system time of the parameter call, seconds."""
+    # A log that is read later needs no moving bar.
+    interval = 0.1 if sys.stderr.isatty() else 10.0
 
     def wait(description: str, seconds: float, is_done) -> None:
         begin = time.monotonic()
-        with tqdm(total=seconds, desc=description, unit='s', bar_format=_BAR) as bar:
+        with tqdm(total=seconds, desc=description, bar_format=_BAR, mininterval=interval) as bar:
 
             def check() -> bool:
                 elapsed = time.monotonic() - begin
+                bar.set_postfix_str(_counts(observer), refresh=False)
                 bar.update(min(elapsed, seconds) - bar.n)
-                bar.set_postfix_str(_counts(observer))
                 for name, process in processes.items():
                     if process.poll() is not None:
                         raise DemoError(f'{name} ended; its log is {name}.log')
@@ -158,15 +162,15 @@ def _watch(observer: DemoObserver, processes: dict[str, subprocess.Popen]) -> fl
         return is_done
 
     wait('starting', START_LIMIT_S, labels_or_limit(1))
-    wait('vocabulary 1', PHASE_S, lambda elapsed: elapsed >= PHASE_S)
+    wait('vocabulary 1', phase_s, lambda elapsed: elapsed >= phase_s)
     called_s = time.time()
     observer.set_vocabulary(VOCABULARY_AFTER)
     wait('switching', START_LIMIT_S, labels_or_limit(2))
-    wait('vocabulary 2', PHASE_S, lambda elapsed: elapsed >= PHASE_S and bool(observer.engine))
+    wait('vocabulary 2', phase_s, lambda elapsed: elapsed >= phase_s and bool(observer.engine))
     return called_s
 
 
-_BAR = '{desc:>14}: {bar:24} {n:5.1f} s  {postfix}'
+_BAR = '{desc:>14}: {bar:24} {n:5.1f} s{postfix}'
 
 
 def _counts(observer: DemoObserver) -> str:
@@ -228,12 +232,18 @@ def _truth(frame: Frame, classes: Sequence) -> np.ndarray:
 
 
 def _draw(observer: DemoObserver, output: Path) -> None:
-    """Pictures of each camera before and after the change, and an animation of all."""
-    for camera, record in observer.records.items():
-        for name, version in (('before', 1), ('after', 2)):
+    """Pictures of each camera before and after the change, an overview, and an animation."""
+    rows = []
+    for name, version in (('before', 1), ('after', 2)):
+        classes = observer.vocabularies[version].classes
+        row = []
+        for camera, record in observer.records.items():
             frames = [f for f in record.labelled() if f.vocabulary_version == version]
-            picture = _with_truth(frames[len(frames) // 2], observer.vocabularies[version].classes)
-            Image.fromarray(picture).save(output / f'{name}_{camera}.png')
+            frame = frames[len(frames) // 2]
+            Image.fromarray(_with_truth(frame, classes)).save(output / f'{name}_{camera}.png')
+            row += [frame.image, frame.overlay]
+        rows.append(_under_words(row, classes))
+    Image.fromarray(np.vstack(rows)).save(output / 'overview.png')
     pictures = _animation_pictures(observer)
     pictures[0].save(
         output / 'animation.gif',
@@ -244,6 +254,15 @@ def _draw(observer: DemoObserver, output: Path) -> None:
     )
 
 
+def _under_words(pictures: Sequence[np.ndarray], classes: Sequence) -> np.ndarray:
+    """Pictures of equal size side by side under the words they are labelled by."""
+    row = np.hstack(pictures)
+    words = np.zeros((24, row.shape[1], 3), np.uint8)
+    text = '; '.join(c.name for c in classes)
+    cv2.putText(words, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255,) * 3, 1, cv2.LINE_AA)
+    return np.vstack([words, row])
+
+
 def _with_truth(frame: Frame, classes: Sequence) -> np.ndarray:
     """Camera image, overlay and true labels side by side. uint8 (H, 3 W, 3) RGB."""
     colors = np.zeros((256, 3), np.uint8)
@@ -252,18 +271,16 @@ def _with_truth(frame: Frame, classes: Sequence) -> np.ndarray:
 
 
 def _animation_pictures(observer: DemoObserver) -> list[Image.Image]:
-    """Overlays of all cameras side by side under the words they are labelled by."""
+    """Overlays of all cameras side by side, at most `ANIMATION_FRAMES` of them."""
     rows = zip(*(record.labelled() for record in observer.records.values()), strict=False)
     # The cameras' frames are taken at about the same times; around the change one may be ahead.
     rows = [row for row in rows if len({frame.vocabulary_version for frame in row}) == 1]
-    pictures = []
-    for row in rows[:: max(1, len(rows) // ANIMATION_FRAMES)]:
-        overlays = np.hstack([frame.overlay for frame in row])
-        classes = observer.vocabularies[row[0].vocabulary_version].classes
-        words = np.zeros((24, overlays.shape[1], 3), np.uint8)
-        text = '; '.join(c.name for c in classes)
-        cv2.putText(
-            words, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255,) * 3, 1, cv2.LINE_AA
+    return [
+        Image.fromarray(
+            _under_words(
+                [frame.overlay for frame in row],
+                observer.vocabularies[row[0].vocabulary_version].classes,
+            )
         )
-        pictures.append(Image.fromarray(np.vstack([words, overlays])))
-    return pictures
+        for row in rows[:: 1 + len(rows) // ANIMATION_FRAMES]
+    ]

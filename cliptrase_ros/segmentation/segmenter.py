@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -129,18 +128,18 @@ def trace(
         label_logits = patch_logits * token_logits[:, 0, :, None, None]
     else:
         label_logits = patch_logits
-    raw_labels = _enlarge(label_logits, size).argmax(1).clamp(max=foreground)
+    raw_labels = _largest(_enlarge(label_logits, size)).clamp(max=foreground)
 
     clusters = dbscan(correlation, *dbscan_parameters(correlation.shape[-1]))
     count = clusters.amax(1) + 1
-    labels = raw_labels
     if preset == 'paper':
-        decide = partial(vote, applies=count > 0)
+        applies, min_agreement = count > 0, 0.0
     else:
-        decide = partial(vote, applies=count > 1, min_agreement=ROBOT_MIN_AGREEMENT)
-    if count.any():
-        regions = _enlarge(cluster_maps(correlation, clusters, dense.grid), size).argmax(1)
-        labels = decide(raw_labels, regions, foreground + 1)
+        applies, min_agreement = count > 1, ROBOT_MIN_AGREEMENT
+    labels = raw_labels
+    if applies.any():
+        regions = _largest(_enlarge(cluster_maps(correlation, clusters, dense.grid), size))
+        labels = vote(raw_labels, regions, foreground + 1, applies, min_agreement)
     return Trace(tokens, correlation, patch_logits, clusters, raw_labels, labels)
 
 
@@ -156,6 +155,11 @@ def _column_logits(tokens: Tensor, features: Tensor, columns: Tensor) -> Tensor:
 def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
     # Contiguous, because the kernel for other layouts rounds differently.
     return F.interpolate(maps.contiguous(), size=tuple(size), mode='bilinear', align_corners=False)
+
+
+def _largest(maps: Tensor) -> Tensor:
+    # max() over a strided dimension is several times faster than argmax(), with equal indices.
+    return maps.max(1).indices
 
 
 def _confidence(patch_logits: Tensor, labels: Tensor, foreground: int) -> Tensor:

@@ -1,0 +1,53 @@
+"""The demo as `make demo` runs it, with shorter phases."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+MODULE = 'import sys; from cliptrase_ros.cli import main; sys.exit(main())'
+
+
+@pytest.fixture(scope='module')
+def demo_output(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('demo')
+    done = subprocess.run(
+        [sys.executable, '-c', MODULE, 'demo', '--output', str(folder), '--phase', '3'],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_report_tells_of_both_cameras_and_both_vocabularies(demo_output):
+    report = json.loads((demo_output / 'report.json').read_text())
+    assert report['model'] == 'toybox' and report['device'] == 'cpu'
+    for camera in ('front', 'rear'):
+        counts = report['cameras'][camera]
+        assert 0 < counts['frames_out'] <= counts['frames_in']
+        assert counts['label_rate_hz'] > 0
+    assert 0 < report['latency_ms_p50'] <= report['latency_ms_p95']
+    assert report['vocabulary_switch_s'] > 0
+    # The words are those of the rooms: far above what guessing among them gives.
+    assert min(report['miou_before'], report['miou_after']) > 0.3
+
+
+@pytest.mark.parametrize('camera', ['front', 'rear'])
+@pytest.mark.parametrize('name', ['before', 'after'])
+def test_pictures_show_image_overlay_and_truth(demo_output, name, camera):
+    with Image.open(demo_output / f'{name}_{camera}.png') as picture:
+        assert picture.size == (3 * 320, 240)
+        image, overlay, truth = (
+            picture.crop((x, 0, x + 320, 240)).getcolors(320 * 240) for x in (0, 320, 640)
+        )
+    assert image != overlay
+    assert 1 < len(truth) < 20 < len(image)
+
+
+def test_animation_has_frames_of_both_vocabularies(demo_output):
+    with Image.open(demo_output / 'animation.gif') as animation:
+        assert animation.n_frames >= 2
