@@ -7,13 +7,13 @@ from scipy.ndimage import median_filter
 from sklearn.cluster import DBSCAN
 
 from cliptrase_ros.segmentation.clustering import (
-    _median_7x7,
     cluster_maps,
     dbscan,
     dbscan_parameters,
     vote,
 )
 from cliptrase_ros.segmentation.correlation import denoise_correlation, recover_correlation
+from cliptrase_ros.segmentation.median import median_7x7
 
 
 @given(
@@ -70,7 +70,7 @@ def test_denoising_takes_the_cls_row_from_every_patch_row():
 def test_median_mirrors_borders_as_scipy_does(size):
     maps = np.random.RandomState(2).rand(1, 3, *size).astype(np.float32)
     expected = [median_filter(m, size=7) for m in maps[0]]
-    np.testing.assert_array_equal(_median_7x7(torch.from_numpy(maps))[0], expected)
+    np.testing.assert_array_equal(median_7x7(torch.from_numpy(maps))[0], expected)
 
 
 def test_cluster_maps_exclude_clusters_that_an_image_lacks():

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .median import median_7x7
+
 #: The published (eps, min_samples) by number of patch tokens, for 14 x 14 and 21 x 21.
 PUBLISHED_DBSCAN = {196: (0.7, 3), 441: (1.1, 7)}
 
@@ -85,22 +87,7 @@ def cluster_maps(correlation: Tensor, clusters: Tensor, grid: tuple[int, int]) -
     maps = F.interpolate(
         mean_rows.unflatten(-1, grid), scale_factor=4, mode='bilinear', align_corners=False
     )
-    return _median_7x7(maps).masked_fill(size[..., None] == 0, -torch.inf)
-
-
-def _median_7x7(maps: Tensor) -> Tensor:
-    """7 x 7 median of (B, K, H, W); borders are mirrored with the edge sample repeated."""
-    height, width = maps.shape[-2:]
-    rows = _mirrored(height, 3, maps.device)
-    columns = _mirrored(width, 3, maps.device)
-    padded = maps[..., rows, :][..., columns]
-    windows = padded.unfold(-2, 7, 1).unfold(-2, 7, 1).flatten(-2)
-    return windows.median(-1).values
-
-
-def _mirrored(length: int, border: int, device: torch.device) -> Tensor:
-    position = torch.arange(-border, length + border, device=device) % (2 * length)
-    return torch.minimum(position, 2 * length - 1 - position)
+    return median_7x7(maps).masked_fill(size[..., None] == 0, -torch.inf)
 
 
 def vote(

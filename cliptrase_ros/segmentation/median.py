@@ -1,0 +1,102 @@
+"""The 7 x 7 median as a network of elementwise minima and maxima.
+
+Selecting among 49 values pixel by pixel defeats vector units; a fixed sequence of minima and
+maxima of whole images does not, and gives the very same value.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_SIDE = 7
+_RANK = _SIDE * _SIDE // 2
+
+
+def median_7x7(images: Tensor) -> Tensor:
+    """Median of every pixel's 7 x 7 neighbourhood.
+
+    images: float (..., H, W). Borders are mirrored with the edge sample repeated. Returns the
+    same shape.
+    """
+    height, width = images.shape[-2:]
+    rows, columns = (_mirrored(length, images.device) for length in (height, width))
+    padded = images[..., rows, :][..., columns]
+    # Columns are sorted once for the seven windows that share them.
+    column = [padded[..., y : y + height, :] for y in range(_SIDE)]
+    for low, high in _sorting_network(_SIDE):
+        a, b = column[low], column[high]
+        column[low], column[high] = torch.minimum(a, b), torch.maximum(a, b)
+
+    wires = [column[rank][..., x : x + width] for rank in range(_SIDE) for x in range(_SIDE)]
+    exchanges, median = _selection_network()
+    for low, high, low_is_needed, high_is_needed in exchanges:
+        a, b = wires[low], wires[high]
+        if low_is_needed:
+            wires[low] = torch.minimum(a, b)
+        if high_is_needed:
+            wires[high] = torch.maximum(a, b)
+    return wires[median]
+
+
+def _mirrored(length: int, device: torch.device) -> Tensor:
+    border = _SIDE // 2
+    position = torch.arange(-border, length + border, device=device) % (2 * length)
+    return torch.minimum(position, 2 * length - 1 - position)
+
+
+@cache
+def _selection_network() -> tuple[tuple[tuple[int, int, bool, bool], ...], int]:
+    """Exchanges that bring the median of a window with sorted columns to one wire.
+
+    Wire rank * 7 + x holds the value of that rank in column x. Returns (low wire, high wire,
+    whether the smaller, whether the larger value is used later) for each exchange, and the wire.
+    """
+    # Sorting each rank across the columns leaves a matrix sorted both ways, in which only 29
+    # places can hold the median: the others have more than 24 values above or below them, as
+    # many of one kind as of the other.
+    exchanges = [
+        (rank * _SIDE + low, rank * _SIDE + high)
+        for rank in range(_SIDE)
+        for low, high in _sorting_network(_SIDE)
+    ]
+    candidates = [
+        i * _SIDE + j
+        for i in range(_SIDE)
+        for j in range(_SIDE)
+        if (i + 1) * (j + 1) - 1 <= _RANK and (_SIDE - i) * (_SIDE - j) - 1 <= _RANK
+    ]
+    exchanges += [
+        (candidates[low], candidates[high]) for low, high in _sorting_network(len(candidates))
+    ]
+    median = candidates[len(candidates) // 2]
+    return tuple(reversed(list(_used(reversed(exchanges), median)))), median
+
+
+def _used(
+    exchanges: Iterable[tuple[int, int]], result: int
+) -> Iterator[tuple[int, int, bool, bool]]:
+    """From the last exchange back, those whose outcome reaches the result."""
+    needed = {result}
+    for low, high in exchanges:
+        uses = (low in needed, high in needed)
+        if any(uses):
+            needed |= {low, high}
+            yield (low, high, *uses)
+
+
+def _sorting_network(length: int) -> Iterator[tuple[int, int]]:
+    """Exchanges that sort any sequence of this length (Batcher's merge exchange)."""
+    largest = 1 << (length - 1).bit_length() - 1
+    stride = largest
+    while stride:
+        remainder, distance, step = 0, stride, largest
+        while True:
+            for i in range(length - distance):
+                if i & stride == remainder:
+                    yield i, i + distance
+            if step == stride:
+                break
+            distance, remainder, step = step - stride, stride, step // 2
+        stride //= 2
