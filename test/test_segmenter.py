@@ -2,7 +2,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from reference_weights import reference_clip
+from reference_weights import MODEL_CONFIG, reference_clip
 
 from cliptrase_ros.segmentation.backbone import DenseBackbone, UnsupportedModelError
 from cliptrase_ros.segmentation.segmenter import PRESETS, SegmentationSettings, Segmenter
@@ -62,6 +62,37 @@ def test_images_of_several_sizes_are_segmented_as_each_alone(segmenter, encoded)
     for image, result in zip(images, together, strict=True):
         alone = segmenter.segment([image], encoded, settings)[0]
         assert (result.label == alone.label).mean() > 0.99
+
+
+def test_a_batch_gives_each_image_the_regions_it_has_alone(segmenter, encoded):
+    # Of one size, but with very different numbers of clusters, none at all among them.
+    noise = np.random.RandomState(0).randint(0, 256, (224, 224, 3), np.uint8)
+    images = [camera_image(224, 224, 1), np.full((224, 224, 3), 127, np.uint8), noise]
+    for preset in PRESETS:
+        settings = SegmentationSettings(preset, 224)
+        for image, result in zip(images, segmenter.segment(images, encoded, settings), strict=True):
+            (alone,) = segmenter.segment([image], encoded, settings)
+            np.testing.assert_array_equal(result.label, alone.label)
+
+
+@pytest.mark.parametrize('patch_size', [14, 32])
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_other_patch_sizes_and_precisions_segment(patch_size, precision):
+    torch.manual_seed(0)
+    config = {**MODEL_CONFIG, 'quick_gelu': False}
+    config['vision_cfg'] = {
+        **{'image_size': 4 * patch_size, 'patch_size': patch_size},
+        **{'layers': 3, 'width': 64, 'head_width': 32},
+    }
+    segmenter = Segmenter(
+        open_clip.CLIP(**config), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, 'cpu', precision
+    )
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person', 'tree']))
+    for preset in PRESETS:
+        settings = SegmentationSettings(preset, resolution=150)
+        (result,) = segmenter.segment([camera_image(120, 130)], encoded, settings)
+        assert result.label.shape == (120, 130)
+        assert set(np.unique(result.label)) <= {0, 1, 2, UNLABELLED}
 
 
 def test_pixels_below_the_least_confidence_are_unlabelled(segmenter, encoded):

@@ -245,6 +245,52 @@ def test_folder_with_wrong_config(tiny_state, tmp_path, model_cfg):
         load_model(f'local-dir:{tmp_path}')
 
 
+@pytest.mark.parametrize(
+    'vision_change', [{'patch_size': 0}, {'head_width': 0}, {'width': -64}, {'layers': 'three'}]
+)
+def test_folder_with_impossible_settings(tiny_state, tmp_path, vision_change):
+    vision = {**TINY_CONFIG['vision_cfg'], **vision_change}
+    tiny_folder(tiny_state, tmp_path, model_cfg={**TINY_CONFIG, 'vision_cfg': vision})
+    with pytest.raises(ModelError, match=tmp_path.name):
+        load_model(f'local-dir:{tmp_path}')
+
+
+@pytest.mark.parametrize(
+    'preprocessing',
+    [
+        {'mean': 0.5},
+        {'mean': [0.5]},
+        {'mean': 'abc'},
+        {'std': [0, 0, 0]},
+        {'std': [1e999] * 3},
+        [1],
+    ],
+)
+def test_folder_with_wrong_preprocessing(tiny_state, tmp_path, preprocessing):
+    tiny_folder(tiny_state, tmp_path, preprocess_cfg=preprocessing)
+    with pytest.raises(ModelError, match='preprocessing'):
+        load_model(f'local-dir:{tmp_path}')
+
+
+@pytest.mark.parametrize(
+    ('name', 'change'),
+    [
+        ('visual.proj', torch.Tensor.to_sparse),
+        ('visual.proj', lambda t: t.to(torch.complex64)),
+        ('visual.proj', lambda t: t.to('meta')),
+        ('visual.proj', torch.Tensor.long),
+        ('visual.proj', lambda t: t.double() + 1e300),
+        ('logit_scale', lambda t: t + 1000),
+    ],
+    ids=['sparse', 'complex', 'meta', 'integer', 'overflow', 'logit_scale'],
+)
+def test_tensors_of_odd_kinds(tiny_architecture, tiny_state, tmp_path, name, change):
+    path = tmp_path / 'weights.pt'
+    torch.save({**tiny_state, name: change(tiny_state[name])}, path)
+    with pytest.raises(ModelError, match=name):
+        load_model(tiny_architecture, str(path))
+
+
 def test_toybox():
     folder = Path(weights.__file__).parent.parent / 'toybox' / 'model'
     if not (folder / 'open_clip_model.safetensors').exists():

@@ -42,7 +42,6 @@ class DenseBackbone:
         _check_supported(visual)
         self.visual = visual
         self.patch_size: int = visual.conv1.kernel_size[0]
-        self._positions: dict[tuple, Tensor] = {}
 
     def __call__(self, pixels: Tensor) -> DenseFeatures:
         """Run the tower.
@@ -75,12 +74,7 @@ class DenseBackbone:
         trained = math.isqrt(len(embedding) - 1)
         if grid == (trained, trained):
             return embedding
-        if embedding.requires_grad and torch.is_grad_enabled():
-            return _resized_positions(embedding, trained, grid)
-        key = (grid, embedding.device, embedding.dtype)
-        if key not in self._positions:
-            self._positions[key] = _resized_positions(embedding, trained, grid)
-        return self._positions[key]
+        return _resized_positions(embedding, trained, grid)
 
 
 def _resized_positions(embedding: Tensor, trained: int, grid: tuple[int, int]) -> Tensor:
@@ -105,7 +99,9 @@ def _block(
 
 
 # In float32 on a CPU the weights are made explicitly, in the published order of operations: where
-# two classes tie to the last digit, a fused kernel's rounding would choose the other label.
+# two classes tie to the last digit, a fused kernel's rounding would choose the other label. Their
+# memory grows with the square of the tokens, so larger grids than published ones do without.
+_MAX_REFERENCE_TOKENS = 1025
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -121,7 +117,9 @@ def _self_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _is_reference(x: Tensor) -> bool:
-    return x.device.type == 'cpu' and x.dtype == torch.float32
+    return (
+        x.device.type == 'cpu' and x.dtype == torch.float32 and x.shape[-2] <= _MAX_REFERENCE_TOKENS
+    )
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:

@@ -104,8 +104,22 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
         for wrapper in _WRAPPERS:
             name = name.removeprefix(wrapper)
         if name not in _NOT_PARAMETERS:
-            state[name] = value
+            state[name] = _plain(name, value, path)
     return state
+
+
+def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
+    if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+        raise CheckpointError(
+            f'{path} is no state dict of plain numbers: {name} is {_kind(tensor)}'
+        )
+    return tensor
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_quantized:
+        return 'quantised'
+    return f'{tensor.layout} on {tensor.device.type}'.replace('torch.', '')
 
 
 def fill_model(model: nn.Module, state: dict[str, Tensor], path: Path, architecture: str) -> None:
@@ -128,10 +142,18 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], path: Path, architect
             + '; '.join(differences)
         )
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f'{path} holds no weights of a CLIP: {name} is of type {tensor.dtype}'
+            )
+    state = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
             raise CheckpointError(
                 f'{path} is damaged: {name} holds numbers that are not finite; copy it again'
             )
+    if not torch.isfinite(state['logit_scale'].exp()).all():
+        raise CheckpointError(f'{path} is damaged: its logit_scale is {state["logit_scale"]:.0f}')
     model.load_state_dict(state)
 
 

@@ -78,7 +78,8 @@ def cluster_maps(correlation: Tensor, clusters: Tensor, grid: tuple[int, int]) -
     correlation: float (B, N, N), denoised. clusters: int64 (B, N), -1 = noise.
     grid: (h, w) with h w = N.
     Returns float (B, K, 4 h, 4 w), K the largest number of clusters in the batch, after bilinear
-    enlargement and a 7 x 7 median; -inf for the clusters an image does not have.
+    enlargement and a 7 x 7 median; -1, less than any mean of a correlation that is not negative,
+    for the clusters an image does not have.
     """
     count = int(clusters.max()) + 1
     members = F.one_hot(clusters + 1, count + 1)[..., 1:].to(correlation.dtype).mT
@@ -87,7 +88,7 @@ def cluster_maps(correlation: Tensor, clusters: Tensor, grid: tuple[int, int]) -
     maps = F.interpolate(
         mean_rows.unflatten(-1, grid), scale_factor=4, mode='bilinear', align_corners=False
     )
-    return median_7x7(maps).masked_fill(size[..., None] == 0, -torch.inf)
+    return median_7x7(maps).masked_fill(size[..., None] == 0, -1.0)
 
 
 def vote(

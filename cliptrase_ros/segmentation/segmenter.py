@@ -27,7 +27,7 @@ PRECISIONS = ('float32', 'float16', 'bfloat16')
 RESOLUTION_RANGE = (64, 1024)
 
 #: Preset `robot`: share of a region's pixels that the winning label must already hold.
-ROBOT_MIN_AGREEMENT = 0.5
+ROBOT_MIN_AGREEMENT = 0.7
 
 
 @dataclass(frozen=True)

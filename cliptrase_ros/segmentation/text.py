@@ -15,6 +15,9 @@ PROMPT_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPL
 #: Prompts encoded at once: enough to fill a processor, few enough to bound memory.
 _PROMPTS_PER_BATCH = 1024
 
+#: Phrases remembered, the latest: some megabytes, and more than any vocabulary holds.
+_REMEMBERED_PHRASES = 4096
+
 
 class TextEncoder:
     """Encodes phrases with the text tower of an open_clip model, each phrase once per process."""
@@ -55,8 +58,13 @@ class TextEncoder:
         """
         missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._features]
         if missing:
-            self._features.update(zip(missing, self._encode_missing(missing), strict=True))
-        return torch.stack([self._features[phrase] for phrase in phrases])
+            # Cloned: a row would keep the memory of its whole batch.
+            rows = (row.clone() for row in self._encode_missing(missing))
+            self._features.update(zip(missing, rows, strict=True))
+        result = torch.stack([self._features[phrase] for phrase in phrases])
+        for phrase in list(self._features)[:-_REMEMBERED_PHRASES]:
+            del self._features[phrase]
+        return result
 
     @torch.inference_mode()
     def _encode_missing(self, phrases: Sequence[str]) -> Tensor:

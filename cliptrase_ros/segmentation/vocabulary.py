@@ -1,7 +1,7 @@
 """The classes a user names, their stable ids and colours, and the parsing of user text."""
 
 import colorsys
-import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,9 @@ UNLABELLED = 255
 
 #: Most classes a vocabulary can hold: ids 0..254, 255 being `UNLABELLED`.
 MAX_CLASSES = 255
+
+#: Most phrases of a vocabulary, synonyms and background included: each costs 80 prompts to encode.
+MAX_PHRASES = 1024
 
 
 class VocabularyError(ValueError):
@@ -100,17 +103,19 @@ def parse_vocabulary(
     """Make a vocabulary from user text.
 
     entries: class descriptions, each `name` or `name: synonym, synonym`; or one string with
-    entries separated by `;`. Surrounding and repeated white space does not count.
+    entries separated by `;`. Phrases are cleaned as by `clean_phrase`.
     background: phrases whose pixels become `UNLABELLED`.
     previous: the vocabulary in force. A class of the same name keeps its id, also one that
     was retired earlier in the run; a new class takes an id never used in the run, and only
     when there is none the one that was retired longest ago.
 
-    Raises VocabularyError: no class, more than 255, a blank entry or synonym, a phrase that
-    stands for two classes (compared without regard to case) or for a class and the background.
+    Raises VocabularyError: no class, more than 255, more than 1024 phrases, a blank entry or
+    synonym, a phrase that stands for two classes (compared without regard to case) or for a
+    class and the background.
     """
     parsed = _parse_entries(entries)
-    background = tuple(_clean(phrase) for phrase in background)
+    background = tuple(clean_phrase(phrase) for phrase in background)
+    _refuse_too_many(parsed, background)
     _refuse_duplicates(parsed, background)
     ids, retired = _assign_ids([name for name, _ in parsed], previous)
     return Vocabulary(
@@ -127,11 +132,11 @@ def parse_vocabulary(
 def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     if isinstance(entries, str):
         parts = entries.split(';')
-        if len(parts) > 1 and not parts[-1].strip():
+        if len(parts) > 1 and not clean_phrase(parts[-1]):
             parts.pop()  # a trailing separator is no blank class
     else:
         parts = list(entries)
-    if not any(part.strip() for part in parts):
+    if not any(clean_phrase(part) for part in parts):
         raise VocabularyError(
             "the vocabulary is empty; name at least one class, for instance ['road', 'person']"
         )
@@ -145,7 +150,7 @@ def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, tuple[str, .
 
 def _parse_entry(entry: str, position: int) -> tuple[str, tuple[str, ...]]:
     name, colon, rest = entry.partition(':')
-    phrases = [_clean(name), *(_clean(p) for p in rest.split(','))] if colon else [_clean(name)]
+    phrases = [clean_phrase(p) for p in ((name, *rest.split(',')) if colon else (name,))]
     if not all(phrases):
         raise VocabularyError(
             f'entry {position} of the vocabulary, {_quote(entry)}, is blank or has a blank '
@@ -154,13 +159,34 @@ def _parse_entry(entry: str, position: int) -> tuple[str, tuple[str, ...]]:
     return phrases[0], tuple(phrases[1:])
 
 
-def _clean(phrase: str) -> str:
-    # Control characters would corrupt logs and legends; RViz and terminals show them as garbage.
-    return re.sub(r'[\s\x00-\x1f\x7f]+', ' ', phrase).strip()
+def clean_phrase(phrase: str) -> str:
+    """Return a phrase without surrounding and repeated white space; '' if nothing is visible.
+
+    Control and format characters (zero-width space, byte order mark, direction marks) count as
+    white space.
+    """
+    # They would corrupt logs and legends, and two phrases that look the same would differ.
+    spaced = ''.join(
+        ' ' if unicodedata.category(c) in ('Cc', 'Cf', 'Zs', 'Zl', 'Zp') else c for c in phrase
+    )
+    cleaned = ' '.join(spaced.split())
+    # Letters, numbers, punctuation and symbols; marks are only seen on one of these.
+    return cleaned if any(unicodedata.category(c)[0] in 'LNPS' for c in cleaned) else ''
 
 
 def _quote(text: str) -> str:
     return repr(text if len(text) <= 60 else f'{text[:57]}...')
+
+
+def _refuse_too_many(
+    parsed: Sequence[tuple[str, tuple[str, ...]]], background: Sequence[str]
+) -> None:
+    count = sum(1 + len(synonyms) for _, synonyms in parsed) + len(background)
+    if count > MAX_PHRASES:
+        raise VocabularyError(
+            f'the vocabulary has {count} phrases, synonyms and background included; at most '
+            f'{MAX_PHRASES} are encoded in bearable time; drop some'
+        )
 
 
 def _refuse_duplicates(

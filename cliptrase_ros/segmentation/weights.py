@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,15 +186,28 @@ def _load(
         )
     except CheckpointError as error:
         raise ModelError(f'Model {name!r} cannot be loaded: {error}. {_TRY_TOYBOX}') from error
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ModelError(f'Model {name!r} cannot be built from its settings: {error}') from error
-    return LoadedModel(
-        model.eval().requires_grad_(False),
-        tokenizer,
-        tuple(preprocessing.get('mean') or open_clip.OPENAI_DATASET_MEAN),
-        tuple(preprocessing.get('std') or open_clip.OPENAI_DATASET_STD),
-        name,
-    )
+    except Exception as error:
+        # Settings come from a file; what open_clip and torch raise on odd ones has no bounds.
+        raise ModelError(
+            f'Model {name!r} cannot be built from its settings: {type(error).__name__}: {error}'
+        ) from error
+    mean = _three_numbers(name, preprocessing, 'mean', open_clip.OPENAI_DATASET_MEAN)
+    std = _three_numbers(name, preprocessing, 'std', open_clip.OPENAI_DATASET_STD)
+    if min(std) <= 0:
+        raise ModelError(f"Model {name!r}: 'std' of its preprocessing is {std}, not positive")
+    return LoadedModel(model.eval().requires_grad_(False), tokenizer, mean, std, name)
+
+
+def _three_numbers(name: str, preprocessing: object, key: str, default: Sequence[float]) -> tuple:
+    value = preprocessing.get(key, default) if isinstance(preprocessing, dict) else preprocessing
+    value = default if value is None else value
+    numeric = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
+    if not numeric or len(value) != 3 or not all(math.isfinite(v) for v in value):
+        raise ModelError(
+            f'Model {name!r}: {key!r} of its preprocessing is {str(value)[:60]!r}; it has to be '
+            'three numbers, for red, green and blue'
+        )
+    return tuple(float(v) for v in value)
 
 
 def _expand_token_rows(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
