@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -144,29 +145,28 @@ def _watch(observer: DemoObserver, processes: dict[str, subprocess.Popen], phase
 
             observer.spin_until(check)
 
-    def labelled_by(version: int) -> bool:
+    def labels_of_every_camera(version: int, elapsed: float) -> bool:
+        if elapsed > START_LIMIT_S:
+            raise DemoError(
+                f'no labels by vocabulary {version} of every camera within {START_LIMIT_S:.0f} s; '
+                'see segment_node.log'
+            )
         return all(
             any(frame.vocabulary_version == version for frame in record.labelled()[-3:])
             for record in observer.records.values()
         )
 
-    def labels_or_limit(version: int):
-        def is_done(elapsed: float) -> bool:
-            if elapsed > START_LIMIT_S:
-                raise DemoError(
-                    f'no labels by vocabulary {version} of every camera within '
-                    f'{START_LIMIT_S:.0f} s; see segment_node.log'
-                )
-            return labelled_by(version)
-
-        return is_done
-
-    wait('starting', START_LIMIT_S, labels_or_limit(1))
+    wait('starting', START_LIMIT_S, partial(labels_of_every_camera, 1))
     wait('vocabulary 1', phase_s, lambda elapsed: elapsed >= phase_s)
     called_s = time.time()
-    observer.set_vocabulary(VOCABULARY_AFTER)
-    wait('switching', START_LIMIT_S, labels_or_limit(2))
-    wait('vocabulary 2', phase_s, lambda elapsed: elapsed >= phase_s and bool(observer.engine))
+    try:
+        observer.set_vocabulary(VOCABULARY_AFTER, START_LIMIT_S)
+    except RuntimeError as error:
+        raise DemoError(str(error)) from error
+    wait('switching', START_LIMIT_S, partial(labels_of_every_camera, 2))
+    wait('vocabulary 2', phase_s, lambda elapsed: elapsed >= phase_s)
+    if not observer.engine:
+        raise DemoError('the node published no diagnostics; see segment_node.log')
     return called_s
 
 

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from cliptrase_ros.segmentation.vocabulary import (
     MAX_CLASSES,
+    MAX_PHRASES,
     UNLABELLED,
     VocabularyError,
     parse_vocabulary,
@@ -26,8 +27,29 @@ def test_non_ascii_phrases_are_kept_as_written():
     assert parse_vocabulary(['Straße', '人']).phrases == ('Straße', '人')
 
 
-def test_control_characters_become_white_space():
-    assert parse_vocabulary(['red\n\x1bball']).phrases == ('red ball',)
+@pytest.mark.parametrize(
+    'text',
+    ['red\n\x1bball', 'red\u200bball', '\ufeffred ball', '\u202ered\u2028\u2066ball\u202c'],
+)
+def test_control_and_format_characters_become_white_space(text):
+    assert parse_vocabulary([text]).phrases == ('red ball',)
+
+
+def test_phrases_that_only_look_different_are_duplicates():
+    with pytest.raises(VocabularyError, match='twice'):
+        parse_vocabulary(['road', 'road\u200b'])
+    with pytest.raises(VocabularyError, match='background'):
+        parse_vocabulary(['road'], ['\ufeffroad'])
+
+
+def test_number_of_phrases_is_limited():
+    synonyms = [f'word {i}' for i in range(MAX_PHRASES - 2)]
+    text = f'thing: {", ".join(synonyms)}'
+    assert len(parse_vocabulary([text], ['sky']).phrases) == MAX_PHRASES
+    with pytest.raises(VocabularyError, match=f'{MAX_PHRASES + 1} phrases'):
+        parse_vocabulary([text], ['sky', 'wall'])
+    with pytest.raises(VocabularyError, match=f'{MAX_PHRASES + 1} phrases'):
+        parse_vocabulary([f'{text}, one, two'])
 
 
 @pytest.mark.parametrize(
@@ -40,6 +62,10 @@ def test_control_characters_become_white_space():
         (['person: '], 'blank'),
         (['person: worker,,driver'], 'blank'),
         ('road;;person', 'blank'),
+        (['\u200b'], 'empty'),
+        (['road', '\ufeff\u200d'], 'blank'),
+        (['road: \u0301'], 'blank'),
+        (['road', '\ue000\ud800'], 'blank'),
         (['road', 'Road'], 'twice'),
         (['road: street', 'street'], 'twice'),
         ([f'class {i}' for i in range(300)], '300 classes'),
@@ -50,7 +76,7 @@ def test_unusable_vocabularies_are_refused_with_the_reason(entries, reason):
         parse_vocabulary(entries)
 
 
-@pytest.mark.parametrize('background', [['road'], ['sky', 'sky'], [' ']])
+@pytest.mark.parametrize('background', [['road'], ['sky', 'sky'], [' '], ['\u200b']])
 def test_background_must_not_repeat_or_be_blank(background):
     with pytest.raises(VocabularyError, match='background'):
         parse_vocabulary(['road'], background)

@@ -46,6 +46,10 @@ LATCHED_QOS = QoSProfile(
 )
 
 
+def _period_ns(rate: float) -> int:
+    return round(1e9 / rate)
+
+
 class RateLimiter:
     """At most so many frames a second, on a clock that may jump either way."""
 
@@ -58,13 +62,13 @@ class RateLimiter:
             return 0
         wait = self._due_ns - now_ns
         # Longer than a period cannot be: the clock ran backwards (a bag loops), or the rate rose.
-        return wait if 0 < wait <= 1e9 / rate else 0
+        return wait if 0 < wait <= _period_ns(rate) else 0
 
     def take(self, now_ns: int, rate: float) -> None:
         """Note that a frame was taken."""
         if rate <= 0:
             return
-        period = round(1e9 / rate)
+        period = _period_ns(rate)
         # From the time it was due, so that small delays do not add up to a lower rate; but a
         # long pause earns no burst.
         late = now_ns - self._due_ns

@@ -215,9 +215,7 @@ def vocabulary_message(vocabulary: Vocabulary, header: Header) -> 'msg.Vocabular
                 id=c.id,
                 name=c.name,
                 synonyms=list(c.synonyms),
-                color=ColorRGBA(
-                    **dict(zip('rgb', (v / 255.0 for v in c.color), strict=True)), a=1.0
-                ),
+                color=_color(c.color),
             )
             for c in vocabulary.classes
         ],

@@ -127,13 +127,15 @@ class DemoObserver(Node):
         while not is_done():
             self._executor.spin_once(timeout_sec=0.1)
 
-    def set_vocabulary(self, phrases: Sequence[str]) -> None:
+    def set_vocabulary(self, phrases: Sequence[str], timeout_s: float) -> None:
         """Change the node's vocabulary through its parameter service, as `ros2 param set` does.
 
-        Raises RuntimeError with the node's reason if it refuses.
+        Raises RuntimeError with the node's reason if it refuses, or if it does not answer.
         """
         future = self._parameters.set_parameters([Parameter('vocabulary', value=list(phrases))])
-        self._executor.spin_until_future_complete(future)
+        self._executor.spin_until_future_complete(future, timeout_s)
+        if not future.done():
+            raise RuntimeError(f'the parameter service did not answer within {timeout_s:.0f} s')
         (result,) = future.result().results
         if not result.successful:
             raise RuntimeError(f'the node refused the vocabulary: {result.reason}')

@@ -48,7 +48,9 @@ class CameraStatistics:
             if latency_s is not None:
                 self._latencies_s.append(latency_s)
 
-    def report(self, elapsed_s: float) -> tuple[dict[str, object], dict[str, int]]:
+    def report(
+        self, elapsed_s: float, subscribed: bool
+    ) -> tuple[dict[str, object], dict[str, int]]:
         """Return values for people, and what was counted since the last report."""
         with self._lock:
             counts = {
@@ -63,7 +65,9 @@ class CameraStatistics:
                 )
             }
             new = {name: n - self._reported.get(name, 0) for name, n in counts.items()}
-            self.silent_s = 0.0 if new['received'] else self.silent_s + elapsed_s
+            # Nothing can come from a camera that is not subscribed.
+            heard = new['received'] > 0 or not subscribed
+            self.silent_s = 0.0 if heard else self.silent_s + elapsed_s
             values = {
                 'received': counts['received'],
                 'received_hz': new['received'] / elapsed_s,
@@ -102,7 +106,7 @@ def camera_status(
     elapsed_s: float,
 ) -> DiagnosticStatus:
     """Report one camera. elapsed_s: since the report before."""
-    values, new = statistics.report(elapsed_s)
+    values, new = statistics.report(elapsed_s, subscribed)
     level, message = DiagnosticStatus.OK, f'{values["labelled_hz"]:.1f} label images a second'
     if new['refused']:
         level = DiagnosticStatus.WARN

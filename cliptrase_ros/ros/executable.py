@@ -19,20 +19,19 @@ def run_node(make_node: Callable[[], Node], name: str, args: list[str] | None) -
     try:
         with rclpy.init(args=args):
             try:
-                node = make_node()
+                try:
+                    node = make_node()
+                except (ValueError, ModelError) as error:
+                    get_logger(name).fatal(f'cannot start: {error}')
+                    return 1
                 try:
                     rclpy.spin(node)
                 finally:
                     node.destroy_node()
-            except (ValueError, ModelError):
-                raise
             except Exception:
                 # Told to end while it was being made, rclpy fails in many ways.
                 if rclpy.ok():
                     raise
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (ValueError, ModelError) as error:
-        get_logger(name).fatal(f'cannot start: {error}')
-        return 1
     return 0

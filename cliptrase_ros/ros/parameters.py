@@ -19,7 +19,15 @@ from cliptrase_ros.segmentation.segmenter import (
     RESOLUTION_RANGE,
     SegmentationSettings,
 )
-from cliptrase_ros.segmentation.vocabulary import Vocabulary, parse_vocabulary
+from cliptrase_ros.segmentation.vocabulary import (
+    MAX_PHRASES,
+    Vocabulary,
+    clean_phrase,
+    parse_vocabulary,
+)
+
+#: Slowest limit on label images a second, beside 0 = none; slower would look like a dead node.
+MIN_RATE = 0.001
 
 
 class ParameterError(ValueError):
@@ -81,7 +89,8 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         ],
         "The classes to label by, each 'name' or 'name: synonym, synonym'.",
         live=True,
-        constraints=f'{_ENTRIES}; 1 to 255 classes, no blanks, no phrase twice',
+        constraints=f'{_ENTRIES}; 1 to 255 classes, no blanks, no phrase twice; at most '
+        f'{MAX_PHRASES} phrases, synonyms and background included',
     ),
     ParameterSpec(
         'background',
@@ -108,6 +117,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'there is time for.',
         live=True,
         limits=(0.0, 1000.0),
+        constraints=f'0, or {MIN_RATE:g} and more',
     ),
     ParameterSpec(
         'preset',
@@ -167,7 +177,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'cache_dir',
         Parameter.Type.STRING,
         '',
-        'Folder for downloaded weights and encoded phrases; empty for the usual one.',
+        'Folder for downloaded weights; empty for the usual one.',
     ),
     ParameterSpec(
         'always_on',
@@ -213,7 +223,7 @@ class Parameters:
         parameters cannot be set in one go on the command line. Raises VocabularyError.
         """
         named = {p.casefold() for p in parse_vocabulary(self.vocabulary).phrases}
-        background = [p for p in self.background if ' '.join(p.split()).casefold() not in named]
+        background = [p for p in self.background if clean_phrase(p).casefold() not in named]
         return parse_vocabulary(self.vocabulary, background, previous)
 
     def changed(self, changes: Iterable[Parameter]) -> 'Parameters':
@@ -307,6 +317,11 @@ def _checked(values: Parameters) -> Parameters:
     # rclpy holds values to the ranges of the descriptors before this; not a number passes some.
     if not math.isfinite(values.rate) or values.rate < 0:
         raise ParameterError(f"'rate' is {values.rate}; give label images a second, or 0 for all")
+    if 0 < values.rate < MIN_RATE:
+        raise ParameterError(
+            f"'rate' is {values.rate}, less than one label image in {1 / MIN_RATE:.0f} s; give "
+            f'{MIN_RATE:g} or more, or 0 for all'
+        )
     if not 0.0 <= values.min_confidence <= 1.0:
         raise ParameterError(f"'min_confidence' is {values.min_confidence}; give 0.0 to 1.0")
     _check_cameras(values.cameras)
@@ -317,15 +332,20 @@ def _checked(values: Parameters) -> Parameters:
     return values
 
 
+def check_camera_name(parameter: str, name: str) -> None:
+    """Raise ParameterError, which names the parameter, for a name no topic can have."""
+    if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name):
+        raise ParameterError(
+            f"'{parameter}' has {name!r}, which cannot be part of a topic name: use letters, "
+            'digits and underscores, not beginning with a digit. For another topic, remap it: '
+            '-r front/image_raw:=/driver/front/color'
+        )
+
+
 def _check_cameras(names: tuple[str, ...]) -> None:
     if not names:
         raise ParameterError("'cameras' is empty; name at least one camera, for instance [camera]")
     for name in names:
-        if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name):
-            raise ParameterError(
-                f"'cameras' has {name!r}, which cannot be part of a topic name: use letters, "
-                'digits and underscores, not beginning with a digit. To read another topic, '
-                'remap it: -r front/image_raw:=/driver/front/color'
-            )
+        check_camera_name('cameras', name)
         if names.count(name) > 1:
             raise ParameterError(f"'cameras' has {name!r} {names.count(name)} times; name it once")

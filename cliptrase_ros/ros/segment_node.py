@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
@@ -39,6 +40,7 @@ class SegmentNode(Node):
     def __init__(self, segmenter: Segmenter | None = None, **node_arguments):
         self._worker: Worker | None = None
         self._announced_version = 0
+        self._requested_version = 0
         super().__init__(NODE_NAME, **node_arguments)
         self._values = declare_parameters(self)
         # Before the model is loaded: a typing mistake should not take seconds to be told.
@@ -79,7 +81,7 @@ class SegmentNode(Node):
         self.create_timer(1.0, self._publish_diagnostics, clock=steady)
         self.create_timer(LABEL_INFO_PERIOD, self._worker.announce_again, clock=steady)
 
-        self._worker.request_vocabulary(vocabulary)
+        self._request(vocabulary)
         self._worker.start(self._cameras)
 
     def destroy_node(self) -> None:
@@ -114,8 +116,9 @@ class SegmentNode(Node):
 
     def _announce(self, vocabulary: Vocabulary) -> None:
         if vocabulary.version != self._announced_version:
-            self._announced_version = vocabulary.version
             self._vocabulary_publisher.publish(vocabulary_message(vocabulary, self._header()))
+            # Not before: what could not be published is tried again.
+            self._announced_version = vocabulary.version
             self.get_logger().info(
                 f'vocabulary {vocabulary.version}: {", ".join(c.name for c in vocabulary.classes)}'
             )
@@ -144,9 +147,10 @@ class SegmentNode(Node):
             latest.classes,
             latest.background,
         ):
-            return values, None
+            return values, latest
         self._segmenter.check_vocabulary(vocabulary)
-        return values, vocabulary
+        # Not counted from the latest: one that failed has had a version as well.
+        return values, replace(vocabulary, version=self._requested_version + 1)
 
     def _apply_parameters(self, _changes: list[Parameter]) -> None:
         if self._accepted is None:
@@ -156,8 +160,12 @@ class SegmentNode(Node):
         for camera in self._cameras:
             camera.set_rate(self._values.rate)
         if vocabulary is not None:
-            self._worker.request_vocabulary(vocabulary)
+            self._request(vocabulary)
         self._worker.wake()
+
+    def _request(self, vocabulary: Vocabulary) -> None:
+        self._requested_version = max(self._requested_version, vocabulary.version)
+        self._worker.request_vocabulary(vocabulary)
 
     def _publish_diagnostics(self) -> None:
         now = time.monotonic()

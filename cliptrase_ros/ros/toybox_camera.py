@@ -14,7 +14,7 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.ros.conversions import image_message
 from cliptrase_ros.ros.executable import run_node
-from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec
+from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec, check_camera_name
 from cliptrase_ros.toybox.renderer import intrinsics, render
 from cliptrase_ros.toybox.scenes import SPLITS, camera_pose, sample_room
 
@@ -60,6 +60,7 @@ class ToyboxCamera(Node):
                 ).value
             except ParameterException as error:
                 raise ParameterError(str(error)) from error
+        check_camera_name('camera', values['camera'])
         try:
             self._room = sample_room(values['seed'], values['split'])
         except ValueError as error:

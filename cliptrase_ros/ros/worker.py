@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
@@ -14,7 +14,7 @@ from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
     Segmenter,
 )
-from cliptrase_ros.segmentation.vocabulary import Vocabulary
+from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 
 #: Shortest turn of encoding between two turns of labelling: many phrases that are known already.
 _ENCODING_TURN_S = 0.02
@@ -25,7 +25,7 @@ class VocabularyState:
     """What diagnostics say about vocabularies.
 
     in_force: version labels are made with, 0 before the first. pending: version being encoded,
-    or None. failure: why the last one could not be encoded, or ''.
+    or None. failure: why the last one that was requested could not be encoded, or ''.
     """
 
     in_force: int
@@ -37,7 +37,8 @@ class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
     cameras: served fairly, the one that has waited longest first. on_vocabulary: called in the
-    inference thread when a vocabulary comes into force, before the first label made with it.
+    inference thread when a vocabulary comes into force, before the first label made with it,
+    and again if it raises.
     clock: () -> nanoseconds and whether they are simulated. is_shutting_down: whether errors
     are only the middleware going away.
     """
@@ -78,7 +79,7 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after what is being computed; returns when the thread has."""
+        """End after the frame or phrase being computed; returns when the thread has."""
         self._stopping = True
         self._wake.set()
         if self._thread.is_alive():
@@ -94,9 +95,16 @@ class Worker:
         self._wake.set()
 
     def request_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Encode a vocabulary and put it in force; of several that wait, the last one counts."""
+        """Encode a vocabulary and put it in force; of several that wait, the last one counts.
+
+        With the one that is in force, nothing is wanted any more but that: an earlier failure
+        is forgotten.
+        """
         with self._lock:
-            self._requested = vocabulary
+            if self._in_force is not None and self._in_force.vocabulary is vocabulary:
+                self._requested, self._failure = None, ''
+            else:
+                self._requested = vocabulary
         self._wake.set()
 
     @property
@@ -125,6 +133,8 @@ class Worker:
                 # frames that never cease do not keep a new one waiting.
                 worked = self._encode_some()
                 worked = self._serve_some() or worked
+                if not worked and not self._stopping:
+                    self._wake.wait(self._idle_s())
             except Exception as error:
                 if self._is_shutting_down():
                     return
@@ -134,9 +144,6 @@ class Worker:
                     f'inference thread: {type(error).__name__}: {error}', throttle_duration_sec=5.0
                 )
                 time.sleep(0.01)
-                continue
-            if not worked and not self._stopping:
-                self._wake.wait(self._idle_s())
 
     def _idle_s(self) -> float | None:
         if self._in_force is None:
@@ -154,7 +161,7 @@ class Worker:
         if wanted is None:
             if self._announce_again and self._in_force is not None:
                 self._announce_again = False
-                self._on_vocabulary(self._in_force.vocabulary)
+                self._announce(self._in_force.vocabulary)
             return False
         if self._encoding is None or self._encoding[0] is not wanted:
             self._encoding = (wanted, _slices(wanted))
@@ -164,9 +171,9 @@ class Worker:
                 encoded = self._segmenter.encode_vocabulary(part)
                 if part is wanted:
                     # Announced first: no label may come out whose names nobody has been told.
-                    self._on_vocabulary(wanted)
+                    self._announce(wanted)
                     self._finish_encoding(wanted, encoded, '')
-                if time.monotonic() > until:
+                if self._stopping or time.monotonic() > until:
                     break
         except Exception as error:
             self._finish_encoding(wanted, None, f'{type(error).__name__}: {error}')
@@ -175,6 +182,21 @@ class Worker:
                 f'{type(error).__name__}: {error}'
             )
         return True
+
+    def _announce(self, vocabulary: Vocabulary) -> None:
+        try:
+            self._on_vocabulary(vocabulary)
+        except Exception as error:
+            if self._is_shutting_down():
+                return
+            # A message that could not be sent must not cost the labels, and masks name their
+            # classes themselves.
+            self._announce_again = True
+            self._logger.error(
+                f'vocabulary {vocabulary.version} could not be announced, to be tried again: '
+                f'{type(error).__name__}: {error}',
+                throttle_duration_sec=5.0,
+            )
 
     def _finish_encoding(
         self, wanted: Vocabulary, encoded: EncodedVocabulary | None, failure: str
@@ -246,8 +268,6 @@ class Worker:
 
 def _slices(vocabulary: Vocabulary) -> Iterator[Vocabulary]:
     """Parts that are encoded one at a time, the whole last; the encoder remembers phrases."""
-    for entry in vocabulary.classes:
-        yield replace(vocabulary, classes=(entry,), background=())
-    for phrase in vocabulary.background:
-        yield replace(vocabulary, classes=vocabulary.classes[:1], background=(phrase,))
+    for phrase in vocabulary.phrases:
+        yield Vocabulary((VocabularyClass(0, phrase),))
     yield vocabulary

@@ -184,8 +184,8 @@ def _refuse_too_many(
     count = sum(1 + len(synonyms) for _, synonyms in parsed) + len(background)
     if count > MAX_PHRASES:
         raise VocabularyError(
-            f'the vocabulary has {count} phrases, synonyms and background included; at most '
-            f'{MAX_PHRASES} are encoded in bearable time; drop some'
+            f'the vocabulary has {count} phrases; at most {MAX_PHRASES}, synonyms and background '
+            'included, are encoded in bearable time; drop some'
         )
 
 

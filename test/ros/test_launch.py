@@ -1,5 +1,6 @@
 """The launch file and the parameter file, as a user starts them."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -34,6 +35,70 @@ def test_node_page_names_every_parameter_with_its_default():
         assert cells[2] == ('yes' if spec.live else 'no'), spec.name
         for limit in spec.limits or ():
             assert f'{limit:g}' in cells[3], spec.name
+
+
+@pytest.fixture(scope='module')
+def launch_syntax():
+    return ast.parse((ROOT / 'launch' / 'segment.launch.py').read_text())
+
+
+def texts(*nodes):
+    return {
+        n.value
+        for node in nodes
+        for n in ast.walk(node)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
+
+
+def declared_arguments(syntax):
+    calls = (n for n in ast.walk(syntax) if isinstance(n, ast.Call))
+    return {
+        call.args[0].value: ''.join(texts(*(k for k in call.keywords if k.arg == 'description')))
+        for call in calls
+        if getattr(call.func, 'id', '') == 'DeclareLaunchArgument'
+    }
+
+
+def keys_of(syntax, variable):
+    """Texts by which a dictionary is made, or written and read, also by a loop over texts."""
+    keys = set()
+
+    def visit(node, loops):
+        if isinstance(node, ast.For) and isinstance(node.target, ast.Name):
+            loops = {**loops, node.target.id: texts(node.iter)}
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == variable:
+            keys.update(*(texts(key) for key in getattr(node.value, 'keys', [])))
+        if isinstance(node, ast.Subscript) and getattr(node.value, 'id', '') == variable:
+            keys.update(loops.get(getattr(node.slice, 'id', ''), texts(node.slice)))
+        for child in ast.iter_child_nodes(node):
+            visit(child, loops)
+
+    visit(syntax, {})
+    return keys
+
+
+def test_launch_file_overrides_parameters_that_exist(launch_syntax):
+    overridden = keys_of(launch_syntax, 'overrides')
+    assert {'vocabulary', 'model', 'device', 'rate', 'cameras', 'use_sim_time'} <= overridden
+    assert overridden <= {'use_sim_time', *(spec.name for spec in PARAMETERS)}
+
+
+def test_launch_file_reads_arguments_that_are_declared_and_described(launch_syntax):
+    arguments, read = declared_arguments(launch_syntax), keys_of(launch_syntax, 'given')
+    assert {'vocabulary', 'image_topic', 'rviz', 'namespace'} <= read <= set(arguments)
+    assert all(len(description) > 20 for description in arguments.values())
+
+
+def test_launch_file_names_files_and_executables_that_exist(launch_syntax):
+    divisions = (n for n in ast.walk(launch_syntax) if isinstance(n, ast.BinOp))
+    files = {n.right.value for n in divisions if getattr(n.left, 'id', '') == 'CONFIG'}
+    assert {'segment.yaml', 'segment.rviz', 'fastdds_large_data.xml'} <= files
+    assert all((ROOT / 'config' / name).is_file() for name in files)
+    keywords = [n for n in ast.walk(launch_syntax) if isinstance(n, ast.keyword)]
+    ours = texts(*(k.value for k in keywords if k.arg == 'executable')) - {'rviz2'}
+    built = (ROOT / 'CMakeLists.txt').read_text()
+    assert ours and all(f'set({name}_module ' in built for name in ours)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 
@@ -152,6 +153,10 @@ def test_a_class_comes_before_the_background(start_node, client):
     assert client.set_parameters(vocabulary='road')[0].successful
     client.wait_for(lambda: len(history) == 3, 'the old classes')
     assert list(history[2].background) == ['sky', 'wall']
+    # Also where the two only look the same.
+    assert client.set_parameters(vocabulary='road; \u200bsky')[0].successful
+    client.wait_for(lambda: len(history) == 4, 'the new class')
+    assert list(history[3].background) == ['wall']
 
 
 def test_late_listener_gets_the_vocabulary(start_node, client):
@@ -284,13 +289,14 @@ def test_labelling_survives_a_clock_that_runs_backwards(start_node, client):
         client.wait_for(lambda: len(labels) - before >= 5, f'labels in loop {loop}')  # noqa: B023
 
 
-def test_failure_to_encode_leaves_the_old_vocabulary_in_force(start_node, client, make_segmenter):
-    class Faulty(Segmenter):
-        def encode_vocabulary(self, vocabulary):
-            if 'unspeakable' in vocabulary.phrases:
-                raise RuntimeError('out of memory')
-            return super().encode_vocabulary(vocabulary)
+class Faulty(Segmenter):
+    def encode_vocabulary(self, vocabulary):
+        if 'unspeakable' in vocabulary.phrases:
+            raise RuntimeError('out of memory')
+        return super().encode_vocabulary(vocabulary)
 
+
+def test_failure_to_encode_leaves_the_old_vocabulary_in_force(start_node, client, make_segmenter):
     start_node(make_segmenter(Faulty))
     client.listen_to_vocabulary()
     client.listen_to_masks()
@@ -302,6 +308,62 @@ def test_failure_to_encode_leaves_the_old_vocabulary_in_force(start_node, client
     assert client.set_parameters(vocabulary='road; tree')[0].successful
     history = client.received['/cliptrase/vocabulary']
     client.wait_for(lambda: len(history) == 2, 'the next vocabulary')
+    client.diagnostics(lambda _, v: not v['vocabulary_failure'], camera=None)
+    # The one that failed had version 2, and nothing else may have it.
+    assert [m.version for m in history] == [1, 3]
+
+
+def test_old_vocabulary_set_again_ends_the_warning(start_node, client, make_segmenter):
+    start_node(make_segmenter(Faulty), vocabulary='road; tree')
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    assert client.set_parameters(vocabulary='unspeakable; road')[0].successful
+    client.diagnostics(lambda _, v: v['vocabulary_failure'], camera=None)
+    assert client.set_parameters(vocabulary='road; tree')[0].successful
+    status, values = client.diagnostics(lambda _, v: not v['vocabulary_failure'], camera=None)
+    assert status.level == DiagnosticStatus.OK and values['vocabulary_version'] == '1'
+    assert client.set_parameters(vocabulary='road; dog')[0].successful
+    history = client.received['/cliptrase/vocabulary']
+    client.wait_for(lambda: len(history) == 2, 'the next vocabulary')
+    assert [m.version for m in history] == [1, 3]
+
+
+def test_no_vocabulary_in_force_is_an_error(start_node, client, make_segmenter):
+    start_node(make_segmenter(Faulty), vocabulary='unspeakable')
+    status, values = client.diagnostics(lambda _, v: v['vocabulary_failure'], camera=None)
+    assert status.level == DiagnosticStatus.ERROR and values['vocabulary_version'] == '0'
+    client.listen_to_vocabulary()
+    assert client.set_parameters(vocabulary='road')[0].successful
+    assert client.vocabulary_version() == 2
+
+
+@pytest.mark.parametrize('part', ['vocabulary', 'label_info'])
+def test_vocabulary_outlives_an_announcement_that_fails(start_node, client, monkeypatch, part):
+    node = start_node()
+    client.listen_to_vocabulary()
+    client.listen_to_masks()
+    client.vocabulary_version()
+    owner, name = {
+        'vocabulary': (node._vocabulary_publisher, 'publish'),
+        'label_info': (node._cameras[0], 'publish_label_info'),
+    }[part]
+    really = getattr(owner, name)
+    failures = [RuntimeError('no memory left')]
+
+    def fail_once(*arguments):
+        if failures:
+            raise failures.pop()
+        really(*arguments)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    history = client.received['/cliptrase/vocabulary']
+    assert client.set_parameters(vocabulary='road; dog')[0].successful
+    client.wait_for(lambda: len(history) == 2, 'the vocabulary')
+    assert not failures
+    assert client.masks_of(client.send(client.image())).vocabulary_version == 2
+    assert client.set_parameters(vocabulary='road; cat')[0].successful
+    client.wait_for(lambda: len(history) == 3, 'the next vocabulary')
+    assert [m.version for m in history] == [1, 2, 3]
     client.diagnostics(lambda _, v: not v['vocabulary_failure'], camera=None)
 
 

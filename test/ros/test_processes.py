@@ -1,6 +1,8 @@
 """The executables as ROS runs them: separate processes over real DDS."""
 
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 from cliptrase_ros.toybox.scenes import CLASSES
+
+#: Seconds a process may take on a busy machine.
+PATIENCE = 30.0
 
 
 @pytest.mark.parametrize(
@@ -29,10 +34,39 @@ def test_what_cannot_start_says_why_and_ends(processes, parameters, words):
     assert 'Traceback' not in output
 
 
-def test_camera_with_bad_parameters_says_why_and_ends(processes):
-    status, output = processes.run('toybox_camera', split='nonsense')
+@pytest.mark.parametrize('name', ['weights.safetensors', 'weights.pt'])
+def test_corrupt_weights_say_so_and_the_node_ends(processes, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(np.random.default_rng(0).bytes(100_000))
+    status, output = processes.run('segment_node', model='ViT-B-16', pretrained=str(path))
     assert status == 1
-    assert 'cannot start' in output and "'nonsense'" in output and 'Traceback' not in output
+    assert 'cannot start' in output and str(path) in output, output
+    assert 'Traceback' not in output
+
+
+@pytest.mark.parametrize(('parameter', 'value'), [('split', 'nonsense'), ('camera', 'a b')])
+def test_camera_with_bad_parameters_says_why_and_ends(processes, parameter, value):
+    status, output = processes.run('toybox_camera', **{parameter: value})
+    assert status == 1
+    assert 'cannot start' in output and repr(value) in output and 'Traceback' not in output
+
+
+def test_fault_in_a_running_node_is_not_taken_for_a_failed_start():
+    script = (
+        'from rclpy.node import Node\n'
+        'from cliptrase_ros.ros.executable import run_node\n'
+        'class Faulty(Node):\n'
+        '    def __init__(self):\n'
+        '        super().__init__("faulty")\n'
+        '        self.create_timer(0.01, lambda: int("a fault in a callback"))\n'
+        'run_node(Faulty, "faulty", [])\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 1
+    assert 'a fault in a callback' in done.stderr and 'Traceback' in done.stderr
+    assert 'cannot start' not in done.stdout + done.stderr
 
 
 def test_simulated_camera_to_labels(processes, client, tiny_model_folder):

@@ -1,14 +1,16 @@
-"""Parts that need no node: the rate limiter, the parameter table, the overlay."""
+"""Parts that need no node: the rate limiter, the counting for diagnostics, the overlay."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
-from hypothesis import given
+from diagnostic_msgs.msg import DiagnosticStatus
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cliptrase_ros.ros.camera import RateLimiter
+from cliptrase_ros.ros.diagnostics import SILENCE_S, CameraStatistics, camera_status
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
@@ -37,17 +39,60 @@ def test_pause_earns_no_burst():
     assert len(taken(limiter, after, 10.0)) == 1
 
 
-@given(st.lists(st.integers(0, 10**12), max_size=30), st.floats(0.1, 1000))
+@given(st.floats(0.001, 1000))
+@example(15.0)  # a period that is rounded up
+@example(30.0)  # and one that is rounded down
+def test_after_a_frame_the_next_is_due_in_one_period(rate):
+    limiter = RateLimiter()
+    now = 10**15
+    limiter.take(now, rate)
+    wait = limiter.wait_ns(now, rate)
+    assert wait == pytest.approx(SECOND / rate, abs=1)
+    assert limiter.wait_ns(now + wait - 1, rate) == 1
+    assert limiter.wait_ns(now + wait, rate) == 0
+    # Late by half a period, so that the one after it comes earlier by as much.
+    limiter.take(now + wait + wait // 2, rate)
+    assert limiter.wait_ns(now + wait + wait // 2, rate) == wait - wait // 2
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=30), st.floats(0.001, 1000))
+@example([10**10, 10**10], 15.0)
 def test_whatever_the_clock_did_a_frame_is_due_within_a_period(jumps, rate):
     limiter = RateLimiter()
-    taken(limiter, jumps, rate)
     for now in jumps:
-        assert 0 <= limiter.wait_ns(now, rate) <= SECOND / rate
+        wait = limiter.wait_ns(now, rate)
+        assert 0 <= wait <= SECOND / rate + 1
+        limiter.take(now + wait, rate)
+        assert limiter.wait_ns(now + wait, rate) > 0, 'two frames in one moment'
+
+
+@given(st.lists(st.integers(0, 10**10), min_size=1, max_size=200), st.floats(0.1, 1000))
+@example([10**10, 10**10, 10**10], 15.0)
+def test_rate_is_never_exceeded(times, rate):
+    times = sorted(times)
+    at_most = (times[-1] - times[0]) * rate / SECOND * (1 + 1e-6) + 2
+    assert len(taken(RateLimiter(), times, rate)) <= at_most
 
 
 def test_no_limit_means_always_due():
     limiter = RateLimiter()
     assert taken(limiter, [5, 5, 6], 0.0) == [5, 5, 6]
+
+
+def test_silence_counts_only_while_subscribed():
+    statistics = CameraStatistics()
+
+    def report(subscribed):
+        return camera_status('node', 'front', statistics, subscribed, '/front/image_raw', 1.0)
+
+    for _ in range(300):
+        assert report(subscribed=False).level == DiagnosticStatus.OK
+    assert report(subscribed=True).level == DiagnosticStatus.OK
+    for _ in range(int(SILENCE_S) - 1):
+        status = report(subscribed=True)
+    assert status.level == DiagnosticStatus.WARN and 'no image for 3 s' in status.message
+    statistics.count('received')
+    assert report(subscribed=True).level == DiagnosticStatus.OK
 
 
 def test_overlay_colours_classes_and_keeps_the_rest():

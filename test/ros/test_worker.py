@@ -1,0 +1,120 @@
+"""The inference thread by itself: encoding in small parts, announcements, and its end."""
+
+import threading
+import time
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+from rclpy.logging import get_logger
+
+from cliptrase_ros.ros.worker import Worker
+from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+PATIENCE = 30.0
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def start_worker():
+    workers = []
+
+    def start(segmenter, on_vocabulary=lambda _: None, clock=lambda: (time.monotonic_ns(), False)):
+        worker = Worker(
+            segmenter,
+            settings=SegmentationSettings(),
+            clock=clock,
+            on_vocabulary=on_vocabulary,
+            is_shutting_down=lambda: False,
+            logger=get_logger('test_worker'),
+        )
+        workers.append(worker)
+        worker.start([])
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.stop()
+
+
+def test_phrases_are_encoded_one_at_a_time_and_the_end_does_not_wait_for_all(
+    start_worker, make_segmenter
+):
+    parts, enough, may_go_on = [], threading.Event(), threading.Event()
+
+    class Watched(Segmenter):
+        def encode_vocabulary(self, vocabulary):
+            parts.append(vocabulary.phrases)
+            if len(parts) == 3:
+                enough.set()
+                assert may_go_on.wait(PATIENCE)
+            return super().encode_vocabulary(vocabulary)
+
+    worker = start_worker(make_segmenter(Watched))
+    synonyms = ', '.join(f'word {i}' for i in range(600))
+    worker.request_vocabulary(parse_vocabulary(f'thing: {synonyms}', ['sky']))
+    assert enough.wait(PATIENCE)
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    wait_for(lambda: worker._stopping)
+    may_go_on.set()
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    assert parts == [('thing',), ('word 0',), ('word 1',)]
+
+
+def test_features_do_not_depend_on_the_parts(start_worker, make_segmenter):
+    vocabulary = parse_vocabulary('road: street; tree', ['sky'])
+    worker = start_worker(make_segmenter())
+    worker.request_vocabulary(vocabulary)
+    wait_for(lambda: worker.vocabulary_state.in_force)
+    assert worker.latest_vocabulary is vocabulary
+    expected = make_segmenter().encode_vocabulary(vocabulary).features
+    assert (worker._in_force.features - expected).abs().max() < 1e-5
+
+
+def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worker, segmenter):
+    announced = []
+
+    def fail_at_first(vocabulary):
+        announced.append(vocabulary)
+        if len(announced) <= 2:
+            raise RuntimeError('no memory left')
+
+    worker = start_worker(segmenter, fail_at_first)
+    first = parse_vocabulary('road')
+    worker.request_vocabulary(first)
+    wait_for(lambda: worker.vocabulary_state.in_force == 1)
+    assert worker.vocabulary_state.failure == ''
+    wait_for(lambda: len(announced) == 2)
+    worker.wake()
+    wait_for(lambda: len(announced) == 3)
+    second = parse_vocabulary('road; tree', previous=first)
+    worker.request_vocabulary(second)
+    wait_for(lambda: worker.vocabulary_state.in_force == 2)
+    assert announced == [first, first, first, second]
+
+
+def test_thread_survives_a_clock_that_fails_while_it_is_idle(start_worker, segmenter):
+    calls = []
+
+    def clock():
+        calls.append(None)
+        # Once for each look for frames; the third call is the first that asks how long to wait.
+        if len(calls) == 3:
+            raise RuntimeError('no clock')
+        return time.monotonic_ns(), False
+
+    worker = start_worker(segmenter, clock=clock)
+    worker.request_vocabulary(parse_vocabulary('road'))
+    wait_for(lambda: len(calls) >= 3)
+    worker.request_vocabulary(parse_vocabulary('road; tree', previous=worker.latest_vocabulary))
+    wait_for(lambda: worker.vocabulary_state.in_force == 2)
