@@ -239,7 +239,7 @@ def _draw(observer: DemoObserver, output: Path) -> None:
         row = []
         for camera, record in observer.records.items():
             frames = [f for f in record.labelled() if f.vocabulary_version == version]
-            frame = frames[len(frames) // 2]
+            frame = max(frames, key=lambda f: len(np.unique(_truth(f, classes))))
             Image.fromarray(_with_truth(frame, classes)).save(output / f'{name}_{camera}.png')
             row += [frame.image, frame.overlay]
         rows.append(_under_words(row, classes))

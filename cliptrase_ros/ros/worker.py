@@ -16,8 +16,9 @@ from cliptrase_ros.segmentation.segmenter import (
 )
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 
-#: Shortest turn of encoding between two turns of labelling: many phrases that are known already.
-_ENCODING_TURN_S = 0.02
+#: Encoding gives way to a frame after this long, or one phrase if that takes longer: about as
+#: much time for the new words as for labelling by the old ones.
+_ENCODING_TURN_S = 0.1
 
 
 @dataclass(frozen=True)
