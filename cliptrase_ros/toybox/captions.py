@@ -1,0 +1,108 @@
+"""Captions: which phrases a picture does and does not show, at several levels of detail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from torch import Tensor
+
+from cliptrase_ros.toybox.scenes import CLASSES, UNSEEN_COMBINATIONS, ToyClass
+
+# A class that covers less is not worth a word: the caption neither mentions nor denies it.
+MENTIONED_FROM = 0.025
+DENIED_BELOW = 0.001
+
+_SHAPE_WORDS = {
+    'ball': ('ball', 'ball', 'ball', 'sphere'),
+    'box': ('box', 'box', 'box', 'crate', 'cube'),
+    'cone': ('cone', 'cone', 'cone', 'traffic cone', 'pylon'),
+    'cylinder': ('cylinder', 'cylinder', 'cylinder', 'barrel', 'drum'),
+}
+_SURFACE_WORDS = {
+    'wooden floor': ('wooden floor', 'wooden floor', 'wood floor', 'parquet'),
+    'tiled floor': ('tiled floor', 'tiled floor', 'tile floor', 'tiles'),
+    'stone floor': ('stone floor', 'stone floor', 'stone tiles'),
+    'brick wall': ('brick wall', 'brick wall', 'bricks'),
+    'wooden wall': ('wooden wall', 'wooden wall', 'wood wall'),
+    'carpet': ('carpet', 'carpet', 'carpet floor', 'rug'),
+}
+_OBJECT_WORDS = ('object', 'thing')
+
+
+@dataclass(frozen=True)
+class Level:
+    """Phrases of which every visible thing has exactly one.
+
+    words: for each phrase the ways to say it. member: bool (len(CLASSES), len(words)), which
+    classes a phrase names; a class of no phrase never occurs in training.
+    """
+
+    words: tuple[tuple[str, ...], ...]
+    member: Tensor
+
+
+def _object_words(toy_class: ToyClass) -> tuple[str, ...]:
+    return tuple(f'{toy_class.adjective} {noun}' for noun in _SHAPE_WORDS[toy_class.noun])
+
+
+def _material(toy_class: ToyClass) -> tuple[str, ...]:
+    return _SURFACE_WORDS.get(toy_class.name, (toy_class.name,))
+
+
+def _kind(toy_class: ToyClass) -> tuple[str, ...]:
+    return (toy_class.kind,)
+
+
+@lru_cache(maxsize=1)
+def levels() -> tuple[Level, ...]:
+    """Names and materials; shapes and kinds of surface; colours and kinds of surface."""
+    namings = (
+        (_object_words, _material),
+        (lambda c: _SHAPE_WORDS[c.noun], _kind),
+        (lambda c: tuple(f'{c.adjective} {word}' for word in _OBJECT_WORDS), _kind),
+    )
+    result = []
+    for name_object, name_surface in namings:
+        phrases: dict[tuple[str, ...], list[int]] = {}
+        for index, toy_class in enumerate(CLASSES):
+            if (toy_class.adjective, toy_class.noun) in UNSEEN_COMBINATIONS:
+                # Neither shown nor denied: a denied phrase would be learned as absent.
+                continue
+            name = name_object if toy_class.kind == 'object' else name_surface
+            phrases.setdefault(name(toy_class), []).append(index)
+        member = torch.zeros(len(CLASSES), len(phrases), dtype=torch.bool)
+        for column, indices in enumerate(phrases.values()):
+            member[indices, column] = True
+        result.append(Level(tuple(phrases), member))
+    return tuple(result)
+
+
+def prompts(level: Level, generator: torch.Generator) -> list[str]:
+    """One prompt a phrase: a random way to say it in a random one of the 80 templates."""
+    chosen = []
+    for words in level.words:
+        word = torch.randint(len(words), (), generator=generator)
+        template = torch.randint(len(OPENAI_IMAGENET_TEMPLATES), (), generator=generator)
+        chosen.append(OPENAI_IMAGENET_TEMPLATES[int(template)](words[int(word)]))
+    return chosen
+
+
+def presence(level: Level, coverage: Tensor) -> tuple[Tensor, Tensor]:
+    """Which phrases a caption mentions and which it denies.
+
+    coverage: (B, len(CLASSES)) shares of the picture. Returns two bool (B, phrases); a phrase
+    for something barely visible is in neither.
+    """
+    share = coverage @ level.member.to(coverage)
+    return share >= MENTIONED_FROM, share < DENIED_BELOW
+
+
+def training_words() -> Sequence[str]:
+    """Every text whose tokens the shipped model has to know."""
+    words = [word for level in levels() for group in level.words for word in group]
+    words += [toy_class.name for toy_class in CLASSES]
+    return [template(word) for template in OPENAI_IMAGENET_TEMPLATES for word in words]

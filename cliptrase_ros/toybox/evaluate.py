@@ -1,0 +1,188 @@
+"""Zero-shot results of a toybox CLIP: `python -m cliptrase_ros.toybox.evaluate --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from cliptrase_ros.segmentation import preprocessing
+from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.text import TextEncoder
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
+from cliptrase_ros.segmentation.weights import LoadedModel, load_model_folder
+from cliptrase_ros.toybox.captions import MENTIONED_FROM
+from cliptrase_ros.toybox.metrics import class_iou, confusion, roc_auc
+from cliptrase_ros.toybox.renderer import render
+from cliptrase_ros.toybox.scenes import CLASSES, camera_pose, matches, sample_room, true_labels
+from cliptrase_ros.toybox.towers import MODEL_FOLDER, ImageTower
+
+VOCABULARIES: dict[str, tuple[str, ...]] = {
+    'names': tuple(toy_class.name for toy_class in CLASSES),
+    'shapes': ('ball', 'box', 'cone', 'cylinder', 'floor', 'wall'),
+}
+METHODS = ('plain', 'recovered', 'paper', 'robot')
+Labeller = Callable[[list[np.ndarray]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """image uint8 (H, W, 3); label uint8 (H, W), index into `CLASSES`."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+
+def make_scenes(count: int, split: str, height: int = 240, width: int = 320) -> list[Scene]:
+    """What the simulated camera sees in `count` rooms of a split, at one time in each."""
+    scenes = []
+    for seed in range(count):
+        room = sample_room(seed, split)
+        views = render([room], [camera_pose(room, 7.3 * seed)], height, width)
+        scenes.append(Scene(views.image[0].numpy(), views.label[0].numpy()))
+    return scenes
+
+
+class _Plain:
+    """Labels from the tokens of one pass, without clusters: CLIP's own and the recovered ones."""
+
+    def __init__(self, loaded: LoadedModel, phrases: Sequence[str], resolution: int):
+        self.tower = ImageTower(loaded.model.visual)
+        self.text = TextEncoder(loaded.model, loaded.tokenizer).encode(phrases)
+        self.mean, self.std = (
+            torch.tensor(values)[:, None, None] for values in (loaded.mean, loaded.std)
+        )
+        self.resolution = resolution
+
+    @torch.inference_mode()
+    def __call__(self, images: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+        framing = preprocessing.whole_frame_framing(
+            images[0].shape[:2], self.resolution, self.tower.backbone.patch_size
+        )
+        pixels = preprocessing.network_input(images, framing, torch.device('cpu'))
+        features = self.tower((pixels.float() / 255 - self.mean) / self.std)
+        result = {}
+        tokens = {'plain': features.plain, 'recovered': features.dense.tokens}
+        for name, value in tokens.items():
+            logits = (value[:, 1:] @ self.text.mT).mT.unflatten(-1, features.dense.grid)
+            label = _largest(logits, pixels.shape[-2:])
+            label = preprocessing.to_camera_size(label, framing, outside=UNLABELLED)
+            result[name] = list(label.numpy())
+        self.image_scores = features.plain[:, 0] @ self.text.mT
+        return result
+
+
+def _largest(logits: Tensor, size: Sequence[int]) -> Tensor:
+    enlarged = F.interpolate(logits, size=tuple(size), mode='bilinear', align_corners=False)
+    return enlarged.argmax(1).to(torch.uint8)
+
+
+def evaluate(
+    folder: Path,
+    scenes: Sequence[Scene],
+    phrases: Sequence[str],
+    resolution: int = 336,
+    methods: Sequence[str] = METHODS,
+) -> dict:
+    """Mean IoU (0..1) of each method and per-class IoU, over one set of scenes and one vocabulary.
+
+    Pixels whose class no phrase names do not count; for preset `paper` neither do those outside
+    its square crop. Also image-level results of the unmodified [CLS] token: `auc`, the mean
+    over phrases of the area under the ROC curve; `first_hit`, how often the object phrase and
+    the surface phrase with the largest score is in the picture.
+    """
+    truth = [true_labels(scene.label, phrases) for scene in scenes]
+    labels: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+    simple = _Plain(load_model_folder(folder), phrases, resolution)
+    loaded = load_model_folder(folder)
+    segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
+    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(phrases)))
+    scores = []
+    for scene in tqdm(scenes, unit='scene', leave=False):
+        for name, result in simple([scene.image]).items():
+            if name in labels:
+                labels[name] += result
+        scores.append(simple.image_scores[0].numpy())
+        for preset in ('paper', 'robot'):
+            if preset in labels:
+                settings = SegmentationSettings(preset=preset, resolution=resolution)
+                result = segmenter.segment([scene.image], vocabulary, settings)
+                labels[preset].append(result[0].label)
+    result = {}
+    for method, predicted in labels.items():
+        counts = np.zeros((len(phrases), len(phrases) + 1), np.int64)
+        for p, t in zip(predicted, truth, strict=True):
+            outside = (p == UNLABELLED) if method == 'paper' else np.zeros_like(p, bool)
+            counts += confusion(p, np.where(outside, UNLABELLED, t), len(phrases))
+        iou = class_iou(counts)
+        result[method] = {
+            'miou': round(float(np.nanmean(iou)), 4),
+            'accuracy': round(float(np.trace(counts) / counts.sum()), 4),
+            'iou': {
+                n: round(float(v), 3) for n, v in zip(phrases, iou, strict=True) if np.isfinite(v)
+            },
+        }
+    return result | {'image': _image_level(np.stack(scores), truth, phrases)}
+
+
+def _image_level(scores: np.ndarray, truth: list[np.ndarray], phrases: Sequence[str]) -> dict:
+    share = np.stack([np.bincount(t.ravel(), minlength=256)[: len(phrases)] for t in truth])
+    share = share / truth[0].size
+    aucs = []
+    for column in range(len(phrases)):
+        known = (share[:, column] >= MENTIONED_FROM) | (share[:, column] == 0)
+        aucs.append(roc_auc(scores[known, column], share[known, column] > 0))
+    result = {'auc': round(float(np.nanmean(aucs)), 4)}
+    kinds = [next(c.kind for c in CLASSES if matches(phrase, c)) for phrase in phrases]
+    for name, columns in (
+        ('object', [i for i, kind in enumerate(kinds) if kind == 'object']),
+        ('surface', [i for i, kind in enumerate(kinds) if kind != 'object']),
+    ):
+        rows = (share[:, columns] >= MENTIONED_FROM).any(1)
+        best = scores[rows][:, columns].argmax(1)
+        hits = share[rows][:, columns][np.arange(rows.sum()), best] > 0
+        result[f'first_hit_{name}'] = round(float(hits.mean()), 4)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        prog='python -m cliptrase_ros.toybox.evaluate',
+        description='Zero-shot segmentation of rooms that training never saw.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument('folders', type=Path, nargs='*', default=[MODEL_FOLDER])
+    parser.add_argument('--scenes', type=int, default=100)
+    parser.add_argument('--splits', nargs='+', default=['held_out', 'unseen_combinations'])
+    parser.add_argument('--resolutions', type=int, nargs='+', default=[336])
+    parser.add_argument('--vocabularies', nargs='+', default=list(VOCABULARIES))
+    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = all')
+    parser.add_argument('--json', type=Path, help='write everything, per class too')
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    report = {}
+    for split in options.splits:
+        scenes = make_scenes(options.scenes, split)
+        for folder in options.folders:
+            for resolution in options.resolutions:
+                for name in options.vocabularies:
+                    result = evaluate(folder, scenes, VOCABULARIES[name], resolution)
+                    report[f'{folder.name}/{split}/{resolution}/{name}'] = result
+                    miou = '  '.join(f'{m} {100 * result[m]["miou"]:.1f}' for m in METHODS)
+                    print(f'{folder.name} {split} {resolution} {name}: {miou}  {result["image"]}')
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,266 @@
+"""What things look like: one texture formula with a row of parameters for every class.
+
+Bricks, planks, tiles, stripes, dots, window bars and the bands of a barrel are all the same
+formula with other numbers, so a picture of mixed materials needs no branch and no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHAPES = ('ball', 'box', 'cone', 'cylinder')
+
+Color = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Texture:
+    """Texture parameters; colours are linear-light RGB 0..1.
+
+    The surface coordinates (u, v) are metres on walls and floors; on objects u runs 0..1 around
+    (or across a face) and v runs 0..1 from the floor to the top. `tile` is the size of a cell in
+    these units, `shift` the offset of every other row in cells, `joint` the half width of the
+    joint between cells in cell units along u and v. `checker` blends every other cell towards
+    `second`; `dot` is the radius of a dot of colour `second` in a cell; `variation` is the
+    brightness spread between cells, `grain` that of lines along u. `bands` are (centre, half
+    width) in v, `frame` the half width in u, both painted in `trim`.
+    """
+
+    first: Color
+    second: Color = (0.0, 0.0, 0.0)
+    trim: Color = (0.0, 0.0, 0.0)
+    tile: tuple[float, float] = (100.0, 100.0)
+    shift: float = 0.0
+    joint: tuple[float, float] = (0.0, 0.0)
+    checker: float = 0.0
+    dot: float = 0.0
+    variation: float = 0.0
+    grain: float = 0.0
+    bands: tuple[tuple[float, float], tuple[float, float]] = ((-9.0, 0.0), (-9.0, 0.0))
+    frame: float = 0.0
+
+
+# Columns of a packed texture.
+CLASS_ID = 0
+FIRST, SECOND, TRIM = slice(1, 4), slice(4, 7), slice(7, 10)
+TILE_U, TILE_V, SHIFT, JOINT_U, JOINT_V, CHECKER, DOT, VARIATION, GRAIN = range(10, 19)
+BAND_1, WIDTH_1, BAND_2, WIDTH_2, FRAME, PHASE = range(19, 25)
+FEATURES = 25
+
+WHITE: Color = (0.80, 0.80, 0.78)
+DARK: Color = (0.035, 0.035, 0.04)
+
+COLORS: dict[str, Color] = {
+    'red': (0.62, 0.02, 0.02),
+    'orange': (0.90, 0.24, 0.01),
+    'yellow': (0.88, 0.62, 0.02),
+    'green': (0.03, 0.36, 0.05),
+    'blue': (0.02, 0.09, 0.60),
+    'purple': (0.24, 0.03, 0.42),
+    'white': WHITE,
+}
+PATTERNS = ('striped', 'dotted')
+FINISHES = (*COLORS, *PATTERNS)
+
+FLOORS: dict[str, Texture] = {
+    'wooden floor': Texture(
+        first=(0.33, 0.15, 0.055),
+        trim=(0.08, 0.035, 0.015),
+        tile=(1.3, 0.16),
+        shift=0.37,
+        joint=(0.004, 0.04),
+        variation=0.28,
+        grain=0.16,
+    ),
+    'tiled floor': Texture(
+        first=(0.55, 0.60, 0.62),
+        second=(0.05, 0.12, 0.16),
+        trim=(0.40, 0.40, 0.40),
+        tile=(0.42, 0.42),
+        joint=(0.025, 0.025),
+        checker=1.0,
+        variation=0.05,
+    ),
+    'carpet': Texture(
+        first=(0.22, 0.025, 0.05),
+        second=(0.62, 0.42, 0.20),
+        tile=(0.34, 0.34),
+        shift=0.5,
+        dot=0.24,
+        variation=0.04,
+        grain=0.10,
+    ),
+    'stone floor': Texture(
+        first=(0.30, 0.31, 0.27),
+        trim=(0.07, 0.075, 0.06),
+        tile=(0.62, 0.40),
+        shift=0.43,
+        joint=(0.035, 0.055),
+        variation=0.45,
+        grain=0.06,
+    ),
+}
+
+WALLS: dict[str, Texture] = {
+    'brick wall': Texture(
+        first=(0.36, 0.095, 0.05),
+        trim=(0.44, 0.41, 0.37),
+        tile=(0.34, 0.13),
+        shift=0.5,
+        joint=(0.035, 0.085),
+        variation=0.35,
+    ),
+    'wooden wall': Texture(
+        first=(0.50, 0.30, 0.12),
+        trim=(0.16, 0.085, 0.03),
+        tile=(0.24, 100.0),
+        joint=(0.035, 0.0),
+        variation=0.18,
+        grain=0.05,
+    ),
+    'concrete wall': Texture(
+        first=(0.33, 0.35, 0.37),
+        second=(0.11, 0.115, 0.12),
+        trim=(0.15, 0.155, 0.16),
+        tile=(1.0, 0.9),
+        joint=(0.008, 0.009),
+        dot=0.06,
+        variation=0.14,
+        grain=0.05,
+    ),
+    'wallpaper': Texture(
+        first=(0.30, 0.52, 0.46),
+        second=(0.66, 0.70, 0.52),
+        trim=(0.45, 0.40, 0.25),
+        tile=(0.36, 100.0),
+        checker=1.0,
+    ),
+    'plaster wall': Texture(
+        first=(0.70, 0.56, 0.38),
+        trim=(0.45, 0.36, 0.26),
+        grain=0.03,
+        bands=((0.05, 0.07), (-9.0, 0.0)),
+    ),
+}
+
+FIXTURES: dict[str, Texture] = {
+    'ceiling': Texture(
+        first=(0.72, 0.72, 0.70), trim=(0.45, 0.45, 0.45), tile=(0.6, 0.6), joint=(0.02, 0.02)
+    ),
+    'door': Texture(
+        first=(0.10, 0.17, 0.14),
+        trim=(0.035, 0.06, 0.05),
+        tile=(0.5, 0.52),
+        joint=(0.10, 0.085),
+    ),
+    'window': Texture(
+        first=(0.36, 0.68, 1.0), trim=(0.85, 0.85, 0.82), tile=(0.5, 0.6), joint=(0.06, 0.05)
+    ),
+}
+
+
+def _tint(color: Color, amount: float) -> Color:
+    return tuple(channel + (0.9 - channel) * amount for channel in color)  # type: ignore
+
+
+def _shade(color: Color, factor: float) -> Color:
+    return tuple(channel * factor for channel in color)  # type: ignore
+
+
+def object_texture(finish: str, shape: str) -> Texture:
+    """The texture of an object: its finish, and the trim that every thing of its shape wears.
+
+    Balls have the segments of a beach ball, boxes the frame of a crate, cones the bands of a
+    traffic cone, cylinders the hoops of a barrel. In a small picture shapes differ by little
+    more than shading; trim makes them things one can tell apart.
+    """
+    if finish == 'striped':
+        style = {'first': WHITE, 'second': DARK, 'checker': 1.0}
+        style['tile'] = {
+            'ball': (100.0, 0.125),
+            'box': (0.2, 100.0),
+            'cone': (0.125, 100.0),
+            'cylinder': (0.1, 100.0),
+        }[shape]
+    elif finish == 'dotted':
+        style = {'first': WHITE, 'second': (0.75, 0.02, 0.35), 'dot': 0.33}
+        style['tile'] = {
+            'ball': (0.125, 0.22),
+            'box': (0.25, 0.25),
+            'cone': (0.125, 0.22),
+            'cylinder': (0.1, 0.25),
+        }[shape]
+        style['shift'] = 0.5
+    else:
+        style = {'first': COLORS[finish]}
+    color = style['first']
+    if shape == 'ball':
+        if finish in COLORS:
+            # White segments would make every ball half white; a tint keeps the colour's name.
+            style |= {
+                'second': _tint(color, 0.28) if finish != 'white' else _shade(color, 0.72),
+                'tile': (1 / 6, 100.0),
+                'checker': 1.0,
+            }
+        style |= {'trim': WHITE if finish != 'white' else DARK, 'bands': ((1.0, 0.05), (-9, 0))}
+    elif shape == 'box':
+        style |= {
+            'trim': _shade(color, 0.42) if finish in COLORS else (0.20, 0.11, 0.045),
+            'bands': ((0.0, 0.1), (1.0, 0.1)),
+            'frame': 0.1,
+        }
+    elif shape == 'cone':
+        trim = WHITE if finish in COLORS and finish != 'white' else (0.16, 0.16, 0.17)
+        style |= {'trim': trim, 'bands': ((0.30, 0.085), (0.62, 0.075))}
+    else:
+        style |= {'trim': DARK, 'bands': ((0.09, 0.05), (0.87, 0.05))}
+    return Texture(**style)
+
+
+def pack(texture: Texture, class_id: int) -> list[float]:
+    """One row of the appearance table, `FEATURES` numbers."""
+    (band_1, width_1), (band_2, width_2) = texture.bands
+    return [
+        float(class_id),
+        *texture.first,
+        *texture.second,
+        *texture.trim,
+        *texture.tile,
+        texture.shift,
+        *texture.joint,
+        texture.checker,
+        texture.dot,
+        texture.variation,
+        texture.grain,
+        band_1,
+        width_1,
+        band_2,
+        width_2,
+        texture.frame,
+        0.0,
+    ]
+
+
+def texture_table(names: Sequence[str]) -> Tensor:
+    """Packed textures (len(names), FEATURES), float32, row i with class id i."""
+    rows = []
+    for index, name in enumerate(names):
+        known = FLOORS.get(name) or WALLS.get(name) or FIXTURES.get(name)
+        rows.append(pack(known or object_texture(*name.split()), index))
+    return torch.tensor(rows)
+
+
+def vary(appearance: Tensor, generator: torch.Generator) -> Tensor:
+    """Random paint batches: every slot's colours change a little, and so do its cells."""
+    varied = appearance.clone()
+    shape = appearance.shape[:-1]
+    gain = torch.rand(*shape, 1, generator=generator) * 0.3 + 0.85
+    hue = torch.rand(*shape, 3, generator=generator) * 0.12 + 0.94
+    for columns in (FIRST, SECOND, TRIM):
+        varied[..., columns] *= gain * hue
+    varied[..., PHASE] = torch.rand(shape, generator=generator) * 97.0
+    return varied

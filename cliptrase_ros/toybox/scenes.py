@@ -1,0 +1,409 @@
+"""The toy world: its classes, its rooms and the camera's tour through a room.
+
+Everything a renderer needs is packed into tensors (`RoomBatch`), so that thousands of rooms are
+sampled and rendered without a loop over scenes. The world is in metres, z is up, the floor is
+z = 0, and a room is the box from the origin to `size`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cliptrase_ros.toybox import materials
+
+UNLABELLED = 255
+SPLITS = ('train', 'held_out', 'unseen_combinations')
+
+# Slots of a room. Balls, cones and cylinders share one intersection formula, boxes have another.
+ROUND_SLOTS = 5
+BOX_SLOTS = 2
+OBJECT_SLOTS = ROUND_SLOTS + BOX_SLOTS
+SURFACES = ('wall', 'wall', 'wall', 'wall', 'floor', 'ceiling')
+FLOOR_SLOT = OBJECT_SLOTS + 4
+CEILING_SLOT = OBJECT_SLOTS + 5
+FIXTURE_SLOT = OBJECT_SLOTS + len(SURFACES)
+FIXTURES = ('door', 'window')
+SLOTS = FIXTURE_SLOT + len(FIXTURES)
+
+ROOM_HEIGHT = 2.7
+
+
+@dataclass(frozen=True)
+class ToyClass:
+    """One class of the world.
+
+    `name` is a phrase such as 'red ball'. `kind` is 'object', 'floor', 'wall', 'ceiling', 'door'
+    or 'window'. Objects have an `adjective` (colour or pattern) and a `noun` (shape); surfaces
+    have the material as `adjective` and the surface as `noun`.
+    """
+
+    name: str
+    kind: str
+    adjective: str
+    noun: str
+
+
+def _make_classes() -> tuple[ToyClass, ...]:
+    objects = [
+        ToyClass(f'{finish} {shape}', 'object', finish, shape)
+        for shape in materials.SHAPES
+        for finish in materials.FINISHES
+    ]
+    surfaces = [
+        ToyClass(name, kind, adjective, kind)
+        for kind, table in (('floor', materials.FLOORS), ('wall', materials.WALLS))
+        for name, adjective in ((name, name.split()[0]) for name in table)
+    ]
+    rest = [ToyClass(kind, kind, '', kind) for kind in ('ceiling', *FIXTURES)]
+    return tuple(objects + surfaces + rest)
+
+
+CLASSES: tuple[ToyClass, ...] = _make_classes()
+CLASS_IDS = {toy_class.name: index for index, toy_class in enumerate(CLASSES)}
+UNSEEN_COMBINATIONS = (
+    ('orange', 'ball'),
+    ('dotted', 'ball'),
+    ('purple', 'box'),
+    ('white', 'cone'),
+    ('striped', 'cone'),
+    ('yellow', 'cylinder'),
+)
+
+# What people call these things. A phrase is matched word by word after these replacements.
+SYNONYMS = {
+    'sphere': 'ball',
+    'crate': 'box',
+    'cube': 'box',
+    'pylon': 'cone',
+    'barrel': 'cylinder',
+    'drum': 'cylinder',
+    'thing': 'object',
+    'wood': 'wooden',
+    'tile': 'tiled',
+    'tiles': 'tiled',
+    'bricks': 'brick',
+    'parquet': 'wooden floor',
+    'polka': 'dotted',
+    'spotted': 'dotted',
+    'violet': 'purple',
+}
+_FILLERS = {'a', 'an', 'the', 'of', 'some', 'traffic', 'beach', 'room'}
+
+
+@lru_cache(maxsize=4096)
+def _words(phrase: str) -> frozenset[str]:
+    words = phrase.lower().replace('-', ' ').split()
+    expanded = ' '.join(SYNONYMS.get(word, word) for word in words).split()
+    return frozenset(word for word in expanded if word not in _FILLERS)
+
+
+def matches(phrase: str, toy_class: ToyClass) -> bool:
+    """Whether a user's phrase names this class.
+
+    'red ball', 'a red sphere', 'ball', 'red object' and 'object' all name the class 'red ball';
+    'brick wall' and 'wall' both name the class 'brick wall'.
+    """
+    words = _words(phrase)
+    return bool(words) and words <= {toy_class.adjective, toy_class.noun, toy_class.kind}
+
+
+def true_labels(labels: np.ndarray | Tensor, phrases: Sequence[str]) -> np.ndarray | Tensor:
+    """Rename world labels into a vocabulary.
+
+    labels: uint8, any shape, indices into `CLASSES` (or 255). Returns the same type and shape
+    with the index of the first phrase that names each pixel's class, 255 where none does.
+    """
+    table = np.full(256, UNLABELLED, np.uint8)
+    for index, toy_class in enumerate(CLASSES):
+        for position, phrase in enumerate(phrases):
+            if matches(phrase, toy_class):
+                table[index] = position
+                break
+    if isinstance(labels, Tensor):
+        return torch.from_numpy(table).to(labels.device)[labels.long()]
+    return table[labels]
+
+
+@dataclass(frozen=True)
+class RoomBatch:
+    """B rooms as tensors, float32, metres.
+
+    size (B, 3): extent of the room. light (B, 3): position of the lamp. brightness (B, 3): RGB of
+    its light. appearance (B, SLOTS, materials.FEATURES): texture and class of everything that can
+    be hit. round (B, ROUND_SLOTS, 6): x, y, height and the three coefficients of the squared
+    radius as a polynomial of z. box (B, BOX_SLOTS, 7): x, y, height, half length, half width,
+    cosine and sine of the yaw. fixture (B, 2, 5): wall 0..3, extent along it (two numbers),
+    extent in z (two numbers). radius (B, OBJECT_SLOTS): that of the circle an object stands in,
+    0 for an empty slot.
+    """
+
+    size: Tensor
+    light: Tensor
+    brightness: Tensor
+    appearance: Tensor
+    round: Tensor
+    box: Tensor
+    fixture: Tensor
+    radius: Tensor
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    def _map(self, function) -> RoomBatch:
+        return RoomBatch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def __getitem__(self, index) -> RoomBatch:
+        """A sub-batch, by a slice or an index tensor."""
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: str | torch.device) -> RoomBatch:
+        """The same rooms on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    @staticmethod
+    def concatenate(batches: Sequence[RoomBatch]) -> RoomBatch:
+        """All rooms of several batches, in order."""
+        return RoomBatch(
+            **{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(RoomBatch)}
+        )
+
+
+@dataclass(frozen=True)
+class Room:
+    """One room; `packed` is a `RoomBatch` of length 1."""
+
+    seed: int
+    split: str
+    packed: RoomBatch
+
+    @property
+    def classes(self) -> tuple[ToyClass, ...]:
+        """Every class that stands in the room or covers it, in the order of `CLASSES`."""
+        ids = self.packed.appearance[0, :, materials.CLASS_ID].long()
+        present = torch.ones(SLOTS, dtype=torch.bool)
+        present[:OBJECT_SLOTS] = self.packed.radius[0] > 0
+        return tuple(CLASSES[index] for index in sorted(set(ids[present].tolist())))
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A camera pose in the room.
+
+    position (3,): metres. rotation (3, 3): columns are the optical frame's axes (x right, y down,
+    z forward) in room coordinates. Both float32; batched poses carry a leading dimension.
+    """
+
+    position: Tensor
+    rotation: Tensor
+
+
+def _uniform(generator: torch.Generator, shape, low: float, high: float) -> Tensor:
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+@lru_cache(maxsize=1)
+def _combinations() -> dict[str, Tensor]:
+    """Per kind of slot, the known combinations and the unseen ones, as class ids."""
+    table: dict[str, Tensor] = {}
+    for name, shapes in (('box', ('box',)), ('round', ('ball', 'cone', 'cylinder'))):
+        pairs = [(finish, shape) for shape in shapes for finish in materials.FINISHES]
+        for key, unseen in (('known', False), ('unseen', True)):
+            ids = [
+                CLASS_IDS[f'{finish} {shape}']
+                for finish, shape in pairs
+                if ((finish, shape) in UNSEEN_COMBINATIONS) == unseen
+            ]
+            table[f'{name} {key}'] = torch.tensor(ids)
+    return table
+
+
+def _object_classes(count: int, split: str, generator: torch.Generator) -> Tensor:
+    """Class ids (count, OBJECT_SLOTS); without replacement inside a room where that is cheap."""
+    table = _combinations()
+    columns = []
+    for name, slots in (('round', ROUND_SLOTS), ('box', BOX_SLOTS)):
+        known = table[f'{name} known']
+        order = torch.rand(count, len(known), generator=generator).argsort(1)[:, :slots]
+        chosen = known[order]
+        if split == 'unseen_combinations':
+            unseen = table[f'{name} unseen']
+            pick = torch.randint(len(unseen), (count, slots), generator=generator)
+            swap = torch.rand(count, slots, generator=generator) < 0.6
+            chosen = torch.where(swap, unseen[pick], chosen)
+        columns.append(chosen)
+    return torch.cat(columns, 1)
+
+
+def _place(size: Tensor, radius: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Stand circles in rooms without overlap; returns centres and which of them found room."""
+    count, slots = radius.shape
+    trials = 24
+    centres = torch.zeros(count, slots, 2)
+    placed = torch.zeros(count, slots, dtype=torch.bool)
+    for slot in range(slots):
+        margin = radius[:, slot, None, None] + 0.15
+        free = size[:, None, :2] - 2 * margin
+        candidates = torch.rand(count, trials, 2, generator=generator) * free + margin
+        gap = (candidates[:, :, None] - centres[:, None]).norm(dim=-1)
+        clear = gap > radius[:, None] + radius[:, slot, None, None] + 0.1
+        clear = (clear | ~placed[:, None]).all(-1)
+        first = clear.float().argmax(1)
+        centres[:, slot] = candidates[torch.arange(count), first]
+        placed[:, slot] = clear.any(1) & (radius[:, slot] > 0)
+    return centres, placed
+
+
+def sample_rooms(count: int, generator: torch.Generator, split: str = 'train') -> RoomBatch:
+    """`count` random rooms on the CPU, a function of the generator's state alone.
+
+    Splits: 'train'; 'held_out' draws from the same distribution and is kept apart by its seeds;
+    'unseen_combinations' mixes in `UNSEEN_COMBINATIONS`, which occur in no other split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'split {split!r} is not one of {", ".join(SPLITS)}')
+    size = torch.cat(
+        [_uniform(generator, (count, 2), 4.5, 6.5), torch.full((count, 1), ROOM_HEIGHT)], 1
+    )
+    offset = _uniform(generator, (count, 2), -0.25, 0.25) * size[:, :2]
+    light = torch.cat([size[:, :2] / 2 + offset, torch.full((count, 1), 2.5)], 1)
+    warmth = _uniform(generator, (count, 1), -0.06, 0.06)
+    brightness = _uniform(generator, (count, 1), 0.85, 1.15) * torch.cat(
+        [1 + warmth, torch.ones(count, 1), 1 - warmth], 1
+    )
+
+    class_ids = _object_classes(count, split, generator)
+    shape = class_ids // len(materials.FINISHES)
+    present = torch.rand(count, OBJECT_SLOTS, generator=generator) < torch.tensor(
+        [0.8] * ROUND_SLOTS + [0.75] * BOX_SLOTS
+    )
+    width = _uniform(generator, (count, OBJECT_SLOTS), 0.32, 0.48)
+    stretch = _uniform(generator, (count, OBJECT_SLOTS), 0.9, 1.1)
+    radius = torch.where(shape == materials.SHAPES.index('box'), width * 1.4, width) * present
+    # Large things first would leave no room for small ones; slot order is random enough.
+    centres, placed = _place(size, radius, generator)
+    radius = radius * placed
+
+    ball = shape == materials.SHAPES.index('ball')
+    cone = shape == materials.SHAPES.index('cone')
+    height = torch.where(ball, 2 * width, torch.where(cone, 2.3 * width, 2.1 * width) * stretch)
+    squared = width * width
+    constant = torch.where(ball, torch.zeros_like(width), squared)
+    linear = torch.where(ball, 2 * width, torch.where(cone, -2 * squared / height, 0 * width))
+    quadratic = torch.where(ball, -torch.ones_like(width), cone * squared / height**2)
+    rounds = torch.stack(
+        [centres[..., 0], centres[..., 1], height, constant, linear, quadratic], -1
+    )[:, :ROUND_SLOTS]
+
+    side = width[:, ROUND_SLOTS:]
+    long = side * _uniform(generator, side.shape, 0.85, 1.05)
+    box_height = side * _uniform(generator, side.shape, 1.5, 2.1)
+    yaw = _uniform(generator, side.shape, 0.0, math.pi / 2)
+    boxes = torch.cat(
+        [
+            centres[:, ROUND_SLOTS:],
+            torch.stack([box_height, long, side * 0.9, yaw.cos(), yaw.sin()], -1),
+        ],
+        -1,
+    )
+
+    fixture = _sample_fixtures(size, generator)
+    appearance = _sample_appearance(class_ids, count, generator)
+    return RoomBatch(size, light, brightness, appearance, rounds, boxes, fixture, radius)
+
+
+def _sample_fixtures(size: Tensor, generator: torch.Generator) -> Tensor:
+    """A door and a window, each on its own wall; walls 0 and 1 are x = 0 and x = max, then y."""
+    count = len(size)
+    walls = torch.rand(count, 4, generator=generator).argsort(1)[:, :2]
+    length = torch.where(walls < 2, size[:, 1:2], size[:, 0:1])
+    width = torch.tensor([1.0, 1.5])
+    start = torch.rand(count, 2, generator=generator) * (length - width - 1.0) + 0.5
+    low, high = torch.tensor([0.0, 0.9]), torch.tensor([2.05, 2.1])
+    return torch.stack(
+        [walls.float(), start, start + width, low.expand(count, 2), high.expand(count, 2)], -1
+    )
+
+
+def _sample_appearance(class_ids: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The texture parameters of every slot, (count, SLOTS, materials.FEATURES)."""
+    table = materials.texture_table([toy_class.name for toy_class in CLASSES])
+    floors = torch.tensor([CLASS_IDS[name] for name in materials.FLOORS])
+    walls = torch.tensor([CLASS_IDS[name] for name in materials.WALLS])
+    floor = floors[torch.randint(len(floors), (count, 1), generator=generator)]
+    # Two walls that meet share a material, the other two have another one (or the same).
+    pair = walls[torch.randint(len(walls), (count, 2), generator=generator)]
+    fixed = torch.tensor([CLASS_IDS[name] for name in ('ceiling', *FIXTURES)]).expand(count, 3)
+    ids = torch.cat([class_ids, pair[:, [0, 1, 1, 0]], floor, fixed], 1)
+    appearance = table[ids]
+    return materials.vary(appearance, generator)
+
+
+def sample_room(seed: int, split: str = 'train') -> Room:
+    """One room, a function of seed and split alone."""
+    if split not in SPLITS:
+        raise ValueError(f'split {split!r} is not one of {", ".join(SPLITS)}')
+    generator = torch.Generator().manual_seed(split_seed(seed, split))
+    return Room(seed, split, sample_rooms(1, generator, split))
+
+
+def split_seed(seed: int, split: str) -> int:
+    """A generator seed; the same number gives unrelated streams in different splits."""
+    return seed * len(SPLITS) + SPLITS.index(split) + 0x70B0
+
+
+def look_at(position: Tensor, target: Tensor) -> Pose:
+    """Level cameras (B, 3) that look at targets (B, 3)."""
+    forward = torch.nn.functional.normalize(target - position, dim=-1)
+    up = torch.tensor([0.0, 0.0, 1.0], device=position.device).expand_as(forward)
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
+    down = torch.linalg.cross(forward, right)
+    return Pose(position, torch.stack([right, down, forward], -1))
+
+
+def camera_pose(room: Room, time_s: float) -> Pose:
+    """The pose at a time (seconds) of a smooth, endless tour along the walls of the room.
+
+    One round takes about 40 s; the camera looks across the room, slightly downwards.
+    """
+    phase = 2 * math.pi * (time_s / 40.0 + (room.seed * 0.381966) % 1.0)
+    length, width, _ = room.packed.size[0].tolist()
+    position = [
+        length / 2 + (length / 2 - 0.6) * math.cos(phase),
+        width / 2 + (width / 2 - 0.6) * math.sin(phase),
+        1.35 + 0.1 * math.sin(0.7 * phase),
+    ]
+    wander = 0.45 * math.sin(2.3 * phase)
+    target = [
+        length / 2 + 0.8 * math.cos(phase + math.pi + wander),
+        width / 2 + 0.8 * math.sin(phase + math.pi + wander),
+        0.55,
+    ]
+    pose = look_at(torch.tensor([position]), torch.tensor([target]))
+    return Pose(pose.position[0], pose.rotation[0])
+
+
+def random_poses(rooms: RoomBatch, generator: torch.Generator) -> Pose:
+    """One random view into each room: anywhere inside, aimed at an object or a random point."""
+    count = len(rooms)
+    size = rooms.size.cpu()
+    low = torch.tensor([0.3, 0.3, 1.0])
+    high = torch.cat([size[:, :2] - 0.3, torch.full((count, 1), 1.75)], 1)
+    target = torch.rand(count, 3, generator=generator) * (size * torch.tensor([1.0, 1.0, 0.5]))
+    centres = torch.cat([rooms.round[..., :2], rooms.box[..., :2]], 1).cpu()
+    weight = (rooms.radius.cpu() > 0).float() + 1e-6
+    chosen = torch.multinomial(weight, 1, generator=generator)[:, 0]
+    aimed = torch.cat([centres[torch.arange(count), chosen], torch.full((count, 1), 0.4)], 1)
+    jitter = torch.randn(count, 3, generator=generator) * torch.tensor([0.5, 0.5, 0.25])
+    use = torch.rand(count, 1, generator=generator) < 0.75
+    target = torch.where(use, aimed + jitter, target)
+    # The farthest of a few candidates keeps the camera from standing on its target.
+    candidates = low + torch.rand(count, 3, 3, generator=generator) * (high[:, None] - low)
+    far = (candidates[..., :2] - target[:, None, :2]).norm(dim=-1).argmax(1)
+    return look_at(candidates[torch.arange(count), far], target)

@@ -1,0 +1,102 @@
+"""The toybox CLIP as training and evaluation see it: plain tokens and recovered ones together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cliptrase_ros.segmentation.backbone import DenseBackbone, DenseFeatures
+
+MODEL_FOLDER = Path(__file__).parent / 'model'
+CONFIG_NAME = 'open_clip_config.json'
+WEIGHTS_NAME = 'open_clip_model.safetensors'
+
+
+@dataclass(frozen=True)
+class Features:
+    """plain: float (B, 1 + N, D), unit length, of the unmodified tower, [CLS] first.
+
+    dense: what the engine makes of the same pass.
+    """
+
+    plain: Tensor
+    dense: DenseFeatures
+
+
+class ImageTower:
+    """Runs the tower once for both: they differ in the last block only."""
+
+    def __init__(self, visual: nn.Module):
+        """visual: open_clip's VisionTransformer."""
+        self.visual = visual
+        self.backbone = DenseBackbone(visual)
+        self._last_input: Tensor | None = None
+        visual.transformer.resblocks[-1].ln_1.register_forward_pre_hook(self._remember)
+
+    def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._last_input = inputs[0]
+
+    def __call__(self, pixels: Tensor) -> Features:
+        """pixels: float (B, 3, H, W), normalised; H and W multiples of the patch size."""
+        dense = self.backbone(pixels)
+        visual = self.visual
+        plain = visual.ln_post(visual.transformer.resblocks[-1](self._last_input)) @ visual.proj
+        self._last_input = None
+        return Features(F.normalize(plain.float(), dim=-1), dense)
+
+
+class Tokenizer:
+    """CLIP's tokenizer with only the tokens that training uses, renumbered in order.
+
+    The order is kept because the text tower finds the end token by its largest number.
+    """
+
+    def __init__(self, texts: list[str], context_length: int):
+        self._full = open_clip.SimpleTokenizer(context_length=context_length)
+        self.token_ids = torch.cat([self._full(texts).unique(), torch.tensor([0])]).unique()
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """int64 (len(texts), context_length)."""
+        return torch.searchsorted(self.token_ids, self._full(texts))
+
+
+def make_model(config: dict, tokens: int) -> nn.Module:
+    """A fresh CLIP by open_clip's `model_cfg`, with a text vocabulary of `tokens` tokens."""
+    text = {**config['text_cfg'], 'vocab_size': tokens}
+    return open_clip.CLIP(
+        config['embed_dim'], config['vision_cfg'], text, quick_gelu=config['quick_gelu']
+    )
+
+
+def read_config(folder: Path = MODEL_FOLDER) -> dict:
+    """The folder's open_clip configuration."""
+    return json.loads((folder / CONFIG_NAME).read_text())
+
+
+def export(model: nn.Module, token_ids: Tensor, config: dict, folder: Path) -> Path:
+    """Write configuration and float16 weights; returns the path of the weights.
+
+    Rows of the token embedding are those of `token_ids` (int64, CLIP's numbers) alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().cpu().half().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != 'attn_mask'
+    }
+    state['token_ids'] = token_ids.long()
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + '\n')
+    path = folder / WEIGHTS_NAME
+    partial = path.with_suffix('.partial')
+    save_file(state, partial)
+    # safetensors keeps files to their owner; a package's data is for everyone.
+    partial.chmod(0o644)
+    partial.replace(path)
+    return path

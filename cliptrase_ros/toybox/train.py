@@ -1,0 +1,249 @@
+"""Train the toybox CLIP from captions: `python -m cliptrase_ros.toybox.train --help`."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from cliptrase_ros.toybox import towers, views
+from cliptrase_ros.toybox.captions import levels, prompts, training_words
+from cliptrase_ros.toybox.losses import caption_loss
+
+CHECKPOINT = 'checkpoint.pt'
+LOSSES = ('dense', 'cls')
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on; a checkpoint can only be resumed with the same.
+
+    loss: 'dense' (captions on [CLS] and on the recovered patch tokens) or 'cls' (the control).
+    tokens: image tokens per step; smaller windows make larger batches. learning_rate: at its
+    peak. view_size: side of the rendered views in pixels. pool: views rendered once and reused;
+    0 renders new rooms at every step.
+    """
+
+    loss: str = 'dense'
+    steps: int = 4500
+    tokens: int = 2400
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    seed: int = 0
+    view_size: int = 224
+    pool: int = 16000
+
+
+class Trainer:
+    """Model, optimiser and step count; one `step` is one batch."""
+
+    def __init__(self, settings: Settings, config: dict, source, device: torch.device):
+        torch.manual_seed(settings.seed)
+        self.settings, self.config, self.source, self.device = settings, config, source, device
+        model_config = config['model_cfg']
+        self.tokenizer = towers.Tokenizer(
+            training_words(), model_config['text_cfg']['context_length']
+        )
+        self.model = towers.make_model(model_config, len(self.tokenizer.token_ids)).to(device)
+        self.tower = towers.ImageTower(self.model.visual)
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        others = [p for p in self.model.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {'params': decayed, 'weight_decay': settings.weight_decay},
+                {'params': others, 'weight_decay': 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        preprocess = config['preprocess_cfg']
+        self.mean, self.std = (
+            torch.tensor(preprocess[key], device=device)[:, None, None] for key in ('mean', 'std')
+        )
+        self.steps_done = 0
+        self.seconds = 0.0
+
+    def step(self, progress: float) -> dict[str, float]:
+        """Train on one batch; progress 0..1 sets learning rate and window size."""
+        settings, step = self.settings, self.steps_done
+        height, width = views.window_sizes(step, progress, settings.seed, settings.view_size)
+        patch = self.tower.backbone.patch_size
+        count = max(2, settings.tokens // ((height // patch) * (width // patch)))
+        batch = self.source.batch(step, count, height, width)
+        generator = torch.Generator().manual_seed(settings.seed * 7_919 + step)
+        pixels = views.augment(batch.pixels.to(self.device), generator)
+        pixels = (pixels - self.mean) / self.std
+        coverage = batch.coverage.to(self.device)
+
+        warm = min(1.0, (step + 1) / settings.warmup)
+        rate = settings.learning_rate * warm * (0.02 + 0.98 * math.cos(math.pi / 2 * progress) ** 2)
+        for group in self.optimizer.param_groups:
+            group['lr'] = rate
+        # On CPUs the fused attention's backward pass is several times slower than plain products.
+        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == 'cpu' else nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16), attention:
+            features = self.tower(pixels)
+            text = self._encode_text(generator)
+        tokens = torch.cat([features.plain[:, :1], features.dense.tokens.float()[:, 1:]], 1)
+        terms = caption_loss(
+            tokens,
+            features.dense.correlation,
+            text,
+            levels(),
+            coverage,
+            self.model.logit_scale.exp(),
+            dense=settings.loss == 'dense',
+        )
+        loss = sum(terms.values())
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            # CLIP's own bound: cosines are multiplied by at most 100.
+            self.model.logit_scale.clamp_(0, math.log(100))
+        self.steps_done += 1
+        return {name: value.item() for name, value in {'loss': loss, **terms}.items()}
+
+    def _encode_text(self, generator: torch.Generator) -> list[Tensor]:
+        chosen = [prompts(level, generator) for level in levels()]
+        tokens = self.tokenizer([prompt for group in chosen for prompt in group]).to(self.device)
+        features = F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+        return list(features.split([len(group) for group in chosen]))
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint and the model in its published form."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            'settings': asdict(self.settings),
+            'model': self.model.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'steps_done': self.steps_done,
+            'seconds': self.seconds,
+        }
+        partial = folder / f'{CHECKPOINT}.partial'
+        torch.save(state, partial)
+        partial.replace(folder / CHECKPOINT)
+        towers.export(self.model, self.tokenizer.token_ids, self.config, folder)
+
+    def resume(self, folder: Path) -> bool:
+        """Continue from the folder's checkpoint, if there is one."""
+        path = folder / CHECKPOINT
+        if not path.exists():
+            return False
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state['settings'] != asdict(self.settings):
+            raise SystemExit(f'{path} was made with other settings: {state["settings"]}')
+        self.model.load_state_dict(state['model'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.steps_done, self.seconds = state['steps_done'], state['seconds']
+        return True
+
+
+def train(trainer: Trainer, folder: Path, minutes: float, save_every: float = 120.0) -> None:
+    """Train until the steps or the minutes (0: no limit) are used up, saving now and then."""
+    settings = trainer.settings
+    earlier, begin = trainer.seconds, time.monotonic()
+    saved, mean = begin, None
+    bar = tqdm(total=settings.steps, initial=trainer.steps_done, unit='step', dynamic_ncols=True)
+    while trainer.steps_done < settings.steps:
+        trainer.seconds = earlier + time.monotonic() - begin
+        # With a limit on time, the schedule follows whichever runs out first.
+        progress = trainer.steps_done / settings.steps
+        if minutes:
+            progress = max(progress, trainer.seconds / (60 * minutes))
+            if progress >= 1:
+                break
+        terms = trainer.step(progress)
+        if mean is None:
+            mean = terms
+        mean = {name: 0.98 * mean[name] + 0.02 * value for name, value in terms.items()}
+        bar.update()
+        if trainer.steps_done % 10 == 0:
+            shown = {name: f'{value:.3f}' for name, value in mean.items()}
+            bar.set_postfix(shown | {'scale': f'{trainer.model.logit_scale.exp():.1f}'})
+        if time.monotonic() - saved > save_every:
+            trainer.save(folder)
+            saved = time.monotonic()
+    bar.close()
+    trainer.save(folder)
+
+
+def keep_memory() -> None:
+    """Tell glibc to reuse large blocks: fresh pages cost more than the arithmetic on them."""
+    if sys.platform != 'linux':
+        return
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, ctypes.c_int(2**31 - 1))
+    except (OSError, AttributeError):
+        pass
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    default = Settings()
+    parser = argparse.ArgumentParser(
+        prog='python -m cliptrase_ros.toybox.train',
+        description='Train the toybox CLIP on rendered rooms, from captions alone.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument('output', type=Path, help='folder for checkpoint and model; continued')
+    parser.add_argument('--loss', choices=LOSSES, default=default.loss, help='cls: the control')
+    parser.add_argument('--steps', type=int, default=default.steps, help='most steps')
+    parser.add_argument('--minutes', type=float, default=0.0, help='most minutes; 0 = no limit')
+    parser.add_argument('--tokens', type=int, default=default.tokens, help='image tokens a step')
+    parser.add_argument('--learning-rate', type=float, default=default.learning_rate)
+    parser.add_argument('--weight-decay', type=float, default=default.weight_decay)
+    parser.add_argument('--warmup', type=int, default=default.warmup, help='steps')
+    parser.add_argument('--seed', type=int, default=default.seed)
+    parser.add_argument('--view-size', type=int, default=default.view_size, help='pixels')
+    parser.add_argument(
+        '--pool', type=int, default=default.pool, help='views to render once; 0 = always new ones'
+    )
+    parser.add_argument('--pool-folder', type=Path, default=Path('toybox_views'))
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = all')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    options = parse_arguments(arguments)
+    keep_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
+    if settings.pool:
+        workers = options.threads or torch.get_num_threads()
+        pool = views.load_pool(
+            options.pool_folder, settings.pool, settings.view_size, settings.seed, workers
+        )
+        source = views.PoolSource(pool, settings.seed)
+    else:
+        source = views.FreshSource(settings.view_size, settings.seed, device)
+    trainer = Trainer(settings, towers.read_config(), source, device)
+    if trainer.resume(options.output):
+        print(f'resuming at step {trainer.steps_done}')
+    train(trainer, options.output, options.minutes)
+
+
+if __name__ == '__main__':
+    main()

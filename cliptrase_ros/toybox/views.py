@@ -1,0 +1,170 @@
+"""Training pictures: random views of random rooms, and windows cut out of them.
+
+What leaves this module is a picture and the share of it that each class covers; where in the
+picture a class lies never reaches the training loss.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cliptrase_ros.toybox.renderer import render
+from cliptrase_ros.toybox.scenes import CLASSES, random_poses, sample_rooms, split_seed
+
+# Focal lengths in pixels. A 4:3 camera of 64 degrees has 239 at 224 lines and 358 at 336.
+FOCAL_RANGE = (130.0, 420.0)
+SHARD = 250
+
+
+@dataclass(frozen=True)
+class Batch:
+    """pixels: uint8 (B, 3, H, W) RGB. coverage: float32 (B, len(CLASSES)), shares 0..1."""
+
+    pixels: Tensor
+    coverage: Tensor
+
+
+def render_views(
+    count: int, size: int, seed: int, split: str = 'train', device: str | torch.device = 'cpu'
+) -> tuple[Tensor, Tensor]:
+    """Images uint8 (count, size, size, 3) and labels uint8 (count, size, size)."""
+    generator = torch.Generator().manual_seed(split_seed(seed, split))
+    rooms = sample_rooms(count, generator, split)
+    poses = random_poses(rooms, generator)
+    low, high = (math.log(bound) for bound in FOCAL_RANGE)
+    focal = torch.exp(torch.rand(count, generator=generator) * (high - low) + low)
+    views = render(rooms, poses, size, size, device, focal=focal)
+    return views.image, views.label
+
+
+def _render_shard(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    torch.set_num_threads(1)
+    image, label = render_views(SHARD, size, seed)
+    return image.numpy(), label.numpy()
+
+
+def load_pool(folder: Path, count: int, size: int, seed: int, workers: int) -> tuple:
+    """A pool of `count` views on disk, rendered at the first call; memory-mapped arrays.
+
+    On a CPU rendering costs as much as training, so every view is used for several windows.
+    """
+    count = math.ceil(count / SHARD) * SHARD
+    stem = folder / f'views-{count}-{size}-{seed}'
+    paths = [stem.with_suffix(f'.{kind}.npy') for kind in ('image', 'label')]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        shapes = [(count, size, size, 3), (count, size, size)]
+        partial = [path.with_suffix('.partial') for path in paths]
+        arrays = [
+            np.lib.format.open_memmap(path, 'w+', np.uint8, shape)
+            for path, shape in zip(partial, shapes, strict=True)
+        ]
+        with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
+            shards = pool.map(
+                _render_shard,
+                [size] * (count // SHARD),
+                range(seed * 100_000, seed * 100_000 + count // SHARD),
+            )
+            for index, shard in enumerate(tqdm(shards, 'rendering', count // SHARD, unit='shard')):
+                for array, part in zip(arrays, shard, strict=True):
+                    array[index * SHARD : (index + 1) * SHARD] = part
+        for array, path, final in zip(arrays, partial, paths, strict=True):
+            array.flush()
+            path.replace(final)
+    return tuple(np.load(path, mmap_mode='r') for path in paths)
+
+
+def _windows(
+    image: Tensor, label: Tensor, height: int, width: int, generator: torch.Generator
+) -> Batch:
+    """One random window of each view, half of them mirrored."""
+    count, full_height, full_width = label.shape
+    device = label.device
+    top = torch.randint(full_height - height + 1, (count, 1, 1), generator=generator)
+    left = torch.randint(full_width - width + 1, (count, 1, 1), generator=generator)
+    rows = top + torch.arange(height)[None, :, None]
+    columns = torch.arange(width).expand(count, 1, -1)
+    flip = torch.rand(count, 1, 1, generator=generator) < 0.5
+    columns = left + torch.where(flip, width - 1 - columns, columns)
+    index = (torch.arange(count)[:, None, None] * full_height + rows) * full_width + columns
+    index = index.to(device).flatten()
+    pixels = image.reshape(-1, 3)[index].view(count, height, width, 3).permute(0, 3, 1, 2)
+    ids = label.reshape(-1)[index].view(count, -1).long()
+    coverage = torch.zeros(count, len(CLASSES), device=device)
+    coverage.scatter_add_(1, ids, torch.full_like(ids, 1, dtype=torch.float32))
+    return Batch(pixels.contiguous(), coverage / (height * width))
+
+
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Exposure, white balance, contrast and noise of a cheap camera; float32 0..1 from uint8."""
+    count = len(pixels)
+    device = pixels.device
+    gain = (torch.rand(count, 1, 1, 1, generator=generator) * 0.5 + 0.75).to(device)
+    balance = (torch.rand(count, 3, 1, 1, generator=generator) * 0.12 + 0.94).to(device)
+    lift = (torch.rand(count, 1, 1, 1, generator=generator) * 0.12 - 0.04).to(device)
+    noise = (
+        torch.randn(pixels.shape, device=device)
+        if device.type != 'cpu'
+        else torch.randn(pixels.shape, generator=generator)
+    )
+    strength = (torch.rand(count, 1, 1, 1, generator=generator) * 0.03).to(device)
+    return (pixels.float() / 255 * gain * balance + lift + noise * strength).clamp(0, 1)
+
+
+class PoolSource:
+    """Windows of pooled views; step k's batch is a function of the seed and k alone."""
+
+    def __init__(self, pool: tuple, seed: int):
+        self.image, self.label = pool
+        self.seed = seed
+
+    def batch(self, step: int, count: int, height: int, width: int) -> Batch:
+        """`count` windows of height x width pixels."""
+        generator = _step_generator(self.seed, step)
+        chosen = torch.randperm(len(self.image), generator=generator)[:count].sort().values
+        image = torch.from_numpy(self.image[chosen.numpy()])
+        label = torch.from_numpy(self.label[chosen.numpy()])
+        return _windows(image, label, height, width, generator)
+
+
+class FreshSource:
+    """New rooms at every step, rendered on the training device; for GPUs."""
+
+    def __init__(self, size: int, seed: int, device: torch.device):
+        self.size, self.seed, self.device = size, seed, device
+
+    def batch(self, step: int, count: int, height: int, width: int) -> Batch:
+        """`count` windows of height x width pixels."""
+        image, label = render_views(
+            count, self.size, self.seed * 10_000_000 + step, 'train', self.device
+        )
+        generator = _step_generator(self.seed, step)
+        return _windows(image, label, height, width, generator)
+
+
+def _step_generator(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def window_sizes(
+    step: int, progress: float, seed: int, full: int, patch: int = 16
+) -> tuple[int, int]:
+    """Height and width of a step's windows, in pixels; small ones first, then up to whole views.
+
+    Small windows cost little and show few things, which makes a caption say more about each
+    patch; large ones show whole things and make the model used to the attention of many patches.
+    """
+    generator = _step_generator(seed + 7, step)
+    whole = full // patch
+    low, high = (4, round(0.65 * whole)) if progress < 0.6 else (6, whole)
+    sides = torch.randint(min(low, high), high + 1, (2,), generator=generator) * patch
+    return int(sides[0]), int(sides[1])

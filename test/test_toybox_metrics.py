@@ -1,0 +1,94 @@
+"""Metrics, captions and losses of the toybox."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cliptrase_ros.toybox import captions, losses, metrics, scenes
+
+
+def test_mean_iou_by_hand():
+    true = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], np.uint8)
+    predicted = np.array([[0, 0, 0, 1], [0, 1, 1, 2]], np.uint8)
+    # Class 0: 3 of 5; class 1: 2 of 4; class 2 is not in the truth.
+    assert metrics.mean_iou(predicted, true, 3) == pytest.approx((3 / 5 + 2 / 4) / 2)
+
+
+def test_unlabelled_predictions_are_wrong():
+    true = np.zeros((2, 2), np.uint8)
+    predicted = np.array([[0, 0], [255, 255]], np.uint8)
+    assert metrics.mean_iou(predicted, true, 1) == pytest.approx(0.5)
+
+
+def test_mean_iou_counts_over_all_images():
+    true = [np.array([0, 0, 1], np.uint8), np.array([1, 1, 1, 1], np.uint8)]
+    predicted = [np.array([0, 1, 1], np.uint8), np.array([1, 1, 1, 0], np.uint8)]
+    assert metrics.mean_iou(predicted, true, 2) == pytest.approx((1 / 3 + 4 / 6) / 2)
+
+
+def test_mean_iou_bounds_and_errors():
+    true = np.array([0, 1, 255], np.uint8)
+    assert metrics.mean_iou(true, true, 2) == 1.0
+    assert math.isnan(metrics.mean_iou(true, np.full(3, 255, np.uint8), 2))
+    with pytest.raises(ValueError, match='predicted is'):
+        metrics.mean_iou(true, true[:2], 2)
+
+
+def test_roc_auc():
+    positive = np.array([True, True, False, False])
+    assert metrics.roc_auc(np.array([0.9, 0.8, 0.2, 0.1]), positive) == 1.0
+    assert metrics.roc_auc(np.array([0.1, 0.2, 0.8, 0.9]), positive) == 0.0
+    assert metrics.roc_auc(np.ones(4), positive) == 0.5
+    assert math.isnan(metrics.roc_auc(np.ones(4), np.ones(4, bool)))
+
+
+def test_unseen_combinations_are_never_said():
+    unseen = {' '.join(pair) for pair in scenes.UNSEEN_COMBINATIONS}
+    said = {word for level in captions.levels() for words in level.words for word in words}
+    assert not unseen & said
+    assert 'red ball' in said and 'brick wall' in said
+
+
+def test_every_class_has_at_most_one_phrase_a_level():
+    for level in captions.levels():
+        assert (level.member.sum(1) <= 1).all()
+        for index, toy_class in enumerate(scenes.CLASSES):
+            known = (toy_class.adjective, toy_class.noun) not in scenes.UNSEEN_COMBINATIONS
+            assert bool(level.member[index].any()) is known
+
+
+def test_presence_leaves_small_things_unsaid():
+    coverage = torch.zeros(1, len(scenes.CLASSES))
+    for name, share in (('red ball', 0.1), ('blue box', 0.005), ('carpet', 0.895)):
+        coverage[0, scenes.CLASS_IDS[name]] = share
+    level = captions.levels()[0]
+    mentioned, denied = captions.presence(level, coverage)
+    by_word = {words[0]: column for column, words in enumerate(level.words)}
+    assert mentioned[0, by_word['red ball']] and mentioned[0, by_word['carpet']]
+    assert not mentioned[0, by_word['blue box']] and not denied[0, by_word['blue box']]
+    assert denied[0, by_word['green cone']]
+
+
+def test_losses_prefer_the_truth():
+    mentioned = torch.tensor([[True, False, True], [False, True, False]])
+    good = mentioned.float() * 10
+    assert losses.contrast(good, mentioned, ~mentioned) < losses.contrast(
+        -good, mentioned, ~mentioned
+    )
+    # Two patches, one for each thing that is there, beat two that show the same thing.
+    each = torch.eye(3)[[0, 2]][None] * 10
+    same = torch.eye(3)[[0, 0]][None] * 10
+    absent = torch.eye(3)[[0, 1]][None] * 10
+    first = (mentioned[:1], ~mentioned[:1])
+    assert losses.patches(each, *first) < losses.patches(same, *first)
+    assert losses.patches(each, *first) < losses.patches(absent, *first)
+
+
+def test_a_picture_without_mentions_gives_no_gradient_trouble():
+    logits = torch.randn(2, 4, requires_grad=True)
+    nothing = torch.zeros(2, 4, dtype=torch.bool)
+    loss = losses.contrast(logits, nothing, ~nothing)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()

@@ -1,0 +1,44 @@
+"""The model in the repository does what its card says, through the real engine."""
+
+import pytest
+import torch
+
+from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+from cliptrase_ros.toybox import evaluate, towers
+from cliptrase_ros.toybox.metrics import mean_iou
+from cliptrase_ros.toybox.scenes import true_labels
+
+MEGABYTE = 1e6
+
+
+@pytest.fixture(scope='module')
+def segmenter():
+    return load_segmenter('toybox', '', device='cpu', precision='float32')
+
+
+@pytest.mark.parametrize(('vocabulary', 'floor'), [('names', 0.5), ('shapes', 0.5)])
+def test_held_out_rooms(segmenter, vocabulary, floor):
+    phrases = evaluate.VOCABULARIES[vocabulary]
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(list(phrases)))
+    scenes = evaluate.make_scenes(6, 'held_out')
+    results = segmenter.segment([s.image for s in scenes], encoded, SegmentationSettings())
+    truth = [true_labels(scene.label, phrases) for scene in scenes]
+    assert mean_iou([result.label for result in results], truth, len(phrases)) >= floor
+
+
+def test_size_and_architecture(segmenter):
+    assert (towers.MODEL_FOLDER / towers.WEIGHTS_NAME).stat().st_size <= 16 * MEGABYTE
+    config = towers.read_config()['model_cfg']
+    assert config['vision_cfg']['layers'] == 12
+    assert config['vision_cfg']['image_size'] // config['vision_cfg']['patch_size'] == 14
+
+
+def test_evaluation_reports_every_method():
+    scenes = evaluate.make_scenes(1, 'unseen_combinations', 96, 128)
+    with torch.random.fork_rng():
+        result = evaluate.evaluate(
+            towers.MODEL_FOLDER, scenes, evaluate.VOCABULARIES['shapes'], resolution=96
+        )
+    assert set(result) == {*evaluate.METHODS, 'image'}
+    assert all(0 <= result[method]['miou'] <= 1 for method in evaluate.METHODS)
