@@ -47,3 +47,15 @@ def tiny_state(tiny_architecture):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return open_clip.CLIP(**TINY_CONFIG).state_dict()
+
+
+@pytest.fixture(scope='session')
+def tiny_model(tiny_state, tmp_path_factory):
+    """What `--model` takes for the tiny CLIP."""
+    import safetensors.torch
+
+    folder = tmp_path_factory.mktemp('tiny_model')
+    safetensors.torch.save_file(tiny_state, folder / 'open_clip_model.safetensors')
+    config = {'model_cfg': TINY_CONFIG, 'preprocess_cfg': {}}
+    (folder / 'open_clip_config.json').write_text(json.dumps(config))
+    return f'local-dir:{folder}'

@@ -4,7 +4,6 @@ A recorder that was killed leaves an MCAP file without its index, or an SQLite f
 its own header says; ordinary readers refuse both as a whole.
 """
 
-import sqlite3
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -13,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+import apsw
 from rosbags.interfaces import (
     Connection,
     ConnectionExtRosbag2,
@@ -176,6 +176,35 @@ def _string(reader: BytesIO) -> bytes:
     return text
 
 
+class _StrictVfs(apsw.VFS):
+    """Files that seem as long as they claim, and fail where they are not.
+
+    SQLite refuses a file that is too short, or takes zeros for what is missing.
+    """
+
+    def __init__(self, size: int, claimed: int):
+        self.name = f'cliptrase_{id(self)}'
+        self._size, self._claimed = size, claimed
+        super().__init__(self.name, '')
+
+    def xOpen(self, name, flags):
+        return _StrictFile(name, flags, self._size, self._claimed)
+
+
+class _StrictFile(apsw.VFSFile):
+    def __init__(self, name, flags, size: int, claimed: int):
+        self._size, self._claimed = size, claimed
+        super().__init__('', name, flags)
+
+    def xFileSize(self):
+        return self._claimed
+
+    def xRead(self, amount, offset):
+        if offset + amount > self._size:
+            raise apsw.IOError(f'the file ends at byte {self._size}')
+        return super().xRead(amount, offset)
+
+
 class SalvagedSqlite:
     """The messages of an SQLite file in the order of writing, up to the break.
 
@@ -185,12 +214,11 @@ class SalvagedSqlite:
 
     def __init__(self, path: Path):
         self.reason = ''
+        self._strict: _StrictVfs | None = None
         try:
-            self._database = sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro', uri=True)
-            # Otherwise a file shorter than its header says is refused as a whole.
-            self._database.execute('PRAGMA writable_schema = ON')
+            self._database = self._connect(path)
             self.connections = self._read_topics()
-        except sqlite3.Error as error:
+        except apsw.Error as error:
             raise BreakError(str(error)) from error
 
     def messages(
@@ -204,15 +232,35 @@ class SalvagedSqlite:
                 'SELECT topic_id, timestamp, data FROM messages ORDER BY id'
             )
             for topic, stamp, data in rows:
+                if not (isinstance(stamp, int) and isinstance(data, bytes)):
+                    self.reason = f'it breaks off after message {read}, which is damaged'
+                    return
                 read += 1
                 if topic in wanted:
                     yield wanted[topic], stamp, data
-        except sqlite3.Error as error:
+        except apsw.Error as error:
             self.reason = f'it breaks off after message {read} ({error})'
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _connect(self, path: Path) -> apsw.Connection:
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        with path.open('rb') as file:
+            head, size = file.read(100), path.stat().st_size
+        if len(head) == 100:
+            # From the format of SQLite's files: bytes of a page (1 is 65536), and pages.
+            page, pages = (
+                struct.unpack_from('>H', head, 16)[0],
+                struct.unpack_from('>I', head, 28)[0],
+            )
+            claimed = (65536 if page == 1 else page) * pages
+            if claimed > size:
+                self._strict = _StrictVfs(size, claimed)
+                uri = f'{path.absolute().as_uri()}?immutable=1'
+                return apsw.Connection(uri, flags, vfs=self._strict.name)
+        return apsw.Connection(f'{path.absolute().as_uri()}?mode=ro', flags)
 
     def _read_topics(self) -> list[Connection]:
         def has(table: str, column: str) -> bool:
