@@ -92,6 +92,7 @@ def segment_sources(
     """
     outcome = Outcome()
     entries: list[dict] = []
+    output.folder.mkdir(parents=True, exist_ok=True)
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
             photos = [source for source in sources if source.kind == 'photo']
