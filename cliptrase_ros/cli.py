@@ -2,13 +2,11 @@
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
-
-from tqdm import tqdm
 
 from .segmentation.vocabulary import (
     DEFAULT_BACKGROUND,
@@ -32,6 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return parsed.run(parsed)
     except CommandError as error:
         print(f'cliptrase {parsed.command}: error: {error}', file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition('.')[0] == PACKAGE:
+            raise
+        print(
+            f'cliptrase {parsed.command}: error: the Python package {error.name!r} is not '
+            'installed; install what requirements.txt of cliptrase_ros lists',
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         return 130
@@ -95,6 +102,9 @@ def _add_segment(commands) -> None:
 
 
 def _segment(arguments: argparse.Namespace) -> int:
+    # Of a file or webcam that cannot be opened, one line of ours is enough.
+    os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
+    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
     from .photos.sources import InputError, check_output, find_sources
 
     vocabulary = _parse_words(arguments)
@@ -174,23 +184,28 @@ def _add_bag(commands) -> None:
 def _bag(arguments: argparse.Namespace) -> int:
     vocabulary = _parse_words(arguments)
 
-    from .bag.label import BagSettings, check_destination, choose_cameras, label_bag
-    from .bag.messages import make_typestore
+    from .bag.cameras import check_destination, check_node, choose_cameras
     from .bag.reader import BagError, BagReader
+    from .bag.types import make_typestore
 
     try:
-        settings = BagSettings(
-            arguments.node,
-            arguments.storage,
-            arguments.compress,
-            arguments.rate,
-            overlay=arguments.overlay,
-        )
+        check_node(arguments.node)
         check_destination(arguments.input, arguments.output)
         typestore = make_typestore()
         with BagReader(arguments.input, typestore) as reader:
             cameras = choose_cameras(reader, arguments.topic, typestore, arguments.node)
             segmenter, encoded, segmentation, batch = _load_engine(arguments, vocabulary)
+
+            from .bag.label import BagSettings, label_bag
+
+            settings = BagSettings(
+                arguments.node,
+                arguments.storage,
+                arguments.compress,
+                arguments.rate,
+                batch,
+                arguments.overlay,
+            )
             counts = [camera.topic.count for camera in cameras]
             with _progress(None if None in counts else sum(counts)) as progress:
                 summary = label_bag(
@@ -200,7 +215,7 @@ def _bag(arguments: argparse.Namespace) -> int:
                     segmenter,
                     encoded,
                     segmentation,
-                    replace(settings, batch=batch),
+                    settings,
                     typestore,
                     progress.update,
                 )
@@ -335,7 +350,9 @@ def _load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
     return segmenter, encoded, settings, arguments.batch or default_batch(segmenter)
 
 
-def _progress(total: int | None) -> tqdm:
+def _progress(total: int | None):
+    from tqdm import tqdm
+
     # None: shown on a terminal only.
     return tqdm(total=total, unit='image', disable=None, dynamic_ncols=True)
 

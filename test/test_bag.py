@@ -1,25 +1,36 @@
 """`cliptrase bag`: recordings in, the same recordings with labels out."""
 
+import functools
+import json
+import os
 import shutil
 import sqlite3
+import sys
 from collections import Counter
 from pathlib import Path
 
 import bags
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, Reader
 
-from cliptrase_ros.bag.label import camera_name
-from cliptrase_ros.bag.messages import definition_file, make_typestore
+from cliptrase_ros.bag.cameras import camera_name
+from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagError, BagReader
+from cliptrase_ros.bag.types import definition_file, make_typestore
 from cliptrase_ros.batches import RateLimit
 from cliptrase_ros.cli import main
 from cliptrase_ros.image_messages import decode_mask
-from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.segmenter import (
+    Segmentation,
+    SegmentationSettings,
+    Segmenter,
+    load_segmenter,
+)
+from cliptrase_ros.segmentation.vocabulary import parse_over_background
 
 WORDS = 'red ball; box: crate, carton'
 STORAGES = [
@@ -58,6 +69,20 @@ def read(path):
             for c in reader.connections
         }
         return topics, [(c.topic, stamp, bytes(data)) for c, stamp, data in reader.messages()]
+
+
+@pytest.fixture(scope='module')
+def recording(tmp_path_factory):
+    """A recording to be damaged: folder, file, whole content, messages."""
+
+    @functools.cache
+    def recording(storage, compression):
+        source = tmp_path_factory.mktemp('whole') / 'in'
+        bags.write_bag(source, bags.contents(9), storage, compression)
+        (file,) = (path for path in source.iterdir() if path.name != 'metadata.yaml')
+        return source, file, file.read_bytes(), read(source)[1]
+
+    return recording
 
 
 def read_ours(path, typestore):
@@ -151,9 +176,6 @@ def test_outputs_agree(run, typestore, tmp_path):
 
 
 def test_labels_are_the_engines(run, typestore, tiny_model, tmp_path):
-    from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
-    from cliptrase_ros.segmentation.vocabulary import parse_over_background
-
     source = bags.write_bag(tmp_path / 'in')
     assert run(source, tmp_path / 'out', '--topic', '/front/image_raw=nose', '--no-overlay')[0] == 0
     topics, messages = read(tmp_path / 'out')
@@ -328,17 +350,11 @@ def test_damaged_metadata(typestore, tmp_path, text):
 
 
 @pytest.mark.parametrize(('storage', 'compression'), STORAGES)
-@settings(
-    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, max_examples=15)
 @given(share=st.floats(0, 0.999))
-def test_truncated(typestore, tmp_path_factory, storage, compression, share):
+def test_truncated(typestore, recording, storage, compression, share):
     """Whatever the length, a cut file gives the first messages of the whole one, and says so."""
-    folder = tmp_path_factory.mktemp('cut')
-    source = bags.write_bag(folder / 'in', bags.contents(12), storage, compression)
-    expected = read(source)[1]
-    (file,) = (path for path in source.iterdir() if path.name != 'metadata.yaml')
-    content = file.read_bytes()
+    source, file, content, expected = recording(storage, compression)
     file.write_bytes(content[: int(share * len(content))])
     try:
         messages, damage = read_ours(source, typestore)
@@ -348,21 +364,16 @@ def test_truncated(typestore, tmp_path_factory, storage, compression, share):
     else:
         # What follows the messages is only an index.
         assert damage or messages == expected
-    shutil.rmtree(folder)
     assert messages == expected[: len(messages)]
 
 
 @pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
-@settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, max_examples=30)
 @given(place=st.floats(0, 0.9999), size=st.integers(1, 300), seed=st.integers(0, 99))
-def test_corrupted(typestore, tmp_path_factory, storage, place, size, seed):
+def test_corrupted(typestore, recording, storage, place, size, seed):
     """Damage within a file ends in messages or in BagError, never in anything else."""
-    folder = tmp_path_factory.mktemp('corrupt')
-    source = bags.write_bag(folder / 'in', storage=storage)
-    (file,) = (path for path in source.iterdir() if path.name != 'metadata.yaml')
-    content = bytearray(file.read_bytes())
+    source, file, content, _ = recording(storage, CompressionMode.NONE)
+    content = bytearray(content)
     begin = int(place * len(content))
     end = min(begin + size, len(content))
     content[begin:end] = np.random.default_rng(seed).bytes(end - begin)
@@ -371,7 +382,6 @@ def test_corrupted(typestore, tmp_path_factory, storage, place, size, seed):
         read_ours(source, typestore)
     except BagError as error:
         assert file.name in str(error)
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
@@ -570,20 +580,66 @@ def test_engine_that_fails_costs_labels_only(run, tmp_path, monkeypatch):
     assert '/front/image_raw: 4 not labelled: out of memory' in err
 
 
-def test_types_are_those_of_ros(typestore):
-    """The hash that vision_msgs' own generated code has, and ours where it is built."""
+def test_missing_package_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'rosbags', None)
+    monkeypatch.delitem(sys.modules, 'cliptrase_ros.bag.reader')
+    monkeypatch.setitem(sys.modules, 'rosbags.rosbag2', None)
+    status, _, err = run(tmp_path, tmp_path / 'out')
+    assert status == 2
+    assert "'rosbags" in err
+    assert err.count('\n') == 1
+
+
+def test_label_info_is_that_of_ros(typestore):
+    """The hash is the one in the code generated for vision_msgs."""
     assert typestore.hash_rihs01('vision_msgs/msg/LabelInfo') == (
         'RIHS01_3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783'
     )
 
 
 @pytest.mark.parametrize('name', ['ClassMask', 'ClassMasks', 'Vocabulary', 'VocabularyClass'])
-def test_messages_equal_those_of_rosidl(typestore, name):
-    generated = pytest.importorskip('cliptrase_ros.msg', exc_type=ImportError)
-    expected = getattr(generated, name).get_fields_and_field_types()
-    fields = typestore.fielddefs[f'cliptrase_ros/msg/{name}'][1]
-    assert list(expected) == [field for field, _ in fields]
+def test_own_types_are_those_of_ros(typestore, name):
     assert definition_file(name).is_file()
+    prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
+    paths = [Path(prefix, f'share/cliptrase_ros/msg/{name}.json') for prefix in prefixes]
+    generated = next((path for path in paths if path.is_file()), None)
+    if generated is None:
+        pytest.skip('the messages are not built here')
+    message_type = f'cliptrase_ros/msg/{name}'
+    hashes = {
+        h['type_name']: h['hash_string'] for h in json.loads(generated.read_text())['type_hashes']
+    }
+    assert typestore.hash_rihs01(message_type) == hashes[message_type]
+
+
+def test_messages_are_those_of_the_node(typestore):
+    """What a bag gets is, to the byte, what the node would have published."""
+    conversions = pytest.importorskip('cliptrase_ros.ros.conversions', exc_type=ImportError)
+    from rclpy.serialization import serialize_message
+    from std_msgs.msg import Header
+
+    vocabulary = parse_over_background(WORDS)
+    random = np.random.default_rng(0)
+    label = random.choice(np.array([0, 1, 255], np.uint8), (20, 30))
+    result = Segmentation(label, random.integers(0, 256, label.shape, np.uint8), vocabulary)
+    maker = MessageMaker(typestore)
+    header, theirs = maker.header(12_345_678_901, 'eye'), Header(frame_id='eye')
+    theirs.stamp.sec, theirs.stamp.nanosec = 12, 345_678_901
+    for ours, message in (
+        (
+            maker.masks(result, header),
+            conversions.masks_message(label, result.confidence, vocabulary, theirs),
+        ),
+        (
+            maker.vocabulary(vocabulary, header),
+            conversions.vocabulary_message(vocabulary, theirs),
+        ),
+        (
+            maker.image(label, 'mono8', header),
+            conversions.image_message(label, 'mono8', theirs),
+        ),
+    ):
+        assert bytes(ours) == bytes(serialize_message(message))
 
 
 @pytest.mark.parametrize(

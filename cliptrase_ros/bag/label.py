@@ -1,7 +1,6 @@
 """A recording with labels added, under the names the node publishes them by."""
 
 import contextlib
-import re
 import shutil
 import sqlite3
 import tempfile
@@ -15,13 +14,12 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
 from rosbags.typesys.store import Typestore
 
-from cliptrase_ros.bag import messages
-from cliptrase_ros.bag.messages import MessageMaker, output_qos
+from cliptrase_ros.bag import types
+from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera, check_node
+from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagError, BagReader, Topic
 from cliptrase_ros.batches import RateLimit, segment_each
 from cliptrase_ros.image_messages import (
-    check_compressed,
-    check_image,
     decompress_to_rgb,
     to_rgb,
 )
@@ -32,25 +30,13 @@ from cliptrase_ros.segmentation.segmenter import (
     Segmenter,
 )
 
-#: Name of the node whose topics are added.
-DEFAULT_NODE = '/cliptrase'
-
 #: Nanoseconds between repetitions of label_info, as the node does.
 LABEL_INFO_PERIOD_NS = 5_000_000_000
 
-_IMAGE_TYPES = (messages.IMAGE, messages.COMPRESSED_IMAGE)
 # What stands in a bag whose types no definition is known of; the writer insists on a hash.
 _UNKNOWN_HASH = f'RIHS01_{"0" * 64}'
 # Messages wait for a batch of images; not without bound.
 _MOST_WAITING_BYTES = 256_000_000
-
-
-@dataclass(frozen=True)
-class BagCamera:
-    """An image topic of a recording and the camera name its labels go under."""
-
-    name: str
-    topic: Topic
 
 
 @dataclass(frozen=True)
@@ -71,8 +57,7 @@ class BagSettings:
     overlay: bool = True
 
     def __post_init__(self):
-        if not re.fullmatch(r'(/[A-Za-z_][A-Za-z0-9_]*)+', self.node):
-            raise BagError(f'the node is {self.node!r}; it must be a full name such as /cliptrase')
+        check_node(self.node)
         if not 0 <= self.rate <= 1000:
             raise BagError(f'the rate is {self.rate}; it must be 0 to 1000 images a second')
         if self.batch < 1:
@@ -96,114 +81,6 @@ class BagSummary:
         """Count an image that could not be labelled."""
         count, reason = self.refused.get(topic, (0, f'{error}'))
         self.refused[topic] = (count + 1, reason)
-
-
-def choose_cameras(
-    reader: BagReader, wanted: Sequence[str], typestore: Typestore, node: str = DEFAULT_NODE
-) -> list[BagCamera]:
-    """Choose the image topics to label.
-
-    wanted: `TOPIC` or `TOPIC=NAME` each; empty for every topic that holds pictures, raw rather
-    than compressed where there are both of one camera, and nothing of the node itself.
-    Raises BagError: a topic that is not there, or that holds no pictures; none found.
-    """
-    images = {topic.name: topic for topic in reader.topics.values() if topic.type in _IMAGE_TYPES}
-    named = [entry.partition('=') for entry in wanted]
-    if wanted:
-        chosen = [(_wanted_topic(reader, images, name), given) for name, _, given in named]
-    else:
-        found = {n: t for n, t in images.items() if not n.startswith(f'{node}/')}
-        chosen = [
-            (topic, '')
-            for name, topic in found.items()
-            if not (topic.type == messages.COMPRESSED_IMAGE and name.rpartition('/')[0] in found)
-        ]
-    cameras: list[BagCamera] = []
-    reasons = []
-    for topic, given in chosen:
-        if reason := _no_pictures(reader.first(topic), topic, typestore):
-            reasons.append(f'{topic.name}: {reason}')
-            continue
-        name = given or _free_name(camera_name(topic.name), {c.name for c in cameras})
-        if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name) or name in {c.name for c in cameras}:
-            raise BagError(
-                f'camera name {name!r} is taken, or not made of letters, digits and underscores'
-            )
-        cameras.append(BagCamera(name, topic))
-    if wanted and reasons:
-        raise BagError('; '.join(reasons))
-    if not cameras:
-        raise BagError(
-            f'no topic with pictures found; {"; ".join(reasons)}'
-            if reasons
-            else f'no image topic found; the topics are {_listed(reader)}'
-        )
-    _refuse_clashes(reader, cameras, node)
-    return cameras
-
-
-def camera_name(topic: str) -> str:
-    """Camera name for an image topic: `/front/color/image_raw/compressed` is `front_color`."""
-    parts = [part for part in topic.split('/') if part]
-    if len(parts) > 1 and parts[-1] == 'compressed':
-        parts.pop()
-    if len(parts) > 1 and parts[-1].startswith('image'):
-        parts.pop()
-    name = re.sub(r'[^A-Za-z0-9_]', '_', '_'.join(parts))
-    return name if re.match(r'[A-Za-z_]', name) else f'_{name}'
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    free, number = name, 2
-    while free in taken:
-        free, number = f'{name}_{number}', number + 1
-    return free
-
-
-def _wanted_topic(reader: BagReader, images: dict[str, Topic], name: str) -> Topic:
-    if name in images:
-        return images[name]
-    for topic in reader.topics.values():
-        if topic.name == name:
-            raise BagError(f'{name} holds {topic.type}, which is no image')
-    raise BagError(f'there is no topic {name}; the topics are {_listed(reader)}')
-
-
-def _listed(reader: BagReader) -> str:
-    return ', '.join(f'{topic.name} ({topic.type})' for topic in reader.topics.values())
-
-
-def _no_pictures(data: bytes | None, topic: Topic, typestore: Typestore) -> str:
-    if data is None:
-        return 'it has no messages'
-    if topic.serialization != 'cdr':
-        return f'it is serialised as {topic.serialization}; only cdr can be read'
-    try:
-        message = typestore.deserialize_cdr(data, topic.type)
-        (check_image if topic.type == messages.IMAGE else check_compressed)(message)
-    except Exception as error:
-        # The library raises what it likes over data that are no message.
-        return f'its first message is no picture ({error})'
-    return ''
-
-
-def _refuse_clashes(reader: BagReader, cameras: Sequence[BagCamera], node: str) -> None:
-    there = {name for name, _ in reader.topics}
-    names = ['vocabulary', *(f'{c.name}/label' for c in cameras)]
-    clashes = sorted(there & {f'{node}/{name}' for name in names})
-    if clashes:
-        raise BagError(
-            f'the recording already has {", ".join(clashes)}; have the new topics under another '
-            'name (--node /NAME)'
-        )
-
-
-def check_destination(source: Path, destination: Path) -> None:
-    """Refuse a destination that exists or lies within the recording. Raises BagError."""
-    if destination.exists() or destination.is_symlink():
-        raise BagError(f'{destination} exists already; remove it or choose another name')
-    if source.resolve() in destination.resolve().parents:
-        raise BagError(f'{destination} lies within the recording {source}')
 
 
 def label_bag(
@@ -319,13 +196,13 @@ class _Labelling:
         self._copies = {key: self._copy_of(topic) for key, topic in reader.topics.items()}
         self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
         self._limits = {c.name: RateLimit(settings.rate) for c in cameras}
-        self._vocabulary_output = self._add('vocabulary', messages.VOCABULARY, latched=True)
+        self._vocabulary_output = self._add('vocabulary', types.VOCABULARY, latched=True)
         self._outputs = {
             c.name: _Outputs(
-                self._add(f'{c.name}/label', messages.IMAGE),
-                self._add(f'{c.name}/label_info', messages.LABEL_INFO, latched=True),
-                self._add(f'{c.name}/masks', messages.CLASS_MASKS),
-                self._add(f'{c.name}/overlay', messages.IMAGE) if settings.overlay else None,
+                self._add(f'{c.name}/label', types.IMAGE),
+                self._add(f'{c.name}/label_info', types.LABEL_INFO, latched=True),
+                self._add(f'{c.name}/masks', types.CLASS_MASKS),
+                self._add(f'{c.name}/overlay', types.IMAGE) if settings.overlay else None,
             )
             for c in cameras
         }
@@ -368,7 +245,7 @@ class _Labelling:
             f'{self._settings.node}/{name}',
             message_type,
             typestore=self._typestore,
-            offered_qos_profiles=[output_qos(latched)],
+            offered_qos_profiles=[types.output_qos(latched)],
         )
 
     def _take(self, topic: Topic, stamp_ns: int, data: bytes) -> None:
@@ -394,7 +271,7 @@ class _Labelling:
 
     @staticmethod
     def _decode(message, topic: Topic) -> np.ndarray:
-        return to_rgb(message) if topic.type == messages.IMAGE else decompress_to_rgb(message)
+        return to_rgb(message) if topic.type == types.IMAGE else decompress_to_rgb(message)
 
     def _flush(self) -> None:
         pictures = [item.picture for item in self._waiting if item.picture is not None]
