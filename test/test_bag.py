@@ -12,7 +12,7 @@ from pathlib import Path
 import bags
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, Reader
@@ -369,6 +369,7 @@ def test_truncated(typestore, recording, storage, compression, share):
 
 @pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
 @settings(deadline=None, max_examples=30)
+@example(place=0.109375, size=1, seed=0)
 @given(place=st.floats(0, 0.9999), size=st.integers(1, 300), seed=st.integers(0, 99))
 def test_corrupted(typestore, recording, storage, place, size, seed):
     """Damage within a file ends in messages or in BagError, never in anything else."""
@@ -613,9 +614,9 @@ def test_own_types_are_those_of_ros(typestore, name):
 
 
 def test_messages_are_those_of_the_node(typestore):
-    """What a bag gets is, to the byte, what the node would have published."""
+    """What a bag gets is what the node would have published."""
     conversions = pytest.importorskip('cliptrase_ros.ros.conversions', exc_type=ImportError)
-    from rclpy.serialization import serialize_message
+    from rclpy.serialization import deserialize_message, serialize_message
     from std_msgs.msg import Header
 
     vocabulary = parse_over_background(WORDS)
@@ -639,7 +640,9 @@ def test_messages_are_those_of_the_node(typestore):
             conversions.image_message(label, 'mono8', theirs),
         ),
     ):
-        assert bytes(ours) == bytes(serialize_message(message))
+        # Not the bytes: what pads them is left to chance.
+        sent = deserialize_message(serialize_message(message), type(message))
+        assert deserialize_message(bytes(ours), type(message)) == sent
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from rosbags.interfaces import (
     ConnectionExtRosbag2,
     MessageDefinition,
     MessageDefinitionFormat,
+    Qos,
 )
 from rosbags.rosbag2.metadata import parse_qos
 from rosbags.rosbag2.storage_mcap import decompress
@@ -126,7 +127,7 @@ class SalvagedMcap:
         while fields.tell() < len(metadata):
             key, value = _string(fields), _string(fields)
             if key == b'offered_qos_profiles':
-                profiles = parse_qos(value.decode())
+                profiles = _profiles(value.decode())
         nothing = MessageDefinition(MessageDefinitionFormat.NONE, '')
         message_type, definition = self._schemas.get(schema, ('', nothing))
         return Connection(
@@ -165,6 +166,14 @@ def _unpack(chunk: bytes, end: int) -> Iterator[_Record]:
         # Whatever the decompressors make of damaged data.
         raise BreakError(f'the chunk before byte {end} is damaged ({error})') from error
     yield from _scan(BytesIO(content), len(content))
+
+
+def _profiles(text: str) -> list[Qos]:
+    try:
+        return parse_qos(text)
+    except Exception:
+        # Without its quality of service a topic is still worth having.
+        return []
 
 
 def _string(reader: BytesIO) -> bytes:
@@ -290,7 +299,7 @@ class SalvagedSqlite:
                 definitions.get(message_type, nothing),
                 '',
                 0,
-                ConnectionExtRosbag2(form, parse_qos(qos)),
+                ConnectionExtRosbag2(form, _profiles(qos)),
                 self,
             )
             for number, name, message_type, form, qos in rows
