@@ -71,8 +71,11 @@ def _encodings() -> dict[str, Encoding]:
     return table
 
 
-#: Every encoding `to_rgb` understands (sensor_msgs/image_encodings.hpp), by name.
-ENCODINGS: dict[str, Encoding] = dict(sorted(_encodings().items()))
+#: By name, as sensor_msgs/image_encodings.hpp has it.
+ENCODING_TABLE = _encodings()
+
+#: Every encoding `to_rgb` understands.
+ENCODINGS = tuple(sorted(ENCODING_TABLE))
 
 
 def check_image(image) -> None:
@@ -83,7 +86,7 @@ def check_image(image) -> None:
     picture, `step` shorter than a row, fewer data than the header promises.
     """
     size = f'{image.width} x {image.height}'
-    encoding = ENCODINGS.get(image.encoding)
+    encoding = ENCODING_TABLE.get(image.encoding)
     if image.width == 0 or image.height == 0:
         raise ImageError(f'image of {size} pixels; the camera has to fill in width and height')
     _check_size(image.width, image.height)
@@ -123,7 +126,7 @@ def to_rgb(image) -> np.ndarray:
     Raises ImageError as `check_image`.
     """
     check_image(image)
-    encoding = ENCODINGS[image.encoding]
+    encoding = ENCODING_TABLE[image.encoding]
     dtype = np.dtype(np.uint8)
     if encoding.bits == 16:
         dtype = np.dtype('>u2' if image.is_bigendian else '<u2')

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from cliptrase_ros.image_messages import (
+    ENCODING_TABLE,
     ENCODINGS,
     ImageError,
     check_image,
@@ -65,7 +66,7 @@ def test_sixteen_bits(pixels, big):
 
 @pytest.mark.parametrize('encoding', ENCODINGS)
 def test_every_encoding_of_grey_is_grey(encoding):
-    kind = ENCODINGS[encoding]
+    kind = ENCODING_TABLE[encoding]
     dtype = np.uint16 if kind.bits == 16 else np.uint8
     value = 128 * 257 if kind.bits == 16 else 128
     rows = int(8 * kind.planes)
