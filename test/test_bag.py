@@ -415,6 +415,15 @@ def test_truncated_is_labelled_up_to_the_break(run, tmp_path, storage):
     assert sum(name == '/cliptrase/camera/label' for name, _, _ in messages) == len(copied)
 
 
+@pytest.mark.parametrize('stamp', [2**62, 2**31 * 10**9])
+def test_time_that_cannot_be(typestore, tmp_path, stamp):
+    frames = [(bags.START, bags.image(bags.picture(0))), (stamp, bags.image(bags.picture(0)))]
+    topics = [('/camera/image_raw', 'sensor_msgs/msg/Image', [], frames)]
+    messages, damage = read_ours(bags.write_bag(tmp_path / 'in', topics), typestore)
+    assert len(messages) == 1
+    assert f'time {stamp}' in damage[0]
+
+
 def test_write_ahead_log_is_read(typestore, tmp_path):
     source = bags.write_bag(tmp_path / 'in', storage='sqlite3')
     expected = read(source)[1]

@@ -23,6 +23,8 @@ else:
 
 _STORAGES = {'.mcap': 'mcap', '.db3': 'sqlite3'}
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
+# builtin_interfaces/Time counts seconds in 31 bits.
+_END_OF_TIME_NS = 2**31 * 1_000_000_000
 _IDL_RULE = '=' * 80 + '\n'
 
 
@@ -115,6 +117,9 @@ class BagReader:
                 except Exception as error:
                     # Whatever the storage, its decompressor or its database make of damage.
                     self._note(f'{file.name}: damaged, the rest of it is missing ({error})')
+                    break
+                if not 0 <= stamp < _END_OF_TIME_NS:
+                    self._note(f'{file.name}: damaged, the rest of it is missing (time {stamp})')
                     break
                 read += 1
                 yield self.topics[connection.topic, connection.msgtype], stamp, data

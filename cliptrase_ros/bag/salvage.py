@@ -227,7 +227,8 @@ class SalvagedSqlite:
         try:
             self._database = self._connect(path)
             self.connections = self._read_topics()
-        except apsw.Error as error:
+        except Exception as error:
+            # SQLite says what it finds broken; what it does not find need not even be text.
             raise BreakError(str(error)) from error
 
     def messages(
@@ -291,16 +292,20 @@ class SalvagedSqlite:
             f'SELECT id, name, type, serialization_format, {profiles} FROM topics ORDER BY id'
         )
         nothing = MessageDefinition(MessageDefinitionFormat.NONE, '')
-        return [
-            Connection(
-                number,
-                name,
-                message_type,
-                definitions.get(message_type, nothing),
-                '',
-                0,
-                ConnectionExtRosbag2(form, _profiles(qos)),
-                self,
+        connections = []
+        for number, name, message_type, form, qos in rows:
+            if not all(isinstance(text, str) for text in (name, message_type, form)):
+                raise BreakError('its list of topics is damaged')
+            connections.append(
+                Connection(
+                    number,
+                    name,
+                    message_type,
+                    definitions.get(message_type, nothing),
+                    '',
+                    0,
+                    ConnectionExtRosbag2(form, _profiles(qos)),
+                    self,
+                )
             )
-            for number, name, message_type, form, qos in rows
-        ]
+        return connections
