@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     _add_segment(commands)
     _add_bag(commands)
+    _add_top(commands)
     _add_demo(commands)
     _add_verify(commands)
     return parser
@@ -234,6 +235,42 @@ def _bag(arguments: argparse.Namespace) -> int:
     return 1 if summary.damage or summary.refused else 0
 
 
+def _add_top(commands) -> None:
+    description = (
+        'Rates, latencies, drops and vocabulary of every running segmentation node, read from '
+        '/diagnostics. Latency is from stamp to publishing, work from taking the image to '
+        'publishing; mean and (longest) over the last second. Ends with Ctrl-C.'
+    )
+    command = commands.add_parser(
+        'top', help='watch running nodes in the terminal', description=description
+    )
+    command.add_argument('--once', action='store_true', help='print once; exit status 1 if none')
+    command.add_argument(
+        '--timeout',
+        type=float,
+        default=10.0,
+        metavar='SECONDS',
+        help='how long --once waits for a node (default: %(default)s)',
+    )
+    command.set_defaults(run=_top)
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    _require_ros('it listens to running nodes', 'source a ROS 2 distribution')
+    from .ros.top import run_top
+
+    return run_top(arguments.once, arguments.timeout)
+
+
+def _require_ros(why: str, remedy: str) -> None:
+    try:
+        import rclpy  # noqa: F401
+    except ImportError as error:
+        raise CommandError(
+            f'{why}, and there is no ROS 2 in this Python ({error}); {remedy}'
+        ) from error
+
+
 def _add_words(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         '-v',
@@ -380,13 +417,10 @@ def _add_demo(commands) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    try:
-        import rclpy  # noqa: F401
-    except ImportError as error:
-        raise CommandError(
-            f'it runs real ROS 2 nodes, and there is no ROS 2 in this Python ({error}); use '
-            '`make demo`, or source a ROS 2 distribution and a workspace with this package'
-        ) from error
+    _require_ros(
+        'it runs real ROS 2 nodes',
+        'use `make demo`, or source a ROS 2 distribution and a workspace with this package',
+    )
     from .demo import run_demo
 
     return run_demo(arguments.output, arguments.phase)

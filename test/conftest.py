@@ -50,12 +50,18 @@ def tiny_state(tiny_architecture):
 
 
 @pytest.fixture(scope='session')
-def tiny_model(tiny_state, tmp_path_factory):
-    """What `--model` takes for the tiny CLIP."""
-    import safetensors.torch
+def tiny_model_folder(tmp_path_factory, tiny_state):
+    """A folder with the tiny CLIP, as `local-dir:FOLDER` loads it."""
+    from safetensors.torch import save_file
 
-    folder = tmp_path_factory.mktemp('tiny_model')
-    safetensors.torch.save_file(tiny_state, folder / 'open_clip_model.safetensors')
-    config = {'model_cfg': TINY_CONFIG, 'preprocess_cfg': {}}
-    (folder / 'open_clip_config.json').write_text(json.dumps(config))
-    return f'local-dir:{folder}'
+    folder = tmp_path_factory.mktemp('tiny_clip')
+    state = {name: tensor.contiguous() for name, tensor in tiny_state.items()}
+    save_file(state, folder / 'open_clip_model.safetensors')
+    (folder / 'open_clip_config.json').write_text(json.dumps({'model_cfg': TINY_CONFIG}))
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_model(tiny_model_folder):
+    """What `--model` takes for the tiny CLIP."""
+    return f'local-dir:{tiny_model_folder}'
