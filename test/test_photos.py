@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
@@ -259,6 +259,18 @@ def test_video_with_odd_sides_that_breaks_off(run, in_folder):
     assert f'it breaks off after frame {len(labelled)} of' in err
 
 
+def test_video_beside_a_folder_of_its_name(run, in_folder):
+    Path('all').mkdir()
+    save_video('all/clip.mp4', [picture(0)] * 2)
+    save('all/clip/000000.png', picture(1))
+    assert run('all', '-o', 'out')[0] == 0
+    assert [entry['label'] for entry in report(in_folder / 'out')['images']] == [
+        'labels/clip/000000.png',
+        'labels/clip.mp4/000000.png',
+        'labels/clip.mp4/000001.png',
+    ]
+
+
 def test_webcam_that_is_not_there(run, in_folder):
     status, out, err = run('97', '-o', 'out')
     assert status == 1
@@ -417,6 +429,10 @@ PATHS = st.builds(
 )
 
 
+@example([(PurePosixPath('a.mp4'), 0), (PurePosixPath('a/b.png'), 0)])
+@example([(PurePosixPath('a.mp4/b.png'), 0), (PurePosixPath('a.mp4'), 1)])
+@example([(PurePosixPath('a/b.mp4'), 0), (PurePosixPath('a/b/c.png'), 0)])
+@settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(PATHS, st.integers(0, 2)), min_size=1, max_size=9))
 def test_names_never_collide(files):
     """Whatever the inputs are called, no output is in the way of another, on any file system."""

@@ -1,6 +1,7 @@
 """What the user's words for inputs mean, and what the outputs for each are called."""
 
 import glob
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -131,7 +132,7 @@ def unique_names(
     """Names for outputs such that no file of one is a file or folder of another.
 
     relatives: paths within the inputs given; their stems are used where that is clear. Otherwise
-    the suffix is kept, then the path from the common folder of all, then numbers are added.
+    the suffix is kept, then the path from the common folder of all, then a number put in front.
     Upper and lower case count as equal, as they do on some file systems.
     """
     candidates = list(_candidates(relatives, paths))
@@ -139,16 +140,18 @@ def unique_names(
     taken = _Taken()
     for level in zip(*candidates, strict=True):
         waiting = [i for i, name in enumerate(names) if name is None]
-        keys = [level[i].casefold() for i in waiting]
-        for i, key in zip(waiting, keys, strict=True):
+        shared = Counter(level[i].casefold() for i in waiting)
+        # Photos first: where there are a.mp4 and a/1.jpg, the video gets the longer name.
+        for i in sorted(waiting, key=lambda i: kinds[i] != 'photo'):
             # All of those that share a name move on to a longer one, not all but the first.
-            if keys.count(key) == 1 and taken.take(level[i], kinds[i]):
+            if shared[level[i].casefold()] == 1 and taken.take(level[i], kinds[i]):
                 names[i] = level[i]
     for i, name in enumerate(names):
         number = 1
         while name is None:
             number += 1
-            longer = f'{candidates[i][-1]}-{number}'
+            # In front, because a folder may be what is in the way.
+            longer = f'{number}/{candidates[i][-1]}'
             name = longer if taken.take(longer, kinds[i]) else None
         names[i] = name
     return names
