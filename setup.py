@@ -26,8 +26,16 @@ setup(
     license=package.findtext('license'),
     maintainer=maintainer.text,
     maintainer_email=maintainer.get('email'),
-    packages=find_packages(include=['cliptrase_ros', 'cliptrase_ros.*']),
-    package_data={'cliptrase_ros.toybox': ['model/*']},
+    packages=[
+        *find_packages(include=['cliptrase_ros', 'cliptrase_ros.*']),
+        'cliptrase_ros.message_definitions',
+    ],
+    # What `cliptrase bag` writes; colcon installs the same files as share/cliptrase_ros/msg.
+    package_dir={'cliptrase_ros.message_definitions': 'msg'},
+    package_data={
+        'cliptrase_ros.message_definitions': ['*.msg'],
+        'cliptrase_ros.toybox': ['model/*'],
+    },
     python_requires='>=3.10',
     install_requires=requirements(),
     entry_points={'console_scripts': ['cliptrase = cliptrase_ros.cli:main']},

@@ -47,3 +47,21 @@ def tiny_state(tiny_architecture):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return open_clip.CLIP(**TINY_CONFIG).state_dict()
+
+
+@pytest.fixture(scope='session')
+def tiny_model_folder(tmp_path_factory, tiny_state):
+    """A folder with the tiny CLIP, as `local-dir:FOLDER` loads it."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp('tiny_clip')
+    state = {name: tensor.contiguous() for name, tensor in tiny_state.items()}
+    save_file(state, folder / 'open_clip_model.safetensors')
+    (folder / 'open_clip_config.json').write_text(json.dumps({'model_cfg': TINY_CONFIG}))
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_model(tiny_model_folder):
+    """What `--model` takes for the tiny CLIP."""
+    return f'local-dir:{tiny_model_folder}'

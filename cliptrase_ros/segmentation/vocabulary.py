@@ -17,6 +17,9 @@ MAX_CLASSES = 255
 #: Most phrases of a vocabulary, synonyms and background included: each costs 80 prompts to encode.
 MAX_PHRASES = 1024
 
+#: Scene words that stand for "none of the classes" where the user says nothing else.
+DEFAULT_BACKGROUND = ('wall', 'floor', 'ceiling', 'sky', 'building')
+
 
 class VocabularyError(ValueError):
     """A vocabulary that cannot be used; the message says what was given and what to do."""
@@ -127,6 +130,20 @@ def parse_vocabulary(
         version=1 if previous is None else previous.version + 1,
         retired=retired,
     )
+
+
+def parse_over_background(
+    entries: str | Sequence[str],
+    background: Sequence[str] = DEFAULT_BACKGROUND,
+    previous: Vocabulary | None = None,
+) -> Vocabulary:
+    """Make a vocabulary as `parse_vocabulary`; a phrase in both lists counts as a class.
+
+    Naming a class must not fail because of a background that was chosen before.
+    """
+    named = {phrase.casefold() for phrase in parse_vocabulary(entries).phrases}
+    background = [phrase for phrase in background if clean_phrase(phrase).casefold() not in named]
+    return parse_vocabulary(entries, background, previous)
 
 
 def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

@@ -54,18 +54,6 @@ def segmenter(make_segmenter):
     return make_segmenter()
 
 
-@pytest.fixture(scope='session')
-def tiny_model_folder(tmp_path_factory, tiny_state):
-    """A folder that the parameter `model: local-dir:FOLDER` loads the tiny CLIP from."""
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp('tiny_clip')
-    state = {name: tensor.contiguous() for name, tensor in tiny_state.items()}
-    save_file(state, folder / 'open_clip_model.safetensors')
-    (folder / 'open_clip_config.json').write_text(json.dumps({'model_cfg': TINY_CONFIG}))
-    return folder
-
-
 @pytest.fixture
 def context():
     import rclpy

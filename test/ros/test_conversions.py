@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from cliptrase_ros import image_messages
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.conversions import (
     ENCODINGS,
@@ -96,7 +97,7 @@ def images(draw):
     """A message of random pixels in any encoding, and how many rows its buffer has."""
     encoding = draw(st.sampled_from(ENCODINGS))
     height, width = 2 * draw(st.integers(2, 6)), 2 * draw(st.integers(2, 6))
-    spec = conversions._ENCODINGS[encoding]
+    spec = image_messages.ENCODING_TABLE[encoding]
     rows = int(height * spec.planes)
     row = width * spec.channels * spec.bits // 8
     data = draw(arrays.arrays(np.uint8, (rows, row)))
@@ -229,13 +230,13 @@ def test_own_conversion_equals_cv_bridge():
     generator = np.random.default_rng(0)
     compared = 0
     for encoding in ENCODINGS:
-        spec = conversions._ENCODINGS[encoding]
+        spec = image_messages.ENCODING_TABLE[encoding]
         dtype = np.uint16 if spec.bits == 16 else np.uint8
         shape = (12, 16) if spec.channels == 1 else (12, 16, spec.channels)
         pixels = generator.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
         image = image_message(pixels, encoding, Header())
         if spec.planes == 1 and conversions._cv_bridge_reads(image):
             theirs = bridge.imgmsg_to_cv2(image, 'rgb8')
-            np.testing.assert_array_equal(conversions._to_rgb(image), theirs, encoding)
+            np.testing.assert_array_equal(image_messages.to_rgb(image), theirs, encoding)
             compared += 1
     assert compared > 10

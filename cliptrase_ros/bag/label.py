@@ -1,0 +1,312 @@
+"""A recording with labels added, under the names the node publishes them by."""
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
+from rosbags.typesys.store import Typestore
+
+from cliptrase_ros.bag import types
+from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera, check_node
+from cliptrase_ros.bag.messages import MessageMaker
+from cliptrase_ros.bag.reader import BagError, BagReader, Topic
+from cliptrase_ros.batches import RateLimit, segment_each
+from cliptrase_ros.image_messages import (
+    decompress_to_rgb,
+    to_rgb,
+)
+from cliptrase_ros.segmentation.overlay import draw_overlay
+from cliptrase_ros.segmentation.segmenter import (
+    EncodedVocabulary,
+    SegmentationSettings,
+    Segmenter,
+)
+
+#: Nanoseconds between repetitions of label_info, as the node does.
+LABEL_INFO_PERIOD_NS = 5_000_000_000
+
+# What stands in a bag whose types no definition is known of; the writer insists on a hash.
+_UNKNOWN_HASH = f'RIHS01_{"0" * 64}'
+# Messages wait for a batch of images; not without bound.
+_MOST_WAITING_BYTES = 256_000_000
+
+
+@dataclass(frozen=True)
+class BagSettings:
+    """How a recording is written.
+
+    node: full name of the node the topics go under. storage: 'mcap' or 'sqlite3', None for that
+    of the input. compress: None as the input is. rate: most images labelled a second and camera,
+    0 = all. batch: images a batch. overlay: whether to add pictures for people.
+    Raises BagError for a value out of range.
+    """
+
+    node: str = DEFAULT_NODE
+    storage: str | None = None
+    compress: bool | None = None
+    rate: float = 0.0
+    batch: int = 1
+    overlay: bool = True
+
+    def __post_init__(self):
+        check_node(self.node)
+        if not 0 <= self.rate <= 1000:
+            raise BagError(f'the rate is {self.rate}; it must be 0 to 1000 images a second')
+        if self.batch < 1:
+            raise BagError(f'the batch is {self.batch}; it must be at least 1')
+
+
+@dataclass
+class BagSummary:
+    """What came of a recording.
+
+    copied: messages. labelled: images by camera name. refused: (count, first reason) by topic
+    of images that could not be labelled. damage: what of the input is missing.
+    """
+
+    copied: int = 0
+    labelled: Counter = field(default_factory=Counter)
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)
+    damage: tuple[str, ...] = ()
+
+    def refuse(self, topic: str, error: Exception) -> None:
+        """Count an image that could not be labelled."""
+        count, reason = self.refused.get(topic, (0, f'{error}'))
+        self.refused[topic] = (count + 1, reason)
+
+
+def label_bag(
+    reader: BagReader,
+    destination: Path,
+    cameras: Sequence[BagCamera],
+    segmenter: Segmenter,
+    vocabulary: EncodedVocabulary,
+    segmentation: SegmentationSettings,
+    settings: BagSettings,
+    typestore: Typestore,
+    on_image: Callable[[], None] = lambda: None,
+) -> BagSummary:
+    """Write a recording with everything of the input and the labels of its images.
+
+    Every message keeps its bytes, time and place in the order; an image's labels follow it, with
+    its time and header. on_image: called when an image has been dealt with.
+    The destination appears, complete, at the very end. Raises BagError.
+    """
+    storage = settings.storage or reader.storage
+    compress = reader.compressed if settings.compress is None else settings.compress
+    try:
+        with _appearing(destination) as folder:
+            writer = Writer(
+                folder,
+                version=Writer.VERSION_LATEST,
+                storage_plugin=StoragePlugin[storage.upper()],
+            )
+            if compress:
+                mode = CompressionMode.STORAGE if storage == 'mcap' else CompressionMode.MESSAGE
+                writer.set_compression(mode, CompressionFormat.ZSTD)
+            for key, value in reader.custom_data.items():
+                writer.set_custom_data(key, value)
+            with writer:
+                labelling = _Labelling(
+                    writer,
+                    reader,
+                    cameras,
+                    segmenter,
+                    vocabulary,
+                    segmentation,
+                    settings,
+                    typestore,
+                    on_image,
+                )
+                summary = labelling.run()
+            if summary.copied == 0:
+                raise BagError('the recording holds no messages')
+    except (OSError, sqlite3.Error, WriterError) as error:
+        raise BagError(f'{destination} could not be written: {error}') from error
+    return summary
+
+
+@contextlib.contextmanager
+def _appearing(destination: Path) -> Iterator[Path]:
+    """A folder to write to that takes its place when all has gone well, and vanishes otherwise."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    # The writer names its files after the folder, so it has the final name from the beginning.
+    hidden = tempfile.mkdtemp(
+        prefix=f'.{destination.name}.', suffix='.partial', dir=destination.parent
+    )
+    try:
+        folder = Path(hidden) / destination.name
+        yield folder
+        if destination.exists():
+            raise BagError(f'{destination} has come into being meanwhile')
+        folder.rename(destination)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    label: Connection
+    label_info: Connection
+    masks: Connection
+    overlay: Connection | None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    connection: Connection
+    stamp_ns: int
+    data: bytes
+    camera: BagCamera | None = None
+    header: object = None
+    picture: np.ndarray | None = None
+
+
+class _Labelling:
+    def __init__(
+        self,
+        writer: Writer,
+        reader: BagReader,
+        cameras: Sequence[BagCamera],
+        segmenter: Segmenter,
+        vocabulary: EncodedVocabulary,
+        segmentation: SegmentationSettings,
+        settings: BagSettings,
+        typestore: Typestore,
+        on_image: Callable[[], None],
+    ):
+        self._writer = writer
+        self._reader = reader
+        self._segmenter = segmenter
+        self._vocabulary = vocabulary
+        self._segmentation = segmentation
+        self._settings = settings
+        self._typestore = typestore
+        self._on_image = on_image
+        self._maker = MessageMaker(typestore)
+        self._summary = BagSummary()
+        self._copies = {key: self._copy_of(topic) for key, topic in reader.topics.items()}
+        self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
+        self._limits = {c.name: RateLimit(settings.rate) for c in cameras}
+        self._vocabulary_output = self._add('vocabulary', types.VOCABULARY, latched=True)
+        self._outputs = {
+            c.name: _Outputs(
+                self._add(f'{c.name}/label', types.IMAGE),
+                self._add(f'{c.name}/label_info', types.LABEL_INFO, latched=True),
+                self._add(f'{c.name}/masks', types.CLASS_MASKS),
+                self._add(f'{c.name}/overlay', types.IMAGE) if settings.overlay else None,
+            )
+            for c in cameras
+        }
+        self._label_info_ns: dict[str, int] = {}
+        self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0
+        self._waiting_images = 0
+
+    def run(self) -> BagSummary:
+        for topic, stamp_ns, data in self._reader.messages():
+            if self._summary.copied == 0:
+                announcement = self._maker.vocabulary(
+                    self._vocabulary.vocabulary, self._maker.header(stamp_ns)
+                )
+                self._writer.write(self._vocabulary_output, stamp_ns, announcement)
+            self._summary.copied += 1
+            self._take(topic, stamp_ns, data)
+            if (
+                self._waiting_images == 0
+                or self._waiting_images >= self._settings.batch
+                or self._waiting_bytes > _MOST_WAITING_BYTES
+            ):
+                self._flush()
+        self._flush()
+        self._summary.damage = tuple(self._reader.damage)
+        return self._summary
+
+    def _copy_of(self, topic: Topic) -> Connection:
+        return self._writer.add_connection(
+            topic.name,
+            topic.type,
+            msgdef=topic.definition,
+            rihs01=topic.type_hash or _UNKNOWN_HASH,
+            serialization_format=topic.serialization,
+            offered_qos_profiles=topic.qos,
+        )
+
+    def _add(self, name: str, message_type: str, latched: bool = False) -> Connection:
+        return self._writer.add_connection(
+            f'{self._settings.node}/{name}',
+            message_type,
+            typestore=self._typestore,
+            offered_qos_profiles=[types.output_qos(latched)],
+        )
+
+    def _take(self, topic: Topic, stamp_ns: int, data: bytes) -> None:
+        key = (topic.name, topic.type)
+        connection = self._copies[key]
+        item = _Waiting(connection, stamp_ns, data)
+        camera = self._cameras.get(key)
+        if camera is not None and self._limits[camera.name].takes(stamp_ns):
+            try:
+                message = self._typestore.deserialize_cdr(data, topic.type)
+                picture = self._decode(message, topic)
+                item = _Waiting(connection, stamp_ns, data, camera, message.header, picture)
+                self._waiting_images += 1
+                self._waiting_bytes += picture.nbytes
+            except Exception as error:
+                # One message that is no image must not end the rest; it is copied and counted.
+                self._summary.refuse(topic.name, error)
+                self._on_image()
+        elif camera is not None:
+            self._on_image()
+        self._waiting.append(item)
+        self._waiting_bytes += len(data)
+
+    @staticmethod
+    def _decode(message, topic: Topic) -> np.ndarray:
+        return to_rgb(message) if topic.type == types.IMAGE else decompress_to_rgb(message)
+
+    def _flush(self) -> None:
+        pictures = [item.picture for item in self._waiting if item.picture is not None]
+        results = iter(
+            segment_each(self._segmenter, pictures, self._vocabulary, self._segmentation)
+            if pictures
+            else ()
+        )
+        for item in self._waiting:
+            self._writer.write(item.connection, item.stamp_ns, item.data)
+            if item.picture is None:
+                continue
+            result = next(results)
+            if isinstance(result, Exception):
+                self._summary.refuse(item.camera.topic.name, result)
+            else:
+                self._write_outputs(item, result)
+                self._summary.labelled[item.camera.name] += 1
+            self._on_image()
+        self._waiting.clear()
+        self._waiting_bytes = self._waiting_images = 0
+
+    def _write_outputs(self, item: _Waiting, result) -> None:
+        outputs, maker, stamp_ns = self._outputs[item.camera.name], self._maker, item.stamp_ns
+        last_ns = self._label_info_ns.get(item.camera.name)
+        if last_ns is None or not 0 <= stamp_ns - last_ns < LABEL_INFO_PERIOD_NS:
+            self._label_info_ns[item.camera.name] = stamp_ns
+            information = maker.label_info(
+                result.vocabulary, self._segmentation.min_confidence, item.header
+            )
+            self._writer.write(outputs.label_info, stamp_ns, information)
+        label = maker.image(result.label, 'mono8', item.header)
+        self._writer.write(outputs.label, stamp_ns, label)
+        self._writer.write(outputs.masks, stamp_ns, maker.masks(result, item.header))
+        if outputs.overlay is not None:
+            drawn = draw_overlay(item.picture, result.label, result.vocabulary)
+            overlay = maker.image(drawn, 'rgb8', item.header)
+            self._writer.write(outputs.overlay, stamp_ns, overlay)

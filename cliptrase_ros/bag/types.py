@@ -1,0 +1,73 @@
+"""Types and names of what stands in a bag."""
+
+from pathlib import Path
+
+from rosbags.interfaces import (
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+IMAGE = 'sensor_msgs/msg/Image'
+COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
+CLASS_MASKS = 'cliptrase_ros/msg/ClassMasks'
+VOCABULARY = 'cliptrase_ros/msg/Vocabulary'
+LABEL_INFO = 'vision_msgs/msg/LabelInfo'
+
+_PACKAGE = 'cliptrase_ros'
+_OWN = ('ClassMask', 'ClassMasks', 'Vocabulary', 'VocabularyClass')
+# Of another package, which need not be installed where bags are labelled.
+_VISION_MSGS = {
+    'vision_msgs/msg/VisionClass': 'uint16 class_id\nstring class_name\n',
+    LABEL_INFO: 'std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n',
+}
+_INFINITE = QosTime(9223372036, 854775807)
+
+
+def output_qos(latched: bool) -> Qos:
+    """Quality of service the node offers: reliable, keep last 1; latched: transient local."""
+    return Qos(
+        QosHistory.KEEP_LAST,
+        1,
+        QosReliability.RELIABLE,
+        QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
+        _INFINITE,
+        _INFINITE,
+        QosLiveliness.AUTOMATIC,
+        _INFINITE,
+        False,
+    )
+
+
+def make_typestore() -> Typestore:
+    """Types of a ROS 2 distribution, of vision_msgs/LabelInfo and of this package.
+
+    Raises FileNotFoundError where this package's message definitions are not installed.
+    """
+    store = get_typestore(Stores.LATEST)
+    types = {}
+    for name, text in _VISION_MSGS.items():
+        types.update(get_types_from_msg(text, name))
+    for name in _OWN:
+        text = definition_file(name).read_text(encoding='utf-8')
+        types.update(get_types_from_msg(text, f'{_PACKAGE}/msg/{name}'))
+    store.register({name: fields for name, fields in types.items() if name not in store.types})
+    return store
+
+
+def definition_file(name: str) -> Path:
+    """Path of the definition of a message of this package. Raises FileNotFoundError."""
+    file = f'{name}.msg'
+    package = Path(__file__).resolve().parent.parent
+    # As pip installs them, in the source tree, and as colcon installs them.
+    candidates = [package / 'message_definitions' / file, package.parent / 'msg' / file]
+    candidates += [folder / 'share' / _PACKAGE / 'msg' / file for folder in package.parents]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f'{file} of {_PACKAGE} is not installed beside {package}')

@@ -1,0 +1,242 @@
+"""Pixels of image messages, and masks as run lengths, without any ROS.
+
+Messages are taken by their fields, so that those of rclpy and those read from a bag both will do.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+#: Longest side of an image that is believed, pixels; above, a header is taken for corrupt.
+MAX_SIDE = 16384
+#: Most pixels of an image that are believed (an 8K frame has 33 million).
+MAX_PIXELS = 64_000_000
+
+
+class ImageError(ValueError):
+    """An image message that cannot be used; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How an encoding lies in memory, and what turns it into RGB.
+
+    channels, bits: of one pixel as stored. code: OpenCV's conversion, None for RGB itself.
+    even_width, even_height: of formats whose chroma is shared between neighbours.
+    planes: rows of the buffer for one row of the image (1.5 for half-size chroma below).
+    min_side: shortest side that can be converted, pixels.
+    """
+
+    channels: int
+    bits: int = 8
+    code: int | None = None
+    even_width: bool = False
+    even_height: bool = False
+    planes: float = 1.0
+    min_side: int = 1
+
+
+def _encodings() -> dict[str, Encoding]:
+    table = {
+        'yuv422': Encoding(2, code=cv2.COLOR_YUV2RGB_UYVY, even_width=True),
+        'yuv422_yuy2': Encoding(2, code=cv2.COLOR_YUV2RGB_YUY2, even_width=True),
+        'nv12': Encoding(
+            1, code=cv2.COLOR_YUV2RGB_NV12, even_width=True, even_height=True, planes=1.5
+        ),
+        'nv21': Encoding(
+            1, code=cv2.COLOR_YUV2RGB_NV21, even_width=True, even_height=True, planes=1.5
+        ),
+    }
+    for bits in (8, 16):
+        table[f'mono{bits}'] = Encoding(1, bits, cv2.COLOR_GRAY2RGB)
+        table[f'rgb{bits}'] = Encoding(3, bits)
+        table[f'bgr{bits}'] = Encoding(3, bits, cv2.COLOR_BGR2RGB)
+        table[f'rgba{bits}'] = Encoding(4, bits, cv2.COLOR_RGBA2RGB)
+        table[f'bgra{bits}'] = Encoding(4, bits, cv2.COLOR_BGRA2RGB)
+        # ROS names the first two pixels of the first row, OpenCV those of the second row.
+        for pattern, code in (
+            ('rggb', cv2.COLOR_BayerBG2RGB),
+            ('bggr', cv2.COLOR_BayerRG2RGB),
+            ('gbrg', cv2.COLOR_BayerGR2RGB),
+            ('grbg', cv2.COLOR_BayerGB2RGB),
+        ):
+            # Smaller than its 3 x 3 window, OpenCV leaves a mosaic black.
+            table[f'bayer_{pattern}{bits}'] = Encoding(1, bits, code, min_side=3)
+    # Newer names of the same formats.
+    table['uyvy'] = table['yuv422']
+    table['yuyv'] = table['yuv422_yuy2']
+    # Bare OpenCV types carry no order of colours; OpenCV's own is BGR.
+    table['8UC1'], table['8UC3'], table['8UC4'] = table['mono8'], table['bgr8'], table['bgra8']
+    return table
+
+
+#: By name, as sensor_msgs/image_encodings.hpp has it.
+ENCODING_TABLE = _encodings()
+
+#: Every encoding `to_rgb` understands.
+ENCODINGS = tuple(sorted(ENCODING_TABLE))
+
+
+def check_image(image) -> None:
+    """Refuse an image that `to_rgb` could not read, in microseconds and without touching pixels.
+
+    image: fields of sensor_msgs/Image.
+    Raises ImageError: width or height zero or absurd, an encoding that is not known or not a
+    picture, `step` shorter than a row, fewer data than the header promises.
+    """
+    size = f'{image.width} x {image.height}'
+    encoding = ENCODING_TABLE.get(image.encoding)
+    if image.width == 0 or image.height == 0:
+        raise ImageError(f'image of {size} pixels; the camera has to fill in width and height')
+    _check_size(image.width, image.height)
+    if encoding is None:
+        raise ImageError(
+            f'encoding {image.encoding[:40]!r} is not known as a picture; '
+            f'publish one of {", ".join(ENCODINGS)}'
+        )
+    if (encoding.even_width and image.width % 2) or (encoding.even_height and image.height % 2):
+        raise ImageError(f'{image.encoding} image of {size} pixels; its chroma needs even sides')
+    if min(image.width, image.height) < encoding.min_side:
+        raise ImageError(
+            f'{image.encoding} image of {size} pixels; its mosaic needs '
+            f'{encoding.min_side} x {encoding.min_side}'
+        )
+    row = image.width * encoding.channels * encoding.bits // 8
+    if image.step < row:
+        raise ImageError(
+            f'step is {image.step} bytes, but a row of {image.width} {image.encoding} pixels '
+            f'takes {row}'
+        )
+    # The last row may come without its padding.
+    rows = int(image.height * encoding.planes)
+    needed = image.step * (rows - 1) + row
+    if len(image.data) < needed:
+        raise ImageError(
+            f'{len(image.data)} bytes of data, but {size} {image.encoding} pixels with step '
+            f'{image.step} take {needed}'
+        )
+
+
+def to_rgb(image) -> np.ndarray:
+    """Picture of a sensor_msgs/Image as a contiguous uint8 (H, W, 3) RGB array.
+
+    image: fields of sensor_msgs/Image; `data` is anything with the buffer protocol.
+    Honours `step` and `is_bigendian`. 16 bits are scaled to 8 (65535 to 255, rounded).
+    Raises ImageError as `check_image`.
+    """
+    check_image(image)
+    encoding = ENCODING_TABLE[image.encoding]
+    dtype = np.dtype(np.uint8)
+    if encoding.bits == 16:
+        dtype = np.dtype('>u2' if image.is_bigendian else '<u2')
+    rows = int(image.height * encoding.planes)
+    # A view; only the conversion copies.
+    pixels = np.ndarray(
+        (rows, image.width, encoding.channels),
+        dtype,
+        image.data,
+        strides=(image.step, encoding.channels * dtype.itemsize, dtype.itemsize),
+    )
+    if encoding.channels == 1:
+        pixels = pixels[..., 0]
+    pixels = np.ascontiguousarray(pixels, dtype.newbyteorder('='))
+    if encoding.code is not None:
+        pixels = cv2.cvtColor(pixels, encoding.code)
+    if encoding.bits == 16:
+        pixels = cv2.convertScaleAbs(pixels, alpha=255 / 65535)
+    # Never a view into the message: what is labelled must not change under the engine.
+    return pixels.copy() if np.may_share_memory(pixels, image.data) else pixels
+
+
+def check_compressed(image) -> None:
+    """Refuse a compressed image that is no picture for people, by its format alone.
+
+    image: fields of sensor_msgs/CompressedImage. Raises ImageError.
+    """
+    source, _, codec = image.format.partition(';')
+    if 'compressedDepth' in codec or source.strip().startswith(('16UC1', '32FC1')):
+        raise ImageError(f'format {image.format[:60]!r} is depth, not a picture')
+
+
+def decompress_to_rgb(image) -> np.ndarray:
+    """Picture of a sensor_msgs/CompressedImage as a uint8 (H, W, 3) RGB array.
+
+    JPEG, PNG or anything else OpenCV reads, whatever `format` says of it. Raises ImageError.
+    """
+    check_compressed(image)
+    data = np.frombuffer(image.data, np.uint8)
+    # A camera's rows are its rows: labels must lie on the pixels that others have.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error as error:
+        raise ImageError(f'compressed image cannot be read: {error.err}') from error
+    if pixels is None:
+        raise ImageError(
+            f'{data.size} bytes of format {image.format[:60]!r} cannot be read as an image'
+        )
+    _check_size(pixels.shape[1], pixels.shape[0])
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _check_size(width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ImageError(
+            f'image of {width} x {height} pixels is larger than {MAX_SIDE} on a side or '
+            f'{MAX_PIXELS // 1_000_000} megapixels; its header is probably corrupt'
+        )
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in an image, pixels."""
+
+    x_offset: int
+    y_offset: int
+    width: int
+    height: int
+
+
+def mask_run_lengths(mask: np.ndarray) -> tuple[Box, np.ndarray]:
+    """Bounding box of a mask, and the mask inside it as cliptrase_ros/ClassMask has it.
+
+    mask: bool (H, W) with at least one pixel set.
+    Returns the box and uint32 lengths of alternating runs, row-major, the first of zeros.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = mask[top:bottom, left:right]
+    box = Box(int(left), int(top), int(right - left), int(bottom - top))
+    return box, run_lengths(inside.ravel())
+
+
+def run_lengths(pixels: np.ndarray) -> np.ndarray:
+    """Lengths of alternating runs, the first of zeros (0 long before a run of ones).
+
+    pixels: bool (N,), N > 0. Returns uint32, adding up to N.
+    """
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    edges = np.concatenate(([0, 0] if pixels[0] else [0], changes, [pixels.size]))
+    return np.diff(edges).astype(np.uint32)
+
+
+def decode_mask(mask, height: int, width: int) -> np.ndarray:
+    """Pixels of one class: bool (height, width), True where the class is.
+
+    mask: fields of cliptrase_ros/ClassMask. height, width: those of the ClassMasks message.
+    Raises ValueError where roi, run lengths and size do not fit together.
+    """
+    roi, lengths = mask.roi, np.asarray(mask.run_lengths, np.int64)
+    if roi.x_offset + roi.width > width or roi.y_offset + roi.height > height:
+        raise ValueError(f'a roi that reaches out of an image of {width} x {height} pixels')
+    if lengths.sum() != roi.height * roi.width:
+        raise ValueError(
+            f'run lengths add up to {lengths.sum()}, the roi has {roi.height * roi.width} pixels'
+        )
+    ones = np.arange(lengths.size) % 2 == 1
+    pixels = np.zeros((height, width), bool)
+    pixels[roi.y_offset : roi.y_offset + roi.height, roi.x_offset : roi.x_offset + roi.width] = (
+        np.repeat(ones, lengths).reshape(roi.height, roi.width)
+    )
+    return pixels

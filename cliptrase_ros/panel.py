@@ -1,0 +1,149 @@
+"""The diagnostics of running nodes as a table for the terminal; knows messages by fields only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+#: Seconds after which a report is called old; the node reports once a second.
+OLD_S = 3.0
+
+_ENGINE, _CAMERA = ': engine', ': camera '
+_LEVELS = {0: ('ok', 'green'), 1: ('warning', 'yellow'), 2: ('error', 'red'), 3: ('stale', 'red')}
+
+
+@dataclass(frozen=True)
+class Status:
+    """One diagnostic_msgs/DiagnosticStatus. level: 0 ok, 1 warning, 2 error, 3 stale."""
+
+    level: int
+    message: str
+    values: Mapping[str, str]
+
+
+class Panel:
+    """The latest report of every segmentation node heard of."""
+
+    def __init__(self):
+        self._engines: dict[str, tuple[Status, float]] = {}
+        self._cameras: dict[str, dict[str, Status]] = {}
+
+    @property
+    def nodes(self) -> list[str]:
+        """Full names of the nodes heard of, without the leading slash."""
+        return sorted(self._engines)
+
+    def update(self, array, now_s: float) -> bool:
+        """Take in what concerns segmentation nodes; False if nothing does.
+
+        array: fields of diagnostic_msgs/DiagnosticArray. now_s: any clock that runs forwards.
+        """
+        statuses = {status.name: _read(status) for status in array.status}
+        # A node is known by what its engine says: other nodes have cameras, too.
+        nodes = {
+            name.removesuffix(_ENGINE)
+            for name, status in statuses.items()
+            if name.endswith(_ENGINE) and 'vocabulary_version' in status.values
+        }
+        for node in nodes:
+            self._engines[node] = (statuses[f'{node}{_ENGINE}'], now_s)
+            prefix = f'{node}{_CAMERA}'
+            self._cameras[node] = {
+                name.removeprefix(prefix): status
+                for name, status in statuses.items()
+                if name.startswith(prefix)
+            }
+        return bool(nodes)
+
+    def render(self, now_s: float) -> RenderableType:
+        """Make what rich prints: a table for each node, or what is being waited for."""
+        if not self._engines:
+            return Text('waiting for /diagnostics of a segmentation node ...', style='dim')
+        return Group(*(self._table(node, now_s) for node in self.nodes))
+
+    def _table(self, node: str, now_s: float) -> Table:
+        engine, reported_s = self._engines[node]
+        silent_s = now_s - reported_s
+        table = Table(
+            title=_title(node, engine, silent_s),
+            title_justify='left',
+            caption=_caption(engine, self._cameras[node]),
+            caption_justify='left',
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column('camera', no_wrap=True)
+        for head in ('in /s', 'out /s', 'latency ms', 'work ms', 'dropped', 'refused', 'failed'):
+            table.add_column(head, justify='right', no_wrap=True)
+        table.add_column('state', no_wrap=True)
+        for name, status in sorted(self._cameras[node].items()):
+            values = status.values
+            table.add_row(
+                Text(name),
+                values.get('received_hz', ''),
+                values.get('labelled_hz', ''),
+                _mean_and_most(values, 'latency'),
+                _mean_and_most(values, 'processing'),
+                _sum(values, 'dropped_busy', 'dropped_rate'),
+                values.get('refused', ''),
+                values.get('failed', ''),
+                Text(*_LEVELS.get(status.level, _LEVELS[3])),
+                style='dim' if silent_s > OLD_S else '',
+            )
+        return table
+
+
+def _read(status) -> Status:
+    level = status.level[0] if isinstance(status.level, bytes) else int(status.level)
+    return Status(level, status.message, {pair.key: pair.value for pair in status.values})
+
+
+def _title(node: str, engine: Status, silent_s: float) -> Text:
+    word, style = _LEVELS.get(engine.level, _LEVELS[3])
+    title = Text(f'/{node}  ')
+    title.append(f'{word}: {engine.message}', style=style)
+    if silent_s > OLD_S:
+        title.append(f'  no report for {silent_s:.0f} s', style='red')
+    return title
+
+
+def _caption(engine: Status, cameras: Mapping[str, Status]) -> Text:
+    values = engine.values
+    # As text: what others wrote must not be taken for markup.
+    caption = Text(
+        f'{values.get("model", "")} on {values.get("device", "")}, '
+        f'vocabulary {values["vocabulary_version"]}'
+    )
+    if pending := values.get('vocabulary_pending'):
+        caption.append(f', encoding {pending}', style='yellow')
+    if failure := values.get('vocabulary_failure'):
+        caption.append(f', failed: {failure}', style='red')
+    for name, status in sorted(cameras.items()):
+        if status.level != 0 or status.values.get('subscribed') == 'False':
+            style = _LEVELS.get(status.level, _LEVELS[3])[1]
+            caption.append(f'\n{name}: {status.message}', style=style)
+    return caption
+
+
+def _mean_and_most(values: Mapping[str, str], name: str) -> str:
+    mean, most = values.get(f'{name}_ms_mean'), values.get(f'{name}_ms_max')
+    return f'{_whole(mean)} ({_whole(most)})' if mean and most else ''
+
+
+def _whole(number: str) -> str:
+    try:
+        return f'{float(number):.0f}'
+    except ValueError:
+        return number
+
+
+def _sum(values: Mapping[str, str], *names: str) -> str:
+    try:
+        return str(sum(int(values[name]) for name in names))
+    except (KeyError, ValueError):
+        return ''

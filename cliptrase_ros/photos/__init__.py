@@ -1,0 +1,1 @@
+"""Photos, videos and webcams in, label images and overlays out."""

@@ -1,0 +1,61 @@
+"""`cliptrase top` over real DDS."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+pytest.importorskip('rich')
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+
+from cliptrase_ros.ros import diagnostics
+
+
+def top(*arguments):
+    return subprocess.Popen(
+        [sys.executable, '-m', 'cliptrase_ros.cli', 'top', *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_prints_what_a_node_reports(context):
+    node = rclpy.create_node('somebody', context=context)
+    publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+    statistics = diagnostics.CameraStatistics()
+    process = top('--once', '--timeout', '30')
+    try:
+        while process.poll() is None:
+            statistics.count('received')
+            statistics.count_label(0.05, 0.04)
+            array = DiagnosticArray()
+            array.status = [
+                diagnostics.status(
+                    'cliptrase: engine', 'cpu', b'\0', 'labelling', {'vocabulary_version': 1}
+                ),
+                diagnostics.camera_status('cliptrase', 'front', statistics, True, '/front', 1.0),
+            ]
+            publisher.publish(array)
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+        out, err = process.communicate()
+    finally:
+        process.kill()
+        node.destroy_node()
+    assert (process.returncode, err) == (0, '')
+    assert '/cliptrase  ok: labelling' in out
+    assert 'front' in out
+    assert '50 (50)' in out
+
+
+def test_no_node():
+    process = top('--once', '--timeout', '0.5')
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert 'waiting for /diagnostics' in out

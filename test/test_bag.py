@@ -1,0 +1,672 @@
+"""`cliptrase bag`: recordings in, the same recordings with labels out."""
+
+import functools
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from collections import Counter
+from pathlib import Path
+
+import bags
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from rosbags.interfaces import QosDurability, QosReliability
+from rosbags.rosbag2 import CompressionMode, Reader
+
+from cliptrase_ros.bag.cameras import camera_name
+from cliptrase_ros.bag.messages import MessageMaker
+from cliptrase_ros.bag.reader import BagError, BagReader
+from cliptrase_ros.bag.types import definition_file, make_typestore
+from cliptrase_ros.batches import RateLimit
+from cliptrase_ros.cli import main
+from cliptrase_ros.image_messages import decode_mask
+from cliptrase_ros.segmentation.segmenter import (
+    Segmentation,
+    SegmentationSettings,
+    Segmenter,
+    load_segmenter,
+)
+from cliptrase_ros.segmentation.vocabulary import parse_over_background
+
+WORDS = 'red ball; box: crate, carton'
+STORAGES = [
+    ('mcap', CompressionMode.NONE),
+    ('mcap', CompressionMode.STORAGE),
+    ('mcap', CompressionMode.FILE),
+    ('mcap', CompressionMode.MESSAGE),
+    ('sqlite3', CompressionMode.NONE),
+    ('sqlite3', CompressionMode.FILE),
+    ('sqlite3', CompressionMode.MESSAGE),
+]
+
+
+@pytest.fixture(scope='session')
+def typestore():
+    return make_typestore()
+
+
+@pytest.fixture
+def run(capsys, tiny_model):
+    def run(*arguments, words=WORDS):
+        status = main(
+            ['bag', '-v', words, '--model', tiny_model, '--resolution', '64', '--device', 'cpu']
+            + [str(argument) for argument in arguments]
+        )
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def read(path):
+    """Topics and messages of a recording, by the library's own reader."""
+    with Reader(path) as reader:
+        topics = {
+            c.topic: (c.msgtype, c.msgdef.data, c.digest, c.ext.offered_qos_profiles)
+            for c in reader.connections
+        }
+        return topics, [(c.topic, stamp, bytes(data)) for c, stamp, data in reader.messages()]
+
+
+@pytest.fixture(scope='module')
+def recording(tmp_path_factory):
+    """A recording to be damaged: folder, file, whole content, messages."""
+
+    @functools.cache
+    def recording(storage, compression):
+        source = tmp_path_factory.mktemp('whole') / 'in'
+        bags.write_bag(source, bags.contents(9), storage, compression)
+        (file,) = (path for path in source.iterdir() if path.name != 'metadata.yaml')
+        return source, file, file.read_bytes(), read(source)[1]
+
+    return recording
+
+
+def read_ours(path, typestore):
+    with BagReader(path, typestore) as reader:
+        messages = [(t.name, stamp, bytes(data)) for t, stamp, data in reader.messages()]
+        return messages, reader.damage
+
+
+def assert_nothing_left(folder, *expected):
+    assert sorted(p.name for p in folder.iterdir()) == sorted(expected)
+
+
+@pytest.mark.parametrize(('storage', 'compression'), STORAGES)
+def test_round_trip(run, typestore, tmp_path, storage, compression):
+    source = bags.write_bag(tmp_path / 'in', storage=storage, compression=compression)
+    status, out, err = run(source, tmp_path / 'out')
+    assert (status, err) == (0, '')
+    assert '/front/image_raw: 4 images labelled' in out
+
+    topics, messages = read(tmp_path / 'out')
+    old_topics, old_messages = read(source)
+    assert [row for row in messages if not row[0].startswith('/cliptrase/')] == old_messages
+    assert {name: topics[name] for name in old_topics} == old_topics
+    assert Counter(name for name, _, _ in messages if name.startswith('/cliptrase/')) == {
+        '/cliptrase/vocabulary': 1,
+        **{
+            f'/cliptrase/{camera}/{output}': 4 if output != 'label_info' else 1
+            for camera in ('front', 'rear')
+            for output in ('label', 'masks', 'overlay', 'label_info')
+        },
+    }
+    for name, (_, _, _, profiles) in topics.items():
+        if name.startswith('/cliptrase/'):
+            (profile,) = profiles
+            latched = name.endswith(('label_info', 'vocabulary'))
+            assert profile.durability is (
+                QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
+            )
+            assert (profile.reliability, profile.depth) == (QosReliability.RELIABLE, 1)
+    with BagReader(tmp_path / 'out', typestore) as reader:
+        assert reader.storage == storage
+        assert reader.compressed == (compression is not CompressionMode.NONE)
+        assert reader.custom_data == {'site': 'hall 3'}
+    assert_nothing_left(tmp_path, 'in', 'out')
+
+
+def test_outputs_agree(run, typestore, tmp_path):
+    source = bags.write_bag(tmp_path / 'in')
+    assert run(source, tmp_path / 'out', '--batch', '3', '--min-confidence', '0.1')[0] == 0
+    topics, messages = read(tmp_path / 'out')
+    parsed = [
+        (name, stamp, typestore.deserialize_cdr(data, topics[name][0]))
+        for name, stamp, data in messages
+        if name != '/odd'
+    ]
+    assert parsed[0][0] == '/cliptrase/vocabulary'
+    vocabulary = parsed[0][2]
+    assert [(c.id, c.name, c.synonyms) for c in vocabulary.classes] == [
+        (0, 'red ball', []),
+        (1, 'box', ['crate', 'carton']),
+    ]
+    for camera, topic in (('front', '/front/image_raw'), ('rear', '/rear/image_raw/compressed')):
+        by_output = {
+            output: [(s, m) for n, s, m in parsed if n == f'/cliptrase/{camera}/{output}']
+            for output in ('label', 'label_info', 'masks', 'overlay')
+        }
+        images = [(s, m) for n, s, m in parsed if n == topic]
+        for (_stamp, image), (_, label), (_, masks), (_, overlay) in zip(
+            images, by_output['label'], by_output['masks'], by_output['overlay'], strict=True
+        ):
+            assert label.header == masks.header == overlay.header == image.header
+            assert (label.encoding, label.step, label.is_bigendian) == ('mono8', label.width, 0)
+            pixels = label.data.reshape(label.height, label.width)
+            assert overlay.data.size == 3 * pixels.size
+            again = np.full_like(pixels, 255)
+            for mask in masks.masks:
+                again[decode_mask(mask, masks.height, masks.width)] = mask.class_id
+                assert mask.area == (pixels == mask.class_id).sum()
+            assert (again == pixels).all()
+        for output in ('label', 'masks', 'overlay'):
+            assert [s for s, _ in by_output[output]] == [s for s, _ in images]
+        ((_, information),) = by_output['label_info']
+        assert [(c.class_id, c.class_name) for c in information.class_map] == [
+            (0, 'red ball'),
+            (1, 'box'),
+        ]
+        assert information.threshold == pytest.approx(0.1)
+        names = [name for name, _, _ in messages]
+        label_info = names.index(f'/cliptrase/{camera}/label_info')
+        assert names.index(topic) < label_info < names.index(f'/cliptrase/{camera}/label')
+
+
+def test_labels_are_the_engines(run, typestore, tiny_model, tmp_path):
+    source = bags.write_bag(tmp_path / 'in')
+    assert run(source, tmp_path / 'out', '--topic', '/front/image_raw=nose', '--no-overlay')[0] == 0
+    topics, messages = read(tmp_path / 'out')
+    assert not any('overlay' in name or 'rear/' in name for name in topics if 'clip' in name)
+    labels = [
+        typestore.deserialize_cdr(data, topics[name][0]).data
+        for name, _, data in messages
+        if name == '/cliptrase/nose/label'
+    ]
+    segmenter = load_segmenter(tiny_model, device='cpu')
+    encoded = segmenter.encode_vocabulary(parse_over_background(WORDS))
+    for number, label in enumerate(labels):
+        (expected,) = segmenter.segment(
+            [bags.picture(number)], encoded, SegmentationSettings(resolution=64)
+        )
+        assert (label.reshape(48, 64) == expected.label).all()
+
+
+def test_label_info_comes_again(run, tmp_path):
+    times = [bags.START + second * 10**9 for second in (0, 1, 4, 6, 7, 12)]
+    messages = [(stamp, bags.image(bags.picture(0), stamp=stamp)) for stamp in times]
+    topics = [('/camera/image_raw', 'sensor_msgs/msg/Image', [], messages)]
+    assert run(bags.write_bag(tmp_path / 'in', topics), tmp_path / 'out')[0] == 0
+    _, messages = read(tmp_path / 'out')
+    stamps = [stamp for name, stamp, _ in messages if name.endswith('label_info')]
+    assert stamps == [times[0], times[3], times[5]]
+
+
+def test_rate(run, tmp_path):
+    source = bags.write_bag(tmp_path / 'in', bags.contents(9))
+    assert run(source, tmp_path / 'out', '--rate', '5', '--topic', '/front/image_raw')[0] == 0
+    _, messages = read(tmp_path / 'out')
+    assert sum(name == '/cliptrase/front/label' for name, _, _ in messages) == 5
+    assert sum(name == '/front/image_raw' for name, _, _ in messages) == 9
+
+
+@given(
+    st.lists(st.integers(0, 10**8), min_size=1, max_size=60),
+    st.floats(0.5, 200),
+)
+def test_rate_limit(gaps, rate):
+    stamps = np.cumsum(gaps).tolist()
+    limit = RateLimit(rate)
+    taken = [stamp for stamp in stamps if limit.takes(stamp)]
+    assert taken[0] == stamps[0]
+    # On an even schedule: at most one for each period that has begun, and one more.
+    assert len(taken) <= (stamps[-1] - stamps[0]) * rate / 1e9 + 2
+    assert RateLimit(rate).takes(stamps[0])
+
+
+def test_rate_limit_survives_time_running_back():
+    limit = RateLimit(1)
+    assert limit.takes(10**12)
+    assert not limit.takes(10**12 + 10**8)
+    assert limit.takes(0)
+    assert not limit.takes(10**8)
+
+
+@pytest.mark.parametrize(
+    ('topic', 'name'),
+    [
+        ('/camera/image_raw', 'camera'),
+        ('/camera/color/image_raw', 'camera_color'),
+        ('/camera/image_raw/compressed', 'camera'),
+        ('/image_raw', 'image_raw'),
+        ('/compressed', 'compressed'),
+        ('/2nd/image-rect', '_2nd'),
+        ('/robot-1/cam/image_rect_color/compressed', 'robot_1_cam'),
+    ],
+)
+def test_camera_name(topic, name):
+    assert camera_name(topic) == name
+
+
+def test_raw_wins_over_compressed(run, tmp_path):
+    pixels = bags.picture(0)
+    topics = [
+        ('/a/image_raw', 'sensor_msgs/msg/Image', [], [(bags.START, bags.image(pixels))]),
+        (
+            '/a/image_raw/compressed',
+            'sensor_msgs/msg/CompressedImage',
+            [],
+            [(bags.START, bags.compressed(pixels))],
+        ),
+        ('/a/image_rect', 'sensor_msgs/msg/Image', [], [(bags.START, bags.image(pixels))]),
+    ]
+    status, out, _ = run(bags.write_bag(tmp_path / 'in', topics), tmp_path / 'out')
+    assert status == 0
+    assert out.splitlines()[:2] == [
+        '/a/image_raw: 1 images labelled, in /cliptrase/a/',
+        '/a/image_rect: 1 images labelled, in /cliptrase/a_2/',
+    ]
+
+
+def test_single_file_and_other_storage(run, tmp_path):
+    source = bags.write_bag(tmp_path / 'in')
+    status, _, err = run(
+        source / 'in.mcap', tmp_path / 'deep' / 'out', '--storage', 'sqlite3', '--compress'
+    )
+    assert (status, err) == (0, '')
+    assert (tmp_path / 'deep' / 'out' / 'out.db3').is_file()
+    topics, messages = read(tmp_path / 'deep' / 'out')
+    old_topics, old_messages = read(source)
+    assert [row for row in messages if not row[0].startswith('/cliptrase/')] == old_messages
+    assert {name: topics[name] for name in old_topics} == old_topics
+
+
+def test_again_under_another_name(run, tmp_path):
+    source = bags.write_bag(tmp_path / 'in')
+    assert run(source, tmp_path / 'once')[0] == 0
+    status, _, err = run(tmp_path / 'once', tmp_path / 'twice')
+    assert status == 2
+    assert '--node /NAME' in err
+    assert run(tmp_path / 'once', tmp_path / 'twice', '--node', '/robot/other')[0] == 0
+    topics, _ = read(tmp_path / 'twice')
+    assert {'/cliptrase/front/label', '/robot/other/front/label'} <= set(topics)
+
+
+def split(folder, storage):
+    """A recording in two files, as a recorder splits it."""
+    first = bags.write_bag(folder / 'first', storage=storage)
+    later = [
+        (name, kind, profiles, [(stamp + 10**10, message) for stamp, message in messages])
+        for name, kind, profiles, messages in bags.contents()[::-1]
+    ]
+    second = bags.write_bag(folder / 'second', later, storage=storage)
+    expected = read(first)[1] + read(second)[1]
+    suffix = {'mcap': 'mcap', 'sqlite3': 'db3'}[storage]
+    bag = folder / 'bag'
+    bag.mkdir()
+    (first / f'first.{suffix}').rename(bag / f'bag_9.{suffix}')
+    (second / f'second.{suffix}').rename(bag / f'bag_10.{suffix}')
+    return bag, expected
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_split_without_metadata(run, typestore, tmp_path, storage):
+    bag, expected = split(tmp_path, storage)
+    messages, damage = read_ours(bag, typestore)
+    assert messages == expected
+    assert damage == ['metadata.yaml is missing: the recording was not ended in order']
+    status, _, err = run(bag, tmp_path / 'out')
+    assert status == 1
+    assert 'metadata.yaml is missing' in err
+    assert [r for r in read(tmp_path / 'out')[1] if not r[0].startswith('/clip')] == expected
+
+
+def test_file_of_a_split_is_missing(typestore, tmp_path):
+    bag, expected = split(tmp_path, 'mcap')
+    (bag / 'metadata.yaml').write_text(
+        'rosbag2_bagfile_information:\n'
+        '  relative_file_paths: [bag_9.mcap, bag/bag_10.mcap, bag_11.mcap]\n'
+        f'  message_count: {len(expected) + 3}\n'
+    )
+    messages, damage = read_ours(bag, typestore)
+    assert messages == expected
+    assert damage == [
+        'bag_11.mcap is missing, though metadata.yaml names it',
+        f'{len(expected)} messages could be read, metadata.yaml counts {len(expected) + 3}',
+    ]
+
+
+@pytest.mark.parametrize('text', ['', ': [', 'rosbag2_bagfile_information: 5', '- a', '\0'])
+def test_damaged_metadata(typestore, tmp_path, text):
+    source = bags.write_bag(tmp_path / 'in')
+    expected = read(source)[1]
+    (source / 'metadata.yaml').write_text(text)
+    messages, damage = read_ours(source, typestore)
+    assert messages == expected
+    assert len(damage) == 1
+    assert damage[0].startswith('metadata.yaml is damaged')
+
+
+@pytest.mark.parametrize(('storage', 'compression'), STORAGES)
+@settings(deadline=None, max_examples=15)
+@given(share=st.floats(0, 0.999))
+def test_truncated(typestore, recording, storage, compression, share):
+    """Whatever the length, a cut file gives the first messages of the whole one, and says so."""
+    source, file, content, expected = recording(storage, compression)
+    file.write_bytes(content[: int(share * len(content))])
+    try:
+        messages, damage = read_ours(source, typestore)
+    except BagError as error:
+        assert file.name in str(error)
+        messages = []
+    else:
+        # What follows the messages is only an index.
+        assert damage or messages == expected
+    assert messages == expected[: len(messages)]
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+@settings(deadline=None, max_examples=30)
+@example(place=0.109375, size=1, seed=0)
+@given(place=st.floats(0, 0.9999), size=st.integers(1, 300), seed=st.integers(0, 99))
+def test_corrupted(typestore, recording, storage, place, size, seed):
+    """Damage within a file ends in messages or in BagError, never in anything else."""
+    source, file, content, _ = recording(storage, CompressionMode.NONE)
+    content = bytearray(content)
+    begin = int(place * len(content))
+    end = min(begin + size, len(content))
+    content[begin:end] = np.random.default_rng(seed).bytes(end - begin)
+    file.write_bytes(content)
+    try:
+        read_ours(source, typestore)
+    except BagError as error:
+        assert file.name in str(error)
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_truncated_is_labelled_up_to_the_break(run, tmp_path, storage):
+    # Larger than a chunk of MCAP, so that there is something before the break.
+    topics = [
+        (
+            '/camera/image_raw',
+            'sensor_msgs/msg/Image',
+            [bags.qos()],
+            [
+                (bags.START + i, bags.image(bags.picture(i, 400, 500), stamp=bags.START + i))
+                for i in range(8)
+            ],
+        )
+    ]
+    source = bags.write_bag(tmp_path / 'in', topics, storage)
+    expected = read(source)[1]
+    (file,) = (path for path in source.iterdir() if path.name != 'metadata.yaml')
+    with file.open('rb+') as opened:
+        opened.truncate(int(0.7 * file.stat().st_size))
+    status, _, err = run(source, tmp_path / 'out')
+    assert status == 1
+    assert file.name in err
+    assert 'Traceback' not in err
+    topics, messages = read(tmp_path / 'out')
+    copied = [row for row in messages if row[0] == '/camera/image_raw']
+    assert 3 <= len(copied) < 8
+    assert copied == expected[: len(copied)]
+    assert sum(name == '/cliptrase/camera/label' for name, _, _ in messages) == len(copied)
+
+
+@pytest.mark.parametrize('stamp', [2**62, 2**31 * 10**9])
+def test_time_that_cannot_be(typestore, tmp_path, stamp):
+    frames = [(bags.START, bags.image(bags.picture(0))), (stamp, bags.image(bags.picture(0)))]
+    topics = [('/camera/image_raw', 'sensor_msgs/msg/Image', [], frames)]
+    messages, damage = read_ours(bags.write_bag(tmp_path / 'in', topics), typestore)
+    assert len(messages) == 1
+    assert f'time {stamp}' in damage[0]
+
+
+def test_write_ahead_log_is_read(typestore, tmp_path):
+    source = bags.write_bag(tmp_path / 'in', storage='sqlite3')
+    expected = read(source)[1]
+    file = source / 'in.db3'
+    database = sqlite3.connect(file)
+    database.execute('PRAGMA journal_mode = WAL')
+    database.execute('PRAGMA wal_autocheckpoint = 0')
+    database.execute(
+        'INSERT INTO messages (topic_id, timestamp, data) VALUES (1, ?, ?)',
+        (bags.START + 10**9, b'\0\1\0\0late'),
+    )
+    database.commit()
+    killed = tmp_path / 'killed'
+    shutil.copytree(source, killed)
+    database.close()
+    messages, damage = read_ours(killed, typestore)
+    assert messages == [*expected, ('/robot_description', bags.START + 10**9, b'\0\1\0\0late')]
+    assert 'stopped before it could tidy up' in damage[0]
+
+
+def test_old_sqlite_without_definitions(run, tmp_path):
+    """Older recorders wrote no message definitions and no hashes."""
+    source = bags.write_bag(tmp_path / 'in', storage='sqlite3')
+    (source / 'metadata.yaml').unlink()
+    with sqlite3.connect(source / 'in.db3') as database:
+        for table in ('schema', 'metadata', 'message_definitions'):
+            database.execute(f'DROP TABLE {table}')
+        database.execute('ALTER TABLE topics DROP COLUMN type_description_hash')
+    database.close()
+    status, _, err = run(source / 'in.db3', tmp_path / 'out')
+    assert (status, err) == (0, '')
+    topics, _ = read(tmp_path / 'out')
+    assert topics['/front/image_raw'][2] == bags.STORE.hash_rihs01('sensor_msgs/msg/Image')
+    assert 'float32' not in topics['/odd'][1]
+
+
+def test_unreadable_images_are_counted(run, tmp_path):
+    topics = bags.contents()
+    front = topics[1][3]
+    front[1][1].encoding = 'h264'
+    front[2] = (front[2][0], b'\0\1\0\0nonsense')
+    rear = topics[2][3]
+    rear[3][1].data = rear[3][1].data[:20]
+    source = bags.write_bag(tmp_path / 'in', topics)
+    status, out, err = run(source, tmp_path / 'out', '--batch', '2')
+    assert status == 1
+    assert '/front/image_raw: 2 not labelled: encoding' in err
+    assert '/rear/image_raw/compressed: 1 not labelled: 20 bytes' in err
+    assert '/front/image_raw: 2 images labelled' in out
+    _, messages = read(tmp_path / 'out')
+    kept = [row for row in messages if not row[0].startswith('/cliptrase/')]
+    assert kept == read(source)[1]
+    labels = [s for name, s, _ in messages if name == '/cliptrase/front/label']
+    assert labels == [front[0][0], front[3][0]]
+
+
+def test_image_the_engine_refuses(run, tmp_path):
+    long = np.zeros((2, 200, 3), np.uint8)
+    frames = [(bags.START, bags.image(long)), (bags.START + 1, bags.image(bags.picture(1)))]
+    topics = [('/camera/image_raw', 'sensor_msgs/msg/Image', [], frames)]
+    source = bags.write_bag(tmp_path / 'in', topics)
+    status, out, err = run(source, tmp_path / 'out', '--batch', '2')
+    assert status == 1
+    assert 'too elongated' in err
+    assert '1 images labelled' in out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['missing', 'out'], 'missing does not exist'),
+        (['empty', 'out'], 'empty is no recording'),
+        (['text.mcap', 'out'], 'it does not begin as MCAP does'),
+        (['text.db3', 'out'], 'nothing can be read of'),
+        (['empty.mcap', 'out'], 'it is empty'),
+        (['text.txt', 'out'], 'neither .mcap nor .db3'),
+        (['old.bag', 'out'], 'recording of ROS 1'),
+        (['in', 'empty'], 'empty exists already'),
+        (['in', 'in'], 'in exists already'),
+        (['in', 'text.txt'], 'text.txt exists already'),
+        (['in', 'in/out'], 'lies within the recording'),
+        (['in', 'text.txt/out'], 'could not be written'),
+        (['in', 'out', '--topic', '/nose'], 'there is no topic /nose; the topics are'),
+        (['in', 'out', '--topic', '/odd'], '/odd holds my_robot_msgs/msg/Odd'),
+        (['in', 'out', '--topic', '/front/depth/image_raw'], "encoding '16UC1'"),
+        (['in', 'out', '--topic', '/front/image_raw=a b'], "camera name 'a b'"),
+        (
+            [
+                'in',
+                'out',
+                '--topic',
+                '/front/image_raw=a',
+                '--topic',
+                '/rear/image_raw/compressed=a',
+            ],
+            "camera name 'a'",
+        ),
+        (['in', 'out', '--node', 'cliptrase'], 'full name'),
+        (['blind', 'out'], 'no image topic found; the topics are /odd'),
+        (['depth', 'out'], 'no topic with pictures found; /front/depth/image_raw: its first'),
+        (['in', 'out', '--background', 'red ball;;', '--preset', 'best'], "preset is 'best'"),
+        (['in', 'out', '--resolution', '5'], 'resolution is 5'),
+        (['in', 'out', '--device', 'tpu'], "device is 'tpu'"),
+        (['in', 'out', '--precision', 'int8'], "precision is 'int8'"),
+        (['in', 'out', '--model', 'ViT-B-17'], 'not an architecture'),
+    ],
+)
+def test_errors(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path('empty').mkdir()
+    for name in ('text.mcap', 'text.db3', 'text.txt', 'old.bag'):
+        Path(name).write_text('some text that is longer than a few bytes' * 40)
+    Path('empty.mcap').touch()
+    topics = bags.contents(1)
+    bags.write_bag(tmp_path / 'in', topics)
+    bags.write_bag(tmp_path / 'blind', [topics[4]])
+    bags.write_bag(tmp_path / 'depth', [topics[3]])
+    before = sorted(tmp_path.rglob('*'))
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, '')
+    assert message in err
+    assert err.startswith('cliptrase bag: error: ')
+    assert err.count('\n') == 1
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('words', ['', ';', 'a; a', 'a: , b', 'word ' * 90])
+def test_bad_vocabulary(run, tmp_path, words):
+    bags.write_bag(tmp_path / 'in', bags.contents(1))
+    status, _, err = run(tmp_path / 'in', tmp_path / 'out', words=words)
+    assert status == 2
+    assert err.startswith('cliptrase bag: error: ')
+    assert err.count('\n') == 1
+    assert_nothing_left(tmp_path, 'in')
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), OSError(28, 'No space left on device')])
+def test_nothing_half_written_is_left(run, tmp_path, monkeypatch, error):
+    source = bags.write_bag(tmp_path / 'in')
+    written = 0
+
+    def write(self, connection, timestamp, data):
+        nonlocal written
+        written += 1
+        if written > 9:
+            raise error
+
+    monkeypatch.setattr('cliptrase_ros.bag.label.Writer.write', write)
+    status, _, err = run(source, tmp_path / 'out')
+    assert status == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert 'Traceback' not in err
+    assert_nothing_left(tmp_path, 'in')
+
+
+def test_engine_that_fails_costs_labels_only(run, tmp_path, monkeypatch):
+    source = bags.write_bag(tmp_path / 'in')
+
+    def fail(*_):
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr(Segmenter, 'segment', fail)
+    status, _, err = run(source, tmp_path / 'out')
+    assert status == 1
+    assert '/front/image_raw: 4 not labelled: out of memory' in err
+
+
+def test_missing_package_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'rosbags', None)
+    monkeypatch.delitem(sys.modules, 'cliptrase_ros.bag.reader')
+    monkeypatch.setitem(sys.modules, 'rosbags.rosbag2', None)
+    status, _, err = run(tmp_path, tmp_path / 'out')
+    assert status == 2
+    assert "'rosbags" in err
+    assert err.count('\n') == 1
+
+
+def test_label_info_is_that_of_ros(typestore):
+    """The hash is the one in the code generated for vision_msgs."""
+    assert typestore.hash_rihs01('vision_msgs/msg/LabelInfo') == (
+        'RIHS01_3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783'
+    )
+
+
+@pytest.mark.parametrize('name', ['ClassMask', 'ClassMasks', 'Vocabulary', 'VocabularyClass'])
+def test_own_types_are_those_of_ros(typestore, name):
+    assert definition_file(name).is_file()
+    prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
+    paths = [Path(prefix, f'share/cliptrase_ros/msg/{name}.json') for prefix in prefixes]
+    generated = next((path for path in paths if path.is_file()), None)
+    if generated is None:
+        pytest.skip('the messages are not built here')
+    message_type = f'cliptrase_ros/msg/{name}'
+    hashes = {
+        h['type_name']: h['hash_string'] for h in json.loads(generated.read_text())['type_hashes']
+    }
+    assert typestore.hash_rihs01(message_type) == hashes[message_type]
+
+
+def test_messages_are_those_of_the_node(typestore):
+    """What a bag gets is what the node would have published."""
+    conversions = pytest.importorskip('cliptrase_ros.ros.conversions', exc_type=ImportError)
+    from rclpy.serialization import deserialize_message, serialize_message
+    from std_msgs.msg import Header
+
+    vocabulary = parse_over_background(WORDS)
+    random = np.random.default_rng(0)
+    label = random.choice(np.array([0, 1, 255], np.uint8), (20, 30))
+    result = Segmentation(label, random.integers(0, 256, label.shape, np.uint8), vocabulary)
+    maker = MessageMaker(typestore)
+    header, theirs = maker.header(12_345_678_901, 'eye'), Header(frame_id='eye')
+    theirs.stamp.sec, theirs.stamp.nanosec = 12, 345_678_901
+    for ours, message in (
+        (
+            maker.masks(result, header),
+            conversions.masks_message(label, result.confidence, vocabulary, theirs),
+        ),
+        (
+            maker.vocabulary(vocabulary, header),
+            conversions.vocabulary_message(vocabulary, theirs),
+        ),
+        (
+            maker.image(label, 'mono8', header),
+            conversions.image_message(label, 'mono8', theirs),
+        ),
+    ):
+        # Not the bytes: what pads them is left to chance.
+        sent = deserialize_message(serialize_message(message), type(message))
+        assert deserialize_message(bytes(ours), type(message)) == sent
+
+
+@pytest.mark.parametrize(
+    ('name', 'images'), [('diningroom_rgbd5_mcap', 5), ('udacity_drive_compressed_sqlite3', 9)]
+)
+def test_real_recordings(run, shared, tmp_path, name, images):
+    source = shared / 'bags' / name
+    if not source.is_dir():
+        pytest.skip(f'{source} is not there')
+    status, out, err = run(source, tmp_path / 'out', '--rate', '1')
+    assert (status, err) == (0, '')
+    assert f': {images} images labelled' in out
+    topics, messages = read(tmp_path / 'out')
+    old_topics, old_messages = read(source)
+    kept = [row for row in messages if not row[0].startswith('/cliptrase/')]
+    assert Counter(kept) == Counter(old_messages)
+    assert [stamp for _, stamp, _ in kept] == [stamp for _, stamp, _ in old_messages]
+    assert {topic: topics[topic] for topic in old_topics} == old_topics
