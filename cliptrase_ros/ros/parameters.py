@@ -20,10 +20,10 @@ from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
 )
 from cliptrase_ros.segmentation.vocabulary import (
+    DEFAULT_BACKGROUND,
     MAX_PHRASES,
     Vocabulary,
-    clean_phrase,
-    parse_vocabulary,
+    parse_over_background,
 )
 
 #: Slowest limit on label images a second, beside 0 = none; slower would look like a dead node.
@@ -95,7 +95,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
         'background',
         None,
-        ['wall', 'floor', 'ceiling', 'sky', 'building'],
+        list(DEFAULT_BACKGROUND),
         'Phrases that stand for none of the classes; their pixels become 255 (unlabelled). One '
         'that is in the vocabulary as well counts as the class.',
         live=True,
@@ -218,13 +218,10 @@ class Parameters:
     def make_vocabulary(self, previous: Vocabulary | None = None) -> Vocabulary:
         """Return the vocabulary these values describe; `previous` as for `parse_vocabulary`.
 
-        A phrase that is in the vocabulary counts as a class, also if it is in the background:
-        naming a class must not fail because of a background that was chosen before, and two
+        A phrase that is in the vocabulary counts as a class, also if it is in the background: two
         parameters cannot be set in one go on the command line. Raises VocabularyError.
         """
-        named = {p.casefold() for p in parse_vocabulary(self.vocabulary).phrases}
-        background = [p for p in self.background if clean_phrase(p).casefold() not in named]
-        return parse_vocabulary(self.vocabulary, background, previous)
+        return parse_over_background(self.vocabulary, self.background, previous)
 
     def changed(self, changes: Iterable[Parameter]) -> 'Parameters':
         """Return the values with some parameters set anew; names not in the table are ignored.
