@@ -22,7 +22,7 @@ os.environ.setdefault(
 )
 
 #: Seconds anything may take on a busy machine before a test gives up.
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 @pytest.fixture(scope='session')

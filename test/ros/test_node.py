@@ -358,8 +358,8 @@ def test_vocabulary_outlives_an_announcement_that_fails(start_node, client, monk
     monkeypatch.setattr(owner, name, fail_once)
     history = client.received['/cliptrase/vocabulary']
     assert client.set_parameters(vocabulary='road; dog')[0].successful
+    client.wait_for(lambda: not failures, 'the failure')
     client.wait_for(lambda: len(history) == 2, 'the vocabulary')
-    assert not failures
     assert client.masks_of(client.send(client.image())).vocabulary_version == 2
     assert client.set_parameters(vocabulary='road; cat')[0].successful
     client.wait_for(lambda: len(history) == 3, 'the next vocabulary')
