@@ -196,6 +196,6 @@ def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_fol
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
         reader.join()
     assert 'Traceback' not in ''.join(lines)

@@ -13,7 +13,7 @@ from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 def wait_for(condition):
