@@ -41,10 +41,12 @@ class Scene:
     label: np.ndarray
 
 
-def make_scenes(count: int, split: str, height: int = 240, width: int = 320) -> list[Scene]:
+def make_scenes(
+    count: int, split: str, height: int = 240, width: int = 320, first_seed: int = 0
+) -> list[Scene]:
     """What the simulated camera sees in `count` rooms of a split, at one time in each."""
     scenes = []
-    for seed in range(count):
+    for seed in range(first_seed, first_seed + count):
         room = sample_room(seed, split)
         views = render([room], [camera_pose(room, 7.3 * seed)], height, width)
         scenes.append(Scene(views.image[0].numpy(), views.label[0].numpy()))
@@ -140,13 +142,16 @@ def _image_level(scores: np.ndarray, truth: list[np.ndarray], phrases: Sequence[
     for column in range(len(phrases)):
         known = (share[:, column] >= MENTIONED_FROM) | (share[:, column] == 0)
         aucs.append(roc_auc(scores[known, column], share[known, column] > 0))
-    result = {'auc': round(float(np.nanmean(aucs)), 4)}
+    # One view may hold everything or nothing of what is asked for.
+    result = {'auc': round(float(np.nanmean(aucs)), 4) if np.isfinite(aucs).any() else None}
     kinds = [next(c.kind for c in CLASSES if matches(phrase, c)) for phrase in phrases]
     for name, columns in (
         ('object', [i for i, kind in enumerate(kinds) if kind == 'object']),
         ('surface', [i for i, kind in enumerate(kinds) if kind != 'object']),
     ):
         rows = (share[:, columns] >= MENTIONED_FROM).any(1)
+        if not rows.any():
+            continue
         best = scores[rows][:, columns].argmax(1)
         hits = share[rows][:, columns][np.arange(rows.sum()), best] > 0
         result[f'first_hit_{name}'] = round(float(hits.mean()), 4)
@@ -162,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('folders', type=Path, nargs='*', default=[MODEL_FOLDER])
     parser.add_argument('--scenes', type=int, default=100)
+    parser.add_argument('--first-seed', type=int, default=0, help='of the rooms')
     parser.add_argument('--splits', nargs='+', default=['held_out', 'unseen_combinations'])
     parser.add_argument('--resolutions', type=int, nargs='+', default=[336])
     parser.add_argument('--vocabularies', nargs='+', default=list(VOCABULARIES))
@@ -172,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     report = {}
     for split in options.splits:
-        scenes = make_scenes(options.scenes, split)
+        scenes = make_scenes(options.scenes, split, first_seed=options.first_seed)
         for folder in options.folders:
             for resolution in options.resolutions:
                 for name in options.vocabularies:
