@@ -82,23 +82,29 @@ def test_simulated_camera_to_labels(processes, client, tiny_model_folder):
     client.listen('/front/label_truth', Image)
     client.listen_to_label('front')
     received = client.received
-    client.wait_for(lambda: len(received['/cliptrase/front/label']) >= 5, 'labels')
-    label = received['/cliptrase/front/label'][-1]
+    topics = (
+        '/cliptrase/front/label',
+        *('/front/label_truth', '/front/depth/image_raw', '/front/camera_info'),
+    )
 
-    def same_frame(topic):
-        return client.wait_for(
-            lambda: next((m for m in received[topic] if m.header == label.header), None), topic
-        )
+    def same_frame():
+        """Messages of one frame; the first ones of a topic may be missed."""
+        for label in received[topics[0]]:
+            found = [
+                next((m for m in received[t] if m.header == label.header), None) for t in topics
+            ]
+            if all(found):
+                return found
+        return None
 
+    label, truth, depth, info = client.wait_for(same_frame, 'a frame on every topic')
     assert label.header.frame_id == 'front_optical_frame'
     assert (label.width, label.height, label.encoding) == (160, 120, 'mono8')
-    truth, depth = same_frame('/front/label_truth'), same_frame('/front/depth/image_raw')
     assert truth.encoding == 'mono8' and len(set(truth.data)) > 1
     assert all(i < len(CLASSES) or i == 255 for i in set(truth.data))
     metres = np.frombuffer(depth.data, np.float32)
     assert depth.encoding == '32FC1' and depth.step == 4 * 160
     assert metres.min() > 0.05 and metres.max() < 30.0
-    info = same_frame('/front/camera_info')
     assert info.k[2] == pytest.approx(79.5) and info.k[0] == info.k[4] > 0
 
     # As `ros2 param set` does, across processes.
