@@ -13,7 +13,10 @@ from cliptrase_ros.segmentation.segmenter import (
 
 
 def default_batch(segmenter: Segmenter) -> int:
-    """Images a batch: 8 on a GPU; 1 on a CPU, where a batch takes as long as its images."""
+    """Images a batch: 8 on a GPU; 1 on a CPU.
+
+    There a batch takes as long as its images one by one, and the first would wait for the last.
+    """
     return 1 if segmenter.device.type == 'cpu' else 8
 
 
@@ -27,6 +30,8 @@ def segment_each(
 
     images: uint8 (H, W, 3) RGB each. Returns, for each, its segmentation or what was raised.
     """
+    if not images:
+        return []
     try:
         return list(segmenter.segment(images, vocabulary, settings))
     except Exception as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
+from cliptrase_ros.batches import default_batch, segment_each
 from cliptrase_ros.ros.camera import Camera, Frame
 from cliptrase_ros.ros.conversions import ImageError, to_rgb
 from cliptrase_ros.segmentation.segmenter import (
@@ -61,9 +62,7 @@ class Worker:
         self._is_shutting_down = is_shutting_down
         self._logger = logger
         self._cameras: Sequence[Camera] = ()
-        # On a CPU a batch takes as long as its frames one by one, and the first would wait for
-        # the last.
-        self._batch = 1 if segmenter.device.type == 'cpu' else 8
+        self._batch = default_batch(segmenter)
         self._lock = threading.Lock()
         self._requested: Vocabulary | None = None
         self._in_force: EncodedVocabulary | None = None
@@ -241,19 +240,11 @@ class Worker:
                 frame.camera.refuse(error)
             except Exception as error:
                 frame.camera.fail(error)
-        if not readable:
-            return
-        try:
-            results = self._segmenter.segment(pictures, vocabulary, settings)
-        except Exception as error:
-            if len(readable) == 1:
-                readable[0].camera.fail(error)
-                return
-            # One frame's fault must cost that frame alone.
-            for frame in readable:
-                self._label([frame], vocabulary, settings)
-            return
+        results = segment_each(self._segmenter, pictures, vocabulary, settings)
         for frame, picture, result in zip(readable, pictures, results, strict=True):
+            if isinstance(result, Exception):
+                frame.camera.fail(result)
+                continue
             try:
                 frame.camera.publish(frame.image.header, picture, result)
             except Exception as error:
