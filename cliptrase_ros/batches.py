@@ -38,25 +38,3 @@ def segment_each(
         if len(images) == 1:
             return [error]
     return [segment_each(segmenter, [image], vocabulary, settings)[0] for image in images]
-
-
-class RateLimit:
-    """At most so many images a second, by the images' own times."""
-
-    def __init__(self, rate: float):
-        """Take every image if `rate` (images a second) is 0."""
-        self._period_ns = round(1e9 / rate) if rate else 0
-        self._due_ns: int | None = None
-
-    def takes(self, stamp_ns: int) -> bool:
-        """Whether the image of this time is taken; counts it if so."""
-        if self._period_ns == 0:
-            return True
-        due = self._due_ns
-        # Times that jump back (recordings that were joined) begin anew.
-        if due is not None and due - self._period_ns <= stamp_ns < due:
-            return False
-        late = None if due is None else stamp_ns - due
-        start = due if late is not None and 0 <= late < self._period_ns else stamp_ns
-        self._due_ns = start + self._period_ns
-        return True

@@ -21,9 +21,9 @@ from cliptrase_ros.bag.cameras import camera_name
 from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagError, BagReader
 from cliptrase_ros.bag.types import definition_file, make_typestore
-from cliptrase_ros.batches import RateLimit
 from cliptrase_ros.cli import main
 from cliptrase_ros.image_messages import decode_mask
+from cliptrase_ros.rate_limit import RateLimit
 from cliptrase_ros.segmentation.segmenter import (
     Segmentation,
     SegmentationSettings,

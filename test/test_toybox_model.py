@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cliptrase_ros.segmentation import weights
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.toybox import evaluate, towers
@@ -28,7 +29,7 @@ def test_held_out_rooms(segmenter, vocabulary, floor):
 
 
 def test_size_and_architecture(segmenter):
-    assert (towers.MODEL_FOLDER / towers.WEIGHTS_NAME).stat().st_size <= 16 * MEGABYTE
+    assert (weights.TOYBOX_FOLDER / weights.WEIGHTS_NAME).stat().st_size <= 16 * MEGABYTE
     config = towers.read_config()['model_cfg']
     assert config['vision_cfg']['layers'] == 12
     assert config['vision_cfg']['image_size'] // config['vision_cfg']['patch_size'] == 14
@@ -38,7 +39,7 @@ def test_evaluation_reports_every_method():
     scenes = evaluate.make_scenes(1, 'unseen_combinations', 96, 128)
     with torch.random.fork_rng():
         result = evaluate.evaluate(
-            towers.MODEL_FOLDER, scenes, evaluate.VOCABULARIES['shapes'], resolution=96
+            weights.TOYBOX_FOLDER, scenes, evaluate.VOCABULARIES['shapes'], resolution=96
         )
     assert set(result) == {*evaluate.METHODS, 'image'}
     assert all(0 <= result[method]['miou'] <= 1 for method in evaluate.METHODS)

@@ -18,11 +18,12 @@ from cliptrase_ros.bag import types
 from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera, check_node
 from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagError, BagReader, Topic
-from cliptrase_ros.batches import RateLimit, segment_each
+from cliptrase_ros.batches import segment_each
 from cliptrase_ros.image_messages import (
     decompress_to_rgb,
     to_rgb,
 )
+from cliptrase_ros.rate_limit import RateLimit
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,

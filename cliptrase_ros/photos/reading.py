@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from cliptrase_ros.batches import RateLimit
 from cliptrase_ros.photos.sources import Source
+from cliptrase_ros.rate_limit import RateLimit
 
 
 class UnreadableError(Exception):

@@ -21,6 +21,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from cliptrase_ros.msg import ClassMasks
+from cliptrase_ros.rate_limit import RateLimiter
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.parameters import ParameterError
@@ -44,35 +45,6 @@ LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-
-
-def _period_ns(rate: float) -> int:
-    return round(1e9 / rate)
-
-
-class RateLimiter:
-    """At most so many frames a second, on a clock that may jump either way."""
-
-    def __init__(self):
-        self._due_ns = 0
-
-    def wait_ns(self, now_ns: int, rate: float) -> int:
-        """Nanoseconds until a frame is due, 0 if it is now. rate: frames a second, 0 = any."""
-        if rate <= 0:
-            return 0
-        wait = self._due_ns - now_ns
-        # Longer than a period cannot be: the clock ran backwards (a bag loops), or the rate rose.
-        return wait if 0 < wait <= _period_ns(rate) else 0
-
-    def take(self, now_ns: int, rate: float) -> None:
-        """Note that a frame was taken."""
-        if rate <= 0:
-            return
-        period = _period_ns(rate)
-        # From the time it was due, so that small delays do not add up to a lower rate; but a
-        # long pause earns no burst.
-        late = now_ns - self._due_ns
-        self._due_ns = (self._due_ns if 0 <= late < period else now_ns) + period
 
 
 @dataclass(frozen=True)

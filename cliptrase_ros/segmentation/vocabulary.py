@@ -81,14 +81,6 @@ class Vocabulary:
             palette[entry.id] = entry.color
         return palette
 
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return {c.id: c.name for c in self.classes}
-
-    def name_of(self, class_id: int) -> str:
-        """Name of the class with this id. Raises KeyError if there is none."""
-        return self._names[class_id]
-
 
 def class_color(class_id: int) -> tuple[int, int, int]:
     """RGB, 0..255, of a class id: hues a golden angle apart, so that neighbours differ."""

@@ -18,9 +18,9 @@ from .checkpoint import CheckpointError, fill_model, read_state_dict
 TOYBOX = 'toybox'
 LOCAL_FOLDER_PREFIX = 'local-dir:'
 
-_TOYBOX_FOLDER = Path(__file__).parent.parent / 'toybox' / 'model'
-_CONFIG_NAME = 'open_clip_config.json'
-_WEIGHTS_NAME = 'open_clip_model.safetensors'
+TOYBOX_FOLDER = Path(__file__).parent.parent / 'toybox' / 'model'
+CONFIG_NAME = 'open_clip_config.json'
+WEIGHTS_NAME = 'open_clip_model.safetensors'
 # What a repository without safetensors calls the same weights.
 _PICKLED_WEIGHTS_NAME = 'open_clip_pytorch_model.bin'
 _WEIGHTS_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')
@@ -65,7 +65,7 @@ def load_model(
     Never runs code from a file. Raises ModelError.
     """
     if model == TOYBOX:
-        return load_model_folder(_TOYBOX_FOLDER, name=TOYBOX)
+        return load_model_folder(TOYBOX_FOLDER, name=TOYBOX)
     if not names_architecture(model):
         return load_model_folder(Path(model.removeprefix(LOCAL_FOLDER_PREFIX)).expanduser())
 
@@ -95,16 +95,16 @@ def load_model_folder(folder: Path, name: str = '') -> LoadedModel:
     """
     name = name or folder.resolve().name
     try:
-        config = json.loads((folder / _CONFIG_NAME).read_text(encoding='utf-8'))
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding='utf-8'))
         model_config = config['model_cfg']
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f'Model {name!r} cannot be loaded: {folder / _CONFIG_NAME} is missing or is not an '
+            f'Model {name!r} cannot be loaded: {folder / CONFIG_NAME} is missing or is not an '
             f'open_clip model configuration ({type(error).__name__}: {error}).'
         ) from error
     _check_supported(name, model_config)
     preprocessing = config.get('preprocess_cfg') or {}
-    return _load(model_config, preprocessing, folder / _WEIGHTS_NAME, name, name)
+    return _load(model_config, preprocessing, folder / WEIGHTS_NAME, name, name)
 
 
 def select_device(device: str = 'auto') -> torch.device:
@@ -248,7 +248,7 @@ def _fetch(architecture: str, pretrained: str, hub_entry: str, cache_dir: str | 
     repository, _, filename = hub_entry.rpartition('/')
     filename = filename or _PICKLED_WEIGHTS_NAME
     if filename == _PICKLED_WEIGHTS_NAME:
-        names = [_WEIGHTS_NAME, filename]
+        names = [WEIGHTS_NAME, filename]
     else:
         names = list(dict.fromkeys([str(Path(filename).with_suffix('.safetensors')), filename]))
     cache_dir = str(Path(cache_dir).expanduser()) if cache_dir else None

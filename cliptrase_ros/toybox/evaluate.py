@@ -18,12 +18,12 @@ from cliptrase_ros.segmentation import preprocessing
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.text import TextEncoder
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
-from cliptrase_ros.segmentation.weights import LoadedModel, load_model_folder
+from cliptrase_ros.segmentation.weights import TOYBOX_FOLDER, LoadedModel, load_model_folder
 from cliptrase_ros.toybox.captions import MENTIONED_FROM
 from cliptrase_ros.toybox.metrics import class_iou, confusion, roc_auc
 from cliptrase_ros.toybox.renderer import render
 from cliptrase_ros.toybox.scenes import CLASSES, camera_pose, matches, sample_room, true_labels
-from cliptrase_ros.toybox.towers import MODEL_FOLDER, ImageTower
+from cliptrase_ros.toybox.towers import ImageTower
 
 VOCABULARIES: dict[str, tuple[str, ...]] = {
     'names': tuple(toy_class.name for toy_class in CLASSES),
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description='Zero-shot segmentation of rooms that training never saw.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('folders', type=Path, nargs='*', default=[MODEL_FOLDER])
+    parser.add_argument('folders', type=Path, nargs='*', default=[TOYBOX_FOLDER])
     parser.add_argument('--scenes', type=int, default=100)
     parser.add_argument('--first-seed', type=int, default=0, help='of the rooms')
     parser.add_argument('--splits', nargs='+', default=['held_out', 'unseen_combinations'])

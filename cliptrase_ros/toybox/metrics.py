@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-UNLABELLED = 255
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
 
 def confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:

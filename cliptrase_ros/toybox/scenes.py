@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 from cliptrase_ros.toybox import materials
 
-UNLABELLED = 255
 SPLITS = ('train', 'held_out', 'unseen_combinations')
 
 # Slots of a room. Balls, cones and cylinders share one intersection formula, boxes have another.
@@ -26,8 +26,6 @@ ROUND_SLOTS = 5
 BOX_SLOTS = 2
 OBJECT_SLOTS = ROUND_SLOTS + BOX_SLOTS
 SURFACES = ('wall', 'wall', 'wall', 'wall', 'floor', 'ceiling')
-FLOOR_SLOT = OBJECT_SLOTS + 4
-CEILING_SLOT = OBJECT_SLOTS + 5
 FIXTURE_SLOT = OBJECT_SLOTS + len(SURFACES)
 FIXTURES = ('door', 'window')
 SLOTS = FIXTURE_SLOT + len(FIXTURES)

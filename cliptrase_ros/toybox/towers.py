@@ -13,10 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cliptrase_ros.segmentation.backbone import DenseBackbone, DenseFeatures
-
-MODEL_FOLDER = Path(__file__).parent / 'model'
-CONFIG_NAME = 'open_clip_config.json'
-WEIGHTS_NAME = 'open_clip_model.safetensors'
+from cliptrase_ros.segmentation.weights import CONFIG_NAME, TOYBOX_FOLDER, WEIGHTS_NAME
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def make_model(config: dict, tokens: int) -> nn.Module:
     )
 
 
-def read_config(folder: Path = MODEL_FOLDER) -> dict:
+def read_config(folder: Path = TOYBOX_FOLDER) -> dict:
     """The folder's open_clip configuration."""
     return json.loads((folder / CONFIG_NAME).read_text())
 

@@ -9,7 +9,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cliptrase_ros.ros.camera import RateLimiter
+from cliptrase_ros.rate_limit import RateLimiter
 from cliptrase_ros.ros.diagnostics import SILENCE_S, CameraStatistics, camera_status
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
