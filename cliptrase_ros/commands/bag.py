@@ -1,0 +1,102 @@
+"""`cliptrase bag`: recordings."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cliptrase_ros.commands.common import CommandError, progress_bar
+from cliptrase_ros.commands.options import add_engine, add_words, load_engine, parse_words
+
+
+def add(commands) -> None:
+    description = (
+        'Label the images of a rosbag2 recording (MCAP or SQLite, compressed or not). The new '
+        'recording has everything of the old one, and the topics of the node: '
+        'NODE/CAMERA/label, label_info, masks and overlay, and NODE/vocabulary. No ROS needed. '
+        'Exit status: 0, or 1 if the recording is damaged or an image could not be labelled (the '
+        'rest is done), or 2 if nothing was written.'
+    )
+    command = commands.add_parser('bag', help='label a recording', description=description)
+    command.add_argument('input', type=Path, metavar='IN', help='folder, .mcap or .db3 file')
+    command.add_argument('output', type=Path, metavar='OUT', help='folder; must not exist yet')
+    add_words(command)
+    command.add_argument(
+        '--topic',
+        action='append',
+        default=[],
+        metavar='TOPIC[=CAMERA]',
+        help='image topic to label, and what to call its camera; may be repeated (default: every '
+        'topic with pictures)',
+    )
+    command.add_argument(
+        '--node',
+        default='/cliptrase',
+        metavar='NAME',
+        help='node name the new topics are under (default: %(default)s)',
+    )
+    command.add_argument(
+        '--no-overlay', dest='overlay', action='store_false', help='leave out the large overlays'
+    )
+    command.add_argument(
+        '--storage', choices=('mcap', 'sqlite3'), help='storage of OUT (default: that of IN)'
+    )
+    command.add_argument(
+        '--compress',
+        action=argparse.BooleanOptionalAction,
+        help='compress OUT with zstd or not (default: as IN)',
+    )
+    add_engine(command, 'images of a camera, by their times in the recording')
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    vocabulary = parse_words(arguments)
+
+    from cliptrase_ros.bag.cameras import check_destination, check_node, choose_cameras
+    from cliptrase_ros.bag.reader import BagError, BagReader
+    from cliptrase_ros.bag.types import make_typestore
+
+    try:
+        check_node(arguments.node)
+        check_destination(arguments.input, arguments.output)
+        typestore = make_typestore()
+        with BagReader(arguments.input, typestore) as reader:
+            cameras = choose_cameras(reader, arguments.topic, typestore, arguments.node)
+            segmenter, encoded, segmentation, batch = load_engine(arguments, vocabulary)
+
+            from cliptrase_ros.bag.label import BagSettings, label_bag
+
+            settings = BagSettings(
+                arguments.node,
+                arguments.storage,
+                arguments.compress,
+                arguments.rate,
+                batch,
+                arguments.overlay,
+            )
+            counts = [camera.topic.count for camera in cameras]
+            with progress_bar(None if None in counts else sum(counts)) as progress:
+                summary = label_bag(
+                    reader,
+                    arguments.output,
+                    cameras,
+                    segmenter,
+                    encoded,
+                    segmentation,
+                    settings,
+                    typestore,
+                    progress.update,
+                )
+    except (BagError, FileNotFoundError) as error:
+        raise CommandError(error) from error
+    for sentence in summary.damage:
+        print(f'cliptrase bag: {arguments.input}: {sentence}', file=sys.stderr)
+    for topic, (count, reason) in summary.refused.items():
+        print(f'cliptrase bag: {topic}: {count} not labelled: {reason}', file=sys.stderr)
+    for camera in cameras:
+        print(
+            f'{camera.topic.name}: {summary.labelled[camera.name]} images labelled, in '
+            f'{arguments.node}/{camera.name}/'
+        )
+    print(f'{summary.copied} messages and the labels are in {arguments.output}')
+    return 1 if summary.damage or summary.refused else 0

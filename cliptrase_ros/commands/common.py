@@ -1,0 +1,23 @@
+"""What commands share in talking to the user: errors and progress."""
+
+
+class CommandError(Exception):
+    """What the user asked for cannot be done; the message says why, in one line."""
+
+
+def require_ros(why: str, remedy: str) -> None:
+    """Raise CommandError where this Python has no ROS 2. why: it is needed; remedy: what to do."""
+    try:
+        import rclpy  # noqa: F401
+    except ImportError as error:
+        raise CommandError(
+            f'{why}, and there is no ROS 2 in this Python ({error}); {remedy}'
+        ) from error
+
+
+def progress_bar(total: int | None):
+    """Progress over so many images, None if unknown, with rate and time left; a tqdm bar."""
+    from tqdm import tqdm
+
+    # None: shown on a terminal only.
+    return tqdm(total=total, unit='image', disable=None, dynamic_ncols=True)

@@ -1,0 +1,132 @@
+"""Options that several commands have, and what is made of them."""
+
+import argparse
+
+from cliptrase_ros.commands.common import CommandError
+from cliptrase_ros.segmentation.vocabulary import (
+    DEFAULT_BACKGROUND,
+    Vocabulary,
+    VocabularyError,
+    parse_over_background,
+)
+
+
+def add_words(command: argparse.ArgumentParser) -> None:
+    """Add --vocabulary and --background."""
+    command.add_argument(
+        '-v',
+        '--vocabulary',
+        required=True,
+        metavar='WORDS',
+        help="the classes: 'road; person: pedestrian, worker'",
+    )
+    command.add_argument(
+        '--background',
+        default='; '.join(DEFAULT_BACKGROUND),
+        metavar='WORDS',
+        help="what is none of the classes; '' for nothing (default: '%(default)s')",
+    )
+
+
+def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
+    """Add what the engine is and how it works: model, device, preset, rate, batch."""
+    engine = command.add_argument_group('engine')
+    engine.add_argument(
+        '--model',
+        default='ViT-B-16-quickgelu',
+        metavar='NAME',
+        help='open_clip architecture, toybox, or local-dir:FOLDER (default: %(default)s)',
+    )
+    engine.add_argument(
+        '--pretrained',
+        default='openai',
+        metavar='TAG',
+        help='weights: a tag of open_clip, or a file (default: %(default)s)',
+    )
+    engine.add_argument('--cache-dir', metavar='FOLDER', help='where downloaded weights are kept')
+    engine.add_argument(
+        '--device', default='auto', help='auto, cpu, cuda or cuda:N (default: %(default)s)'
+    )
+    engine.add_argument(
+        '--precision',
+        default='auto',
+        help='auto, float32, float16 or bfloat16 (default: %(default)s)',
+    )
+    engine.add_argument(
+        '--preset', default='robot', help='robot (whole frame) or paper (default: %(default)s)'
+    )
+    engine.add_argument(
+        '--resolution',
+        type=int,
+        default=336,
+        metavar='PIXELS',
+        help='shorter side fed to CLIP (default: %(default)s)',
+    )
+    engine.add_argument(
+        '--min-confidence',
+        type=float,
+        default=0.0,
+        metavar='P',
+        help='pixels less sure than this, 0 to 1, are unlabelled (default: %(default)s)',
+    )
+    engine.add_argument(
+        '--rate',
+        type=rate,
+        default=0.0,
+        metavar='HZ',
+        help=f'label at most so many {what_rate_counts} (default: all)',
+    )
+    engine.add_argument(
+        '--batch',
+        type=at_least_one,
+        metavar='N',
+        help='images of equal size at a time (default: 8 on a GPU, else 1)',
+    )
+
+
+def rate(text: str) -> float:
+    """Read a rate, 0 to 1000 Hz; for argparse."""
+    hertz = float(text)
+    if not 0 <= hertz <= 1000:
+        raise argparse.ArgumentTypeError(f'{text} is not 0 to 1000')
+    return hertz
+
+
+def at_least_one(text: str) -> int:
+    """Read a positive whole number; for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not at least 1')
+    return number
+
+
+def parse_words(arguments: argparse.Namespace) -> Vocabulary:
+    """Classes and background as the arguments say. Raises CommandError."""
+    background = [phrase for phrase in arguments.background.split(';') if phrase.strip()]
+    try:
+        return parse_over_background(arguments.vocabulary, background)
+    except VocabularyError as error:
+        raise CommandError(error) from error
+
+
+def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
+    """Engine, encoded vocabulary, settings and batch size, as the arguments say. CommandError."""
+    from cliptrase_ros.batches import default_batch
+    from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
+    from cliptrase_ros.segmentation.weights import ModelError
+
+    try:
+        settings = SegmentationSettings(
+            arguments.preset, arguments.resolution, arguments.min_confidence
+        )
+        segmenter = load_segmenter(
+            arguments.model,
+            arguments.pretrained,
+            arguments.device,
+            arguments.precision,
+            arguments.cache_dir,
+        )
+        encoded = segmenter.encode_vocabulary(vocabulary)
+    except (ModelError, ValueError) as error:
+        raise CommandError(error) from error
+    return segmenter, encoded, settings, arguments.batch or default_batch(segmenter)

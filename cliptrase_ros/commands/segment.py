@@ -1,0 +1,80 @@
+"""`cliptrase segment`: photos, videos and webcams."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cliptrase_ros.commands.common import CommandError, progress_bar
+from cliptrase_ros.commands.options import add_engine, add_words, load_engine, parse_words
+
+
+def add(commands) -> None:
+    description = (
+        'Label photos, videos or a webcam by words. Written are label images (palette PNG of '
+        'class ids, 255 = unlabelled), overlays with a legend, and segmentation.json with areas '
+        'and confidences. Exit status: 0, or 1 if an input could not be read or labelled (the '
+        'rest is done), or 2 if nothing was done.'
+    )
+    command = commands.add_parser(
+        'segment', help='label photos, videos or a webcam', description=description
+    )
+    command.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='INPUT',
+        help="photo, folder, pattern such as 'photos/**/*.jpg', video, or number of a webcam",
+    )
+    add_words(command)
+    command.add_argument(
+        '-o',
+        '--output',
+        type=Path,
+        default=Path('cliptrase_output'),
+        metavar='FOLDER',
+        help='where results go; new, empty or of an earlier run (default: %(default)s)',
+    )
+    command.add_argument(
+        '--rle', action='store_true', help='masks as COCO run lengths in segmentation.json'
+    )
+    add_engine(command, 'frames of a video or webcam, by its own time')
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    # Of a file or webcam that cannot be opened, one line of ours is enough.
+    os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
+    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+    from cliptrase_ros.photos.sources import InputError, check_output, find_sources
+
+    vocabulary = parse_words(arguments)
+    try:
+        check_output(arguments.output)
+        sources = find_sources(arguments.inputs, arguments.output)
+    except (InputError, OSError) as error:
+        raise CommandError(error) from error
+    segmenter, encoded, settings, batch = load_engine(arguments, vocabulary)
+
+    from cliptrase_ros.photos.reading import count_frames
+    from cliptrase_ros.photos.segment import OutputSettings, segment_sources
+
+    counts = [
+        1 if source.kind == 'photo' else count_frames(source, arguments.rate) for source in sources
+    ]
+    output = OutputSettings(arguments.output, batch, arguments.rate, arguments.rle)
+    with progress_bar(None if None in counts else sum(counts)) as progress:
+        try:
+            outcome = segment_sources(
+                sources, segmenter, encoded, settings, output, progress.update
+            )
+        except OSError as error:
+            raise CommandError(f'results could not be written: {error}') from error
+    for file, reason in outcome.unreadable:
+        print(f'cliptrase segment: {file}: {reason}', file=sys.stderr)
+    for entry in vocabulary.classes:
+        share = outcome.areas[entry.id] / max(1, outcome.total_area)
+        print(f'{share:7.1%}  {entry.name}')
+    print(f'{outcome.labelled} labelled, in {arguments.output}')
+    if outcome.unreadable:
+        print(f'{len(outcome.unreadable)} could not be labelled, see above')
+    return 1 if outcome.unreadable else 0

@@ -1,0 +1,75 @@
+"""`cliptrase verify`: comparison with recorded outputs."""
+
+import argparse
+from pathlib import Path
+
+from cliptrase_ros.commands.common import CommandError
+
+
+def add(commands) -> None:
+    description = (
+        'Run the engine on recorded inputs and compare with the recorded outputs. Exit status 0 '
+        'only if clusters, raw labels and labels are equal in every entry of every file.'
+    )
+    command = commands.add_parser(
+        'verify', help='compare with recorded reference outputs', description=description
+    )
+    command.add_argument(
+        '--checkpoint',
+        required=True,
+        metavar='CKPT',
+        help='weights the recordings were made with: safetensors, or a PyTorch state dict',
+    )
+    command.add_argument(
+        '--model',
+        default='ViT-B-16-quickgelu',
+        metavar='NAME',
+        help='open_clip architecture of the weights (default: %(default)s)',
+    )
+    command.add_argument('files', nargs='+', type=Path, metavar='FILE.npz', help='recordings')
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from cliptrase_ros.segmentation.weights import ModelError, load_model, names_architecture
+    from cliptrase_ros.verify import RecordingError, Verifier, read_recording
+
+    if not names_architecture(arguments.model):
+        raise CommandError(
+            f'--model is {arguments.model!r}, which brings its own weights; name the architecture '
+            'of the checkpoint'
+        )
+    if not Path(arguments.checkpoint).is_file():
+        raise CommandError(f'the checkpoint {arguments.checkpoint} does not exist or is no file')
+    try:
+        recordings = [read_recording(path) for path in arguments.files]
+        verifier = Verifier(load_model(arguments.model, arguments.checkpoint))
+    except (ModelError, RecordingError) as error:
+        raise CommandError(error) from error
+
+    width = max(len(path.name) for path in arguments.files)
+    heads = ('clusters', 'raw labels', 'labels', 'correlation', 'patch logits', 'text features')
+    print('Share of equal entries, and largest absolute differences:')
+    print(f'{"file":{width}}', *(f'{head:>13}' for head in heads))
+    equal = 0
+    for path, recording in zip(arguments.files, recordings, strict=True):
+        try:
+            agreement = verifier.compare(recording)
+        except RecordingError as error:
+            raise CommandError(f'{path}: {error}') from error
+        equal += agreement.equal
+        shares = (agreement.clusters, agreement.raw_labels, agreement.labels)
+        differences = (agreement.correlation, agreement.patch_logits, agreement.text_features)
+        print(
+            f'{path.name:{width}}',
+            *(f'{_percent(share):>13}' for share in shares),
+            *(f'{difference:13.1e}' for difference in differences),
+            flush=True,
+        )
+    print(f'{equal} of {len(recordings)} equal')
+    return 0 if equal == len(recordings) else 1
+
+
+def _percent(share: float) -> str:
+    # 100 % is said of nothing less, however it rounds.
+    return '100 %' if share == 1 else f'{min(share, 0.999999):.4%}'
