@@ -1,15 +1,18 @@
 """Recorded reference outputs of the published method, compared with what the engine gives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .segmentation.backbone import DenseBackbone
-from .segmentation.segmenter import Segmenter, Trace, trace
+from .segmentation.label_table import label_table
+from .segmentation.method import PRESETS
+from .segmentation.pipeline import Trace, trace
+from .segmentation.segmenter import Segmenter
 from .segmentation.text import TextEncoder
+from .segmentation.vocabulary import UNLABELLED
 from .segmentation.weights import LoadedModel
 
 MODES = ('plain', 'background', 'image_prior')
@@ -135,7 +138,6 @@ class Verifier:
         """loaded: the model with the weights of the recordings."""
         self._loaded = loaded
         self._segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
-        self._backbone = DenseBackbone(loaded.model.visual)
         self._text = TextEncoder(loaded.model, loaded.tokenizer)
 
     @torch.inference_mode()
@@ -166,16 +168,16 @@ class Verifier:
 
     def _run(self, recording: Recording, features: Tensor) -> Trace:
         pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None]
-        return trace(
-            self._backbone,
-            self._segmenter.normalise(pixels),
+        table = label_table(
             features,
-            torch.arange(len(features)),
+            range(len(features)),
+            range(len(recording.foreground)),
+            UNLABELLED,
             float(self._loaded.model.logit_scale.exp()),
-            len(recording.foreground),
-            preset='paper',
-            image_prior=recording.mode == 'image_prior',
         )
+        pipeline = self._segmenter.pipeline
+        method = replace(PRESETS['paper'], image_prior=recording.mode == 'image_prior')
+        return trace(pipeline.backbone, pipeline.normalise(pixels), table, method)
 
 
 def _share(ours: Tensor, recorded: np.ndarray) -> float:

@@ -12,8 +12,10 @@ import safetensors.torch
 import torch
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.segmentation.backbone import DenseBackbone
-from cliptrase_ros.segmentation.segmenter import Segmenter, trace
+from cliptrase_ros.segmentation.label_table import label_table
+from cliptrase_ros.segmentation.method import PRESETS
+from cliptrase_ros.segmentation.pipeline import trace
+from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.weights import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,15 +39,11 @@ def recorded(tiny_architecture, checkpoint):
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
     features = TextEncoder(loaded.model, loaded.tokenizer).encode([*FOREGROUND, *BACKGROUND])
+    scale = float(loaded.model.logit_scale.exp())
+    table = label_table(features, range(len(features)), range(len(FOREGROUND)), 255, scale)
+    pixels = segmenter.pipeline.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
     with torch.inference_mode():
-        result = trace(
-            DenseBackbone(loaded.model.visual),
-            segmenter.normalise(torch.from_numpy(image).permute(2, 0, 1)[None]),
-            features,
-            torch.arange(len(features)),
-            float(loaded.model.logit_scale.exp()),
-            len(FOREGROUND),
-        )
+        result = trace(segmenter.pipeline.backbone, pixels, table, PRESETS['paper'])
     return {
         'input': image,
         'text_features': features.numpy(),

@@ -9,6 +9,7 @@ from sklearn.cluster import DBSCAN
 from cliptrase_ros.segmentation.clustering import (
     cluster_maps,
     dbscan,
+    dbscan_bounded,
     dbscan_parameters,
     vote,
 )
@@ -35,6 +36,17 @@ def test_dbscan_follows_a_long_chain_whatever_its_order():
     rows = torch.zeros(1, 400, 2)
     rows[0, :, 0] = torch.from_numpy(order).float()
     assert (dbscan(rows, eps=1.0, min_samples=2) == 0).all()
+
+
+def test_dbscan_in_bounded_steps_says_whether_they_sufficed():
+    chain = np.random.RandomState(0).permutation(400)
+    rows = torch.zeros(2, 400, 2)
+    rows[0, :, 0] = torch.from_numpy(chain).float()
+    rows[1] = torch.from_numpy(np.random.RandomState(1).rand(400, 2))
+    _, converged = dbscan_bounded(rows, 1.0, 2, steps=1)
+    assert converged.tolist() == [False, True]
+    clusters, converged = dbscan_bounded(rows, 1.0, 2, steps=400)
+    assert converged.all() and torch.equal(clusters, dbscan(rows, 1.0, 2))
 
 
 def test_dbscan_of_a_batch_is_that_of_each_image():
@@ -77,7 +89,7 @@ def test_cluster_maps_exclude_clusters_that_an_image_lacks():
     correlation = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
     clusters = torch.zeros(2, 16, dtype=torch.int64)
     clusters[0, 8:] = 1
-    maps = cluster_maps(correlation, clusters, (4, 4))
+    maps = cluster_maps(correlation, clusters, (4, 4), count=2)
     assert maps.shape == (2, 2, 16, 16)
     assert (maps[1, 1] == -1).all() and (maps[0] >= 0).all() and (maps[1, 0] >= 0).all()
 
@@ -85,13 +97,13 @@ def test_cluster_maps_exclude_clusters_that_an_image_lacks():
 def test_vote_takes_the_lowest_label_on_a_tie():
     labels = torch.tensor([[[2, 1], [1, 2]]])
     regions = torch.zeros_like(labels)
-    assert (vote(labels, regions, 3, torch.tensor([True])) == 1).all()
+    assert (vote(labels, regions, 1, 3, torch.tensor([True])) == 1).all()
 
 
 def test_vote_leaves_regions_that_disagree_and_images_it_does_not_apply_to():
     labels = torch.tensor([[[0, 1, 2, 2]], [[0, 1, 2, 2]]])
     regions = torch.zeros_like(labels)
-    undecided = vote(labels, regions, 3, torch.tensor([True, False]), min_agreement=0.6)
+    undecided = vote(labels, regions, 1, 3, torch.tensor([True, False]), min_agreement=0.6)
     assert torch.equal(undecided, labels)
-    decided = vote(labels, regions, 3, torch.tensor([True, False]), min_agreement=0.5)
+    decided = vote(labels, regions, 1, 3, torch.tensor([True, False]), min_agreement=0.5)
     assert decided[0].eq(2).all() and torch.equal(decided[1], labels[1])

@@ -1,5 +1,6 @@
 """The engine against recorded outputs of the published code, on a small model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation.backbone import DenseBackbone
-from cliptrase_ros.segmentation.segmenter import trace
+from cliptrase_ros.segmentation.label_table import label_table
+from cliptrase_ros.segmentation.method import PRESETS
+from cliptrase_ros.segmentation.pipeline import Bounds, trace
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
 CASES = sorted((Path(__file__).parent / 'golden').glob('small_*.npz'))
 CLIP_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
@@ -20,26 +24,28 @@ def clip():
     return reference_clip()
 
 
-def traced(clip, golden, copies=1):
+def traced(clip, golden, copies=1, bounds=None):
+    features = torch.from_numpy(golden['text_features'])
+    table = label_table(
+        features,
+        range(len(features)),
+        range(len(golden['foreground'])),
+        UNLABELLED,
+        float(clip.logit_scale.exp()),
+    )
+    method = replace(PRESETS['paper'], image_prior=golden['mode'] == 'image_prior')
     pixels = torch.from_numpy(golden['input']).permute(2, 0, 1)[None].float() / 255
     pixels = ((pixels - CLIP_MEAN) / CLIP_STD).expand(copies, -1, -1, -1)
     with torch.inference_mode():
-        return trace(
-            DenseBackbone(clip.visual),
-            pixels,
-            torch.from_numpy(golden['text_features']),
-            torch.arange(len(golden['text_features'])),
-            float(clip.logit_scale.exp()),
-            len(golden['foreground']),
-            preset='paper',
-            image_prior=golden['mode'] == 'image_prior',
-        )
+        return trace(DenseBackbone(clip.visual), pixels, table, method, bounds)
 
 
+@pytest.mark.parametrize('bounds', [None, Bounds()], ids=['exact', 'bounded'])
 @pytest.mark.parametrize('path', CASES, ids=lambda p: p.stem)
-def test_every_stage_equals_the_published_code(clip, path):
+def test_every_stage_equals_the_published_code(clip, path, bounds):
     golden = np.load(path)
-    result = traced(clip, golden)
+    result = traced(clip, golden, bounds=bounds)
+    assert result.exact.all()
     for stage in ('tokens', 'correlation', 'patch_logits'):
         np.testing.assert_allclose(getattr(result, stage)[0], golden[stage], atol=1e-4)
     for stage in ('clusters', 'raw_labels', 'labels'):

@@ -155,7 +155,9 @@ def test_text_features_are_the_mean_of_the_full_context_prompts(segmenter):
     with torch.no_grad():
         features = model.encode_text(tokens, normalize=True).mean(0)
     encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'fire truck']))
-    torch.testing.assert_close(encoded.features[1], features / features.norm(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        encoded.table.features[1], features / features.norm(), atol=1e-5, rtol=0
+    )
 
 
 def test_a_phrase_longer_than_the_context_is_refused_by_name(segmenter):

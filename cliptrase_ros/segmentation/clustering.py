@@ -31,30 +31,65 @@ def dbscan(rows: Tensor, eps: float, min_samples: int) -> Tensor:
     Returns int64 (B, N): cluster numbers from 0 in the order of each cluster's first core point;
     -1 for noise. A border point joins the lowest-numbered cluster with a core point within eps.
     """
-    batch, points, _ = rows.shape
+    core, reaches_core = _core_points(rows, eps, min_samples)
+    first_core = _own_index(core)
+    while True:
+        smallest = _smallest_reached(first_core, reaches_core)
+        if torch.equal(_only(core, smallest), first_core):
+            return _numbered(core, first_core, smallest)
+        first_core = _jumped(core, smallest)
+
+
+def dbscan_bounded(rows: Tensor, eps: float, min_samples: int, steps: int) -> tuple[Tensor, Tensor]:
+    """`dbscan` in a fixed number of steps.
+
+    Returns the cluster numbers, and bool (B,), whether the steps sufficed to find them.
+    """
+    core, reaches_core = _core_points(rows, eps, min_samples)
+    first_core = _own_index(core)
+    for _ in range(steps):
+        first_core = _jumped(core, _smallest_reached(first_core, reaches_core))
+    smallest = _smallest_reached(first_core, reaches_core)
+    converged = (_only(core, smallest) == first_core).all(1)
+    return _numbered(core, first_core, smallest), converged
+
+
+# Each core point ends at the smallest core index of its component: take the minimum of the core
+# points within eps, then jump along the indices found, until nothing changes. Index N means
+# "none". 32 bits, because these passes over N x N are limited by memory.
+
+
+def _core_points(rows: Tensor, eps: float, min_samples: int) -> tuple[Tensor, Tensor]:
+    """Bool (B, N), which are core points, and bool (B, N, N), which core points each reaches."""
     neighbours = _pairwise_squared_distance(rows) <= eps * eps
     core = neighbours.sum(-1) >= min_samples
+    return core, neighbours & core[:, None, :]
 
-    # Each core point ends at the smallest core index of its component: take the neighbours'
-    # minimum, then jump along the indices found, until nothing changes. Index N means "none".
-    none = torch.full((), points, device=rows.device)
-    index = torch.arange(points, device=rows.device).expand(batch, points)
-    reaches_core = neighbours & core[:, None, :]
-    first_core = torch.where(core, index, none)
-    while True:
-        before = first_core
-        smallest = _smallest_reached(first_core, reaches_core, none)
-        first_core = torch.where(core, smallest, none)
-        target = torch.where(core, first_core, 0)
-        first_core = torch.where(core, first_core.gather(1, target), none)
-        if torch.equal(first_core, before):
-            break
 
+def _own_index(core: Tensor) -> Tensor:
+    return _only(core, torch.arange(core.shape[1], device=core.device, dtype=torch.int32))
+
+
+def _only(core: Tensor, index: Tensor) -> Tensor:
+    return torch.where(core, index, core.shape[1]).int()
+
+
+def _smallest_reached(index: Tensor, reaches: Tensor) -> Tensor:
+    none = torch.full((), index.shape[1], dtype=index.dtype, device=index.device)
+    return torch.where(reaches, index[:, None, :], none).amin(-1)
+
+
+def _jumped(core: Tensor, index: Tensor) -> Tensor:
+    target = torch.where(core, index, 0).long()
+    return _only(core, index.gather(1, target))
+
+
+def _numbered(core: Tensor, first_core: Tensor, smallest: Tensor) -> Tensor:
     # Cluster numbers rank the components by their first core index, so the smallest index
     # that a border point reaches is also its lowest-numbered cluster.
-    member_of = torch.where(core, first_core, smallest)
-    is_first = core & (first_core == index)
-    number = is_first.cumsum(1) - 1
+    points = core.shape[1]
+    member_of = torch.where(core, first_core, smallest).long()
+    number = (first_core == _own_index(core)).logical_and(core).cumsum(1) - 1
     noise = member_of == points
     return torch.where(noise, -1, number.gather(1, torch.where(noise, 0, member_of)))
 
@@ -68,21 +103,18 @@ def _pairwise_squared_distance(rows: Tensor) -> Tensor:
     ).clamp(min=0)
 
 
-def _smallest_reached(value: Tensor, reaches: Tensor, none: Tensor) -> Tensor:
-    return torch.where(reaches, value[:, None, :], none).amin(-1)
-
-
-def cluster_maps(correlation: Tensor, clusters: Tensor, grid: tuple[int, int]) -> Tensor:
+def cluster_maps(
+    correlation: Tensor, clusters: Tensor, grid: tuple[int, int], count: int
+) -> Tensor:
     """Where each cluster lies: the mean of its members' correlation rows, enlarged and smoothed.
 
-    correlation: float (B, N, N), denoised. clusters: int64 (B, N), -1 = noise.
+    correlation: float (B, N, N), denoised. clusters: int64 (B, N), less than count, -1 = noise.
     grid: (h, w) with h w = N.
-    Returns float (B, K, 4 h, 4 w), K the largest number of clusters in the batch, after bilinear
-    enlargement and a 7 x 7 median; -1, less than any mean of a correlation that is not negative,
-    for the clusters an image does not have.
+    Returns float (B, count, 4 h, 4 w) after bilinear enlargement and a 7 x 7 median; -1, less
+    than any mean of a correlation that is not negative, for the clusters an image does not have.
     """
-    count = int(clusters.max()) + 1
-    members = F.one_hot(clusters + 1, count + 1)[..., 1:].to(correlation.dtype).mT
+    number = torch.arange(count, device=clusters.device)
+    members = (clusters[:, None, :] == number[:, None]).to(correlation.dtype)
     size = members.sum(-1, keepdim=True)
     mean_rows = members @ correlation / size.clamp(min=1)
     maps = F.interpolate(
@@ -92,23 +124,31 @@ def cluster_maps(correlation: Tensor, clusters: Tensor, grid: tuple[int, int]) -
 
 
 def vote(
-    labels: Tensor, regions: Tensor, classes: int, applies: Tensor, min_agreement: float = 0.0
+    labels: Tensor,
+    regions: Tensor,
+    count: int,
+    classes: int,
+    applies: Tensor,
+    min_agreement: float = 0.0,
 ) -> Tensor:
     """Give each region the label most of its pixels have.
 
-    labels: int64 (B, H, W), 0..classes-1. regions: int64 (B, H, W), each pixel's cluster.
-    classes: number of labels. applies: bool (B,); an image where it is False keeps its labels.
+    labels: int64 (B, H, W), 0..classes-1. regions: int64 (B, H, W), 0..count-1, each pixel's
+    cluster. applies: bool (B,); an image where it is False keeps its labels.
     min_agreement: 0..1; a region in which the winner holds a smaller share keeps its labels.
     Returns int64 (B, H, W). The lowest label wins a tie.
     """
     batch = labels.shape[0]
-    regions_per_image = int(regions.max()) + 1
     image = torch.arange(batch, device=labels.device)[:, None, None]
-    region = image * regions_per_image + regions
-    counts = torch.bincount(
-        (region * classes + labels).flatten(), minlength=batch * regions_per_image * classes
-    ).view(-1, classes)
+    region = image * count + regions
+    counts = _histogram(region * classes + labels, batch * count * classes).view(-1, classes)
     votes, winner = counts.max(-1)
     agrees = votes >= min_agreement * counts.sum(-1)
     decided = agrees[region] & applies[:, None, None]
     return torch.where(decided, winner[region], labels)
+
+
+def _histogram(index: Tensor, bins: int) -> Tensor:
+    # torch.bincount would wait for the device to know the largest index.
+    ones = torch.ones((), dtype=torch.int32, device=index.device).expand(index.numel())
+    return ones.new_zeros(bins).scatter_add_(0, index.flatten(), ones)

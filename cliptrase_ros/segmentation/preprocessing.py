@@ -1,7 +1,6 @@
 """Camera pixels to network input, and label images back to camera pixels."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,21 +54,23 @@ def _multiple(length: float, patch_size: int) -> int:
     return max(1, round(length / patch_size)) * patch_size
 
 
-def network_input(images: Sequence[np.ndarray], framing: Framing, device: torch.device) -> Tensor:
+def network_input(frames: Tensor, framing: Framing) -> Tensor:
     """Resize with PIL's antialiased bicubic filter, then crop.
 
-    images: uint8 (H, W, 3) RGB each, of the framing's source size.
-    Returns uint8 (B, 3, h, w) on the device, of the framing's window size. On a CPU the pixels
-    are PIL's own; elsewhere torch filters alike, and a few in a thousand differ by 1 or 2.
+    frames: uint8 (B, H, W, 3) RGB, of the framing's source size.
+    Returns uint8 (B, 3, h, w) on the same device, of the framing's window size. On a CPU the
+    pixels are PIL's own; elsewhere torch filters alike, and a few in a thousand differ by 1 or 2.
     """
-    if framing.resized == framing.source or device.type != 'cpu':
-        resized = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
-        if framing.resized != framing.source:
-            resized = _resize(resized.float(), framing.resized).round_().clamp_(0, 255).byte()
-    else:
+    if framing.resized == framing.source:
+        resized = frames.permute(0, 3, 1, 2)
+    elif frames.device.type == 'cpu':
         size = framing.resized[::-1]
-        resized = [Image.fromarray(i).resize(size, Image.Resampling.BICUBIC) for i in images]
-        resized = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+        pictures = [Image.fromarray(frame) for frame in frames.numpy()]
+        resized = np.stack([picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures])
+        resized = torch.from_numpy(resized).permute(0, 3, 1, 2)
+    else:
+        resized = _resize(frames.permute(0, 3, 1, 2).float(), framing.resized)
+        resized = resized.round_().clamp_(0, 255).byte()
     (top, left), (height, width) = framing.offset, framing.window
     return resized[..., top : top + height, left : left + width]
 

@@ -1,33 +1,26 @@
 """Images and a vocabulary to label images: the one entry point of the engine."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import preprocessing
 from .backbone import DenseBackbone
-from .clustering import cluster_maps, dbscan, dbscan_parameters, vote
-from .correlation import denoise_correlation
-from .preprocessing import Framing
+from .label_table import LabelTable, label_table
+from .method import PRESETS, Method
+from .pipeline import Pipeline
 from .text import TextEncoder
 from .vocabulary import UNLABELLED, Vocabulary
 from .weights import load_model, select_device
-
-#: `paper`: exactly the published method. `robot`: whole frame, a vote only where a region agrees.
-PRESETS = ('paper', 'robot')
 
 #: Number formats of the image tower.
 PRECISIONS = ('float32', 'float16', 'bfloat16')
 
 #: Shorter side fed to CLIP, pixels.
 RESOLUTION_RANGE = (64, 1024)
-
-#: Preset `robot`: share of a region's pixels that the winning label must already hold.
-ROBOT_MIN_AGREEMENT = 0.7
 
 
 @dataclass(frozen=True)
@@ -53,19 +46,21 @@ class SegmentationSettings:
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f'min_confidence is {self.min_confidence}; it must be 0 to 1')
 
+    @property
+    def method(self) -> Method:
+        """The choices that the preset stands for."""
+        return replace(PRESETS[self.preset], image_prior=self.image_prior)
+
 
 @dataclass(frozen=True)
 class EncodedVocabulary:
     """A vocabulary with the features of its phrases, ready for `Segmenter.segment`.
 
-    features: float32 (P, D), unit length, by `vocabulary.phrases`.
-    columns: int64 (P,), the label column a phrase belongs to: its class's position, or one
-    column for each background phrase after those.
+    table: its label columns, one a class and one a background phrase, on the model's device.
     """
 
     vocabulary: Vocabulary
-    features: Tensor
-    columns: Tensor
+    table: LabelTable
 
 
 @dataclass(frozen=True)
@@ -80,97 +75,6 @@ class Segmentation:
     label: np.ndarray
     confidence: np.ndarray
     vocabulary: Vocabulary
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Every stage of the method for B images of N = h w patches and C label columns.
-
-    tokens: float32 (B, 1 + N, D). correlation: float32 (B, N, N), denoised.
-    patch_logits: float32 (B, C, h, w), without the image prior. clusters: int64 (B, N), -1 = noise.
-    raw_labels, labels: int64 (B, H, W), before and after the vote; the value `foreground`
-    stands for every background column.
-    """
-
-    tokens: Tensor
-    correlation: Tensor
-    patch_logits: Tensor
-    clusters: Tensor
-    raw_labels: Tensor
-    labels: Tensor
-
-
-def trace(
-    backbone: DenseBackbone,
-    pixels: Tensor,
-    features: Tensor,
-    columns: Tensor,
-    logit_scale: float,
-    foreground: int,
-    preset: str = 'paper',
-    image_prior: bool = False,
-) -> Trace:
-    """Run the method on normalised network input.
-
-    pixels: float (B, 3, H, W) in the backbone's dtype. features: float32 (P, D) of phrases.
-    columns: int64 (P,), the label column of each phrase; of one column's phrases the largest
-    logit counts. logit_scale: the factor on cosines. foreground: columns before the background.
-    Labels have the size of the input.
-    """
-    dense = backbone(pixels)
-    size = pixels.shape[-2:]
-    tokens = dense.tokens.float()
-    correlation = denoise_correlation(dense.correlation)
-
-    token_logits = _column_logits(tokens, features, columns) * logit_scale
-    patch_logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
-    if image_prior:
-        label_logits = patch_logits * token_logits[:, 0, :, None, None]
-    else:
-        label_logits = patch_logits
-    raw_labels = _largest(_enlarge(label_logits, size)).clamp(max=foreground)
-
-    clusters = dbscan(correlation, *dbscan_parameters(correlation.shape[-1]))
-    count = clusters.amax(1) + 1
-    if preset == 'paper':
-        applies, min_agreement = count > 0, 0.0
-    else:
-        applies, min_agreement = count > 1, ROBOT_MIN_AGREEMENT
-    labels = raw_labels
-    if applies.any():
-        regions = _largest(_enlarge(cluster_maps(correlation, clusters, dense.grid), size))
-        labels = vote(raw_labels, regions, foreground + 1, applies, min_agreement)
-    return Trace(tokens, correlation, patch_logits, clusters, raw_labels, labels)
-
-
-def _column_logits(tokens: Tensor, features: Tensor, columns: Tensor) -> Tensor:
-    cosines = tokens @ features.mT
-    count = int(columns[-1]) + 1
-    if count == len(columns):
-        return cosines
-    target = cosines.new_full((*cosines.shape[:-1], count), -torch.inf)
-    return target.scatter_reduce(-1, columns.expand_as(cosines), cosines, 'amax')
-
-
-def _enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    # Contiguous, because the kernel for other layouts rounds differently.
-    return F.interpolate(maps.contiguous(), size=tuple(size), mode='bilinear', align_corners=False)
-
-
-def _largest(maps: Tensor) -> Tensor:
-    # max() over a strided dimension is several times faster than argmax(), with equal indices.
-    return maps.max(1).indices
-
-
-def _confidence(patch_logits: Tensor, labels: Tensor, foreground: int) -> Tensor:
-    """Probability of each pixel's label: patch probabilities, interpolated. float (B, H, W).
-
-    The background columns count as one, as their labels do.
-    """
-    probability = patch_logits.softmax(1)
-    background = probability[:, foreground:].sum(1, keepdim=True)
-    probability = torch.cat([probability[:, :foreground], background], 1)
-    return _enlarge(probability, labels.shape[-2:]).gather(1, labels[:, None])[:, 0]
 
 
 class Segmenter:
@@ -194,13 +98,16 @@ class Segmenter:
         """
         self.device = torch.device(device)
         self.name = name
-        self._dtype = getattr(torch, precision)
+        dtype = getattr(torch, precision)
         model = model.eval().requires_grad_(False).to(self.device)
         self._text = TextEncoder(model, tokenizer)
         self._logit_scale = float(model.logit_scale.exp())
-        self._backbone = DenseBackbone(model.visual.to(self._dtype))
-        self._mean = torch.tensor(mean, device=self.device)[:, None, None]
-        self._std = torch.tensor(std, device=self.device)[:, None, None]
+        self.pipeline = Pipeline(
+            DenseBackbone(model.visual.to(dtype)),
+            torch.tensor(mean, device=self.device)[:, None, None],
+            torch.tensor(std, device=self.device)[:, None, None],
+            dtype,
+        )
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Raise VocabularyError for a phrase the text tower cannot read. Takes milliseconds."""
@@ -212,10 +119,10 @@ class Segmenter:
         columns = [column for column, c in enumerate(vocabulary.classes) for _ in c.phrases]
         first_background = len(vocabulary.classes)
         columns += range(first_background, first_background + len(vocabulary.background))
+        features = self._text.encode(vocabulary.phrases)
         return EncodedVocabulary(
             vocabulary,
-            self._text.encode(vocabulary.phrases),
-            torch.tensor(columns, device=self.device),
+            label_table(features, columns, vocabulary.ids, UNLABELLED, self._logit_scale),
         )
 
     def segment(
@@ -248,44 +155,19 @@ class Segmenter:
         encoded: EncodedVocabulary,
         settings: SegmentationSettings,
     ) -> list[Segmentation]:
-        framing = self._framing(images[0].shape[:2], settings)
-        pixels = self.normalise(preprocessing.network_input(images, framing, self.device))
-        foreground = len(encoded.vocabulary.classes)
-        result = trace(
-            self._backbone,
-            pixels,
-            encoded.features,
-            encoded.columns,
-            self._logit_scale,
-            foreground,
-            settings.preset,
-            settings.image_prior,
+        method = settings.method
+        framing = method.framing(
+            images[0].shape[:2], settings.resolution, self.pipeline.backbone.patch_size
         )
-        confidence = _confidence(result.patch_logits, result.labels, foreground)
-        ids = torch.from_numpy(np.append(encoded.vocabulary.ids, np.uint8(UNLABELLED)))
-        label = ids.to(self.device)[result.labels]
-        label = label.masked_fill(confidence < settings.min_confidence, UNLABELLED)
-        label = preprocessing.to_camera_size(label, framing, outside=UNLABELLED)
-        confidence = preprocessing.to_camera_size(
-            confidence.mul(255).round().byte(), framing, outside=0
-        )
+        frames = torch.from_numpy(np.stack(images)).to(self.device)
+        min_confidence = torch.tensor(settings.min_confidence, device=self.device)
+        result = self.pipeline(frames, framing, encoded.table, min_confidence, method)
         return [
-            Segmentation(one_label, one_confidence, encoded.vocabulary)
-            for one_label, one_confidence in zip(
-                label.cpu().numpy(), confidence.cpu().numpy(), strict=True
+            Segmentation(label, confidence, encoded.vocabulary)
+            for label, confidence in zip(
+                result.label.cpu().numpy(), result.confidence.cpu().numpy(), strict=True
             )
         ]
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
-        return pixels.float().div_(255).sub_(self._mean).div_(self._std).to(self._dtype)
-
-    def _framing(self, source: tuple[int, int], settings: SegmentationSettings) -> Framing:
-        frame = {
-            'paper': preprocessing.centre_crop_framing,
-            'robot': preprocessing.whole_frame_framing,
-        }[settings.preset]
-        return frame(tuple(source), settings.resolution, self._backbone.patch_size)
 
 
 def load_segmenter(

@@ -69,7 +69,7 @@ class _Plain:
         framing = preprocessing.whole_frame_framing(
             images[0].shape[:2], self.resolution, self.tower.backbone.patch_size
         )
-        pixels = preprocessing.network_input(images, framing, torch.device('cpu'))
+        pixels = preprocessing.network_input(torch.from_numpy(np.stack(images)), framing)
         features = self.tower((pixels.float() / 255 - self.mean) / self.std)
         result = {}
         tokens = {'plain': features.plain, 'recovered': features.dense.tokens}

@@ -1,0 +1,92 @@
+"""The label columns of a vocabulary as tensors, of a size that may be padded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Stands for the cosine of a column that no phrase belongs to: finite, because interpolation
+#: multiplies it by zero.
+_NO_COSINE = -1e4
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """How patch features become label columns, and label columns become class ids.
+
+    P phrases make C columns: one a class, in order, then one for each background phrase, then
+    padding. A label is a column's number; `foreground` stands for every background column.
+
+    features: float32 (P, D), unit length. columns: int64 (P,), each phrase's column; of one
+    column's phrases the largest cosine counts. A padding phrase has column C.
+    foreground: int64 (), number of classes. used: int64 (), number of columns that are no padding.
+    ids: uint8 (C + 1,), the class id of each label up to `foreground`.
+    logit_scale: the factor on cosines.
+    """
+
+    features: Tensor
+    columns: Tensor
+    foreground: Tensor
+    used: Tensor
+    ids: Tensor
+    logit_scale: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(P, C), padding included."""
+        return len(self.columns), len(self.ids) - 1
+
+    def padded(self, phrases: int, columns: int) -> 'LabelTable':
+        """The same labels in a table of this size, which is not smaller."""
+        more_phrases, more_columns = phrases - self.size[0], columns - self.size[1]
+        return replace(
+            self,
+            features=F.pad(self.features, (0, 0, 0, more_phrases)),
+            columns=F.pad(self.columns, (0, more_phrases), value=columns),
+            ids=F.pad(self.ids, (0, more_columns)),
+        )
+
+    def copy_(self, other: 'LabelTable') -> None:
+        """Take over the contents of a table of the same size, in place."""
+        for name in ('features', 'columns', 'foreground', 'used', 'ids'):
+            getattr(self, name).copy_(getattr(other, name))
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """float32 (B, T, D) of unit length to logits (B, T, C); those of padding are very low."""
+        cosines = tokens @ self.features.mT
+        target = cosines.new_full((*cosines.shape[:-1], self.size[1] + 1), _NO_COSINE)
+        by_column = target.scatter_reduce(-1, self.columns.expand_as(cosines), cosines, 'amax')
+        return by_column[..., :-1] * self.logit_scale
+
+    def without_padding(self, logits: Tensor) -> Tensor:
+        """Logits (B, C, h, w) with those of padding very low again, whatever they became."""
+        column = torch.arange(self.size[1], device=logits.device)[:, None, None]
+        return logits.masked_fill(column >= self.used, _NO_COSINE * self.logit_scale)
+
+
+def label_table(
+    features: Tensor,
+    columns: Sequence[int],
+    ids: Sequence[int],
+    unlabelled: int,
+    logit_scale: float,
+) -> LabelTable:
+    """Table without padding, on the device of the features.
+
+    columns: the column of each phrase, without gaps. ids: class ids of the columns before the
+    background, whose id is `unlabelled`. The others: see `LabelTable`.
+    """
+    count = max(columns) + 1
+    by_label = torch.full((count + 1,), unlabelled, dtype=torch.uint8)
+    by_label[: len(ids)] = torch.as_tensor(ids, dtype=torch.uint8)
+    device = features.device
+    return LabelTable(
+        features,
+        torch.tensor(columns, device=device),
+        torch.tensor(len(ids), device=device),
+        torch.tensor(count, device=device),
+        by_label.to(device),
+        logit_scale,
+    )

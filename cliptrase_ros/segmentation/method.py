@@ -1,0 +1,35 @@
+"""What the method does with an image: the choices that a preset stands for."""
+
+from dataclasses import dataclass
+
+from .preprocessing import Framing, centre_crop_framing, whole_frame_framing
+
+#: Framings by name; see `preprocessing`.
+_FRAMINGS = {'centre': centre_crop_framing, 'whole': whole_frame_framing}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Every choice that changes labels; equal methods give equal labels of the same pixels.
+
+    frame: `centre`, a centred square, or `whole`, the whole image at its own aspect ratio.
+    image_prior: multiply the logits by those of the [CLS] token (the paper does on VOC20).
+    fewest_clusters: an image with fewer keeps its labels as they are before the vote.
+    min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
+    """
+
+    frame: str
+    image_prior: bool = False
+    fewest_clusters: int = 1
+    min_agreement: float = 0.0
+
+    def framing(self, source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
+        """What the network sees of an image of this (height, width)."""
+        return _FRAMINGS[self.frame](source, resolution, patch_size)
+
+
+#: `paper`: exactly the published method. `robot`: whole frame, a vote only where a region agrees.
+PRESETS = {
+    'paper': Method('centre'),
+    'robot': Method('whole', fewest_clusters=2, min_agreement=0.7),
+}

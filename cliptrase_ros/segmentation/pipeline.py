@@ -1,0 +1,231 @@
+"""From camera frames to label images in tensors alone; shapes are known beforehand if bounded.
+
+With `Bounds` nothing here waits for the device or depends on a value, so that a whole call can be
+one CUDA graph; without, clustering takes as many steps and clusters as there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import preprocessing
+from .backbone import DenseBackbone
+from .clustering import cluster_maps, dbscan, dbscan_bounded, dbscan_parameters, vote
+from .correlation import denoise_correlation
+from .label_table import LabelTable
+from .method import Method
+from .preprocessing import Framing
+from .vocabulary import UNLABELLED
+
+# Columns enlarged to pixels at once: bounds memory, and the result is the same.
+_COLUMNS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What makes clustering a fixed amount of work.
+
+    clusters: slots for clusters of one image. steps: rounds of DBSCAN; every one at least halves
+    the way that is left along most chains of core points.
+    """
+
+    clusters: int = 32
+    steps: int = 8
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Every stage of the method for B images of N = h w patches and C label columns.
+
+    tokens: float32 (B, 1 + N, D). correlation: float32 (B, N, N), denoised.
+    patch_logits: float32 (B, C, h, w), without the image prior. clusters: int64 (B, N), -1 = noise.
+    raw_labels, labels: int64 (B, H, W), before and after the vote; the value `foreground`
+    stands for every background column.
+    exact: bool (B,), whether the bounds sufficed; where not, `clusters` and `labels` are wrong.
+    """
+
+    tokens: Tensor
+    correlation: Tensor
+    patch_logits: Tensor
+    clusters: Tensor
+    raw_labels: Tensor
+    labels: Tensor
+    exact: Tensor
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """B frames labelled, at the camera's size, on the device.
+
+    label: uint8 (B, H, W), class ids, `UNLABELLED` where there is none.
+    confidence: uint8 (B, H, W), 0..255 for 0..1. exact: bool (B,), see `Trace`.
+    """
+
+    label: Tensor
+    confidence: Tensor
+    exact: Tensor
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A frozen image tower with what its pixels need.
+
+    mean, std: float32 (3, 1, 1), on the tower's device, of RGB values 0..1.
+    dtype: of the tower; correlation, clusters and logits are float32 always.
+    """
+
+    backbone: DenseBackbone
+    mean: Tensor
+    std: Tensor
+    dtype: torch.dtype
+
+    def __call__(
+        self,
+        frames: Tensor,
+        framing: Framing,
+        table: LabelTable,
+        min_confidence: Tensor,
+        method: Method,
+        bounds: Bounds | None = None,
+    ) -> LabelledFrames:
+        """Label frames.
+
+        frames: uint8 (B, H, W, 3) RGB, of the framing's source size. min_confidence: float32 (),
+        0..1; pixels below become `UNLABELLED`. bounds: None for exact clusters at any cost.
+        """
+        pixels = self.normalise(preprocessing.network_input(frames, framing))
+        result = trace(self.backbone, pixels, table, method, bounds)
+        confidence = label_probability(result.patch_logits, result.labels, table)
+        label = table.ids[result.labels]
+        label = label.masked_fill(confidence < min_confidence, UNLABELLED)
+        return LabelledFrames(
+            preprocessing.to_camera_size(label, framing, outside=UNLABELLED),
+            preprocessing.to_camera_size(confidence.mul(255).round().byte(), framing, outside=0),
+            result.exact,
+        )
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std).to(self.dtype)
+
+
+def trace(
+    backbone: DenseBackbone,
+    pixels: Tensor,
+    table: LabelTable,
+    method: Method,
+    bounds: Bounds | None = None,
+) -> Trace:
+    """Run the method on normalised network input.
+
+    pixels: float (B, 3, H, W) in the backbone's dtype. Labels have the size of the input.
+    """
+    dense = backbone(pixels)
+    size = pixels.shape[-2:]
+    tokens = dense.tokens.float()
+    correlation = denoise_correlation(dense.correlation)
+
+    token_logits = table.logits(tokens)
+    patch_logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
+    label_logits = patch_logits
+    if method.image_prior:
+        label_logits = table.without_padding(patch_logits * token_logits[:, 0, :, None, None])
+    raw_labels = torch.minimum(largest_enlarged(label_logits, size), table.foreground)
+
+    clusters, exact = _clusters(correlation, bounds)
+    labels = _voted(raw_labels, correlation, clusters, dense.grid, table, method, bounds)
+    return Trace(tokens, correlation, patch_logits, clusters, raw_labels, labels, exact)
+
+
+def _clusters(correlation: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
+    """Cluster numbers (B, N), and whether they are exact (B,)."""
+    eps, min_samples = dbscan_parameters(correlation.shape[-1])
+    if bounds is None:
+        clusters = dbscan(correlation, eps, min_samples)
+        return clusters, clusters.new_ones(len(clusters), dtype=torch.bool)
+    clusters, converged = dbscan_bounded(correlation, eps, min_samples, bounds.steps)
+    return clusters, converged & (clusters.amax(1) < bounds.clusters)
+
+
+def _voted(
+    labels: Tensor,
+    correlation: Tensor,
+    clusters: Tensor,
+    grid: tuple[int, int],
+    table: LabelTable,
+    method: Method,
+    bounds: Bounds | None,
+) -> Tensor:
+    found = clusters.amax(1) + 1
+    applies = found >= method.fewest_clusters
+    if bounds is not None:
+        slots = bounds.clusters
+        clusters = clusters.clamp(max=slots - 1)
+    elif applies.any():
+        slots = int(found.max())
+    else:
+        return labels
+    maps = cluster_maps(correlation, clusters, grid, slots)
+    regions = largest_enlarged(maps, labels.shape[-2:])
+    classes = table.size[1] + 1
+    return vote(labels, regions, slots, classes, applies, method.min_agreement)
+
+
+def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Which of K maps (B, K, h, w), enlarged bilinearly, is largest at each pixel: int64."""
+    best = None
+    for first, some in enumerate(maps.split(_COLUMNS_AT_ONCE, 1)):
+        # Contiguous, because the kernel for other layouts rounds differently.
+        enlarged = F.interpolate(
+            some.contiguous(), size=tuple(size), mode='bilinear', align_corners=False
+        )
+        # max() over a strided dimension is several times faster than argmax(), with equal indices.
+        value, index = enlarged.max(1)
+        if best is None:
+            best, largest = value, index
+        else:
+            larger = value > best
+            best = torch.where(larger, value, best)
+            largest = torch.where(larger, index + first * _COLUMNS_AT_ONCE, largest)
+    return largest
+
+
+def label_probability(patch_logits: Tensor, labels: Tensor, table: LabelTable) -> Tensor:
+    """Probability of each pixel's label: patch probabilities, interpolated. float32 (B, H, W).
+
+    The background columns count as one, as their labels do.
+    """
+    probability = patch_logits.softmax(1)
+    column = torch.arange(probability.shape[1], device=probability.device)[:, None, None]
+    is_background = column >= table.foreground
+    background = (probability * is_background).sum(1, keepdim=True)
+    return _enlarged_at(torch.where(is_background, background, probability), labels)
+
+
+def _enlarged_at(maps: Tensor, which: Tensor) -> Tensor:
+    """Of maps (B, K, h, w), enlarged bilinearly to (B, K, H, W), the values at which (B, H, W)."""
+    (top, bottom, down), (left, right, across) = (
+        _between(target, source, maps.device)
+        for target, source in zip(which.shape[-2:], maps.shape[-2:], strict=True)
+    )
+    height, width = maps.shape[-2:]
+    flat = maps.flatten(1)
+
+    def at(rows: Tensor, columns: Tensor) -> Tensor:
+        index = which * (height * width) + (rows[:, None] * width + columns)
+        return flat.gather(1, index.flatten(1)).view(which.shape)
+
+    upper = torch.lerp(at(top, left), at(top, right), across)
+    lower = torch.lerp(at(bottom, left), at(bottom, right), across)
+    return torch.lerp(upper, lower, down[:, None])
+
+
+def _between(target: int, source: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of `target` pixels the two of `source` it lies between, and how far along."""
+    pixel = torch.arange(target, device=device)
+    position = ((pixel + 0.5) * (source / target) - 0.5).clamp(min=0)
+    before = position.long().clamp(max=source - 1)
+    return before, (before + 1).clamp(max=source - 1), position - before

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from reference_weights import reference_clip
+
+from cliptrase_ros.segmentation.backbone import DenseBackbone
+from cliptrase_ros.segmentation.label_table import label_table
+from cliptrase_ros.segmentation.method import Method
+from cliptrase_ros.segmentation.pipeline import (
+    Bounds,
+    Pipeline,
+    label_probability,
+    largest_enlarged,
+)
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED
+
+METHODS = [
+    Method('whole', fewest_clusters=2, min_agreement=0.7),
+    Method('centre', image_prior=True),
+]
+
+
+@pytest.fixture(scope='module')
+def pipeline():
+    half = torch.full((3, 1, 1), 0.5)
+    return Pipeline(DenseBackbone(reference_clip().visual), half, half, torch.float32)
+
+
+@pytest.fixture(scope='module')
+def table():
+    # Two phrases for the first class, two background phrases.
+    features = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    return label_table(F.normalize(features, dim=-1), [0, 0, 1, 2, 3, 4], [7, 3, 9], 255, 100.0)
+
+
+def frames(batch, height=96, width=128):
+    blocks = np.random.RandomState(0).randint(0, 256, (batch, height // 24, width // 32, 3))
+    return (
+        torch.from_numpy(blocks.astype(np.uint8)).repeat_interleave(24, 1).repeat_interleave(32, 2)
+    )
+
+
+def run(pipeline, table, method, bounds, min_confidence=0.3):
+    batch = frames(2)
+    framing = method.framing(batch.shape[1:3], 96, pipeline.backbone.patch_size)
+    with torch.inference_mode():
+        return pipeline(batch, framing, table, torch.tensor(min_confidence), method, bounds)
+
+
+@pytest.mark.parametrize('method', METHODS, ids=['whole', 'prior'])
+def test_bounded_and_padded_labels_are_the_exact_ones(pipeline, table, method):
+    exact = run(pipeline, table, method, None)
+    bounded = run(pipeline, table.padded(16, 32), method, Bounds())
+    assert bounded.exact.all()
+    assert len(exact.label.unique()) > 1
+    assert torch.equal(bounded.label, exact.label)
+    assert (bounded.confidence.int() - exact.confidence.int()).abs().max() <= 1
+
+
+def test_too_few_slots_or_steps_are_reported(pipeline, table):
+    method = Method('centre')
+    assert not run(pipeline, table, method, Bounds(clusters=1)).exact.all()
+    assert not run(pipeline, table, method, Bounds(steps=0)).exact.all()
+
+
+def test_the_largest_of_many_maps_is_found_in_parts():
+    maps = torch.rand(2, 70, 3, 4, generator=torch.Generator().manual_seed(0))
+    maps[:, 65] = maps[:, 1]
+    whole = F.interpolate(maps, size=(24, 30), mode='bilinear', align_corners=False)
+    assert torch.equal(largest_enlarged(maps, (24, 30)), whole.max(1).indices)
+
+
+def test_confidence_is_the_probability_of_the_label_with_background_as_one(table):
+    logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 4, (2, 24, 30), generator=torch.Generator().manual_seed(1))
+    probability = logits.softmax(1)
+    probability = torch.cat([probability[:, :3], probability[:, 3:].sum(1, keepdim=True)], 1)
+    enlarged = F.interpolate(probability, size=(24, 30), mode='bilinear', align_corners=False)
+    expected = enlarged.gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(label_probability(logits, labels, table), expected)
+
+
+def test_a_padded_table_gives_labels_the_same_ids(table):
+    padded = table.padded(8, 16)
+    assert padded.size == (8, 16)
+    assert padded.ids[:4].tolist() == [7, 3, 9, UNLABELLED]
