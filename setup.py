@@ -34,6 +34,7 @@ setup(
     package_dir={'cliptrase_ros.message_definitions': 'msg'},
     package_data={
         'cliptrase_ros.message_definitions': ['*.msg'],
+        'cliptrase_ros.evaluation': ['names/*.txt'],
         'cliptrase_ros.toybox': ['model/*'],
     },
     python_requires='>=3.10',

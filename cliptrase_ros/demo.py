@@ -18,9 +18,9 @@ import rclpy
 from PIL import Image
 from tqdm import tqdm
 
+from cliptrase_ros.evaluation.metrics import class_iou, confusion
 from cliptrase_ros.ros.demo_observer import CameraRecord, DemoObserver, Frame
 from cliptrase_ros.segmentation.vocabulary import class_color
-from cliptrase_ros.toybox.metrics import class_iou, confusion
 from cliptrase_ros.toybox.scenes import true_labels
 
 #: Camera name -> seed of the room it is in.

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from cliptrase_ros.evaluation.metrics import class_iou, confusion
 from cliptrase_ros.segmentation import preprocessing
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.text import TextEncoder
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
 from cliptrase_ros.segmentation.weights import TOYBOX_FOLDER, LoadedModel, load_model_folder
 from cliptrase_ros.toybox.captions import MENTIONED_FROM
-from cliptrase_ros.toybox.metrics import class_iou, confusion, roc_auc
+from cliptrase_ros.toybox.metrics import roc_auc
 from cliptrase_ros.toybox.renderer import render
 from cliptrase_ros.toybox.scenes import CLASSES, camera_pose, matches, sample_room, true_labels
 from cliptrase_ros.toybox.towers import ImageTower

@@ -1,4 +1,4 @@
-"""Intersection over union of label images, and the area under the ROC curve."""
+"""Mean IoU of label images, and the area under the ROC curve."""
 
 from __future__ import annotations
 
@@ -6,34 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cliptrase_ros.segmentation.vocabulary import UNLABELLED
-
-
-def confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
-    """Count pixels: int64 (classes, classes + 1), rows the truth, columns the prediction.
-
-    predicted, true: integers of equal shape. Pixels whose truth is 255 do not count; a
-    prediction that is no class (255) is counted in the last column, never right.
-    """
-    predicted, true = np.asarray(predicted), np.asarray(true)
-    if predicted.shape != true.shape:
-        raise ValueError(f'predicted is {predicted.shape}, true is {true.shape}')
-    valid = true != UNLABELLED
-    column = np.minimum(predicted[valid].astype(np.int64), classes)
-    index = true[valid].astype(np.int64) * (classes + 1) + column
-    return np.bincount(index, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
-
-
-def class_iou(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class from `confusion`, float64 0..1; NaN for a class that is not in the truth.
-
-    A class that is predicted but nowhere true lowers the IoU of the classes it took pixels from.
-    """
-    right = np.diag(counts[:, :-1]).astype(np.float64)
-    truth = counts.sum(1)
-    union = truth + counts[:, :-1].sum(0) - right
-    with np.errstate(invalid='ignore', divide='ignore'):
-        return np.where(truth > 0, right / union, np.nan)
+from cliptrase_ros.evaluation.metrics import class_iou, confusion
 
 
 def mean_iou(

@@ -1,0 +1,293 @@
+"""The benchmarks as facts: classes, background, where files lie, what the paper measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_NAMES = Path(__file__).parent / 'names'
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a dataset lies on people's disks.
+
+    homes: folders of the dataset under the root, the first that has the files is taken; the root
+    itself always counts. images, labels: folders under the home; files may lie deeper.
+    image_suffix, label_suffix: ends of the file names; what is before them must be equal.
+    convention: what label values mean, a key of `labels.CONVENTIONS`.
+    listing: file under the home with the names to evaluate, one a line; without one, whatever
+    has a label.
+    """
+
+    homes: tuple[str, ...]
+    images: str
+    labels: str
+    convention: str
+    image_suffix: str = '.jpg'
+    label_suffix: str = '.png'
+    listing: str = ''
+
+
+@dataclass(frozen=True)
+class Published:
+    """What CLIPtrase reached, in percent: pAcc, mAcc, fwIoU, mIoU."""
+
+    pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    mean_iou: float
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A benchmark.
+
+    name: as the command takes it. title: for people. classes: phrases by index; `name: synonym,
+    synonym` has synonyms, while commas without a colon belong to the phrase.
+    background: phrases that stand for "none of the classes"; empty where what is none of them
+    does not count. layouts: tried in order. images: how many are evaluated, 0 = not fixed.
+    image_prior: the paper multiplies logits by those of the [CLS] token here.
+    published: by network input in pixels (ViT-B/16; README of the authors' repository).
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    background: tuple[str, ...] = ()
+    layouts: tuple[Layout, ...] = ()
+    images: int = 0
+    image_prior: bool = False
+    published: Mapping[int, Published] = field(default_factory=dict)
+
+
+def _names(file: str) -> tuple[str, ...]:
+    return tuple((_NAMES / f'{file}.txt').read_text().splitlines())
+
+
+_VOC12 = ('VOCdevkit/VOC2012', 'VOC2012')
+_VOC10 = ('VOCdevkit/VOC2010', 'VOC2010')
+_ADE = ('ADEChallengeData2016', 'ade/ADEChallengeData2016')
+_COCO = ('coco', 'coco_stuff164k', 'coco-stuff', 'cocostuff')
+_OBJECT = ('coco_object', *_COCO)
+
+# MMSegmentation's layouts (and the datasets' own) come before those converted for detectron2:
+# where both are there, the former tell background from border.
+_VOC = (
+    Layout(
+        _VOC12,
+        'JPEGImages',
+        'SegmentationClass',
+        'voc',
+        listing='ImageSets/Segmentation/val.txt',
+    ),
+    Layout(_VOC12, 'JPEGImages', 'annotations_detectron2_bg/val', 'voc from 0 with background'),
+    Layout(_VOC12, 'images_detectron2/val', 'annotations_detectron2/val', 'voc from 0'),
+    Layout(_VOC12, 'JPEGImages', 'annotations_detectron2/val', 'voc from 0'),
+)
+_PC59 = (
+    Layout(
+        _VOC10,
+        'JPEGImages',
+        'SegmentationClassContext',
+        'pc59',
+        listing='ImageSets/SegmentationContext/val.txt',
+    ),
+    Layout(('pcontext',), 'val/image', 'val/label', 'pc59 from 0'),
+    Layout(_VOC10, 'JPEGImages', 'annotations_detectron2/pc59_val', 'pc59 from 0'),
+)
+# 16 bits a pixel: TIFF by custom, PNG as well.
+_PC459 = tuple(
+    Layout(homes, images, labels, 'pc459 from 0', label_suffix=suffix)
+    for homes, images, labels in (
+        (('pcontext_full',), 'val/image', 'val/label'),
+        (_VOC10, 'JPEGImages', 'annotations_detectron2/pc459_val'),
+    )
+    for suffix in ('.tif', '.png')
+)
+_ADE847 = tuple(
+    Layout(
+        ('ADE20K_2021_17_01',),
+        'images_detectron2/validation',
+        'annotations_detectron2/validation',
+        'ade847 from 0',
+        label_suffix=suffix,
+    )
+    for suffix in ('.tif', '.png')
+)
+
+
+def _coco(convention: str) -> tuple[Layout, ...]:
+    """Where COCO-Stuff's maps lie: detectron2, MMSegmentation, as distributed."""
+    from_0 = f'{convention} from 0'
+    return (
+        Layout(_COCO, 'val2017', 'stuffthingmaps_detectron2/val2017', from_0),
+        Layout(_COCO, 'images/val2017', 'annotations_detectron2/val2017', from_0),
+        Layout(
+            _COCO,
+            'images/val2017',
+            'annotations/val2017',
+            from_0,
+            label_suffix='_labelTrainIds.png',
+        ),
+        Layout(_COCO, 'val2017', 'stuffthingmaps/val2017', convention),
+        Layout(_COCO, 'images/val2017', 'annotations/val2017', convention),
+    )
+
+
+_COCO_NAMES = _names('coco171')
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            'coco171',
+            'COCO-Stuff 171',
+            _COCO_NAMES,
+            layouts=_coco('coco171'),
+            images=5000,
+            published={
+                224: Published(38.9, 44.47, 26.87, 22.84),
+                336: Published(40.14, 45.09, 27.96, 24.06),
+            },
+        ),
+        Dataset(
+            'voc20',
+            'PASCAL VOC 20',
+            _names('voc20'),
+            layouts=_VOC,
+            images=1449,
+            image_prior=True,
+            published={
+                224: Published(89.68, 91.4, 82.49, 80.95),
+                336: Published(89.51, 91.77, 82.15, 81.2),
+            },
+        ),
+        Dataset(
+            'pc59',
+            'PASCAL Context 59',
+            _names('pc59'),
+            layouts=_PC59,
+            published={
+                224: Published(58.94, 57.08, 45.28, 33.83),
+                336: Published(60.15, 57.47, 46.64, 34.92),
+            },
+        ),
+        Dataset(
+            'pc459',
+            'PASCAL Context 459',
+            _names('pc459'),
+            layouts=_PC459,
+            published={
+                224: Published(44.18, 21.53, 35.22, 9.36),
+                336: Published(45.61, 21.26, 36.66, 9.95),
+            },
+        ),
+        Dataset(
+            'ade150',
+            'ADE20K 150',
+            _names('ade150'),
+            layouts=(
+                Layout(_ADE, 'images/validation', 'annotations/validation', 'ade150'),
+                Layout(
+                    _ADE,
+                    'images/validation',
+                    'annotations_detectron2/validation',
+                    'ade150 from 0',
+                ),
+            ),
+            images=2000,
+            published={
+                224: Published(38.57, 39.17, 27.96, 16.35),
+                336: Published(39.92, 37.75, 29.17, 17.04),
+            },
+        ),
+        Dataset(
+            'ade847',
+            'ADE20K 847',
+            # A line of synonyms is one phrase, as in the published evaluation.
+            _names('ade847'),
+            layouts=_ADE847,
+            images=2000,
+            published={
+                224: Published(25.45, 18.78, 18.99, 6.31),
+                336: Published(26.73, 17.99, 20.3, 5.89),
+            },
+        ),
+        Dataset(
+            'coco80',
+            'COCO-Object, as the paper counts',
+            _COCO_NAMES[:80],
+            background=_names('background_coco80'),
+            layouts=_coco('coco80'),
+            images=5000,
+            published={
+                224: Published(50.08, 62.5, 38.19, 43.56),
+                336: Published(50.01, 62.55, 38.24, 44.84),
+            },
+        ),
+        Dataset(
+            'voc21',
+            'PASCAL VOC 21',
+            _names('voc20'),
+            background=_names('background_voc21'),
+            layouts=_VOC,
+            images=1449,
+            published={
+                224: Published(78.63, 84.11, 67.67, 50.88),
+                336: Published(79.93, 85.24, 69.1, 53.04),
+            },
+        ),
+        Dataset(
+            'pc60',
+            'PASCAL Context 60',
+            _names('pc59'),
+            background=('background',),
+            layouts=_PC59,
+            published={
+                224: Published(52.14, 56.08, 37.61, 29.87),
+                336: Published(53.21, 56.43, 38.76, 30.79),
+            },
+        ),
+        Dataset(
+            'coco81-object',
+            'COCO-Object',
+            _COCO_NAMES[:80],
+            # What SCLIP and most methods after it use; `bed` is a class here.
+            background=tuple(name for name in _names('background_object') if name != 'bed'),
+            layouts=(
+                Layout(
+                    _OBJECT,
+                    'images/val2017',
+                    'annotations/val2017',
+                    'coco object from 1',
+                    label_suffix='_instanceTrainIds.png',
+                ),
+                *_coco('coco object'),
+            ),
+            images=5000,
+        ),
+        Dataset(
+            'cityscapes',
+            'Cityscapes',
+            _names('cityscapes'),
+            layouts=tuple(
+                Layout(
+                    ('cityscapes',),
+                    'leftImg8bit/val',
+                    'gtFine/val',
+                    convention,
+                    image_suffix='_leftImg8bit.png',
+                    label_suffix=f'_gtFine_{kind}.png',
+                )
+                for convention, kind in (
+                    ('cityscapes from 0', 'labelTrainIds'),
+                    ('cityscapes', 'labelIds'),
+                )
+            ),
+            images=500,
+        ),
+    )
+}
+
+#: The nine of the paper, in the order of its table.
+PAPER = tuple(name for name, dataset in DATASETS.items() if dataset.published)

@@ -1,0 +1,68 @@
+"""What counts: which pixels of a picture are compared, and with which truth."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
+from cliptrase_ros.evaluation.reading import Sample
+from cliptrase_ros.segmentation.preprocessing import centre_crop_framing
+
+#: `paper`: a centred square of the network's input size, pictures and truth scaled alike.
+#: `whole`: every pixel, at the truth's own size.
+PROTOCOLS = ('paper', 'whole')
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How pictures become pixels to compare.
+
+    name: one of `PROTOCOLS`. side: of the square of `paper`, pixels.
+    """
+
+    name: str
+    side: int = 0
+
+    @property
+    def border_is_background(self) -> bool:
+        """Whether the border around objects counts as background, where there is one."""
+        return self.name == 'paper'
+
+    @property
+    def absent_classes_count(self) -> bool:
+        """See `metrics.scores`."""
+        return self.name == 'paper'
+
+    def prepare(self, sample: Sample) -> Sample:
+        """Bring picture and truth to the size at which they are compared."""
+        return square(sample, self.side) if self.name == 'paper' else sample
+
+
+def square(sample: Sample, side: int) -> Sample:
+    """Scale the shorter side to `side` pixels and cut a centred square, as the paper does.
+
+    Pictures are scaled with PIL's antialiased bicubic filter, truth to the nearest pixel.
+    """
+    framing = centre_crop_framing(sample.truth.shape, side, side)
+    size = framing.resized[::-1]
+    image = Image.fromarray(sample.image).resize(size, Image.Resampling.BICUBIC)
+    truth = Image.fromarray(sample.truth.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+    top, left = framing.offset
+    window = np.s_[top : top + side, left : left + side]
+    return Sample(np.asarray(image)[window], np.asarray(truth)[window].astype(np.int16))
+
+
+def counted_truth(
+    truth: np.ndarray, classes: int, has_background: bool, border_is_background: bool
+) -> np.ndarray:
+    """Truth as `metrics.confusion` takes it: 0..classes-1, `classes` = background, `IGNORED`.
+
+    truth: int16, class index or a negative of `labels`.
+    """
+    background = classes if has_background else IGNORED
+    border = background if border_is_background else IGNORED
+    counted = truth.copy()
+    counted[truth == BACKGROUND] = background
+    counted[truth == BORDER] = border
+    return counted

@@ -1,0 +1,98 @@
+"""Results of a benchmark as JSON and as a table beside what was published."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cliptrase_ros.evaluation.datasets import Dataset, Published
+from cliptrase_ros.evaluation.metrics import Scores, class_iou, scores
+from cliptrase_ros.evaluation.protocols import Protocol
+from cliptrase_ros.evaluation.run import Progress
+
+_HEADS = ('pAcc', 'mAcc', 'fwIoU', 'mIoU')
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished benchmark.
+
+    settings: what `Notes` was given. published: where dataset, protocol and settings are the
+    paper's, its figures for the last method.
+    """
+
+    dataset: Dataset
+    protocol: Protocol
+    resolution: int
+    settings: Mapping
+    progress: Progress
+    published: Published | None = None
+
+    @property
+    def scores(self) -> dict[str, Scores]:
+        """Scores by method."""
+        return {
+            method: scores(counts, self.protocol.absent_classes_count)
+            for method, counts in self.progress.counts.items()
+        }
+
+
+def write_json(result: Result, path: Path) -> None:
+    """Write a result with the figures of each class; percentages, null where undefined."""
+    names = [name.partition(':')[0] for name in result.dataset.classes]
+    if result.dataset.background:
+        names.append('background')
+    methods = {
+        method: {
+            **{name: _percent(value) for name, value in asdict(figures).items()},
+            'classes': [
+                {'name': name, 'iou': _percent(iou), 'true_pixels': int(true)}
+                for name, iou, true in zip(
+                    names,
+                    class_iou(result.progress.counts[method]),
+                    result.progress.counts[method].sum(1),
+                    strict=True,
+                )
+            ],
+        }
+        for method, figures in result.scores.items()
+    }
+    report = {
+        **result.settings,
+        'images': result.progress.counted,
+        'left_out': result.progress.left_out,
+        'unreadable': dict(result.progress.unreadable),
+        'methods': methods,
+        'published': result.published and asdict(result.published),
+    }
+    path.write_text(json.dumps(report, indent=1) + '\n')
+
+
+def table(results: Sequence[Result]) -> str:
+    """Lines of a table, percentages; below a line, where there are any, the published figures."""
+    methods = [method for result in results for method in result.progress.counts]
+    width = max(len(name) for name in [*methods, 'published', 'method'])
+    named = max(len(name) for name in [*(r.dataset.name for r in results), 'dataset'])
+    heads = ''.join(f'{head:>8}' for head in _HEADS)
+    lines = [f'{"dataset":{named}}  size  {"method":{width}}  images{heads}']
+    for result in results:
+        label, images = f'{result.dataset.name:{named}}  {result.resolution:4}', True
+        for method, figures in result.scores.items():
+            count = f'{result.progress.counted if images else "":>6}'
+            lines.append(f'{label}  {method:{width}}  {count}{_figures(asdict(figures), 100)}')
+            label, images = ' ' * len(label), False
+        if result.published:
+            figures = _figures(asdict(result.published), 1)
+            lines.append(f'{" " * len(label)}  {"published":{width}}  {"":6}{figures}')
+    return '\n'.join(lines)
+
+
+def _figures(values: Mapping[str, float], factor: float) -> str:
+    return ''.join(f'{factor * value:8.2f}' for value in values.values())
+
+
+def _percent(value: float | np.floating) -> float | None:
+    return None if math.isnan(value) else round(100 * float(value), 4)

@@ -1,0 +1,492 @@
+"""Benchmarks: metrics, layouts on disk, protocols, runs that are cut short."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+from torchvision import transforms
+
+from cliptrase_ros.evaluation import metrics
+from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, Dataset
+from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
+from cliptrase_ros.evaluation.protocols import Protocol, counted_truth, square
+from cliptrase_ros.evaluation.reading import (
+    Benchmark,
+    DatasetError,
+    Sample,
+    UnreadableError,
+    open_dataset,
+    read_ahead,
+)
+from cliptrase_ros.evaluation.run import Notes, ResumeError, run_benchmark
+
+HEIGHT, WIDTH = 6, 8
+CLASSES = 5
+masks = hnp.arrays(np.int16, (7, 9), elements=st.integers(-1, CLASSES))
+
+
+@settings(deadline=None)
+@given(true=masks, predicted=masks)
+def test_scores_equal_those_of_scikit_learn(true, predicted):
+    counts = metrics.confusion(predicted, true, CLASSES)
+    valid = (true >= 0) & (true < CLASSES)
+    if not valid.any():
+        assert counts.sum() == 0
+        assert np.isnan(metrics.scores(counts).mean_iou)
+        return
+    # One more class for predictions that are none.
+    column = np.where(predicted[valid] < 0, CLASSES, predicted[valid])
+    matrix = confusion_matrix(true[valid], column, labels=range(CLASSES + 1)).astype(float)
+    assert (counts == matrix[:CLASSES]).all()
+    iou, recall, pixels = [], [], []
+    for index in range(CLASSES):
+        if matrix[index].sum():
+            union = matrix[index].sum() + matrix[:, index].sum() - matrix[index, index]
+            iou.append(matrix[index, index] / union)
+            recall.append(matrix[index, index] / matrix[index].sum())
+            pixels.append(matrix[index].sum())
+    result = metrics.scores(counts)
+    assert result.pixel_accuracy == pytest.approx(np.trace(matrix[:CLASSES]) / valid.sum())
+    assert result.mean_accuracy == pytest.approx(np.mean(recall))
+    assert result.mean_iou == pytest.approx(np.mean(iou))
+    assert result.frequency_weighted_iou == pytest.approx(np.average(iou, weights=pixels))
+    as_published = metrics.scores(counts, absent_classes_count=True)
+    assert as_published.mean_accuracy == pytest.approx(np.sum(recall) / CLASSES)
+    assert as_published.mean_iou == result.mean_iou
+
+
+def test_confusion_of_label_images_of_one_byte():
+    true = np.array([[0, 1, 255]], np.uint8)
+    predicted = np.array([[255, 1, 0]], np.uint8)
+    assert metrics.confusion(predicted, true, 2).tolist() == [[0, 0, 1], [0, 1, 0]]
+
+
+def test_class_lists_are_as_long_as_their_names_say():
+    sizes = {name: len(dataset.classes) for name, dataset in DATASETS.items()}
+    assert sizes == {
+        'coco171': 171,
+        'voc20': 20,
+        'pc59': 59,
+        'pc459': 459,
+        'ade150': 150,
+        'ade847': 847,
+        'coco80': 80,
+        'voc21': 20,
+        'pc60': 59,
+        'coco81-object': 80,
+        'cityscapes': 19,
+    }
+    for dataset in DATASETS.values():
+        phrases = [*dataset.classes, *dataset.background]
+        assert len(set(phrases)) == len(phrases)
+        assert all(phrase == phrase.strip() != '' for phrase in phrases)
+
+
+def test_the_paper_has_nine_benchmarks():
+    assert len(PAPER) == 9
+    miou = [DATASETS[name].published[224].mean_iou for name in PAPER]
+    assert miou == [22.84, 80.95, 33.83, 9.36, 16.35, 6.31, 43.56, 50.88, 29.87]
+    miou = [DATASETS[name].published[336].mean_iou for name in PAPER]
+    assert miou == [24.06, 81.20, 34.92, 9.95, 17.04, 5.89, 44.84, 53.04, 30.79]
+
+
+# A real layout each: dataset, folder under the root with the images, end of their names, folder
+# with the labels, end of their names, and what the label values of one image mean.
+_VOC = {0: BACKGROUND, 1: 0, 20: 19, 255: BORDER}
+_PC = {0: BACKGROUND, 1: 0, 59: 58}
+_STUFF = {0: 0, 79: 79, 80: 80, 170: 170, 255: IGNORED}
+_STUFF_IDS = {0: 0, 12: 11, 89: 79, 91: 80, 181: 170, 255: IGNORED}
+_80 = {0: 0, 79: 79, 80: BACKGROUND, 81: IGNORED, 170: IGNORED, 255: BACKGROUND}
+_OBJECTS = {0: 0, 79: 79, 80: BACKGROUND, 170: BACKGROUND, 255: BACKGROUND}
+_STUFF_164K = ('coco_stuff164k/images/val2017', '.jpg', 'coco_stuff164k/annotations/val2017')
+_D2_COCO = ('coco/val2017', '.jpg', 'coco/stuffthingmaps_detectron2/val2017', '.png')
+_MM_VOC = ('VOCdevkit/VOC2012/JPEGImages', '.jpg', 'VOCdevkit/VOC2012/SegmentationClass', '.png')
+_MM_PC = (
+    'VOCdevkit/VOC2010/JPEGImages',
+    '.jpg',
+    'VOCdevkit/VOC2010/SegmentationClassContext',
+    '.png',
+)
+_ADE = 'ADEChallengeData2016'
+_FULL = 'ADE20K_2021_17_01'
+_CITY = ('cityscapes/leftImg8bit/val', '_leftImg8bit.png', 'cityscapes/gtFine/val')
+LAYOUTS = [
+    # MMSegmentation, or as distributed.
+    ('voc20', *_MM_VOC, _VOC),
+    ('voc21', *_MM_VOC, _VOC),
+    ('pc59', *_MM_PC, _PC),
+    ('pc60', *_MM_PC, _PC),
+    (
+        'ade150',
+        f'ade/{_ADE}/images/validation',
+        '.jpg',
+        f'ade/{_ADE}/annotations/validation',
+        '.png',
+        {0: IGNORED, 1: 0, 150: 149},
+    ),
+    ('coco171', *_STUFF_164K, '_labelTrainIds.png', _STUFF),
+    ('coco171', *_STUFF_164K, '.png', _STUFF_IDS),
+    ('coco80', *_STUFF_164K, '_labelTrainIds.png', _80),
+    (
+        'coco80',
+        *_STUFF_164K,
+        '.png',
+        {0: 0, 89: 79, 91: BACKGROUND, 92: IGNORED, 255: BACKGROUND},
+    ),
+    (
+        'coco81-object',
+        'coco_object/images/val2017',
+        '.jpg',
+        'coco_object/annotations/val2017',
+        '_instanceTrainIds.png',
+        {0: BACKGROUND, 1: 0, 80: 79},
+    ),
+    ('cityscapes', *_CITY, '_gtFine_labelTrainIds.png', {0: 0, 18: 18, 255: IGNORED}),
+    ('cityscapes', *_CITY, '_gtFine_labelIds.png', {0: IGNORED, 7: 0, 8: 1, 33: 18}),
+    # detectron2: the authors' folders, then others'.
+    ('coco171', *_D2_COCO, _STUFF),
+    ('coco80', *_D2_COCO, _80),
+    ('coco81-object', *_D2_COCO, _OBJECTS),
+    (
+        'voc21',
+        'VOC2012/images_detectron2/val',
+        '.jpg',
+        'VOC2012/annotations_detectron2/val',
+        '.png',
+        {0: 0, 19: 19, 255: BACKGROUND},
+    ),
+    (
+        'voc20',
+        'VOC2012/images_detectron2/val',
+        '.jpg',
+        'VOC2012/annotations_detectron2/val',
+        '.png',
+        {0: 0, 19: 19, 255: BACKGROUND},
+    ),
+    ('pc59', 'pcontext/val/image', '.jpg', 'pcontext/val/label', '.png', {0: 0, 58: 58}),
+    ('pc60', 'pcontext/val/image', '.jpg', 'pcontext/val/label', '.png', {58: 58, 255: BACKGROUND}),
+    (
+        'pc459',
+        'pcontext_full/val/image',
+        '.jpg',
+        'pcontext_full/val/label',
+        '.tif',
+        {0: 0, 300: 300, 458: 458, 459: IGNORED, 65535: IGNORED},
+    ),
+    (
+        'ade150',
+        f'{_ADE}/images/validation',
+        '.jpg',
+        f'{_ADE}/annotations_detectron2/validation',
+        '.png',
+        {0: 0, 149: 149, 255: IGNORED},
+    ),
+    (
+        'ade847',
+        f'{_FULL}/images_detectron2/validation',
+        '.jpg',
+        f'{_FULL}/annotations_detectron2/validation',
+        '.tif',
+        {0: 0, 400: 400, 846: 846, 65535: IGNORED},
+    ),
+    (
+        'ade847',
+        f'{_FULL}/images_detectron2/validation',
+        '.jpg',
+        f'{_FULL}/annotations_detectron2/validation',
+        '.png',
+        {846: 846, 65535: IGNORED},
+    ),
+    (
+        'voc21',
+        'VOCdevkit/VOC2012/JPEGImages',
+        '.jpg',
+        'VOCdevkit/VOC2012/annotations_detectron2_bg/val',
+        '.png',
+        {0: 0, 20: BACKGROUND, 255: BORDER},
+    ),
+    (
+        'pc459',
+        'VOCdevkit/VOC2010/JPEGImages',
+        '.jpg',
+        'VOCdevkit/VOC2010/annotations_detectron2/pc459_val',
+        '.tif',
+        {458: 458},
+    ),
+    (
+        'coco171',
+        'coco-stuff/images/val2017',
+        '.jpg',
+        'coco-stuff/annotations_detectron2/val2017',
+        '.png',
+        _STUFF,
+    ),
+]
+
+
+def write_pair(root, layout, name='one'):
+    """Write an image and a label image in a layout; returns the truth that should be read."""
+    _, images, image_suffix, labels, label_suffix, meaning = layout
+    values = np.resize(np.array(list(meaning), np.uint16), (HEIGHT, WIDTH))
+    if max(meaning) < 256:
+        values = values.astype(np.uint8)
+    stored = Image.fromarray(values)
+    if 'SegmentationClass' in labels:
+        stored = stored.convert('P')  # VOC's label images have a palette
+        stored.putpalette(bytes(range(256)) * 3)
+    image = Image.fromarray(np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+    nested = f'frankfurt/{name}' if layout[0] == 'cityscapes' else name
+    for path, picture in (
+        (root / images / f'{nested}{image_suffix}', image),
+        (root / labels / f'{nested}{label_suffix}', stored),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    for home, split in (
+        ('VOCdevkit/VOC2012', 'Segmentation'),
+        ('VOCdevkit/VOC2010', 'SegmentationContext'),
+    ):
+        if labels.startswith(f'{home}/Segm'):
+            listing = root / home / 'ImageSets' / split / 'val.txt'
+            listing.parent.mkdir(parents=True, exist_ok=True)
+            listing.write_text(f'{name}\n')
+    return np.vectorize(meaning.get)(values)
+
+
+@pytest.mark.parametrize(
+    'layout', LAYOUTS, ids=lambda layout: f'{layout[0]}-{layout[3]}{layout[4]}'
+)
+def test_layouts(layout, tmp_path):
+    truth = write_pair(tmp_path, layout)
+    benchmark = open_dataset(layout[0], tmp_path)
+    assert [name.rpartition('/')[2] for name in benchmark.names] == ['one']
+    sample = benchmark.load(benchmark.names[0])
+    assert sample.truth.tolist() == truth.tolist()
+    assert sample.image.shape == (HEIGHT, WIDTH, 3) and abs(int(sample.image[0, 0, 0]) - 90) < 3
+
+
+def test_the_root_may_be_the_dataset_itself(tmp_path):
+    write_pair(tmp_path, LAYOUTS[0])
+    assert open_dataset('voc20', tmp_path / 'VOCdevkit').names == ('one',)
+    assert open_dataset('voc20', tmp_path / 'VOCdevkit' / 'VOC2012').names == ('one',)
+
+
+def test_converted_maps_beside_distributed_ones_are_not_taken_for_them(tmp_path):
+    distributed = next(item for item in LAYOUTS if item[5] is _STUFF_IDS)
+    objects = (*distributed[:4], '_instanceTrainIds.png', {0: BACKGROUND})
+    write_pair(tmp_path, distributed)
+    write_pair(tmp_path, objects)
+    assert open_dataset('coco171', tmp_path).names == ('one',)
+
+
+def test_a_wrong_root_says_what_was_looked_for(tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        open_dataset('ade150', tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path / 'ADEChallengeData2016/annotations/validation') in message
+    assert str(tmp_path / 'ADEChallengeData2016/annotations_detectron2/validation') in message
+    with pytest.raises(DatasetError, match='is not a folder'):
+        open_dataset('voc20', tmp_path / 'nowhere')
+    with pytest.raises(DatasetError, match='--root'):
+        open_dataset('voc20', None)
+
+
+def write_folder(root, classes, labels):
+    (root / 'images').mkdir(parents=True)
+    (root / 'labels').mkdir()
+    (root / 'classes.txt').write_text(classes)
+    for name, values in labels.items():
+        Image.new('RGB', values.shape[::-1]).save(root / 'images' / f'{name}.jpg')
+        Image.fromarray(values).save(root / 'labels' / f'{name}.png')
+    return root
+
+
+def test_folder_with_ids_synonyms_and_background(tmp_path):
+    classes = '0 unlabeled\n3 person: worker, pedestrian\n7 background: sky, wall\n9 car\n'
+    values = np.array([[0, 3], [7, 9]], np.uint8)
+    benchmark = open_dataset('folder', write_folder(tmp_path / 'mine', classes, {'a': values}))
+    assert benchmark.dataset.classes == ('person: worker, pedestrian', 'car')
+    assert benchmark.dataset.background == ('sky', 'wall')
+    assert benchmark.load('a').truth.tolist() == [[IGNORED, 0], [BACKGROUND, 1]]
+
+
+def test_folder_with_names_alone(tmp_path):
+    values = np.array([[0, 1, 2]], np.uint8)
+    benchmark = open_dataset(
+        'folder', write_folder(tmp_path / 'mine', 'road\n\ncar\n', {'a': values})
+    )
+    assert benchmark.load('a').truth.tolist() == [[0, 1, IGNORED]]
+
+
+@pytest.mark.parametrize(
+    ('classes', 'said'),
+    [
+        ('0 unlabeled\n', 'names no class'),
+        ('1 road\n1 car\n', 'another class'),
+        ('1 road\n2 road\n', 'twice'),
+        ('70000 road\n', '65535'),
+    ],
+)
+def test_folder_with_wrong_classes(classes, said, tmp_path):
+    root = write_folder(tmp_path / 'mine', classes, {'a': np.zeros((2, 2), np.uint8)})
+    with pytest.raises(DatasetError, match=said):
+        open_dataset('folder', root)
+
+
+def test_folder_that_lacks_something(tmp_path):
+    with pytest.raises(DatasetError, match='classes.txt'):
+        open_dataset('folder', tmp_path)
+
+
+def break_image(root):
+    (root / 'images' / 'a.jpg').write_bytes(b'no picture')
+
+
+def remove_label(root):
+    (root / 'labels' / 'a.png').unlink()
+
+
+def colour_label(root):
+    Image.new('RGB', (4, 4)).save(root / 'labels' / 'a.png')
+
+
+def shrink_label(root):
+    Image.new('L', (3, 4)).save(root / 'labels' / 'a.png')
+
+
+@pytest.mark.parametrize(
+    ('damage', 'said'),
+    [
+        (break_image, 'cannot be read'),
+        (remove_label, 'does not exist'),
+        (colour_label, 'not an image of class ids'),
+        (shrink_label, '4 x 4 and 3 x 4'),
+    ],
+)
+def test_unreadable_samples(damage, said, tmp_path):
+    labels = {'a': np.zeros((4, 4), np.uint8)}
+    root = write_folder(tmp_path / 'mine', 'road\n', labels)
+    benchmark = open_dataset('folder', root)
+    damage(root)
+    with pytest.raises(UnreadableError, match=said):
+        benchmark.load('a')
+
+
+@pytest.mark.parametrize('size', [(37, 53), (53, 37), (31, 31), (20, 64)])
+def test_square_is_that_of_the_published_evaluation(size):
+    rng = np.random.default_rng(sum(size))
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    truth = rng.integers(-3, 300, size).astype(np.int16)
+    result = square(Sample(image, truth), 24)
+    scale = transforms.InterpolationMode
+    wanted = transforms.Compose([transforms.Resize(24, scale.BICUBIC), transforms.CenterCrop(24)])
+    assert (result.image == np.asarray(wanted(Image.fromarray(image)))).all()
+    wanted = transforms.Compose([transforms.Resize(24, scale.NEAREST), transforms.CenterCrop(24)])
+    assert (result.truth == np.asarray(wanted(Image.fromarray(truth.astype(np.int32))))).all()
+
+
+def test_what_counts_as_background():
+    truth = np.array([0, 4, BACKGROUND, BORDER, IGNORED], np.int16)
+    ignored = IGNORED
+    assert counted_truth(truth, 5, False, True).tolist() == [0, 4, ignored, ignored, ignored]
+    assert counted_truth(truth, 5, True, True).tolist() == [0, 4, 5, 5, ignored]
+    assert counted_truth(truth, 5, True, False).tolist() == [0, 4, 5, ignored, ignored]
+
+
+def made_benchmark(count=9, background=()):
+    """Samples whose picture shows the truth: red is the class index."""
+
+    def load(name):
+        if name == 'broken':
+            raise UnreadableError('it is broken')
+        truth = np.random.default_rng(int(name)).integers(0, 3, (8, 8)).astype(np.int16)
+        if name == '2' and background:
+            truth[:] = BACKGROUND
+        image = np.repeat(truth.astype(np.uint8)[..., None], 3, 2)
+        return Sample(image, truth)
+
+    names = [*map(str, range(count)), 'broken']
+    return Benchmark(Dataset('made', 'Made', ('a', 'b', 'c'), background), tuple(names), load)
+
+
+def read_off(images):
+    return [image[..., 0].astype(np.int64) for image in images]
+
+
+WHOLE = Protocol('whole')
+
+
+def test_samples_come_in_order_and_a_broken_one_does_not_end_the_run():
+    benchmark = made_benchmark()
+    read = list(read_ahead(benchmark, ['3', 'broken', '1', '0'], workers=3))
+    assert [name for name, _ in read] == ['3', 'broken', '1', '0']
+    assert isinstance(read[1][1], UnreadableError)
+    assert (read[2][1].truth == benchmark.load('1').truth).all()
+
+
+@pytest.mark.parametrize('batch', [1, 4, 50])
+def test_a_run_counts_every_sample_once(batch, tmp_path):
+    steps = []
+    notes = Notes(tmp_path / 'notes.npz', {})
+    progress = run_benchmark(
+        made_benchmark(), {'exact': read_off}, WHOLE, notes, batch, step=steps.append
+    )
+    assert metrics.scores(progress.counts['exact']).mean_iou == 1.0
+    assert progress.counts['exact'].sum() == 9 * 64
+    assert (progress.counted, dict(progress.unreadable)) == (9, {'broken': 'it is broken'})
+    assert sum(steps) == 10
+
+
+def test_only_the_paper_leaves_pictures_of_background_out(tmp_path):
+    benchmark = made_benchmark(background=('sky',))
+    methods = {'exact': read_off}
+    whole = run_benchmark(benchmark, methods, WHOLE, Notes(tmp_path / 'a.npz', {}))
+    paper = run_benchmark(benchmark, methods, Protocol('paper', 8), Notes(tmp_path / 'b.npz', {}))
+    assert (whole.left_out, whole.counts['exact'][3].sum()) == (0, 64)
+    assert (paper.left_out, paper.counts['exact'][3].sum(), paper.counted) == (1, 0, 8)
+
+
+def interrupt_at(call):
+    calls = 0
+
+    def labeller(images):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return read_off(images)
+
+    return labeller
+
+
+def test_a_run_that_was_cut_short_goes_on_where_it_stopped(tmp_path):
+    benchmark = made_benchmark()
+    notes = Notes(tmp_path / 'notes.npz', {'model': 'toybox', 'resolution': 224})
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(benchmark, {'first': read_off, 'second': interrupt_at(6)}, WHOLE, notes)
+    labelled = []
+
+    def watched(images):
+        labelled.extend(images)
+        return read_off(images)
+
+    resumed = run_benchmark(benchmark, {'first': watched, 'second': read_off}, WHOLE, notes)
+    assert len(labelled) == 4
+    whole = run_benchmark(benchmark, {'first': read_off}, WHOLE, Notes(tmp_path / 'other.npz', {}))
+    for counts in resumed.counts.values():
+        assert (counts == whole.counts['first']).all()
+
+
+def test_a_run_of_other_settings_is_not_mixed_in(tmp_path):
+    path = tmp_path / 'notes.npz'
+    run_benchmark(made_benchmark(), {'exact': read_off}, WHOLE, Notes(path, {'resolution': 224}))
+    with pytest.raises(ResumeError, match='differed in resolution'):
+        run_benchmark(
+            made_benchmark(), {'exact': read_off}, WHOLE, Notes(path, {'resolution': 336})
+        )
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ResumeError, match='damaged'):
+        Notes(path, {'resolution': 224}).load()
