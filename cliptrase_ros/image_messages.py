@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cliptrase_ros.picture_headers import picture_size
+
 #: Longest side of an image that is believed, pixels; above, a header is taken for corrupt.
 MAX_SIDE = 16384
 #: Most pixels of an image that are believed (an 8K frame has 33 million).
@@ -25,7 +27,7 @@ class Encoding:
     channels, bits: of one pixel as stored. code: OpenCV's conversion, None for RGB itself.
     even_width, even_height: of formats whose chroma is shared between neighbours.
     planes: rows of the buffer for one row of the image (1.5 for half-size chroma below).
-    min_side: shortest side that can be converted, pixels.
+    min_side: shortest side that can be converted, pixels. is_float: of samples.
     """
 
     channels: int
@@ -35,6 +37,7 @@ class Encoding:
     even_height: bool = False
     planes: float = 1.0
     min_side: int = 1
+    is_float: bool = False
 
 
 def _encodings() -> dict[str, Encoding]:
@@ -78,23 +81,26 @@ ENCODING_TABLE = _encodings()
 ENCODINGS = tuple(sorted(ENCODING_TABLE))
 
 
-def check_image(image) -> None:
+def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that `to_rgb` could not read, in microseconds and without touching pixels.
 
-    image: fields of sensor_msgs/Image.
+    image: fields of sensor_msgs/Image. max_pixels: width x height of the largest one.
     Raises ImageError: width or height zero or absurd, an encoding that is not known or not a
     picture, `step` shorter than a row, fewer data than the header promises.
     """
-    size = f'{image.width} x {image.height}'
+    check_size(image.width, image.height, max_pixels)
     encoding = ENCODING_TABLE.get(image.encoding)
-    if image.width == 0 or image.height == 0:
-        raise ImageError(f'image of {size} pixels; the camera has to fill in width and height')
-    _check_size(image.width, image.height)
     if encoding is None:
         raise ImageError(
             f'encoding {image.encoding[:40]!r} is not known as a picture; '
             f'publish one of {", ".join(ENCODINGS)}'
         )
+    check_layout(image, encoding)
+
+
+def check_layout(image, encoding: Encoding) -> None:
+    """Refuse an image whose size, step and data do not fit together. Raises ImageError."""
+    size = f'{image.width} x {image.height}'
     if (encoding.even_width and image.width % 2) or (encoding.even_height and image.height % 2):
         raise ImageError(f'{image.encoding} image of {size} pixels; its chroma needs even sides')
     if min(image.width, image.height) < encoding.min_side:
@@ -118,29 +124,36 @@ def check_image(image) -> None:
         )
 
 
-def to_rgb(image) -> np.ndarray:
+def pixels_of(image, encoding: Encoding) -> np.ndarray:
+    """Pixels of an image that `check_layout` has passed, as they are stored: (rows, W[, C]).
+
+    uint8, uint16 or float32 in the byte order of the message: a view into it, honouring `step`.
+    """
+    dtype = np.dtype(np.uint8)
+    if encoding.bits > 8:
+        kind = 'f' if encoding.is_float else 'u'
+        dtype = np.dtype(f'{">" if image.is_bigendian else "<"}{kind}{encoding.bits // 8}')
+    pixels = np.ndarray(
+        (int(image.height * encoding.planes), image.width, encoding.channels),
+        dtype,
+        image.data,
+        strides=(image.step, encoding.channels * dtype.itemsize, dtype.itemsize),
+    )
+    return pixels[..., 0] if encoding.channels == 1 else pixels
+
+
+def to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Picture of a sensor_msgs/Image as a contiguous uint8 (H, W, 3) RGB array.
 
     image: fields of sensor_msgs/Image; `data` is anything with the buffer protocol.
     Honours `step` and `is_bigendian`. 16 bits are scaled to 8 (65535 to 255, rounded).
     Raises ImageError as `check_image`.
     """
-    check_image(image)
+    check_image(image, max_pixels)
     encoding = ENCODING_TABLE[image.encoding]
-    dtype = np.dtype(np.uint8)
-    if encoding.bits == 16:
-        dtype = np.dtype('>u2' if image.is_bigendian else '<u2')
-    rows = int(image.height * encoding.planes)
-    # A view; only the conversion copies.
-    pixels = np.ndarray(
-        (rows, image.width, encoding.channels),
-        dtype,
-        image.data,
-        strides=(image.step, encoding.channels * dtype.itemsize, dtype.itemsize),
-    )
-    if encoding.channels == 1:
-        pixels = pixels[..., 0]
-    pixels = np.ascontiguousarray(pixels, dtype.newbyteorder('='))
+    # Only the conversion copies.
+    pixels = pixels_of(image, encoding)
+    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('='))
     if encoding.code is not None:
         pixels = cv2.cvtColor(pixels, encoding.code)
     if encoding.bits == 16:
@@ -159,12 +172,26 @@ def check_compressed(image) -> None:
         raise ImageError(f'format {image.format[:60]!r} is depth, not a picture')
 
 
-def decompress_to_rgb(image) -> np.ndarray:
+def check_compressed_stream(image, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse what `decompress_to_rgb` could not read, in microseconds and without decoding.
+
+    image: fields of sensor_msgs/CompressedImage. Stricter than `decompress_to_rgb`: only JPEG and
+    PNG, whose size is known before memory is taken for them. Raises ImageError.
+    """
+    check_compressed(image)
+    if _size_before_decoding(image, max_pixels) is None:
+        raise ImageError(
+            f'{len(image.data)} bytes of format {image.format[:60]!r} are neither JPEG nor PNG'
+        )
+
+
+def decompress_to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Picture of a sensor_msgs/CompressedImage as a uint8 (H, W, 3) RGB array.
 
     JPEG, PNG or anything else OpenCV reads, whatever `format` says of it. Raises ImageError.
     """
     check_compressed(image)
+    promised = _size_before_decoding(image, max_pixels)
     data = np.frombuffer(image.data, np.uint8)
     # A camera's rows are its rows: labels must lie on the pixels that others have.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -172,19 +199,43 @@ def decompress_to_rgb(image) -> np.ndarray:
         pixels = cv2.imdecode(data, flags) if data.size else None
     except cv2.error as error:
         raise ImageError(f'compressed image cannot be read: {error.err}') from error
-    if pixels is None:
+    if pixels is None or promised not in (None, pixels.shape[1::-1]):
         raise ImageError(
             f'{data.size} bytes of format {image.format[:60]!r} cannot be read as an image'
         )
-    _check_size(pixels.shape[1], pixels.shape[0])
+    check_size(pixels.shape[1], pixels.shape[0], max_pixels)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _check_size(width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+def _size_before_decoding(image, max_pixels: int) -> tuple[int, int] | None:
+    # A few hundred bytes can ask for gigabytes of pixels.
+    try:
+        size = picture_size(bytes(image.data))
+    except ValueError as error:
+        raise ImageError(f'{len(image.data)} bytes that are {error}') from None
+    if size is not None:
+        check_size(*size, max_pixels)
+    return size
+
+
+def compress_label(label: np.ndarray) -> bytes:
+    """PNG of a label image, uint8 (H, W). Lossless, fast rather than small."""
+    done, data = cv2.imencode('.png', label, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise ImageError(f'no PNG can be made of an array of shape {label.shape}')
+    return data.tobytes()
+
+
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a size that is nothing, absurd, or above the limit. Raises ImageError."""
+    if width == 0 or height == 0:
+        raise ImageError(
+            f'image of {width} x {height} pixels; the camera has to fill in width and height'
+        )
+    if max(width, height) > MAX_SIDE or width * height > max_pixels:
         raise ImageError(
             f'image of {width} x {height} pixels is larger than {MAX_SIDE} on a side or '
-            f'{MAX_PIXELS // 1_000_000} megapixels; its header is probably corrupt'
+            f'{max_pixels / 1_000_000:g} megapixels; its header is probably corrupt'
         )
 
 

@@ -1,32 +1,29 @@
 """One camera: its subscription while somebody listens, its latest image, its publishers."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
-from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import (
-    DurabilityPolicy,
-    HistoryPolicy,
-    QoSProfile,
-    ReliabilityPolicy,
-    qos_profile_sensor_data,
-)
-from rclpy.qos_overriding_options import InvalidQosOverridesError, QoSOverridingOptions
-from sensor_msgs.msg import Image
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
+from cliptrase_ros.image_messages import MAX_PIXELS
 from cliptrase_ros.msg import ClassMasks
 from cliptrase_ros.rate_limit import RateLimiter
 from cliptrase_ros.ros import conversions
+from cliptrase_ros.ros.depth import DepthMatch
 from cliptrase_ros.ros.diagnostics import CameraStatistics
-from cliptrase_ros.ros.parameters import ParameterError
+from cliptrase_ros.ros.parameters import mask_topic_name
+from cliptrase_ros.ros.points import PointsOutput
+from cliptrase_ros.ros.subscribing import describe_publishers, subscribe_to_sensor
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.statistics import class_mask
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
 try:
@@ -46,56 +43,108 @@ LATCHED_QOS = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 
+#: By transport: where images come from below NAME, as what.
+TRANSPORT_TOPICS = {
+    'raw': ('image_raw', Image),
+    'compressed': ('image_raw/compressed', CompressedImage),
+}
+
 
 @dataclass(frozen=True)
 class Frame:
-    """An image on its way through inference."""
+    """An image on its way through inference.
+
+    depth: what is known of the depth image that belongs to it, None where nobody wants it.
+    """
 
     camera: 'Camera'
-    image: Image
+    image: Image | CompressedImage
+    depth: DepthMatch | None = None
+
+    def picture(self) -> np.ndarray:
+        """Decode it: uint8 (H, W, 3) RGB. Raises ImageError."""
+        if isinstance(self.image, CompressedImage):
+            return conversions.decompress_to_rgb(self.image, self.camera.max_pixels)
+        return conversions.to_rgb(self.image, self.camera.max_pixels)
 
 
 class Camera:
     """Images of one camera in, whatever is made of them out.
 
-    `on_image` is called, from the executor's thread, when an image waits. `take` and `publish`
-    belong to the inference thread.
+    transport: `raw` or `compressed`. depth: whether points are made. mask_topics: names of
+    classes that have a mask image each. max_pixels: of the largest image that is believed.
+    `on_image` is called, from the executor's thread, when there is something to do. `take`,
+    `publish` and `publish_waiting` belong to the inference thread. Nothing is subscribed before
+    `activate`. Raises ParameterError: a QoS override that cannot be used.
     """
 
-    def __init__(self, node: Node, name: str, *, always_on: bool, on_image: Callable[[], None]):
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        *,
+        always_on: bool,
+        on_image: Callable[[], None],
+        transport: str = 'raw',
+        depth: bool = False,
+        mask_topics: Sequence[str] = (),
+        max_pixels: int = MAX_PIXELS,
+    ):
         self.name = name
+        self.transport = transport
+        self.max_pixels = max_pixels
         self.statistics = CameraStatistics()
         self.last_taken_ns = 0
+        #: Names in `mask_topics` that the vocabulary announced last does not have.
+        self.masks_unknown: tuple[str, ...] = ()
         self._node = node
         self._always_on = always_on
         self._on_image = on_image
+        self._mask_topics = tuple(mask_topics)
         self._lock = threading.Lock()
-        self._waiting: Image | None = None
+        # Listeners come and go in the executor's thread, states of the node change in another.
+        self._subscription_lock = threading.Lock()
+        self._is_active = False
+        self._waiting: Image | CompressedImage | None = None
         self._limiter = RateLimiter()
         self._rate = 0.0
 
-        matched = PublisherEventCallbacks(matched=lambda _: self.update_subscription())
-
-        def output(message_type, topic: str) -> Publisher:
-            return node.create_publisher(
-                message_type, f'~/{name}/{topic}', OUTPUT_QOS, event_callbacks=matched
-            )
-
         self._outputs: dict[str, tuple[Publisher, Callable]] = {
-            'label': (output(Image, 'label'), _label),
-            'masks': (output(ClassMasks, 'masks'), _masks),
-            'overlay': (output(Image, 'overlay'), _overlay),
+            'label': (self._publisher(Image, 'label'), _label),
+            'label/compressed': (
+                self._publisher(CompressedImage, 'label/compressed'),
+                _compressed_label,
+            ),
+            'confidence': (self._publisher(Image, 'confidence'), _confidence),
+            'masks': (self._publisher(ClassMasks, 'masks'), _masks),
+            'overlay': (self._publisher(Image, 'overlay'), _overlay),
         }
+        for class_name in self._mask_topics:
+            topic = f'mask/{mask_topic_name(class_name)}'
+            self._outputs[topic] = (self._publisher(Image, topic), _mask_of(class_name))
         self._label_info = None
         if LabelInfo is not None:
             self._label_info = node.create_publisher(LabelInfo, f'~/{name}/label_info', LATCHED_QOS)
-        self.topic = node.resolve_topic_name(f'{name}/image_raw')
-        # Subscribed at first in any case: this declares the QoS overrides and finds mistakes in
-        # them now, not when the first listener comes.
+        self._points: PointsOutput | None = None
+        self._subscription = None
+        self.topic = node.resolve_topic_name(f'{name}/{TRANSPORT_TOPICS[transport][0]}')
         try:
+            if depth:
+                self._points = PointsOutput(
+                    node,
+                    self._publisher(PointCloud2, 'points'),
+                    name,
+                    statistics=self.statistics,
+                    wake=on_image,
+                    on_refused=self.refuse_depth,
+                    max_pixels=max_pixels,
+                )
+            # Subscribed at first in any case: this declares the QoS overrides and finds mistakes
+            # in them now, not when the first listener comes.
             self._subscription = self._subscribe()
-        except (ParameterException, InvalidQosOverridesError, RuntimeError, ValueError) as error:
-            raise ParameterError(f'QoS override for {self.topic}: {error}') from error
+        except Exception:
+            self.destroy()
+            raise
         self.update_subscription()
 
     @property
@@ -103,16 +152,47 @@ class Camera:
         """Whether images are wanted at the moment."""
         return self._subscription is not None
 
+    def activate(self) -> None:
+        """Subscribe from now on while somebody listens."""
+        self._is_active = True
+        self.update_subscription()
+
+    def deactivate(self) -> None:
+        """Unsubscribe, and forget the image that waits."""
+        self._is_active = False
+        self.update_subscription()
+
+    def destroy(self) -> None:
+        """Unsubscribe and end the outputs, for good."""
+        self.deactivate()
+        publishers = [publisher for publisher, _ in self._outputs.values()]
+        if self._points is not None:
+            publishers.append(self._points.publisher)
+        if self._label_info is not None:
+            publishers.append(self._label_info)
+        for publisher in publishers:
+            self._node.destroy_publisher(publisher)
+
     def update_subscription(self) -> None:
         """Subscribe while somebody listens, unsubscribe when the last one has gone."""
-        wanted = self._always_on or any(self._wanted(key) for key in self._outputs)
-        if wanted and self._subscription is None:
-            self._subscription = self._subscribe()
-        elif not wanted and self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-            self._subscription = None
-            with self._lock:
-                self._waiting = None
+        with self._subscription_lock:
+            points = self._is_active and self._points is not None and self._wants_points()
+            wanted = self._is_active and (
+                self._always_on or points or any(self._wanted(key) for key in self._outputs)
+            )
+            if points:
+                self._points.subscribe()
+            elif self._points is not None:
+                self._points.unsubscribe()
+            if wanted and self._subscription is None:
+                self._subscription = self._subscribe()
+            elif not wanted and self._subscription is not None:
+                self._node.destroy_subscription(self._subscription)
+                self._subscription = None
+                with self._lock:
+                    if self._waiting is not None:
+                        self.statistics.count('dropped_unwanted')
+                    self._waiting = None
 
     def set_rate(self, rate: float) -> None:
         """Most frames a second to be taken, 0 = all."""
@@ -131,60 +211,60 @@ class Camera:
                 return None
             image, self._waiting = self._waiting, None
             self._limiter.take(now_ns, self._rate)
-        return Frame(self, image)
+        if self._points is None or not self._wants_points():
+            return Frame(self, image)
+        return Frame(self, image, self._points.match(image.header))
 
-    def publish(self, header: Header, picture: np.ndarray, result: Segmentation) -> None:
-        """Publish what somebody listens to. picture: uint8 (H, W, 3) RGB, the input."""
+    def publish(self, frame: Frame, picture: np.ndarray, result: Segmentation) -> None:
+        """Publish what somebody listens to. picture: uint8 (H, W, 3) RGB, the frame's."""
+        header = frame.image.header
         for key, (publisher, make) in self._outputs.items():
             if self._always_on or self._wanted(key):
                 publisher.publish(make(header, picture, result))
+        if frame.depth is not None:
+            self._points.publish(header, frame.depth, picture, result)
+
+    def publish_waiting(self) -> bool:
+        """Publish points whose depth has come after the labels; returns whether there were any."""
+        return self._points is not None and self._points.publish_waiting()
 
     def publish_label_info(self, vocabulary: Vocabulary, header: Header, threshold: float) -> None:
         """Publish id -> name as vision_msgs/LabelInfo, where vision_msgs is installed."""
+        self._look_for_unknown_masks(vocabulary)
         if self._label_info is not None:
             classes = [VisionClass(class_id=c.id, class_name=c.name) for c in vocabulary.classes]
             self._label_info.publish(
                 LabelInfo(header=header, class_map=classes, threshold=threshold)
             )
 
-    def _wanted(self, key: str) -> bool:
-        return self._outputs[key][0].get_subscription_count() > 0
+    def explain_silence(self) -> str:
+        """Say why no image may arrive: who publishes with what QoS, or on which other topic."""
+        subscription = self._subscription
+        if subscription is None:
+            return 'not subscribed'
+        said = describe_publishers(self._node, subscription)
+        for transport, topic in self._other_topics():
+            if publishers := self._node.count_publishers(topic):
+                said += f'; {topic} has {publishers}: set transport to {transport}, or remap'
+                break
+        return said
 
-    def _subscribe(self):
-        profile = qos_profile_sensor_data
-        return self._node.create_subscription(
-            Image,
-            f'{self.name}/image_raw',
-            self._receive,
-            # A new profile each time: rclpy writes the overrides into the one it is given.
-            QoSProfile(
-                history=profile.history, depth=profile.depth, reliability=profile.reliability
-            ),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
-
-    def _receive(self, image: Image) -> None:
-        self.statistics.count('received')
-        try:
-            # Here and not in the inference thread, where a bad image could only be found after
-            # it had replaced a good one that was waiting.
-            conversions.check_image(image)
-        except conversions.ImageError as error:
-            self.refuse(error)
-            return
-        now_ns = self._node.get_clock().now().nanoseconds
-        with self._lock:
-            if self._waiting is not None:
-                limited = self._limiter.wait_ns(now_ns, self._rate) > 0
-                self.statistics.count('dropped_rate' if limited else 'dropped_busy')
-            self._waiting = image
-        self._on_image()
+    def explain_missing_points(self) -> str:
+        """Say who publishes what the points are made of."""
+        return '' if self._points is None else self._points.explain()
 
     def refuse(self, error: Exception) -> None:
         """Count an image that cannot be used, and say so now and then."""
         self.statistics.count('refused', str(error))
         self._node.get_logger().warning(
             f'image on {self.topic} refused: {error}', throttle_duration_sec=5.0
+        )
+
+    def refuse_depth(self, error: Exception) -> None:
+        """Count a depth image that cannot be used, and say so now and then."""
+        self.statistics.count('refused', f'depth: {error}')
+        self._node.get_logger().warning(
+            f'depth image of {self.name} refused: {error}', throttle_duration_sec=5.0
         )
 
     def fail(self, error: Exception) -> None:
@@ -195,13 +275,107 @@ class Camera:
             throttle_duration_sec=5.0,
         )
 
+    def _publisher(self, message_type: type, topic: str) -> Publisher:
+        return self._node.create_publisher(
+            message_type,
+            f'~/{self.name}/{topic}',
+            OUTPUT_QOS,
+            event_callbacks=PublisherEventCallbacks(matched=lambda _: self.update_subscription()),
+        )
+
+    def _wanted(self, key: str) -> bool:
+        return self._outputs[key][0].get_subscription_count() > 0
+
+    def _wants_points(self) -> bool:
+        return self._always_on or self._points.is_wanted
+
+    def _subscribe(self):
+        topic, message_type = TRANSPORT_TOPICS[self.transport]
+        return subscribe_to_sensor(
+            self._node,
+            message_type,
+            f'{self.name}/{topic}',
+            self._receive,
+            on_incompatible=self._note_incompatible,
+        )
+
+    def _receive(self, image: Image | CompressedImage) -> None:
+        self.statistics.count('received')
+        try:
+            # Here and not in the inference thread, where a bad image could only be found after
+            # it had replaced a good one that was waiting.
+            if isinstance(image, CompressedImage):
+                conversions.check_compressed_stream(image, self.max_pixels)
+            else:
+                conversions.check_image(image, self.max_pixels)
+        except conversions.ImageError as error:
+            self.refuse(error)
+            return
+        now_ns = self._node.get_clock().now().nanoseconds
+        with self._lock:
+            if self._subscription is None:
+                # On its way when the last listener left.
+                self.statistics.count('dropped_unwanted')
+                return
+            if self._waiting is not None:
+                limited = self._limiter.wait_ns(now_ns, self._rate) > 0
+                self.statistics.count('dropped_rate' if limited else 'dropped_busy')
+            self._waiting = image
+        self._on_image()
+
+    def _note_incompatible(self) -> None:
+        self.statistics.count('incompatible_qos')
+        self._node.get_logger().warning(
+            f'no image can come on {self.topic}: {self.explain_silence()}; set '
+            f'qos_overrides.{self.topic}.subscription.*',
+            throttle_duration_sec=5.0,
+        )
+
+    def _other_topics(self) -> list[tuple[str, str]]:
+        """Where the images of this camera may be by the other transport."""
+        other = 'raw' if self.transport == 'compressed' else 'compressed'
+        beside = (
+            self.topic.removesuffix('/compressed')
+            if self.transport == 'compressed'
+            else f'{self.topic}/compressed'
+        )
+        usual = self._node.resolve_topic_name(f'{self.name}/{TRANSPORT_TOPICS[other][0]}')
+        return [(other, topic) for topic in dict.fromkeys((beside, usual)) if topic != self.topic]
+
+    def _look_for_unknown_masks(self, vocabulary: Vocabulary) -> None:
+        known = {entry.name.casefold() for entry in vocabulary.classes}
+        unknown = tuple(name for name in self._mask_topics if name.casefold() not in known)
+        if unknown and unknown != self.masks_unknown:
+            self._node.get_logger().warning(
+                f'mask_topics has {", ".join(unknown)}, which the vocabulary does not; '
+                'the masks are empty'
+            )
+        self.masks_unknown = unknown
+
 
 def _label(header: Header, _picture: np.ndarray, result: Segmentation) -> Image:
     return conversions.image_message(result.label, 'mono8', header)
 
 
+def _compressed_label(
+    header: Header, _picture: np.ndarray, result: Segmentation
+) -> CompressedImage:
+    return conversions.compressed_label_message(result.label, header)
+
+
+def _confidence(header: Header, _picture: np.ndarray, result: Segmentation) -> Image:
+    return conversions.image_message(result.confidence, 'mono8', header)
+
+
 def _masks(header: Header, _picture: np.ndarray, result: Segmentation) -> ClassMasks:
     return conversions.masks_message(result.label, result.confidence, result.vocabulary, header)
+
+
+def _mask_of(class_name: str) -> Callable[[Header, np.ndarray, Segmentation], Image]:
+    def make(header: Header, _picture: np.ndarray, result: Segmentation) -> Image:
+        return conversions.image_message(class_mask(result, class_name), 'mono8', header)
+
+    return make
 
 
 def _overlay(header: Header, picture: np.ndarray, result: Segmentation) -> Image:

@@ -6,45 +6,58 @@ from array import array
 from dataclasses import asdict
 
 import numpy as np
-from sensor_msgs.msg import Image, RegionOfInterest
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
 from std_msgs.msg import ColorRGBA, Header
 
 from cliptrase_ros import image_messages, msg
 from cliptrase_ros.image_messages import (
     ENCODING_TABLE,
     ENCODINGS,
+    MAX_PIXELS,
     ImageError,
+    check_compressed_stream,
     check_image,
+    compress_label,
     decode_mask,
+    decompress_to_rgb,
     mask_run_lengths,
 )
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
+try:
+    from sensor_msgs_py.point_cloud2 import create_cloud as _create_cloud
+except ImportError:
+    _create_cloud = None
+
 __all__ = [
     'ENCODINGS',
     'ImageError',
+    'check_compressed_stream',
     'check_image',
+    'compressed_label_message',
     'decode_mask',
+    'decompress_to_rgb',
     'encode_mask',
     'image_message',
     'masks_message',
+    'points_message',
     'to_rgb',
     'vocabulary_message',
 ]
 
 
-def to_rgb(image: Image) -> np.ndarray:
+def to_rgb(image: Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Picture of a sensor_msgs/Image as a contiguous uint8 (H, W, 3) RGB array.
 
     Honours `step` and `is_bigendian`. 16 bits are scaled to 8 as cv_bridge does (65535 to 255,
     rounded). Raises ImageError as `check_image`.
     """
-    check_image(image)
+    check_image(image, max_pixels)
     if _cv_bridge is not None and _cv_bridge_reads(image):
         return np.ascontiguousarray(_cv_bridge.imgmsg_to_cv2(image, 'rgb8'))
-    return image_messages.to_rgb(image)
+    return image_messages.to_rgb(image, max_pixels)
 
 
 def _cv_bridge_reads(image: Image) -> bool:
@@ -85,11 +98,55 @@ def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     image.height, image.width = pixels.shape[:2]
     image.is_bigendian = int(pixels.dtype.itemsize > 1 and sys.byteorder == 'big')
     image.step = pixels.nbytes // image.height
-    # An array('B') is taken as it is; anything else is checked byte by byte.
-    data = array('B')
-    data.frombytes(memoryview(pixels).cast('B'))
-    image.data = data
+    image.data = _bytes(memoryview(pixels).cast('B'))
     return image
+
+
+def _bytes(data: bytes | memoryview) -> array:
+    # An array('B') is taken as it is; anything else is checked byte by byte.
+    copy = array('B')
+    copy.frombytes(data)
+    return copy
+
+
+def compressed_label_message(label: np.ndarray, header: Header) -> CompressedImage:
+    """Make a sensor_msgs/CompressedImage, PNG, as image_transport's `compressed` reads it.
+
+    label: uint8 (H, W). Never JPEG, which changes ids.
+    """
+    message = CompressedImage(header=header, format='mono8; png compressed ')
+    message.data = _bytes(compress_label(label))
+    return message
+
+
+def points_message(points: np.ndarray, header: Header) -> PointCloud2:
+    """Make an organised sensor_msgs/PointCloud2.
+
+    points: structured array (H, W) of float32 and uint32 fields.
+    """
+    points = np.ascontiguousarray(points)
+    if _create_cloud is not None:
+        # As a list: what it makes of two dimensions has rows and columns the other way round.
+        cloud = _create_cloud(header, point_fields(points.dtype), points.ravel())
+    else:
+        cloud = PointCloud2(header=header, fields=point_fields(points.dtype))
+        cloud.point_step = points.dtype.itemsize
+        cloud.is_bigendian = sys.byteorder == 'big'
+        cloud.data = _bytes(memoryview(points).cast('B'))
+    cloud.height, cloud.width = points.shape
+    cloud.row_step = cloud.point_step * cloud.width
+    # Pixels without depth are not a number.
+    cloud.is_dense = False
+    return cloud
+
+
+def point_fields(dtype: np.dtype) -> list[PointField]:
+    """Fields of a structured dtype of float32 and uint32."""
+    datatypes = {'f': PointField.FLOAT32, 'u': PointField.UINT32}
+    return [
+        PointField(name=name, offset=offset, datatype=datatypes[kind.kind], count=1)
+        for name, (kind, offset) in dtype.fields.items()
+    ]
 
 
 def vocabulary_message(vocabulary: Vocabulary, header: Header) -> 'msg.Vocabulary':
@@ -144,7 +201,7 @@ def encode_mask(mask: np.ndarray) -> dict:
     Returns `roi` (sensor_msgs/RegionOfInterest) and `run_lengths` (array('I')).
     """
     box, lengths = mask_run_lengths(mask)
-    # An array('I') is taken as it is; anything else is checked number by number.
+    # Taken as it is, as an array('B') of bytes is.
     run_lengths = array('I')
     run_lengths.frombytes(lengths.tobytes())
     return {'roi': RegionOfInterest(**asdict(box)), 'run_lengths': run_lengths}

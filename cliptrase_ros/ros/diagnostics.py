@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
@@ -23,8 +24,13 @@ class CameraStatistics:
     failed: int = 0
     dropped_busy: int = 0
     dropped_rate: int = 0
+    dropped_unwanted: int = 0
+    incompatible_qos: int = 0
+    points: int = 0
+    points_missed: int = 0
     last_refusal: str = ''
     last_failure: str = ''
+    last_points_missed: str = ''
     silent_s: float = 0.0
     _latencies_s: list[float] = field(default_factory=list)
     _processing_s: list[float] = field(default_factory=list)
@@ -32,13 +38,15 @@ class CameraStatistics:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, what: str, reason: str = '') -> None:
-        """Add one to `received`, `refused`, `failed`, `dropped_busy` or `dropped_rate`."""
+        """Add one to a count, and keep the reason of one that is refused, failed or missed."""
         with self._lock:
             setattr(self, what, getattr(self, what) + 1)
             if what == 'refused':
                 self.last_refusal = reason
             elif what == 'failed':
                 self.last_failure = reason
+            elif what == 'points_missed':
+                self.last_points_missed = reason
 
     def count_label(self, latency_s: float | None, processing_s: float) -> None:
         """Add a label image. latency_s: stamp to publish, None for images without a stamp."""
@@ -60,8 +68,12 @@ class CameraStatistics:
                     'labelled',
                     'dropped_busy',
                     'dropped_rate',
+                    'dropped_unwanted',
+                    'incompatible_qos',
                     'refused',
                     'failed',
+                    'points',
+                    'points_missed',
                 )
             }
             new = {name: n - self._reported.get(name, 0) for name, n in counts.items()}
@@ -77,10 +89,15 @@ class CameraStatistics:
                 **_milliseconds('processing', self._processing_s),
                 'dropped_busy': counts['dropped_busy'],
                 'dropped_rate': counts['dropped_rate'],
+                'dropped_unwanted': counts['dropped_unwanted'],
+                'incompatible_qos': counts['incompatible_qos'],
                 'refused': counts['refused'],
                 'last_refusal': self.last_refusal,
                 'failed': counts['failed'],
                 'last_failure': self.last_failure,
+                'points': counts['points'],
+                'points_missed': counts['points_missed'],
+                'last_points_missed': self.last_points_missed,
             }
             self._reported = counts
             self._latencies_s.clear()
@@ -97,34 +114,65 @@ def _milliseconds(name: str, seconds: list[float]) -> dict[str, float]:
     }
 
 
-def camera_status(
-    node_name: str,
-    camera_name: str,
-    statistics: CameraStatistics,
-    subscribed: bool,
-    topic: str,
-    elapsed_s: float,
-) -> DiagnosticStatus:
+class ReportedCamera(Protocol):
+    """What is reported of a camera."""
+
+    name: str
+    topic: str
+    transport: str
+    subscribed: bool
+    statistics: CameraStatistics
+    masks_unknown: tuple[str, ...]
+
+    def explain_silence(self) -> str:
+        """Say why no image may arrive."""
+
+    def explain_missing_points(self) -> str:
+        """Say who publishes what points are made of."""
+
+
+def camera_status(node_name: str, camera: ReportedCamera, elapsed_s: float) -> DiagnosticStatus:
     """Report one camera. elapsed_s: since the report before."""
+    statistics, subscribed = camera.statistics, camera.subscribed
     values, new = statistics.report(elapsed_s, subscribed)
-    level, message = DiagnosticStatus.OK, f'{values["labelled_hz"]:.1f} label images a second'
+    level, message = DiagnosticStatus.WARN, ''
     if new['refused']:
-        level = DiagnosticStatus.WARN
         message = f'{new["refused"]} images refused: {values["last_refusal"]}'
     elif new['failed']:
-        level = DiagnosticStatus.WARN
         message = f'{new["failed"]} images failed: {values["last_failure"]}'
-    elif not subscribed:
-        message = 'idle, because nobody listens to its outputs'
-    elif statistics.silent_s >= SILENCE_S:
-        level = DiagnosticStatus.WARN
-        message = f'no image for {statistics.silent_s:.0f} s on {topic}'
+    elif subscribed and (
+        statistics.silent_s >= SILENCE_S or (new['incompatible_qos'] and not new['received'])
+    ):
+        message = (
+            f'no image for {statistics.silent_s:.0f} s on {camera.topic}; '
+            f'{camera.explain_silence()}'
+        )
+    elif new['points_missed']:
+        message = (
+            f'{new["points_missed"]} images without points: {values["last_points_missed"]}; '
+            f'{camera.explain_missing_points()}'
+        )
+    elif camera.masks_unknown:
+        message = f'mask_topics has {", ".join(camera.masks_unknown)}, the vocabulary does not'
+    else:
+        level = DiagnosticStatus.OK
+        message = (
+            f'{values["labelled_hz"]:.1f} label images a second'
+            if subscribed
+            else 'idle, because nobody listens to its outputs'
+        )
     return status(
-        f'{node_name}: camera {camera_name}',
-        camera_name,
+        f'{node_name}: camera {camera.name}',
+        camera.name,
         level,
         message,
-        {'topic': topic, 'subscribed': subscribed, **values},
+        {
+            'topic': camera.topic,
+            'transport': camera.transport,
+            'subscribed': subscribed,
+            **values,
+            'masks_unknown': ', '.join(camera.masks_unknown),
+        },
     )
 
 

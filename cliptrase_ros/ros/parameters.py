@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -23,8 +24,12 @@ from cliptrase_ros.segmentation.vocabulary import (
     DEFAULT_BACKGROUND,
     MAX_PHRASES,
     Vocabulary,
+    clean_phrase,
     parse_over_background,
 )
+
+#: How images can come.
+TRANSPORTS = ('raw', 'compressed')
 
 #: Slowest limit on label images a second, beside 0 = none; slower would look like a dead node.
 MIN_RATE = 0.001
@@ -58,7 +63,7 @@ class ParameterSpec:
             additional_constraints=self.constraints,
             read_only=not self.live,
             # Types are held to here, not by rclpy, whose refusal names numbers instead of types.
-            dynamic_typing=self.live,
+            dynamic_typing=self.live or self.type is None,
         )
         if self.type is not None:
             descriptor.type = self.type.value
@@ -147,6 +152,29 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'no name twice',
     ),
     ParameterSpec(
+        'transport',
+        None,
+        'raw',
+        "How images come: 'raw' on NAME/image_raw, 'compressed' (JPEG, PNG) on "
+        'NAME/image_raw/compressed. One for all cameras, or one for each in order.',
+        constraints=f'{_ENTRIES}; each {" or ".join(TRANSPORTS)}',
+    ),
+    ParameterSpec(
+        'depth',
+        Parameter.Type.BOOL,
+        False,
+        'Publish ~/NAME/points from NAME/depth/image_raw, registered to the image, and '
+        'NAME/camera_info.',
+    ),
+    ParameterSpec(
+        'mask_topics',
+        None,
+        '',
+        'Classes, by name, that have an image of their own on ~/NAME/mask/CLASS: 255 where the '
+        "class is, 0 elsewhere. CLASS is the name with '_' for what topic names cannot hold.",
+        constraints=f"{_ENTRIES}; '' for none; no two that make the same topic",
+    ),
+    ParameterSpec(
         'model',
         Parameter.Type.STRING,
         'ViT-B-16-quickgelu',
@@ -187,6 +215,9 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
     ),
 )
 
+#: Lists that may have no entries.
+_MAY_BE_EMPTY = ('background', 'mask_topics')
+
 _SPECS = {spec.name: spec for spec in PARAMETERS}
 
 
@@ -201,6 +232,9 @@ class Parameters:
     preset: str
     resolution: int
     cameras: tuple[str, ...]
+    transport: tuple[str, ...]
+    depth: bool
+    mask_topics: tuple[str, ...]
     model: str
     pretrained: str
     device: str
@@ -214,6 +248,11 @@ class Parameters:
         return SegmentationSettings(
             preset=self.preset, resolution=self.resolution, min_confidence=self.min_confidence
         )
+
+    def transport_of(self, camera: str) -> str:
+        """Return how the images of a camera come."""
+        one_each = len(self.transport) > 1
+        return self.transport[self.cameras.index(camera) if one_each else 0]
 
     def make_vocabulary(self, previous: Vocabulary | None = None) -> Vocabulary:
         """Return the vocabulary these values describe; `previous` as for `parse_vocabulary`.
@@ -245,7 +284,7 @@ def declare_parameters(node: Node) -> Parameters:
             raise ParameterError(f'{error}{_type_hint(spec)}') from error
         except InvalidParameterValueException as error:
             raise ParameterError(str(error)) from error
-        if parameter.type_ == Parameter.Type.NOT_SET and spec.name == 'background':
+        if parameter.type_ == Parameter.Type.NOT_SET and spec.name in _MAY_BE_EMPTY:
             # In a list without entries rcl sees no value at all.
             parameter = Parameter(spec.name, value='')
         parameters.append(parameter)
@@ -274,12 +313,14 @@ def _converted(parameters: Iterable[Parameter]) -> dict[str, object]:
                 f'be of type {spec.type.name}{_type_hint(spec)}'
             )
         converted[spec.name] = tuple(value) if isinstance(value, list) else value
-    background = converted.get('background')
-    if background is not None:
-        if isinstance(background, str):
-            background = tuple(background.split(';'))
+    for name in {'background', 'mask_topics', 'transport'} & converted.keys():
+        entries = converted[name]
+        if isinstance(entries, str):
+            entries = tuple(entries.split(';'))
         # A YAML list cannot be empty and keep its type: [''] is how one writes "none".
-        converted['background'] = () if not any(p.strip() for p in background) else background
+        converted[name] = () if not any(p.strip() for p in entries) else entries
+    for name in {'mask_topics', 'transport'} & converted.keys():
+        converted[name] = tuple(clean_phrase(entry) for entry in converted[name])
     return converted
 
 
@@ -322,6 +363,8 @@ def _checked(values: Parameters) -> Parameters:
     if not 0.0 <= values.min_confidence <= 1.0:
         raise ParameterError(f"'min_confidence' is {values.min_confidence}; give 0.0 to 1.0")
     _check_cameras(values.cameras)
+    _check_transport(values.transport, values.cameras)
+    _check_mask_topics(values.mask_topics)
     try:
         values.settings  # noqa: B018 (the engine's own check of what it will be given)
     except ValueError as error:
@@ -346,3 +389,42 @@ def _check_cameras(names: tuple[str, ...]) -> None:
         check_camera_name('cameras', name)
         if names.count(name) > 1:
             raise ParameterError(f"'cameras' has {name!r} {names.count(name)} times; name it once")
+
+
+def _check_transport(transport: tuple[str, ...], cameras: tuple[str, ...]) -> None:
+    unknown = [entry for entry in transport if entry not in TRANSPORTS]
+    if unknown or len(transport) not in (1, len(cameras)):
+        raise ParameterError(
+            f"'transport' is {'; '.join(transport)!r}; give one of {', '.join(TRANSPORTS)} for all "
+            f'cameras, or one for each of the {len(cameras)}'
+        )
+
+
+def mask_topic_name(class_name: str) -> str:
+    """Return the last part of the topic of a class's masks: letters, digits and single '_'.
+
+    Accents are dropped. Raises ParameterError for a name of which nothing is left.
+    """
+    plain = unicodedata.normalize('NFKD', class_name)
+    plain = ''.join(c for c in plain if not unicodedata.combining(c))
+    token = re.sub(r'[^A-Za-z0-9]+', '_', plain).strip('_')
+    if not token:
+        raise ParameterError(
+            f"'mask_topics' has {class_name!r}, of which nothing can be part of a topic name; give "
+            'the class a name with Latin letters, and this one as its synonym'
+        )
+    # A topic cannot begin with a digit, and with '_' it would be a hidden one.
+    return token if token[0].isalpha() else f'class_{token}'
+
+
+def _check_mask_topics(names: tuple[str, ...]) -> None:
+    owners: dict[str, str] = {}
+    for name in names:
+        topic = mask_topic_name(name)
+        key = topic.casefold()
+        if key in owners:
+            raise ParameterError(
+                f"'mask_topics' has {owners[key]!r} and {name!r}, which make the same topic "
+                f'mask/{topic}; name one of them, or rename a class'
+            )
+        owners[key] = name

@@ -60,11 +60,20 @@ class SegmentNode(Node):
             logger=self.get_logger(),
         )
         self._cameras = [
-            Camera(self, name, always_on=self._values.always_on, on_image=self._worker.wake)
+            Camera(
+                self,
+                name,
+                always_on=self._values.always_on,
+                on_image=self._worker.wake,
+                transport=self._values.transport_of(name),
+                depth=self._values.depth,
+                mask_topics=self._values.mask_topics,
+            )
             for name in self._values.cameras
         ]
         for camera in self._cameras:
             camera.set_rate(self._values.rate)
+            camera.activate()
         if LabelInfo is None:
             self.get_logger().info(
                 'label_info is not published, because vision_msgs is not installed'
@@ -173,10 +182,7 @@ class SegmentNode(Node):
         name = self.get_fully_qualified_name().lstrip('/')
         array = DiagnosticArray(header=self._header())
         array.status = [self._engine_status(name)] + [
-            diagnostics.camera_status(
-                name, camera.name, camera.statistics, camera.subscribed, camera.topic, elapsed_s
-            )
-            for camera in self._cameras
+            diagnostics.camera_status(name, camera, elapsed_s) for camera in self._cameras
         ]
         self._diagnostics_publisher.publish(array)
 

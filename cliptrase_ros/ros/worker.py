@@ -9,7 +9,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from cliptrase_ros.batches import default_batch, segment_each
 from cliptrase_ros.ros.camera import Camera, Frame
-from cliptrase_ros.ros.conversions import ImageError, to_rgb
+from cliptrase_ros.ros.conversions import ImageError
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     SegmentationSettings,
@@ -133,6 +133,7 @@ class Worker:
                 # frames that never cease do not keep a new one waiting.
                 worked = self._encode_some()
                 worked = self._serve_some() or worked
+                worked = self._publish_waiting() or worked
                 if not worked and not self._stopping:
                     self._wake.wait(self._idle_s())
             except Exception as error:
@@ -224,6 +225,9 @@ class Worker:
             self._label(frames, self._in_force, self.settings)
         return bool(frames)
 
+    def _publish_waiting(self) -> bool:
+        return any(camera.publish_waiting() for camera in self._cameras)
+
     def _label(
         self,
         frames: list[Frame],
@@ -234,7 +238,7 @@ class Worker:
         pictures, readable = [], []
         for frame in frames:
             try:
-                pictures.append(to_rgb(frame.image))
+                pictures.append(frame.picture())
                 readable.append(frame)
             except ImageError as error:
                 frame.camera.refuse(error)
@@ -246,7 +250,7 @@ class Worker:
                 frame.camera.fail(result)
                 continue
             try:
-                frame.camera.publish(frame.image.header, picture, result)
+                frame.camera.publish(frame, picture, result)
             except Exception as error:
                 if self._is_shutting_down():
                     return

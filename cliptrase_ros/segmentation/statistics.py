@@ -35,3 +35,14 @@ def classes_present(segmentation: Segmentation) -> list[ClassPresence]:
         for class_id in np.flatnonzero(area).tolist()
         if class_id != UNLABELLED
     ]
+
+
+def class_mask(segmentation: Segmentation, name: str) -> np.ndarray:
+    """Mask of the class of a name: uint8 (H, W), 255 where it is, 0 elsewhere.
+
+    Zero everywhere if the vocabulary has no such class. Case makes no difference.
+    """
+    for entry in segmentation.vocabulary.classes:
+        if entry.name.casefold() == name.casefold():
+            return np.where(segmentation.label == entry.id, np.uint8(255), np.uint8(0))
+    return np.zeros_like(segmentation.label)

@@ -1,5 +1,7 @@
 """Parts that need no node: the rate limiter, the counting for diagnostics, the overlay."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -81,16 +83,27 @@ def test_no_limit_means_always_due():
 
 def test_silence_counts_only_while_subscribed():
     statistics = CameraStatistics()
+    camera = SimpleNamespace(
+        name='front',
+        topic='/front/image_raw',
+        transport='raw',
+        statistics=statistics,
+        masks_unknown=(),
+        explain_silence=lambda: 'no publisher',
+    )
 
     def report(subscribed):
-        return camera_status('node', 'front', statistics, subscribed, '/front/image_raw', 1.0)
+        camera.subscribed = subscribed
+        return camera_status('node', camera, 1.0)
 
     for _ in range(300):
         assert report(subscribed=False).level == DiagnosticStatus.OK
     assert report(subscribed=True).level == DiagnosticStatus.OK
     for _ in range(int(SILENCE_S) - 1):
         status = report(subscribed=True)
-    assert status.level == DiagnosticStatus.WARN and 'no image for 3 s' in status.message
+    assert status.level == DiagnosticStatus.WARN and status.message == (
+        'no image for 3 s on /front/image_raw; no publisher'
+    )
     statistics.count('received')
     assert report(subscribed=True).level == DiagnosticStatus.OK
 

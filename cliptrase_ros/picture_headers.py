@@ -1,0 +1,60 @@
+"""Width and height of JPEG and PNG files from their headers, without decoding a pixel."""
+
+import struct
+
+_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+_PNG_END = b'IEND\xaeB`\x82'
+_JPEG_END = b'\xff\xd9'
+# Start of frame: every marker that carries the size (ITU T.81, table B.1).
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers without a length: TEM and the restarts.
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels of a JPEG or PNG; None where the data are neither.
+
+    Takes microseconds and trusts nothing. Raises ValueError for a JPEG or PNG whose header is
+    damaged or whose end is missing: decoders fill what is missing with grey, without a word.
+    """
+    if data[:8] == _PNG_SIGNATURE:
+        return _png_size(data)
+    if data[:3] == b'\xff\xd8\xff':
+        return _jpeg_size(data)
+    return None
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    # The header has to be the first chunk.
+    if data[8:16] != b'\0\0\0\x0dIHDR' or len(data) < 33:
+        raise ValueError('a PNG without a header')
+    if data.rfind(_PNG_END) < 33:
+        raise ValueError('a PNG that is cut short')
+    return struct.unpack('>II', data[16:24])
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    at = 2
+    while True:
+        # What lies between segments is skipped, as by decoders.
+        at = data.find(b'\xff', at)
+        while 0 <= at < len(data) and data[at] == 0xFF:
+            at += 1
+        if not 0 <= at < len(data):
+            raise ValueError('a JPEG that is cut short')
+        marker, at = data[at], at + 1
+        if marker == 0 or marker in _JPEG_BARE:
+            continue
+        if marker in (0xD8, 0xD9, 0xDA):
+            raise ValueError('a JPEG without a size')
+        if at + 7 > len(data):
+            raise ValueError('a JPEG that is cut short')
+        length, _, height, width = struct.unpack_from('>HBHH', data, at)
+        if marker in _JPEG_FRAMES:
+            # Nothing looks like the end inside the picture: there 255 is followed by 0.
+            if data.rfind(_JPEG_END) < at + length:
+                raise ValueError('a JPEG that is cut short')
+            return width, height
+        if length < 2:
+            raise ValueError('a JPEG with a damaged header')
+        at += length

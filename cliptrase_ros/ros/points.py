@@ -1,0 +1,143 @@
+"""The labelled point cloud of one camera: a picture's labels on the depth that belongs to it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from cliptrase_ros.depth_points import depth_in_metres, intrinsics_of, labelled_points
+from cliptrase_ros.image_messages import ImageError
+from cliptrase_ros.ros.conversions import points_message
+from cliptrase_ros.ros.depth import STAMP_TOLERANCE_S, DepthMatch, DepthStream
+from cliptrase_ros.ros.diagnostics import CameraStatistics
+from cliptrase_ros.ros.subscribing import describe_publishers
+from cliptrase_ros.segmentation.segmenter import Segmentation
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A labelled picture whose depth may still be on its way."""
+
+    header: Header
+    match: DepthMatch
+    picture: np.ndarray
+    result: Segmentation
+
+
+class PointsOutput:
+    """Points with colour, label and confidence, published when labels and depth are both there.
+
+    wake: called when depth has come that a labelled picture waits for. Everything but
+    `subscribe`, `unsubscribe` and `explain` belongs to the inference thread.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        publisher: Publisher,
+        camera: str,
+        *,
+        statistics: CameraStatistics,
+        wake: Callable[[], None],
+        on_refused: Callable[[ImageError], None],
+        max_pixels: int,
+    ):
+        self.publisher = publisher
+        self._node = node
+        self._statistics = statistics
+        self._wake = wake
+        self._max_pixels = max_pixels
+        self._waiting: _Labelled | None = None
+        self._depth = DepthStream(
+            node,
+            camera,
+            on_depth=self._on_depth,
+            on_refused=on_refused,
+            max_pixels=max_pixels,
+        )
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody listens."""
+        return self.publisher.get_subscription_count() > 0
+
+    def subscribe(self) -> None:
+        """Begin to receive depth."""
+        self._depth.subscribe()
+
+    def unsubscribe(self) -> None:
+        """Receive no more depth, and forget what waits for some."""
+        self._depth.unsubscribe()
+        self._waiting = None
+
+    def match(self, header: Header) -> DepthMatch:
+        """Begin to look for the depth of a picture."""
+        return self._depth.match(header)
+
+    def publish(
+        self, header: Header, match: DepthMatch, picture: np.ndarray, result: Segmentation
+    ) -> None:
+        """Publish the points of a picture, or keep it until its depth comes or the next one."""
+        if self._waiting is not None:
+            self._statistics.count('points_missed', self._missing(self._waiting.match))
+        self._waiting = _Labelled(header, match, picture, result)
+        self.publish_waiting()
+
+    def publish_waiting(self) -> bool:
+        """Publish the points of the picture that waits, if its depth has come meanwhile."""
+        waiting, info = self._waiting, self._depth.info
+        if waiting is None or waiting.match.depth is None or info is None:
+            return False
+        self._waiting = None
+        try:
+            points = self._points(waiting, waiting.match.depth, info)
+        except ImageError as error:
+            self._statistics.count('points_missed', str(error))
+        else:
+            self.publisher.publish(points_message(points, waiting.header))
+            self._statistics.count('points')
+        return True
+
+    def explain(self) -> str:
+        """Say who publishes depth and camera_info."""
+        return '; '.join(
+            f'{subscription.topic_name}: {describe_publishers(self._node, subscription)}'
+            for subscription in self._depth.subscriptions
+        )
+
+    def _points(self, labelled: _Labelled, depth: Image, info) -> np.ndarray:
+        height, width = labelled.result.label.shape
+        frames = labelled.header.frame_id, depth.header.frame_id
+        if all(frames) and frames[0] != frames[1]:
+            raise ImageError(
+                f'depth is in frame {frames[1]!r}, the image in {frames[0]!r}; depth has to be '
+                'registered to the image'
+            )
+        if (depth.width, depth.height) != (width, height):
+            raise ImageError(
+                f'depth is of {depth.width} x {depth.height} pixels, the image has '
+                f'{width} x {height}; depth has to be registered to the image'
+            )
+        return labelled_points(
+            depth_in_metres(depth, self._max_pixels),
+            intrinsics_of(info, width, height),
+            labelled.picture,
+            labelled.result.label,
+            labelled.result.confidence,
+        )
+
+    def _missing(self, match: DepthMatch) -> str:
+        if match.depth is None:
+            return (
+                f'no depth image within {1e3 * STAMP_TOLERANCE_S:.0f} ms of the image on '
+                f'{self._depth.topic}'
+            )
+        return f'no camera_info on {self._depth.info_topic}'
+
+    def _on_depth(self) -> None:
+        if self._waiting is not None:
+            self._wake()

@@ -1,0 +1,198 @@
+"""What planners read: confidence, masks of classes, compressed labels, points; over real DDS."""
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header
+
+from cliptrase_ros.depth_points import POINT
+from cliptrase_ros.ros.conversions import image_message
+
+UNLABELLED = 255
+
+
+def pixels(image):
+    return np.frombuffer(image.data, np.uint8).reshape(image.height, image.step)
+
+
+def points_of(cloud):
+    return np.frombuffer(cloud.data, POINT).reshape(cloud.height, cloud.width)
+
+
+def test_every_output_of_a_frame_says_the_same(start_node, client):
+    start_node(vocabulary='road; red car: auto; tree', mask_topics='Red Car; road; no such thing')
+    topics = {
+        name: f'/cliptrase/camera/{name}'
+        for name in (
+            *('label', 'confidence', 'label/compressed'),
+            *('mask/Red_Car', 'mask/road', 'mask/no_such_thing'),
+        )
+    }
+    for name, topic in topics.items():
+        client.listen(topic, CompressedImage if 'compressed' in name else Image)
+    client.listen_to_masks()
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    ids = {c.name: c.id for c in client.received['/cliptrase/vocabulary'][0].classes}
+    header = client.send(client.image(60, 90, seed=4))
+    received = {name: client._answer(header, topic) for name, topic in topics.items()}
+    label = pixels(received['label'])
+
+    compressed = received['label/compressed']
+    assert compressed.format == 'mono8; png compressed '
+    decoded = cv2.imdecode(np.frombuffer(compressed.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(decoded, label)
+
+    for name in ('confidence', 'mask/Red_Car', 'mask/road', 'mask/no_such_thing'):
+        image = received[name]
+        assert (image.encoding, image.height, image.width, image.step) == ('mono8', 60, 90, 90)
+    for name, class_name in (('mask/Red_Car', 'red car'), ('mask/road', 'road')):
+        np.testing.assert_array_equal(
+            pixels(received[name]), np.where(label == ids[class_name], 255, 0)
+        )
+    assert not pixels(received['mask/no_such_thing']).any()
+
+    confidence = pixels(received['confidence']) / 255.0
+    for mask in client.masks_of(header).masks:
+        mean = confidence[label == mask.class_id].mean()
+        assert mask.confidence == pytest.approx(mean, abs=1e-5)
+
+    status, values = client.diagnostics(lambda _, v: v['masks_unknown'])
+    assert values['masks_unknown'] == 'no such thing'
+    assert status.level == DiagnosticStatus.WARN and 'no such thing' in status.message
+
+
+class DepthCamera:
+    """Publishes depth and camera_info beside the images of a client."""
+
+    def __init__(self, client):
+        self._client = client
+        self.depth = client.node.create_publisher(Image, '/camera/depth/image_raw', 10)
+        self.info = client.node.create_publisher(CameraInfo, '/camera/camera_info', 10)
+
+    def wait(self):
+        for publisher in (self.depth, self.info):
+            self._client.wait_for(publisher.get_subscription_count, publisher.topic_name)
+
+    def send_info(self, width, height, fx=100.0, fy=50.0, cx=3.0, cy=2.0):
+        k = [fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0]
+        self.info.publish(CameraInfo(width=width, height=height, k=k))
+
+    def send_depth(self, header, values, encoding='16UC1'):
+        self.depth.publish(image_message(values, encoding, header))
+
+
+@pytest.fixture
+def depth_camera(client):
+    return DepthCamera(client)
+
+
+def millimetres(height, width):
+    values = np.random.default_rng(0).integers(1, 9000, (height, width)).astype(np.uint16)
+    values[::3, ::4] = 0
+    return values
+
+
+def test_points_are_labels_at_their_depth(start_node, client, depth_camera):
+    start_node(depth=True)
+    client.listen('/cliptrase/camera/points', PointCloud2)
+    client.listen_to_label()
+    depth_camera.wait()
+    for order in ('depth first', 'image first'):
+        image, values = client.image(48, 64, seed=2), millimetres(48, 64)
+        if order == 'depth first':
+            depth_camera.send_info(64, 48)
+            depth_camera.send_depth(image.header, values)
+            client.spin(0.1)
+            client.send(image)
+        else:
+            # Depth that is later than the labels, and a little beside the stamp.
+            client.label_of(client.send(image))
+            late = Header(frame_id=image.header.frame_id)
+            late.stamp.sec = image.header.stamp.sec
+            late.stamp.nanosec = image.header.stamp.nanosec + 15_000_000
+            depth_camera.send_depth(late, (values * 1e-3).astype(np.float32), '32FC1')
+        label = client.label_of(image.header)
+        cloud = client._answer(image.header, '/cliptrase/camera/points')
+        assert (cloud.height, cloud.width, cloud.point_step) == (48, 64, POINT.itemsize)
+        assert cloud.row_step == 64 * cloud.point_step and len(cloud.data) == 48 * cloud.row_step
+        assert [f.name for f in cloud.fields] == ['x', 'y', 'z', 'rgb', 'label', 'confidence']
+        assert not cloud.is_dense and not cloud.is_bigendian
+        points = points_of(cloud)
+        np.testing.assert_array_equal(points['label'], pixels(label))
+        measured = values > 0
+        assert np.isnan(points['z'][~measured]).all() and np.isnan(points['x'][~measured]).all()
+        z = values * 1e-3
+        rows, columns = np.mgrid[:48, :64]
+        for name, expected in (
+            ('z', z),
+            ('x', (columns - 3.0) / 100.0 * z),
+            ('y', (rows - 2.0) / 50.0 * z),
+        ):
+            np.testing.assert_allclose(points[name][measured], expected[measured], rtol=1e-5)
+        colours = points['rgb'].copy().view(np.uint32)
+        rgb = np.frombuffer(image.data, np.uint8).reshape(48, 64, 3).astype(np.uint32)
+        np.testing.assert_array_equal(colours, rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
+        assert ((points['confidence'] >= 0) & (points['confidence'] <= 1)).all()
+
+
+def test_missing_points_say_what_is_missing(start_node, client, depth_camera):
+    statistics = start_node(depth=True)._cameras[0].statistics
+    client.listen('/cliptrase/camera/points', PointCloud2)
+    client.listen_to_label()
+    depth_camera.wait()
+
+    def send(values=None, encoding='16UC1', frame_id='optical'):
+        image = client.image(48, 64)
+        if values is not None:
+            header = Header(stamp=image.header.stamp, frame_id=frame_id)
+            depth_camera.send_depth(header, values, encoding)
+        client.send(image)
+        client.label_of(image.header)
+
+    def wait_for(reason):
+        client.wait_for(
+            lambda: reason in statistics.last_points_missed or reason in statistics.last_refusal,
+            reason,
+        )
+
+    # Points wait for their depth until the next picture comes.
+    send()
+    send(millimetres(48, 64))
+    wait_for('no depth image within 20 ms of the image on /camera/depth/image_raw')
+    send()
+    wait_for('no camera_info on /camera/camera_info')
+    for depth, info, reason in (
+        ({}, {'width': 640, 'height': 480}, 'camera_info is of 640 x 480'),
+        ({}, {'fx': 0.0}, 'not calibrated'),
+        ({'values': millimetres(24, 32)}, {}, 'depth is of 32 x 24 pixels'),
+        ({'frame_id': 'other'}, {}, "depth is in frame 'other'"),
+        ({'encoding': '8UC1', 'values': np.ones((48, 64), np.uint8)}, {}, "'8UC1' is not known"),
+    ):
+        depth_camera.send_info(**{'width': 64, 'height': 48, **info})
+        send(**{'values': millimetres(48, 64), **depth})
+        wait_for(reason)
+    assert not client.received['/cliptrase/camera/points']
+    missed = client.diagnostics(lambda _, v: int(v['points_missed']) >= 6)[1]
+    assert missed['last_points_missed'] == statistics.last_points_missed
+    # And all is well again.
+    depth_camera.send_info(64, 48)
+    send(millimetres(48, 64))
+    client.wait_for(lambda: client.received['/cliptrase/camera/points'], 'points')
+
+
+def test_depth_is_subscribed_while_points_are_wanted(start_node, client, depth_camera):
+    start_node(depth=True)
+    client.listen_to_label()
+    client.connect()
+    assert not depth_camera.depth.get_subscription_count()
+    listener = client.listen('/cliptrase/camera/points', PointCloud2)
+    depth_camera.wait()
+    client.node.destroy_subscription(listener)
+    client.wait_for(lambda: not depth_camera.depth.get_subscription_count(), 'the end of it')
+    client.label_of(client.send(client.image()))
