@@ -157,7 +157,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'raw',
         "How images come: 'raw' on NAME/image_raw, 'compressed' (JPEG, PNG) on "
         'NAME/image_raw/compressed. One for all cameras, or one for each in order.',
-        constraints=f'{_ENTRIES}; each {" or ".join(TRANSPORTS)}',
+        constraints=f'{_ENTRIES}; each one of {", ".join(TRANSPORTS)}',
     ),
     ParameterSpec(
         'depth',

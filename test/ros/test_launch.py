@@ -23,20 +23,6 @@ def test_parameter_file_holds_the_defaults_of_every_parameter():
     assert content['/**']['ros__parameters'] == {spec.name: spec.default for spec in PARAMETERS}
 
 
-def test_node_page_names_every_parameter_with_its_default():
-    page = (ROOT / 'docs' / 'node.md').read_text()
-    rows = {line.split('|')[1].strip(' `'): line for line in page.splitlines() if '|' in line}
-    for spec in PARAMETERS:
-        cells = [cell.strip() for cell in rows[spec.name].strip('|').split('|')]
-        default = spec.default
-        shown = '; '.join(default) if isinstance(default, list) else default
-        shown = str(shown).lower() if isinstance(shown, bool) else str(shown)
-        assert cells[1].strip('`') == shown, spec.name
-        assert cells[2] == ('yes' if spec.live else 'no'), spec.name
-        for limit in spec.limits or ():
-            assert f'{limit:g}' in cells[3], spec.name
-
-
 @pytest.fixture(scope='module')
 def launch_syntax():
     return ast.parse((ROOT / 'launch' / 'segment.launch.py').read_text())

@@ -1,0 +1,115 @@
+"""docs/node.md and the node say the same, in both directions."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+from diagnostic_msgs.msg import DiagnosticArray
+
+from cliptrase_ros.ros.camera import LabelInfo
+from cliptrase_ros.ros.parameters import PARAMETERS
+
+PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'node.md'
+
+#: Topics that every node has.
+COMMON_TOPICS = {'/rosout', '/parameter_events'}
+
+
+def table(first_cell, after=''):
+    """Rows of the table whose heading begins with a cell, as lists of cells."""
+    text = PAGE.read_text()
+    lines = text[text.index(after) :].splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith(f'| {first_cell} |'))
+    rows = []
+    for line in lines[begin + 2 :]:
+        if not line.startswith('|'):
+            return rows
+        rows.append([cell.strip() for cell in line.strip().strip('|').split('|')])
+    return rows
+
+
+def code(cell):
+    """What stands in backquotes."""
+    return re.findall(r'`([^`]*)`', cell)
+
+
+def test_parameters():
+    rows = {code(row[0])[0]: row for row in table('name')}
+    assert list(rows) == [spec.name for spec in PARAMETERS]
+    for spec in PARAMETERS:
+        _, default, live, allowed, _ = rows[spec.name]
+        shown = '; '.join(spec.default) if isinstance(spec.default, list) else str(spec.default)
+        shown = shown.lower() if isinstance(spec.default, bool) else shown
+        assert default == f'`{shown}`', spec.name
+        assert live == ('yes' if spec.live else 'no'), spec.name
+        numbers = [float(n) for n in re.findall(r'\d+(?:\.\d+)?', allowed)]
+        for limit in spec.limits or ():
+            assert limit in numbers, spec.name
+        choices = re.search(r'one of (.*)', spec.constraints)
+        for choice in choices[1].split(', ') if choices else ():
+            assert choice in code(allowed), spec.name
+
+
+def by_name_and_type(found):
+    return {
+        (name.replace('/OTHER/', '/NAME/'), type_)
+        for name, types in found
+        for type_ in types
+        if name not in COMMON_TOPICS
+    }
+
+
+def test_topics(start_node, client):
+    start_node(
+        cameras=['NAME', 'OTHER'],
+        transport='raw; compressed',
+        depth=True,
+        mask_topics=['CLASS'],
+        always_on=True,
+    )
+    node = client.node
+    name = ('cliptrase', '/')
+    client.wait_for(lambda: name in node.get_node_names_and_namespaces(), 'the node')
+    inputs, outputs = set(), set()
+    for topic, type_, *_ in table('topic'):
+        is_input = topic.endswith('(in)')
+        full = code(topic)[0].replace('~', '/cliptrase')
+        full = full if full.startswith('/') else f'/{full}'
+        package, message = type_.split(',')[0].split('/')
+        if message != 'LabelInfo' or LabelInfo is not None:
+            (inputs if is_input else outputs).add((full, f'{package}/msg/{message}'))
+    client.wait_for(
+        lambda: by_name_and_type(node.get_publisher_names_and_types_by_node(*name)) >= outputs,
+        f'{outputs}',
+    )
+    assert by_name_and_type(node.get_publisher_names_and_types_by_node(*name)) == outputs
+    client.wait_for(
+        lambda: by_name_and_type(node.get_subscriber_names_and_types_by_node(*name)) == inputs,
+        f'{inputs}',
+    )
+
+
+def test_diagnostics(start_node, client):
+    start_node()
+    client.listen_to_label()
+    client.listen('/diagnostics', DiagnosticArray)
+    for status, wanted in (('engine', ''), ('camera NAME', 'latency_ms_max')):
+        keys = [
+            key for row in table('key', f'Values of `cliptrase: {status}`') for key in code(row[0])
+        ]
+        ending = status.replace('NAME', 'camera')
+        assert len(keys) == len(set(keys))
+
+        def reported(ending=ending, wanted=wanted):
+            for array in client.received['/diagnostics']:
+                for one in array.status:
+                    found = {value.key for value in one.values}
+                    if one.name == f'cliptrase: {ending}' and (not wanted or wanted in found):
+                        return found
+            return None
+
+        client.label_of(client.send(client.image()))
+        assert client.wait_for(reported, status) == set(keys)
