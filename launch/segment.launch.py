@@ -32,7 +32,37 @@ ARGUMENTS = (
         'image_topic',
         default_value='',
         description="Image topics to read instead of NAME/image_raw, separated by ',', one for "
-        'each of `cameras` in order (a single one needs no `cameras`).',
+        'each of `cameras` in order (a single one needs no `cameras`). With transport:=compressed '
+        'TOPIC/compressed is read.',
+    ),
+    DeclareLaunchArgument(
+        'transport',
+        default_value='',
+        description="'raw' or 'compressed', or one for each of `cameras`, separated by ','. "
+        'Empty: as params_file says.',
+    ),
+    DeclareLaunchArgument(
+        'depth',
+        default_value='',
+        choices=['', *BOOLEANS],
+        description='Publish points, from depth registered to the image. Empty: as params_file '
+        'says, or true with depth_topic.',
+    ),
+    DeclareLaunchArgument(
+        'depth_topic',
+        default_value='',
+        description='Depth topics to read instead of NAME/depth/image_raw, one for each camera.',
+    ),
+    DeclareLaunchArgument(
+        'camera_info_topic',
+        default_value='',
+        description='Topics to read instead of NAME/camera_info, one for each camera.',
+    ),
+    DeclareLaunchArgument(
+        'mask_topics',
+        default_value='',
+        description='Classes that have an image of their own on NODE/NAME/mask/CLASS, separated '
+        "by ';'. Empty: as params_file says.",
     ),
     DeclareLaunchArgument(
         'vocabulary',
@@ -99,20 +129,29 @@ def _nodes(context: LaunchContext) -> list[Node]:
         argument.name: LaunchConfiguration(argument.name).perform(context).strip()
         for argument in ARGUMENTS
     }
-    cameras, topics = _list(given['cameras']), _list(given['image_topic'])
-    if topics and not cameras:
+    cameras = _list(given['cameras'])
+    topics = {
+        'image': _list(given['image_topic']),
+        'depth': _list(given['depth_topic']),
+        'camera_info': _list(given['camera_info_topic']),
+    }
+    if any(topics.values()) and not cameras:
         cameras = ['camera']
-    if topics and len(topics) != len(cameras):
-        raise RuntimeError(
-            f'image_topic has {len(topics)} topics ({", ".join(topics)}) for {len(cameras)} '
-            f'cameras ({", ".join(cameras)}); give one for each, in order'
-        )
+    for name, listed in topics.items():
+        if listed and len(listed) != len(cameras):
+            raise RuntimeError(
+                f'{name}_topic has {len(listed)} topics ({", ".join(listed)}) for {len(cameras)} '
+                f'cameras ({", ".join(cameras)}); give one for each, in order'
+            )
 
     # Without a type, launch_ros reads the text as YAML: the class `no` would become False.
     overrides = {'use_sim_time': given['use_sim_time'] == 'true'}
-    for name in ('vocabulary', 'model', 'device'):
+    given['transport'] = '; '.join(_list(given['transport']))
+    for name in ('vocabulary', 'transport', 'mask_topics', 'model', 'device'):
         if given[name]:
             overrides[name] = ParameterValue(given[name], value_type=str)
+    if given['depth'] or topics['depth']:
+        overrides['depth'] = given['depth'] != 'false'
     if given['rate']:
         try:
             overrides['rate'] = float(given['rate'])
@@ -121,10 +160,17 @@ def _nodes(context: LaunchContext) -> list[Node]:
     if cameras:
         overrides['cameras'] = ParameterValue(cameras, value_type=List[str])  # noqa: UP006
 
-    # Without topics there is nothing to remap, whatever the cameras.
-    remappings = [
-        (f'{name}/image_raw', topic) for name, topic in zip(cameras, topics, strict=False)
-    ]
+    remappings = []
+    for index, name in enumerate(cameras):
+        if topics['image']:
+            # As image_transport has it: compressed images come below the topic of the raw ones.
+            topic = topics['image'][index].removesuffix('/compressed')
+            remappings.append((f'{name}/image_raw', topic))
+            remappings.append((f'{name}/image_raw/compressed', f'{topic}/compressed'))
+        if topics['depth']:
+            remappings.append((f'{name}/depth/image_raw', topics['depth'][index]))
+        if topics['camera_info']:
+            remappings.append((f'{name}/camera_info', topics['camera_info'][index]))
     nodes = [
         Node(
             package='cliptrase_ros',

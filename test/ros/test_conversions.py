@@ -9,10 +9,11 @@ import hypothesis.extra.numpy as arrays
 from cliptrase_ros.msg import ClassMask
 from hypothesis import given
 from hypothesis import strategies as st
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, PointField
 from std_msgs.msg import Header
 
 from cliptrase_ros import image_messages
+from cliptrase_ros.depth_points import Intrinsics, labelled_points
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.conversions import (
     ENCODINGS,
@@ -22,6 +23,7 @@ from cliptrase_ros.ros.conversions import (
     encode_mask,
     image_message,
     masks_message,
+    points_message,
     to_rgb,
     vocabulary_message,
 )
@@ -222,6 +224,47 @@ def test_large_image_is_converted_in_milliseconds():
     begin = time.perf_counter()
     image_message(pixels, 'rgb8', Header())
     assert time.perf_counter() - begin < 0.1
+
+
+def points(height=3, width=4):
+    generator = np.random.default_rng(0)
+    return labelled_points(
+        generator.uniform(0.5, 9.0, (height, width)).astype(np.float32),
+        Intrinsics(50.0, 60.0, 1.5, 1.0),
+        generator.integers(0, 256, (height, width, 3), np.uint8),
+        *(generator.integers(0, 256, (height, width), np.uint8) for _ in range(2)),
+    )
+
+
+def test_points_message_is_the_array():
+    header = Header(frame_id='optical')
+    cloud = points_message(points(), header)
+    assert (cloud.height, cloud.width, cloud.row_step) == (3, 4, 4 * cloud.point_step)
+    dtype = np.dtype(
+        {
+            'names': [field.name for field in cloud.fields],
+            'formats': [
+                {PointField.FLOAT32: 'f4', PointField.UINT32: 'u4'}[f.datatype]
+                for f in cloud.fields
+            ],
+            'offsets': [field.offset for field in cloud.fields],
+            'itemsize': cloud.point_step,
+        }
+    )
+    np.testing.assert_array_equal(np.frombuffer(cloud.data, dtype).reshape(3, 4), points())
+    assert cloud.header == header
+
+
+def test_own_points_equal_those_of_sensor_msgs_py(monkeypatch):
+    point_cloud2 = pytest.importorskip(
+        'sensor_msgs_py.point_cloud2', reason='sensor_msgs_py is not installed'
+    )
+    theirs = points_message(points(), Header(frame_id='optical'))
+    assert conversions._create_cloud is not None
+    monkeypatch.setattr(conversions, '_create_cloud', None)
+    assert points_message(points(), Header(frame_id='optical')) == theirs
+    read = point_cloud2.read_points(theirs)
+    np.testing.assert_array_equal(read, points().ravel())
 
 
 def test_own_conversion_equals_cv_bridge():

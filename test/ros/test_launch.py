@@ -109,6 +109,11 @@ def test_every_launch_argument_is_described(launch_file):
         'params_file',
         'cameras',
         'image_topic',
+        'transport',
+        'depth',
+        'depth_topic',
+        'camera_info_topic',
+        'mask_topics',
         'vocabulary',
         'model',
         'device',
@@ -125,12 +130,16 @@ def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_fol
     """In a process of its own: a launch service wants the main thread."""
     from cliptrase_ros.msg import Vocabulary
     from rclpy.qos import DurabilityPolicy, QoSProfile
-    from sensor_msgs.msg import Image
+    from sensor_msgs.msg import Image, PointCloud2
 
     arguments = {
         'namespace': 'robot',
         'cameras': 'left,right',
         'image_topic': '/driver/left,/driver/right',
+        'transport': 'raw,compressed',
+        'depth_topic': '/driver/left/depth,/driver/right/depth',
+        'camera_info_topic': '/driver/left/info,/driver/right/info',
+        'mask_topics': 'no',
         'vocabulary': 'no; yes',
         'model': f'local-dir:{tiny_model_folder}',
         'device': 'cpu',
@@ -177,8 +186,15 @@ def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_fol
         assert client.parameter('rate') == 5.0
         assert client.parameter('cameras') == ['left', 'right']
         assert client.parameter('preset') == 'robot'
+        assert client.parameter('transport') == 'raw; compressed'
         client.listen('/robot/cliptrase/left/label', Image)
-        client.wait_for(lambda: client.node.count_subscribers('/driver/left'), 'the remapping')
+        client.listen('/robot/cliptrase/right/mask/no', Image)
+        client.listen('/robot/cliptrase/left/points', PointCloud2)
+        for topic in ('left', 'right/compressed', 'left/depth', 'left/info'):
+            client.wait_for(
+                lambda: client.node.count_subscribers(f'/driver/{topic}'),  # noqa: B023
+                topic,
+            )
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
