@@ -173,6 +173,7 @@ class Verifier:
             range(len(features)),
             range(len(recording.foreground)),
             UNLABELLED,
+            UNLABELLED,
             float(self._loaded.model.logit_scale.exp()),
         )
         pipeline = self._segmenter.pipeline

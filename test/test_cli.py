@@ -40,7 +40,7 @@ def recorded(tiny_architecture, checkpoint):
     segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
     features = TextEncoder(loaded.model, loaded.tokenizer).encode([*FOREGROUND, *BACKGROUND])
     scale = float(loaded.model.logit_scale.exp())
-    table = label_table(features, range(len(features)), range(len(FOREGROUND)), 255, scale)
+    table = label_table(features, range(len(features)), range(len(FOREGROUND)), 255, 255, scale)
     pixels = segmenter.pipeline.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
     with torch.inference_mode():
         result = trace(segmenter.pipeline.backbone, pixels, table, PRESETS['paper'])

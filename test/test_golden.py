@@ -31,6 +31,7 @@ def traced(clip, golden, copies=1, bounds=None):
         range(len(features)),
         range(len(golden['foreground'])),
         UNLABELLED,
+        UNLABELLED,
         float(clip.logit_scale.exp()),
     )
     method = replace(PRESETS['paper'], image_prior=golden['mode'] == 'image_prior')

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from cliptrase_ros.segmentation.pipeline import (
     Pipeline,
     label_probability,
     largest_enlarged,
+    trace,
 )
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
@@ -31,7 +34,8 @@ def pipeline():
 def table():
     # Two phrases for the first class, two background phrases.
     features = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
-    return label_table(F.normalize(features, dim=-1), [0, 0, 1, 2, 3, 4], [7, 3, 9], 255, 100.0)
+    unit = F.normalize(features, dim=-1)
+    return label_table(unit, [0, 0, 1, 2, 3, 4], [7, 3, 9], 255, 255, 100.0)
 
 
 def frames(batch, height=96, width=128):
@@ -85,3 +89,72 @@ def test_a_padded_table_gives_labels_the_same_ids(table):
     padded = table.padded(8, 16)
     assert padded.size == (8, 16)
     assert padded.ids[:4].tolist() == [7, 3, 9, UNLABELLED]
+
+
+PLAIN = Method('whole', recovery=False, clustering=False, denoising=False)
+
+
+def traced(pipeline, table, method):
+    pixels = pipeline.normalise(frames(2).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        return trace(pipeline.backbone, pixels, table, method)
+
+
+def test_without_recovery_the_tower_is_plain_clip():
+    clip = reference_clip()
+    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        tokens = DenseBackbone(clip.visual)(pixels, recovery=False).tokens
+        wanted = F.normalize(clip.encode_image(pixels), dim=-1)
+    torch.testing.assert_close(tokens[:, 0], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_is_that_of_the_last_block():
+    clip = reference_clip()
+    last = clip.visual.transformer.resblocks[-1]
+    entered = []
+    hook = last.register_forward_pre_hook(lambda block, inputs: entered.append(inputs[0]))
+    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        clip.encode_image(pixels)
+        hook.remove()
+        x = last.ln_1(entered[0])
+        x = x if last.attn.batch_first else x.transpose(0, 1)
+        last.attn.batch_first = True
+        wanted = last.attn(x, x, x, need_weights=True)[1]
+        attention = DenseBackbone(clip.visual).attention(pixels)
+    torch.testing.assert_close(attention, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_every_switch_changes_what_it_is_about(pipeline, table):
+    whole = traced(pipeline, table, Method('whole'))
+    plain = traced(pipeline, table, PLAIN)
+    recovered = traced(pipeline, table, replace(PLAIN, recovery=True))
+    clustered = traced(pipeline, table, Method('whole', denoising=False))
+    assert not torch.equal(plain.tokens, recovered.tokens)
+    assert (plain.clusters == -1).all() and torch.equal(plain.labels, plain.raw_labels)
+    assert torch.equal(recovered.labels, whole.raw_labels)
+    assert torch.equal(clustered.raw_labels, whole.raw_labels)
+    # A patch correlates with itself entirely, unless what [CLS] correlates with is removed.
+    itself = clustered.correlation.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(itself, torch.ones_like(itself))
+    assert (whole.correlation.diagonal(dim1=1, dim2=2) < 0.9).all()
+    assert not torch.equal(clustered.clusters, whole.clusters)
+
+
+@pytest.mark.parametrize('bounds', [None, Bounds()], ids=['exact', 'bounded'])
+def test_switches_hold_within_bounds(pipeline, table, bounds):
+    method = replace(PLAIN, recovery=True)
+    result = run(pipeline, table, method, bounds, min_confidence=0.0)
+    assert result.exact.all()
+    assert torch.equal(result.label, run(pipeline, table, method, None, 0.0).label)
+
+
+def test_more_labels_than_a_byte_holds(pipeline):
+    features = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
+    features[:300] *= 1e-3  # the last columns win
+    wide = label_table(features, range(400), range(390), -1, 390, 100.0, torch.int16)
+    label = run(pipeline, wide, Method('centre', clustering=False), None, 0.0).label
+    assert label.dtype == torch.int16
+    assert set(label[..., :16].unique().tolist()) == {-1}  # outside the square
+    assert 300 <= label.max() <= 390

@@ -29,29 +29,8 @@ def add_words(command: argparse.ArgumentParser) -> None:
 
 
 def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
-    """Add what the engine is and how it works: model, device, preset, rate, batch."""
-    engine = command.add_argument_group('engine')
-    engine.add_argument(
-        '--model',
-        default='ViT-B-16-quickgelu',
-        metavar='NAME',
-        help='open_clip architecture, toybox, or local-dir:FOLDER (default: %(default)s)',
-    )
-    engine.add_argument(
-        '--pretrained',
-        default='openai',
-        metavar='TAG',
-        help='weights: a tag of open_clip, or a file (default: %(default)s)',
-    )
-    engine.add_argument('--cache-dir', metavar='FOLDER', help='where downloaded weights are kept')
-    engine.add_argument(
-        '--device', default='auto', help='auto, cpu, cuda or cuda:N (default: %(default)s)'
-    )
-    engine.add_argument(
-        '--precision',
-        default='auto',
-        help='auto, float32, float16 or bfloat16 (default: %(default)s)',
-    )
+    """Add what the engine is and how it works: as `add_model`, and preset and rate."""
+    engine = add_model(command)
     engine.add_argument(
         '--preset', default='robot', help='robot (whole frame) or paper (default: %(default)s)'
     )
@@ -76,12 +55,39 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
         metavar='HZ',
         help=f'label at most so many {what_rate_counts} (default: all)',
     )
+
+
+def add_model(command: argparse.ArgumentParser):
+    """Add what the engine is: model, device, batch. Returns the group of options."""
+    engine = command.add_argument_group('engine')
+    engine.add_argument(
+        '--model',
+        default='ViT-B-16-quickgelu',
+        metavar='NAME',
+        help='open_clip architecture, toybox, or local-dir:FOLDER (default: %(default)s)',
+    )
+    engine.add_argument(
+        '--pretrained',
+        default='openai',
+        metavar='TAG',
+        help='weights: a tag of open_clip, or a file (default: %(default)s)',
+    )
+    engine.add_argument('--cache-dir', metavar='FOLDER', help='where downloaded weights are kept')
+    engine.add_argument(
+        '--device', default='auto', help='auto, cpu, cuda or cuda:N (default: %(default)s)'
+    )
+    engine.add_argument(
+        '--precision',
+        default='auto',
+        help='auto, float32, float16 or bfloat16 (default: %(default)s)',
+    )
     engine.add_argument(
         '--batch',
         type=at_least_one,
         metavar='N',
         help='images of equal size at a time (default: 8 on a GPU, else 1)',
     )
+    return engine
 
 
 def rate(text: str) -> float:
@@ -111,14 +117,29 @@ def parse_words(arguments: argparse.Namespace) -> Vocabulary:
 
 def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
     """Engine, encoded vocabulary, settings and batch size, as the arguments say. CommandError."""
-    from cliptrase_ros.batches import default_batch
-    from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
-    from cliptrase_ros.segmentation.weights import ModelError
+    from cliptrase_ros.segmentation.segmenter import SegmentationSettings
 
     try:
         settings = SegmentationSettings(
             arguments.preset, arguments.resolution, arguments.min_confidence
         )
+    except ValueError as error:
+        raise CommandError(error) from error
+    segmenter, batch = load_model(arguments)
+    try:
+        encoded = segmenter.encode_vocabulary(vocabulary)
+    except VocabularyError as error:
+        raise CommandError(error) from error
+    return segmenter, encoded, settings, batch
+
+
+def load_model(arguments: argparse.Namespace):
+    """Engine and batch size, as the arguments of `add_model` say. Raises CommandError."""
+    from cliptrase_ros.batches import default_batch
+    from cliptrase_ros.segmentation.segmenter import load_segmenter
+    from cliptrase_ros.segmentation.weights import ModelError
+
+    try:
         segmenter = load_segmenter(
             arguments.model,
             arguments.pretrained,
@@ -126,7 +147,6 @@ def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
             arguments.precision,
             arguments.cache_dir,
         )
-        encoded = segmenter.encode_vocabulary(vocabulary)
     except (ModelError, ValueError) as error:
         raise CommandError(error) from error
-    return segmenter, encoded, settings, arguments.batch or default_batch(segmenter)
+    return segmenter, arguments.batch or default_batch(segmenter)

@@ -43,12 +43,34 @@ class DenseBackbone:
         self.visual = visual
         self.patch_size: int = visual.conv1.kernel_size[0]
 
-    def __call__(self, pixels: Tensor) -> DenseFeatures:
+    def __call__(self, pixels: Tensor, recovery: bool = True) -> DenseFeatures:
         """Run the tower.
 
         pixels: float (B, 3, H, W), normalised, in the tower's dtype and on its device; H and W
-        are multiples of the patch size.
+        are multiples of the patch size. recovery: False leaves the last block as it is.
         """
+        visual, last = self.visual, self.visual.transformer.resblocks[-1]
+        x, qkv, grid = self._before_last(pixels)
+        x, _ = _block(last, x, attend=_self_attend if recovery else None)
+        x = visual.ln_post(x)
+        if visual.proj is not None:
+            x = x @ visual.proj
+        correlation = recover_correlation(qkv, last.attn.num_heads)
+        return DenseFeatures(x / x.norm(dim=-1, keepdim=True), correlation, grid)
+
+    def attention(self, pixels: Tensor) -> Tensor:
+        """What tokens attend to in the last block of plain CLIP, mean over heads.
+
+        pixels: as for a call. Returns float32 (B, 1 + N, 1 + N), rows add up to 1, [CLS] first.
+        """
+        x, _, _ = self._before_last(pixels)
+        last = self.visual.transformer.resblocks[-1]
+        _, qkv = _block(last, x)
+        q, k, _ = qkv.float().unflatten(-1, (3, last.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return _weights(q, k).mean(1)
+
+    def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """The last block's input, the projections of the block before it, and the grid."""
         visual = self.visual
         patches = visual.conv1(pixels)
         grid = tuple(patches.shape[-2:])
@@ -57,17 +79,9 @@ class DenseBackbone:
         x = torch.cat([cls_token, x], dim=1) + self._positional_embedding(grid).to(x.dtype)
         x = visual.ln_pre(x)
 
-        *blocks, second_last, last = visual.transformer.resblocks
-        for block in blocks:
-            x, _ = _block(block, x)
-        x, qkv = _block(second_last, x)
-        x, _ = _block(last, x, attend=_self_attend)
-
-        x = visual.ln_post(x)
-        if visual.proj is not None:
-            x = x @ visual.proj
-        correlation = recover_correlation(qkv, second_last.attn.num_heads)
-        return DenseFeatures(x / x.norm(dim=-1, keepdim=True), correlation, grid)
+        for block in visual.transformer.resblocks[:-1]:
+            x, qkv = _block(block, x)
+        return x, qkv, grid
 
     def _positional_embedding(self, grid: tuple[int, int]) -> Tensor:
         embedding = self.visual.positional_embedding

@@ -108,10 +108,10 @@ def cluster_maps(
 ) -> Tensor:
     """Where each cluster lies: the mean of its members' correlation rows, enlarged and smoothed.
 
-    correlation: float (B, N, N), denoised. clusters: int64 (B, N), less than count, -1 = noise.
+    correlation: float (B, N, N), not below -1. clusters: int64 (B, N), less than count, -1 = noise.
     grid: (h, w) with h w = N.
-    Returns float (B, count, 4 h, 4 w) after bilinear enlargement and a 7 x 7 median; -1, less
-    than any mean of a correlation that is not negative, for the clusters an image does not have.
+    Returns float (B, count, 4 h, 4 w) after bilinear enlargement and a 7 x 7 median; -1, no
+    more than any mean of correlations, for the clusters an image does not have, the last ones.
     """
     number = torch.arange(count, device=clusters.device)
     members = (clusters[:, None, :] == number[:, None]).to(correlation.dtype)

@@ -22,8 +22,8 @@ class LabelTable:
     features: float32 (P, D), unit length. columns: int64 (P,), each phrase's column; of one
     column's phrases the largest cosine counts. A padding phrase has column C.
     foreground: int64 (), number of classes. used: int64 (), number of columns that are no padding.
-    ids: uint8 (C + 1,), the class id of each label up to `foreground`.
-    logit_scale: the factor on cosines.
+    ids: integers (C + 1,), the class id of each label up to `foreground`.
+    unlabelled: the id of pixels without a label. logit_scale: the factor on cosines.
     """
 
     features: Tensor
@@ -31,6 +31,7 @@ class LabelTable:
     foreground: Tensor
     used: Tensor
     ids: Tensor
+    unlabelled: int
     logit_scale: float
 
     @property
@@ -71,16 +72,19 @@ def label_table(
     columns: Sequence[int],
     ids: Sequence[int],
     unlabelled: int,
+    background: int,
     logit_scale: float,
+    dtype: torch.dtype = torch.uint8,
 ) -> LabelTable:
     """Table without padding, on the device of the features.
 
     columns: the column of each phrase, without gaps. ids: class ids of the columns before the
-    background, whose id is `unlabelled`. The others: see `LabelTable`.
+    background. background: the id of the columns that follow. dtype: of ids. The others: see
+    `LabelTable`.
     """
     count = max(columns) + 1
-    by_label = torch.full((count + 1,), unlabelled, dtype=torch.uint8)
-    by_label[: len(ids)] = torch.as_tensor(ids, dtype=torch.uint8)
+    by_label = torch.full((count + 1,), background, dtype=dtype)
+    by_label[: len(ids)] = torch.as_tensor(ids, dtype=dtype)
     device = features.device
     return LabelTable(
         features,
@@ -88,5 +92,6 @@ def label_table(
         torch.tensor(len(ids), device=device),
         torch.tensor(count, device=device),
         by_label.to(device),
+        unlabelled,
         logit_scale,
     )

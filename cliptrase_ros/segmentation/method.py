@@ -13,12 +13,18 @@ class Method:
     """Every choice that changes labels; equal methods give equal labels of the same pixels.
 
     frame: `centre`, a centred square, or `whole`, the whole image at its own aspect ratio.
+    recovery: tokens of the last block attend to tokens like themselves, not as in plain CLIP.
+    clustering: regions of patches that correlate alike vote for one label.
+    denoising: what the [CLS] token correlates with is removed before clustering.
     image_prior: multiply the logits by those of the [CLS] token (the paper does on VOC20).
     fewest_clusters: an image with fewer keeps its labels as they are before the vote.
     min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
     """
 
     frame: str
+    recovery: bool = True
+    clustering: bool = True
+    denoising: bool = True
     image_prior: bool = False
     fewest_clusters: int = 1
     min_agreement: float = 0.0

@@ -18,7 +18,6 @@ from .correlation import denoise_correlation
 from .label_table import LabelTable
 from .method import Method
 from .preprocessing import Framing
-from .vocabulary import UNLABELLED
 
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
 _COLUMNS_AT_ONCE = 32
@@ -40,7 +39,7 @@ class Bounds:
 class Trace:
     """Every stage of the method for B images of N = h w patches and C label columns.
 
-    tokens: float32 (B, 1 + N, D). correlation: float32 (B, N, N), denoised.
+    tokens: float32 (B, 1 + N, D). correlation: float32 (B, N, N), what is clustered.
     patch_logits: float32 (B, C, h, w), without the image prior. clusters: int64 (B, N), -1 = noise.
     raw_labels, labels: int64 (B, H, W), before and after the vote; the value `foreground`
     stands for every background column.
@@ -60,7 +59,7 @@ class Trace:
 class LabelledFrames:
     """B frames labelled, at the camera's size, on the device.
 
-    label: uint8 (B, H, W), class ids, `UNLABELLED` where there is none.
+    label: (B, H, W), ids of the table, its `unlabelled` where there is none.
     confidence: uint8 (B, H, W), 0..255 for 0..1. exact: bool (B,), see `Trace`.
     """
 
@@ -94,15 +93,15 @@ class Pipeline:
         """Label frames.
 
         frames: uint8 (B, H, W, 3) RGB, of the framing's source size. min_confidence: float32 (),
-        0..1; pixels below become `UNLABELLED`. bounds: None for exact clusters at any cost.
+        0..1; pixels below become unlabelled. bounds: None for exact clusters at any cost.
         """
         pixels = self.normalise(preprocessing.network_input(frames, framing))
         result = trace(self.backbone, pixels, table, method, bounds)
         confidence = label_probability(result.patch_logits, result.labels, table)
         label = table.ids[result.labels]
-        label = label.masked_fill(confidence < min_confidence, UNLABELLED)
+        label = label.masked_fill(confidence < min_confidence, table.unlabelled)
         return LabelledFrames(
-            preprocessing.to_camera_size(label, framing, outside=UNLABELLED),
+            preprocessing.to_camera_size(label, framing, outside=table.unlabelled),
             preprocessing.to_camera_size(confidence.mul(255).round().byte(), framing, outside=0),
             result.exact,
         )
@@ -123,10 +122,12 @@ def trace(
 
     pixels: float (B, 3, H, W) in the backbone's dtype. Labels have the size of the input.
     """
-    dense = backbone(pixels)
+    dense = backbone(pixels, method.recovery)
     size = pixels.shape[-2:]
     tokens = dense.tokens.float()
-    correlation = denoise_correlation(dense.correlation)
+    correlation = dense.correlation[:, 1:, 1:]
+    if method.denoising:
+        correlation = denoise_correlation(dense.correlation)
 
     token_logits = table.logits(tokens)
     patch_logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
@@ -135,13 +136,17 @@ def trace(
         label_logits = table.without_padding(patch_logits * token_logits[:, 0, :, None, None])
     raw_labels = torch.minimum(largest_enlarged(label_logits, size), table.foreground)
 
-    clusters, exact = _clusters(correlation, bounds)
-    labels = _voted(raw_labels, correlation, clusters, dense.grid, table, method, bounds)
+    labels, (clusters, exact) = raw_labels, _clusters(correlation, method, bounds)
+    if method.clustering:
+        labels = _voted(raw_labels, correlation, clusters, dense.grid, table, method, bounds)
     return Trace(tokens, correlation, patch_logits, clusters, raw_labels, labels, exact)
 
 
-def _clusters(correlation: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
+def _clusters(correlation: Tensor, method: Method, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
     """Cluster numbers (B, N), and whether they are exact (B,)."""
+    if not method.clustering:
+        none = torch.full(correlation.shape[:2], -1, device=correlation.device)
+        return none, none.new_ones(len(none), dtype=torch.bool)
     eps, min_samples = dbscan_parameters(correlation.shape[-1])
     if bounds is None:
         clusters = dbscan(correlation, eps, min_samples)

@@ -19,6 +19,9 @@ from .weights import load_model, select_device
 #: Number formats of the image tower.
 PRECISIONS = ('float32', 'float16', 'bfloat16')
 
+#: Of a pixel without a label, in what `Segmenter.label_indices` gives.
+NO_INDEX = -1
+
 #: Shorter side fed to CLIP, pixels.
 RESOLUTION_RANGE = (64, 1024)
 
@@ -115,15 +118,34 @@ class Segmenter:
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
         """Encode every phrase not met before. Raises VocabularyError as `check_vocabulary` does."""
+        return EncodedVocabulary(
+            vocabulary,
+            self._label_table(vocabulary, vocabulary.ids, UNLABELLED, UNLABELLED, torch.uint8),
+        )
+
+    def index_table(self, vocabulary: Vocabulary) -> LabelTable:
+        """Label columns for `label_indices`, of any number of classes.
+
+        Ids do not count: a class's label is its position, int16; the background's is the number
+        of classes. Raises VocabularyError as `check_vocabulary` does.
+        """
+        count = len(vocabulary.classes)
+        return self._label_table(vocabulary, range(count), NO_INDEX, count, torch.int16)
+
+    def _label_table(
+        self,
+        vocabulary: Vocabulary,
+        ids: Sequence[int],
+        unlabelled: int,
+        background: int,
+        dtype: torch.dtype,
+    ) -> LabelTable:
         self.check_vocabulary(vocabulary)
         columns = [column for column, c in enumerate(vocabulary.classes) for _ in c.phrases]
         first_background = len(vocabulary.classes)
         columns += range(first_background, first_background + len(vocabulary.background))
         features = self._text.encode(vocabulary.phrases)
-        return EncodedVocabulary(
-            vocabulary,
-            label_table(features, columns, vocabulary.ids, UNLABELLED, self._logit_scale),
-        )
+        return label_table(features, columns, ids, unlabelled, background, self._logit_scale, dtype)
 
     def segment(
         self,
@@ -137,37 +159,61 @@ class Segmenter:
         Raises ValueError for an array of another shape or dtype.
         """
         settings = settings or SegmentationSettings()
+        return [
+            Segmentation(label, confidence, vocabulary.vocabulary)
+            for label, confidence in self._run(images, vocabulary.table, settings, settings.method)
+        ]
+
+    def label_indices(
+        self,
+        images: Sequence[np.ndarray],
+        table: LabelTable,
+        settings: SegmentationSettings,
+        method: Method | None = None,
+    ) -> list[np.ndarray]:
+        """Label images for benchmarks, whose classes may be more than ids are.
+
+        images: as for `segment`. table: from `index_table`. method: instead of the one that the
+        settings stand for. Returns int16 (H, W) each: positions of classes, the number of
+        classes for the background, `NO_INDEX` where there is no label.
+        """
+        method = method or settings.method
+        return [label for label, _ in self._run(images, table, settings, method)]
+
+    def _run(
+        self,
+        images: Sequence[np.ndarray],
+        table: LabelTable,
+        settings: SegmentationSettings,
+        method: Method,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Label and confidence of each image."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for position, image in enumerate(images):
             _check_image(image)
             by_size.setdefault(image.shape[:2], []).append(position)
-        results: list[Segmentation | None] = [None] * len(images)
+        results = [None] * len(images)
         for positions in by_size.values():
-            batch = self._segment_batch([images[p] for p in positions], vocabulary, settings)
-            for position, segmentation in zip(positions, batch, strict=True):
-                results[position] = segmentation
+            batch = self._run_batch([images[p] for p in positions], table, settings, method)
+            for position, result in zip(positions, batch, strict=True):
+                results[position] = result
         return results
 
     @torch.inference_mode()
-    def _segment_batch(
+    def _run_batch(
         self,
         images: Sequence[np.ndarray],
-        encoded: EncodedVocabulary,
+        table: LabelTable,
         settings: SegmentationSettings,
-    ) -> list[Segmentation]:
-        method = settings.method
+        method: Method,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         framing = method.framing(
             images[0].shape[:2], settings.resolution, self.pipeline.backbone.patch_size
         )
         frames = torch.from_numpy(np.stack(images)).to(self.device)
         min_confidence = torch.tensor(settings.min_confidence, device=self.device)
-        result = self.pipeline(frames, framing, encoded.table, min_confidence, method)
-        return [
-            Segmentation(label, confidence, encoded.vocabulary)
-            for label, confidence in zip(
-                result.label.cpu().numpy(), result.confidence.cpu().numpy(), strict=True
-            )
-        ]
+        result = self.pipeline(frames, framing, table, min_confidence, method)
+        return list(zip(result.label.cpu().numpy(), result.confidence.cpu().numpy(), strict=True))
 
 
 def load_segmenter(

@@ -1,0 +1,152 @@
+"""`cliptrase evaluate`: benchmarks."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cliptrase_ros.commands.common import CommandError, progress_bar
+from cliptrase_ros.commands.options import add_model, at_least_one, load_model
+from cliptrase_ros.evaluation.datasets import DATASETS, PAPER
+
+#: What is no entry of `DATASETS`.
+OTHERS = ('toybox', 'toybox-unseen', 'folder')
+
+
+def add(commands) -> None:
+    description = (
+        'Measure the engine on benchmarks: pAcc, mAcc, fwIoU and mIoU, beside the published '
+        'figures where there are any. A run that was cut short goes on where it stopped when it '
+        'is started again. Exit status: 0, or 1 if an image could not be read (the rest is '
+        'counted), or 2 if nothing was done.'
+    )
+    command = commands.add_parser(
+        'evaluate', help='measure the engine on benchmarks', description=description
+    )
+    command.add_argument(
+        'datasets',
+        nargs='+',
+        choices=(*DATASETS, *OTHERS, 'paper'),
+        metavar='DATASET',
+        help=f'{", ".join((*DATASETS, *OTHERS))}; or paper, for the nine of the paper',
+    )
+    command.add_argument(
+        '--root', type=Path, metavar='DIR', help='where the datasets are (toybox needs none)'
+    )
+    command.add_argument(
+        '--protocol',
+        choices=('paper', 'whole'),
+        default='paper',
+        help="paper: the centred square of the network's input; whole: every pixel, at the "
+        "label's own size (default: %(default)s)",
+    )
+    command.add_argument(
+        '--preset', help='of the engine (default: paper, or robot with --protocol whole)'
+    )
+    command.add_argument(
+        '--resolution',
+        type=at_least_one,
+        nargs='+',
+        default=[336],
+        metavar='PIXELS',
+        help='shorter side fed to CLIP; several are measured one after the other (default: 336)',
+    )
+    command.add_argument(
+        '--ablation',
+        action='store_true',
+        help='plain CLIP, then with correlation recovery, clustering and denoising added in turn',
+    )
+    command.add_argument('--limit', type=at_least_one, metavar='N', help='only the first N images')
+    command.add_argument(
+        '-o',
+        '--output',
+        type=Path,
+        default=Path('cliptrase_evaluation'),
+        metavar='FOLDER',
+        help='where results go (default: %(default)s)',
+    )
+    command.add_argument(
+        '--workers',
+        type=at_least_one,
+        default=4,
+        metavar='N',
+        help='threads that read images (default: %(default)s)',
+    )
+    add_model(command)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    names = dict.fromkeys(
+        name for given in arguments.datasets for name in (PAPER if given == 'paper' else (given,))
+    )
+
+    from cliptrase_ros.evaluation.reading import DatasetError, open_dataset
+    from cliptrase_ros.evaluation.report import table
+
+    try:
+        settings = [_settings(arguments, resolution) for resolution in arguments.resolution]
+        benchmarks = [open_dataset(name, arguments.root, arguments.limit) for name in names]
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except (DatasetError, OSError) as error:
+        raise CommandError(error) from error
+    for benchmark in benchmarks:
+        _warn_of_missing(benchmark, arguments.limit)
+    segmenter, batch = load_model(arguments)
+    results = [
+        _measure(arguments, benchmark, one, segmenter, batch)
+        for benchmark in benchmarks
+        for one in settings
+    ]
+    print(table(results))
+    print(f'Figures of every class are in {arguments.output}')
+    unreadable = [reason for r in results for reason in r.progress.unreadable.values()]
+    for reason in dict.fromkeys(unreadable):
+        print(f'cliptrase evaluate: {reason}', file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def _settings(arguments: argparse.Namespace, resolution: int):
+    from cliptrase_ros.segmentation.segmenter import SegmentationSettings
+
+    default = {'paper': 'paper', 'whole': 'robot'}[arguments.protocol]
+    try:
+        return SegmentationSettings(arguments.preset or default, resolution)
+    except ValueError as error:
+        raise CommandError(error) from error
+
+
+def _warn_of_missing(benchmark, limit: int | None) -> None:
+    found, wanted = len(benchmark.names), benchmark.dataset.images
+    if wanted and limit is None and found != wanted:
+        print(
+            f'cliptrase evaluate: {benchmark.dataset.name}: {found} images, where the benchmark '
+            f'has {wanted}',
+            file=sys.stderr,
+        )
+
+
+def _measure(arguments: argparse.Namespace, benchmark, settings, segmenter, batch: int):
+    from cliptrase_ros.evaluation.measure import measure
+    from cliptrase_ros.evaluation.protocols import Protocol
+    from cliptrase_ros.evaluation.run import ResumeError
+    from cliptrase_ros.segmentation.vocabulary import VocabularyError
+
+    protocol = Protocol(arguments.protocol, settings.resolution)
+    with progress_bar(len(benchmark.names)) as progress:
+        progress.set_description(f'{benchmark.dataset.name} {settings.resolution}')
+        try:
+            return measure(
+                segmenter,
+                benchmark,
+                protocol,
+                settings,
+                arguments.output,
+                arguments.ablation,
+                batch,
+                arguments.workers,
+                progress.update,
+            )
+        except (ResumeError, VocabularyError) as error:
+            raise CommandError(error) from error
+        except OSError as error:
+            raise CommandError(f'results could not be written: {error}') from error

@@ -1,0 +1,108 @@
+"""The engine on a benchmark: from an opened dataset to a result."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from cliptrase_ros.evaluation.datasets import Dataset
+from cliptrase_ros.evaluation.protocols import Protocol
+from cliptrase_ros.evaluation.reading import Benchmark
+from cliptrase_ros.evaluation.report import Result, write_json
+from cliptrase_ros.evaluation.run import Labeller, Notes, run_benchmark
+from cliptrase_ros.segmentation.method import Method
+from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
+
+#: The published figures are of this network.
+PUBLISHED_MODEL = 'ViT-B-16'
+
+#: The steps of the ablation: what is switched off.
+ABLATION: Mapping[str, Mapping[str, bool]] = {
+    'plain CLIP': {'recovery': False, 'clustering': False, 'denoising': False},
+    '+ recovery': {'clustering': False, 'denoising': False},
+    '+ clustering': {'denoising': False},
+    '+ denoising': {},
+}
+
+
+def measure(
+    segmenter: Segmenter,
+    benchmark: Benchmark,
+    protocol: Protocol,
+    settings: SegmentationSettings,
+    output: Path,
+    ablation: bool = False,
+    batch: int = 1,
+    workers: int = 4,
+    step: Callable[[int], object] = lambda count: None,
+) -> Result:
+    """Run a benchmark, or go on with it, and write its figures to `output`.
+
+    settings: of the engine; on the datasets where the paper uses the image prior it is added
+    with preset `paper`. ablation: measure the steps of the method instead of all of it.
+    batch, workers, step: see `run_benchmark`. Raises ResumeError, OSError, and VocabularyError
+    for a class name that the model cannot read.
+    """
+    dataset = benchmark.dataset
+    if settings.preset == 'paper':
+        settings = replace(settings, image_prior=dataset.image_prior)
+    vocabulary = make_vocabulary(dataset)
+    table = segmenter.index_table(vocabulary)
+
+    def labeller(method: Method) -> Labeller:
+        def label(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return segmenter.label_indices(images, table, settings, method)
+
+        return label
+
+    off = ABLATION if ablation else {settings.preset: {}}
+    methods = {name: replace(settings.method, **switches) for name, switches in off.items()}
+    stem = f'{dataset.name}-{protocol.name}-{settings.preset}-{settings.resolution}'
+    if ablation:
+        stem += '-ablation'
+    described = {
+        'dataset': dataset.name,
+        'samples': [len(benchmark.names), benchmark.names[0], benchmark.names[-1]],
+        'protocol': protocol.name,
+        'model': segmenter.name,
+        **asdict(settings),
+        'classes': dataset.classes,
+        'background': dataset.background,
+        'steps': {name: asdict(method) for name, method in methods.items()},
+    }
+    notes = Notes(output / f'{stem}.partial.npz', described)
+    progress = run_benchmark(
+        benchmark,
+        {name: labeller(method) for name, method in methods.items()},
+        protocol,
+        notes,
+        batch,
+        workers,
+        step,
+    )
+    as_published = protocol.name == settings.preset == 'paper'
+    as_published &= segmenter.name.startswith(PUBLISHED_MODEL)
+    published = dataset.published.get(settings.resolution) if as_published else None
+    result = Result(dataset, protocol, settings.resolution, described, progress, published)
+    write_json(result, output / f'{stem}.json')
+    notes.remove()
+    return result
+
+
+def make_vocabulary(dataset: Dataset) -> Vocabulary:
+    """The classes of a dataset, which may be more than a label image of bytes can hold."""
+    return Vocabulary(
+        tuple(
+            VocabularyClass(index, *_name_and_synonyms(entry))
+            for index, entry in enumerate(dataset.classes)
+        ),
+        dataset.background,
+    )
+
+
+def _name_and_synonyms(entry: str) -> tuple[str, tuple[str, ...]]:
+    name, colon, rest = entry.partition(':')
+    synonyms = (phrase.strip() for phrase in rest.split(',')) if colon else ()
+    return name.strip(), tuple(filter(None, synonyms))

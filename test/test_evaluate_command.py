@@ -1,0 +1,105 @@
+"""`cliptrase evaluate` as a user meets it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cliptrase_ros.cli import main
+
+
+def evaluate(capsys, *arguments):
+    status = main(['evaluate', *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A `folder` dataset of two pictures: one half is one thing, the other another."""
+    root = tmp_path / 'mine'
+    (root / 'images').mkdir(parents=True)
+    (root / 'labels').mkdir()
+    (root / 'classes.txt').write_text('0 unlabelled\n1 red ball\n2 carpet: rug\n')
+    for name, color in (('a', (200, 20, 20)), ('b', (20, 20, 200))):
+        Image.new('RGB', (96, 64), color).save(root / 'images' / f'{name}.jpg')
+        values = np.repeat(np.array([[1, 2]], np.uint8), 48, 1).repeat(64, 0)
+        Image.fromarray(values).save(root / 'labels' / f'{name}.png')
+    return root
+
+
+def test_ablation_on_toybox(capsys, tiny_model, tmp_path):
+    arguments = ['toybox', '--ablation', '--model', tiny_model, '--limit', 2]
+    status, out, err = evaluate(capsys, *arguments, '--resolution', 64, '-o', tmp_path / 'out')
+    assert (status, err) == (0, '')
+    steps = ['plain CLIP', '+ recovery', '+ clustering', '+ denoising']
+    assert [step for line in out.splitlines() for step in steps if step in line] == steps
+    (path,) = (tmp_path / 'out').iterdir()
+    report = json.loads(path.read_text())
+    assert list(report['methods']) == steps
+    assert report['images'] == 2 and report['published'] is None
+    pixels = {
+        sum(entry['true_pixels'] for entry in method['classes'])
+        for method in report['methods'].values()
+    }
+    assert pixels == {2 * 64 * 64}
+
+
+def test_whole_images_at_the_labels_size(capsys, tiny_model, folder, tmp_path):
+    status, out, err = evaluate(
+        capsys, 'folder', '--root', folder, '--protocol', 'whole', '--model', tiny_model,
+        '--resolution', 64, '-o', tmp_path / 'out', '--batch', 2,
+    )  # fmt: skip
+    assert (status, err) == (0, '')
+    report = json.loads((tmp_path / 'out' / 'folder-whole-robot-64.json').read_text())
+    (method,) = report['methods'].values()
+    assert [entry['name'] for entry in method['classes']] == ['red ball', 'carpet']
+    assert [entry['true_pixels'] for entry in method['classes']] == [2 * 64 * 48] * 2
+    assert f'{method["mean_iou"]:.2f}' in out
+
+
+def test_unreadable_images_are_told_and_the_others_counted(capsys, tiny_model, folder, tmp_path):
+    (folder / 'images' / 'a.jpg').write_bytes(b'no picture')
+    arguments = ['folder', '--root', folder, '--model', tiny_model, '--resolution', 64]
+    status, out, err = evaluate(capsys, *arguments, '-o', tmp_path / 'out')
+    assert status == 1
+    assert 'a.jpg cannot be read' in err
+    report = json.loads((tmp_path / 'out' / 'folder-paper-paper-64.json').read_text())
+    assert report['images'] == 1 and list(report['unreadable']) == ['a']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['voc20'], '--root'),
+        (['voc20', '--root', '.'], 'looked for'),
+        (['toybox', '--preset', 'none'], 'preset'),
+        (['toybox', '--resolution', '4'], 'resolution'),
+    ],
+)
+def test_errors_are_one_line_before_anything_is_loaded(capsys, arguments, said, tmp_path):
+    status, out, err = evaluate(capsys, *arguments, '-o', tmp_path / 'out')
+    assert (status, out) == (2, '')
+    assert err.startswith('cliptrase evaluate: error:') and said in err
+
+
+def test_photos_of_coco(capsys, shared, tiny_model, tmp_path):
+    """Real photos with real label images, of which a few classes count."""
+    for name in ('images', 'labels'):
+        (tmp_path / name).symlink_to(shared / 'photos' / name)
+    ids = {'person': 1, 'bottle': 44, 'tree-merged': 184, 'grass-merged': 193}
+    lines = [f'{value}\t{name}\n' for name, value in ids.items()]
+    (tmp_path / 'classes.txt').write_text(''.join(lines))
+    status, out, err = evaluate(
+        capsys, 'folder', '--root', tmp_path, '--protocol', 'whole', '--model', tiny_model,
+        '--resolution', 64, '-o', tmp_path / 'out',
+    )  # fmt: skip
+    assert (status, err) == (0, '')
+    report = json.loads((tmp_path / 'out' / 'folder-whole-robot-64.json').read_text())
+    (method,) = report['methods'].values()
+    files = sorted((shared / 'photos' / 'labels').iterdir())
+    values = np.concatenate([np.asarray(Image.open(file)).ravel() for file in files])
+    assert report['images'] == len(files) == 20
+    assert {entry['name']: entry['true_pixels'] for entry in method['classes']} == {
+        name: int((values == value).sum()) for name, value in ids.items()
+    }
