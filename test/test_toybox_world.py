@@ -218,3 +218,20 @@ def test_room_classes_are_what_is_there():
         seen |= {CLASSES[i].name for i in views.label.unique().tolist()}
     assert seen <= names
     assert {'ceiling', 'door', 'window'} <= names
+
+
+def test_hard_rooms_hold_more_and_still_stand_apart():
+    generator = torch.Generator().manual_seed(0)
+    easy, hard = (scenes.sample_rooms(200, generator, 'train', d) for d in ('easy', 'hard'))
+    assert (hard.radius > 0).sum() > 1.5 * (easy.radius > 0).sum()
+    centres = torch.cat([hard.round[..., :2], hard.box[..., :2]], 1)
+    gap = torch.cdist(centres, centres) - hard.radius[:, None] - hard.radius[:, :, None]
+    both = (hard.radius > 0)[:, None] & (hard.radius > 0)[:, :, None]
+    both &= ~torch.eye(scenes.OBJECT_SLOTS, dtype=torch.bool)
+    assert (gap[both] > 0).all()
+    assert hard.brightness.std() > 2 * easy.brightness.std()
+
+
+def test_unknown_difficulty_is_refused():
+    with pytest.raises(ValueError, match="'brutal' is not one of easy, hard"):
+        scenes.sample_room(0, 'train', 'brutal')

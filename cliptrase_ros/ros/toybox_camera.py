@@ -15,8 +15,9 @@ from std_msgs.msg import Header
 from cliptrase_ros.ros.conversions import image_message
 from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec, check_camera_name
-from cliptrase_ros.toybox.renderer import intrinsics, render
-from cliptrase_ros.toybox.scenes import SPLITS, camera_pose, sample_room
+from cliptrase_ros.toybox.renderer import intrinsics
+from cliptrase_ros.toybox.scenes import DIFFICULTIES, SPLITS, sample_room
+from cliptrase_ros.toybox.sequences import photograph
 
 NODE_NAME = 'toybox_camera'
 
@@ -34,6 +35,13 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'held_out',
         'Kind of room.',
         constraints=f'one of {", ".join(SPLITS)}',
+    ),
+    ParameterSpec(
+        'difficulty',
+        _Type.STRING,
+        'easy',
+        'hard: more and smaller things, harsher light, worn textures, motion blur, noise.',
+        constraints=f'one of {", ".join(DIFFICULTIES)}',
     ),
     ParameterSpec('width', _Type.INTEGER, 320, 'Image width, pixels.', limits=(16, 4096)),
     ParameterSpec('height', _Type.INTEGER, 240, 'Image height, pixels.', limits=(16, 4096)),
@@ -62,7 +70,7 @@ class ToyboxCamera(Node):
                 raise ParameterError(str(error)) from error
         check_camera_name('camera', values['camera'])
         try:
-            self._room = sample_room(values['seed'], values['split'])
+            self._room = sample_room(values['seed'], values['split'], values['difficulty'])
         except ValueError as error:
             raise ParameterError(str(error)) from error
         self._height, self._width = values['height'], values['width']
@@ -93,15 +101,14 @@ class ToyboxCamera(Node):
     def _publish(self) -> None:
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
         # By frame and not by the clock, so that a run is the same every time.
-        pose = camera_pose(self._room, self._frame * self._period_s)
+        frame = photograph(self._room, self._frame * self._period_s, self._height, self._width)
         self._frame += 1
-        views = render([self._room], [pose], self._height, self._width)
-        self._image.publish(image_message(views.image[0].numpy(), 'rgb8', header))
+        self._image.publish(image_message(frame.image, 'rgb8', header))
         self._camera_info.publish(self._describe(header))
         if self._depth.get_subscription_count():
-            self._depth.publish(image_message(views.depth[0].numpy(), '32FC1', header))
+            self._depth.publish(image_message(frame.depth, '32FC1', header))
         if self._label_truth.get_subscription_count():
-            self._label_truth.publish(image_message(views.label[0].numpy(), 'mono8', header))
+            self._label_truth.publish(image_message(frame.label, 'mono8', header))
 
     def _describe(self, header: Header) -> CameraInfo:
         fx, fy, cx, cy = intrinsics(self._height, self._width)

@@ -48,8 +48,8 @@ class Texture:
 CLASS_ID = 0
 FIRST, SECOND, TRIM = slice(1, 4), slice(4, 7), slice(7, 10)
 TILE_U, TILE_V, SHIFT, JOINT_U, JOINT_V, CHECKER, DOT, VARIATION, GRAIN = range(10, 19)
-BAND_1, WIDTH_1, BAND_2, WIDTH_2, FRAME, PHASE = range(19, 25)
-FEATURES = 25
+BAND_1, WIDTH_1, BAND_2, WIDTH_2, FRAME, PHASE, WEAR, GLOSS = range(19, 27)
+FEATURES = 27
 
 WHITE: Color = (0.80, 0.80, 0.78)
 DARK: Color = (0.035, 0.035, 0.04)
@@ -242,6 +242,8 @@ def pack(texture: Texture, class_id: int) -> list[float]:
         width_2,
         texture.frame,
         0.0,
+        0.0,
+        0.0,
     ]
 
 
@@ -254,13 +256,34 @@ def texture_table(names: Sequence[str]) -> Tensor:
     return torch.tensor(rows)
 
 
-def vary(appearance: Tensor, generator: torch.Generator) -> Tensor:
-    """Random paint batches: every slot's colours change a little, and so do its cells."""
+def vary(
+    appearance: Tensor, generator: torch.Generator, gain: float = 0.15, hue: float = 0.06
+) -> Tensor:
+    """Random paint batches: every slot's colours change a little, and so do its cells.
+
+    gain, hue: the most that brightness and single channels change, as a share.
+    """
     varied = appearance.clone()
     shape = appearance.shape[:-1]
-    gain = torch.rand(*shape, 1, generator=generator) * 0.3 + 0.85
-    hue = torch.rand(*shape, 3, generator=generator) * 0.12 + 0.94
+    gains = torch.rand(*shape, 1, generator=generator) * (2 * gain) + (1 - gain)
+    hues = torch.rand(*shape, 3, generator=generator) * (2 * hue) + (1 - hue)
     for columns in (FIRST, SECOND, TRIM):
-        varied[..., columns] *= gain * hue
+        varied[..., columns] *= gains * hues
     varied[..., PHASE] = torch.rand(shape, generator=generator) * 97.0
     return varied
+
+
+def age(appearance: Tensor, objects: int, generator: torch.Generator) -> Tensor:
+    """Stains on everything, gloss on things, other sizes of bricks, planks and tiles.
+
+    appearance: (..., slots, FEATURES), of which the first `objects` slots are things.
+    """
+    aged = appearance.clone()
+    shape = appearance.shape[:-1]
+    aged[..., WEAR] = torch.rand(shape, generator=generator) * 0.35
+    gloss = torch.rand(shape, generator=generator) - 0.4
+    aged[..., :objects, GLOSS] = gloss[..., :objects].clamp_min(0)
+    scale = torch.exp(torch.rand(shape, generator=generator) * 0.6 - 0.3)[..., objects:]
+    for column in (TILE_U, TILE_V):
+        aged[..., objects:, column] *= scale
+    return aged

@@ -143,6 +143,7 @@ class _Caster:
         self.rotation = rotation
         self.focal = focal
         count = len(position)
+        self.glossy = bool((rooms.appearance[..., m.GLOSS] > 0).any())
         self.table = rooms.appearance.reshape(count * SLOTS, m.FEATURES).T.contiguous()
         self.base = (torch.arange(count, device=position.device) * SLOTS)[:, None]
         centre = torch.cat([rooms.round[..., :3], rooms.box[..., :3]], 1)
@@ -215,7 +216,10 @@ class _Caster:
         row = [feature.index_select(0, index).view(hit.shape) for feature in self.table]
         color = _paint(row, u, v, depth * inverse, is_object & top)
         light = self._light(point, normal, direction, slot, is_object)
-        return color * light, depth, row[m.CLASS_ID]
+        color = color * light
+        if self.glossy:
+            color = color + row[m.GLOSS] * self._highlight(point, normal, direction)
+        return color, depth, row[m.CLASS_ID]
 
     def _hit_room(self, direction: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Where rays leave the room: depth and surface 0..5 (see `scenes.SURFACES`)."""
@@ -397,6 +401,18 @@ class _Caster:
         contact = torch.where(skip, 0.0, contact).sum(1)
         return self._illuminate(normal, squared, cosine, shade, contact)
 
+    def _highlight(
+        self, point: list[Tensor], normal: list[Tensor], direction: list[Tensor]
+    ) -> Tensor:
+        """Reflection of the lamp (B, P), 0..1: Blinn's half vector."""
+        ray = [self.rooms.light[:, axis, None] - point[axis] for axis in range(3)]
+        to_lamp = torch.rsqrt(sum(a * a for a in ray))
+        to_eye = torch.rsqrt(sum(a * a for a in direction))
+        half = [a * to_lamp - b * to_eye for a, b in zip(ray, direction, strict=True)]
+        cosine = sum(a * b for a, b in zip(half, normal, strict=True))
+        cosine = cosine * torch.rsqrt(sum(a * a for a in half) + 1e-9)
+        return cosine.clamp_min(0) ** 40
+
     def _illuminate(
         self,
         normal: list[Tensor],
@@ -406,7 +422,8 @@ class _Caster:
         contact: Tensor,
     ) -> Tensor:
         """Light (3, B, P) from distance and angle to the lamp, shadow and contact darkening."""
-        ambient = (0.42 + 0.12 * normal[2]) * (1 - 0.8 * contact).clamp_min(0.25)
+        ambient = self.rooms.ambient[:, None] + 0.12 * normal[2]
+        ambient = ambient * (1 - 0.8 * contact).clamp_min(0.25)
         # Without a little light on faces turned away from the lamp they all look alike.
         lamp = 0.95 * (cosine * 0.85 + 0.15).clamp_min(0) * (0.3 + 0.7 * shade)
         lamp = lamp * (9.0 / (squared + 6.0))
@@ -445,6 +462,9 @@ def _paint(row: list[Tensor], u: Tensor, v: Tensor, footprint: Tensor, plain: Te
     grain = torch.sin(v * 61.0 + noise * 19.0 + 2.0 * torch.sin(u * 5.3 + noise * 31.0))
     grain = grain * torch.sin(v * 143.0 + 3.0 * torch.sin(u * 11.0)) * (1 - 40 * footprint).clamp(0)
     tone = 1 + row[m.VARIATION] * noise + row[m.GRAIN] * grain
+    phase = row[m.PHASE]
+    stain = torch.sin(3.1 * u + phase + 2.0 * torch.sin(2.3 * v)) * torch.sin(3.7 * v - 1.7 * phase)
+    tone = tone * (1 - row[m.WEAR] * stain.abs())
 
     joint = torch.maximum(
         _edge(0.5 - fu.abs() - row[m.JOINT_U], soft_u) * (row[m.JOINT_U] > 0),

@@ -22,8 +22,8 @@ from cliptrase_ros.toybox import materials
 SPLITS = ('train', 'held_out', 'unseen_combinations')
 
 # Slots of a room. Balls, cones and cylinders share one intersection formula, boxes have another.
-ROUND_SLOTS = 5
-BOX_SLOTS = 2
+ROUND_SLOTS = 8
+BOX_SLOTS = 4
 OBJECT_SLOTS = ROUND_SLOTS + BOX_SLOTS
 SURFACES = ('wall', 'wall', 'wall', 'wall', 'floor', 'ceiling')
 FIXTURE_SLOT = OBJECT_SLOTS + len(SURFACES)
@@ -31,6 +31,78 @@ FIXTURES = ('door', 'window')
 SLOTS = FIXTURE_SLOT + len(FIXTURES)
 
 ROOM_HEIGHT = 2.7
+HIGHEST_OBJECT = 1.22
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What a kind of room is drawn from; lengths in metres, pairs are ranges.
+
+    round_slots, box_slots: most things of each kind. width: radius of round things, about half
+    the side of boxes. stretch: of heights. gap: least distance between two things.
+    lamp_offset: of the lamp from the middle, in shares of the room. lamp_height. brightness and
+    warmth (most that red gains and blue loses) of the light; ambient: the share that has no
+    direction. gain, hue: see `materials.vary`. aged: stains, gloss, textures of other sizes.
+    tremor: how much a camera on tour shakes and tilts, radians. exposure: of its pictures,
+    seconds; 0 for no blur. noise: standard deviation in them, in shares of white.
+    """
+
+    round_slots: int
+    box_slots: int
+    width: tuple[float, float]
+    stretch: tuple[float, float]
+    gap: float
+    lamp_offset: float
+    lamp_height: tuple[float, float]
+    brightness: tuple[float, float]
+    warmth: float
+    ambient: tuple[float, float]
+    gain: float
+    hue: float
+    aged: bool
+    tremor: float
+    exposure: float
+    noise: float
+
+
+DIFFICULTIES = {
+    'easy': Difficulty(
+        round_slots=5,
+        box_slots=2,
+        width=(0.32, 0.48),
+        stretch=(0.9, 1.1),
+        gap=0.1,
+        lamp_offset=0.25,
+        lamp_height=(2.5, 2.5),
+        brightness=(0.85, 1.15),
+        warmth=0.06,
+        ambient=(0.42, 0.42),
+        gain=0.15,
+        hue=0.06,
+        aged=False,
+        tremor=0.0,
+        exposure=0.0,
+        noise=0.0,
+    ),
+    'hard': Difficulty(
+        round_slots=ROUND_SLOTS,
+        box_slots=BOX_SLOTS,
+        width=(0.22, 0.5),
+        stretch=(0.75, 1.25),
+        gap=0.02,
+        lamp_offset=0.42,
+        lamp_height=(1.9, 2.6),
+        brightness=(0.55, 1.35),
+        warmth=0.15,
+        ambient=(0.25, 0.5),
+        gain=0.22,
+        hue=0.08,
+        aged=True,
+        tremor=0.05,
+        exposure=0.05,
+        noise=0.02,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -134,17 +206,19 @@ class RoomBatch:
     """B rooms as tensors, float32, metres.
 
     size (B, 3): extent of the room. light (B, 3): position of the lamp. brightness (B, 3): RGB of
-    its light. appearance (B, SLOTS, materials.FEATURES): texture and class of everything that can
-    be hit. round (B, ROUND_SLOTS, 6): x, y, height and the three coefficients of the squared
-    radius as a polynomial of z. box (B, BOX_SLOTS, 7): x, y, height, half length, half width,
-    cosine and sine of the yaw. fixture (B, 2, 5): wall 0..3, extent along it (two numbers),
-    extent in z (two numbers). radius (B, OBJECT_SLOTS): that of the circle an object stands in,
-    0 for an empty slot.
+    its light; ambient (B,): strength of the light without direction. appearance
+    (B, SLOTS, materials.FEATURES): texture and class of everything that can be hit. round
+    (B, ROUND_SLOTS, 6): x, y, height and the three coefficients of the squared radius as a
+    polynomial of z. box (B, BOX_SLOTS, 7): x, y, height, half length, half width, cosine and sine
+    of the yaw. fixture (B, 2, 5): wall 0..3, extent along it (two numbers), extent in z (two
+    numbers). radius (B, OBJECT_SLOTS): that of the circle an object stands in, 0 for an empty
+    slot.
     """
 
     size: Tensor
     light: Tensor
     brightness: Tensor
+    ambient: Tensor
     appearance: Tensor
     round: Tensor
     box: Tensor
@@ -180,6 +254,7 @@ class Room:
     seed: int
     split: str
     packed: RoomBatch
+    difficulty: str = 'easy'
 
     @property
     def classes(self) -> tuple[ToyClass, ...]:
@@ -222,11 +297,13 @@ def _combinations() -> dict[str, Tensor]:
     return table
 
 
-def _object_classes(count: int, split: str, generator: torch.Generator) -> Tensor:
-    """Class ids (count, OBJECT_SLOTS); without replacement inside a room where that is cheap."""
+def _object_classes(
+    count: int, split: str, generator: torch.Generator, round_slots: int, box_slots: int
+) -> Tensor:
+    """Class ids (count, slots), round ones first; without replacement where that is cheap."""
     table = _combinations()
     columns = []
-    for name, slots in (('round', ROUND_SLOTS), ('box', BOX_SLOTS)):
+    for name, slots in (('round', round_slots), ('box', box_slots)):
         known = table[f'{name} known']
         order = torch.rand(count, len(known), generator=generator).argsort(1)[:, :slots]
         chosen = known[order]
@@ -239,7 +316,9 @@ def _object_classes(count: int, split: str, generator: torch.Generator) -> Tenso
     return torch.cat(columns, 1)
 
 
-def _place(size: Tensor, radius: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _place(
+    size: Tensor, radius: Tensor, generator: torch.Generator, least_gap: float
+) -> tuple[Tensor, Tensor]:
     """Stand circles in rooms without overlap; returns centres and which of them found room."""
     count, slots = radius.shape
     trials = 24
@@ -250,7 +329,7 @@ def _place(size: Tensor, radius: Tensor, generator: torch.Generator) -> tuple[Te
         free = size[:, None, :2] - 2 * margin
         candidates = torch.rand(count, trials, 2, generator=generator) * free + margin
         gap = (candidates[:, :, None] - centres[:, None]).norm(dim=-1)
-        clear = gap > radius[:, None] + radius[:, slot, None, None] + 0.1
+        clear = gap > radius[:, None] + radius[:, slot, None, None] + least_gap
         clear = (clear | ~placed[:, None]).all(-1)
         first = clear.float().argmax(1)
         centres[:, slot] = candidates[torch.arange(count), first]
@@ -258,62 +337,98 @@ def _place(size: Tensor, radius: Tensor, generator: torch.Generator) -> tuple[Te
     return centres, placed
 
 
-def sample_rooms(count: int, generator: torch.Generator, split: str = 'train') -> RoomBatch:
+def sample_rooms(
+    count: int, generator: torch.Generator, split: str = 'train', difficulty: str = 'easy'
+) -> RoomBatch:
     """`count` random rooms on the CPU, a function of the generator's state alone.
 
     Splits: 'train'; 'held_out' draws from the same distribution and is kept apart by its seeds;
     'unseen_combinations' mixes in `UNSEEN_COMBINATIONS`, which occur in no other split.
+    difficulty: one of `DIFFICULTIES`. Raises ValueError.
     """
     if split not in SPLITS:
         raise ValueError(f'split {split!r} is not one of {", ".join(SPLITS)}')
+    if difficulty not in DIFFICULTIES:
+        raise ValueError(f'difficulty {difficulty!r} is not one of {", ".join(DIFFICULTIES)}')
+    kind = DIFFICULTIES[difficulty]
+    slots = kind.round_slots + kind.box_slots
     size = torch.cat(
         [_uniform(generator, (count, 2), 4.5, 6.5), torch.full((count, 1), ROOM_HEIGHT)], 1
     )
-    offset = _uniform(generator, (count, 2), -0.25, 0.25) * size[:, :2]
-    light = torch.cat([size[:, :2] / 2 + offset, torch.full((count, 1), 2.5)], 1)
-    warmth = _uniform(generator, (count, 1), -0.06, 0.06)
-    brightness = _uniform(generator, (count, 1), 0.85, 1.15) * torch.cat(
+    offset = _uniform(generator, (count, 2), -kind.lamp_offset, kind.lamp_offset) * size[:, :2]
+    warmth = _uniform(generator, (count, 1), -kind.warmth, kind.warmth)
+    brightness = _uniform(generator, (count, 1), *kind.brightness) * torch.cat(
         [1 + warmth, torch.ones(count, 1), 1 - warmth], 1
     )
 
-    class_ids = _object_classes(count, split, generator)
+    class_ids = _object_classes(count, split, generator, kind.round_slots, kind.box_slots)
     shape = class_ids // len(materials.FINISHES)
-    present = torch.rand(count, OBJECT_SLOTS, generator=generator) < torch.tensor(
-        [0.8] * ROUND_SLOTS + [0.75] * BOX_SLOTS
+    present = torch.rand(count, slots, generator=generator) < torch.tensor(
+        [0.8] * kind.round_slots + [0.75] * kind.box_slots
     )
-    width = _uniform(generator, (count, OBJECT_SLOTS), 0.32, 0.48)
-    stretch = _uniform(generator, (count, OBJECT_SLOTS), 0.9, 1.1)
+    width = _uniform(generator, (count, slots), *kind.width)
+    stretch = _uniform(generator, (count, slots), *kind.stretch)
     radius = torch.where(shape == materials.SHAPES.index('box'), width * 1.4, width) * present
     # Large things first would leave no room for small ones; slot order is random enough.
-    centres, placed = _place(size, radius, generator)
+    centres, placed = _place(size, radius, generator, kind.gap)
     radius = radius * placed
 
     ball = shape == materials.SHAPES.index('ball')
     cone = shape == materials.SHAPES.index('cone')
     height = torch.where(ball, 2 * width, torch.where(cone, 2.3 * width, 2.1 * width) * stretch)
+    # Below the camera on its tour.
+    height = height.clamp_max(HIGHEST_OBJECT)
     squared = width * width
     constant = torch.where(ball, torch.zeros_like(width), squared)
     linear = torch.where(ball, 2 * width, torch.where(cone, -2 * squared / height, 0 * width))
     quadratic = torch.where(ball, -torch.ones_like(width), cone * squared / height**2)
     rounds = torch.stack(
         [centres[..., 0], centres[..., 1], height, constant, linear, quadratic], -1
-    )[:, :ROUND_SLOTS]
+    )[:, : kind.round_slots]
 
-    side = width[:, ROUND_SLOTS:]
+    side = width[:, kind.round_slots :]
     long = side * _uniform(generator, side.shape, 0.85, 1.05)
     box_height = side * _uniform(generator, side.shape, 1.5, 2.1)
+    if difficulty != 'easy':
+        box_height = (box_height * stretch[:, kind.round_slots :]).clamp_max(HIGHEST_OBJECT)
     yaw = _uniform(generator, side.shape, 0.0, math.pi / 2)
     boxes = torch.cat(
         [
-            centres[:, ROUND_SLOTS:],
+            centres[:, kind.round_slots :],
             torch.stack([box_height, long, side * 0.9, yaw.cos(), yaw.sin()], -1),
         ],
         -1,
     )
 
     fixture = _sample_fixtures(size, generator)
-    appearance = _sample_appearance(class_ids, count, generator)
-    return RoomBatch(size, light, brightness, appearance, rounds, boxes, fixture, radius)
+    appearance = _sample_appearance(class_ids, count, generator, kind)
+    # After all else, so that easy rooms stay what their seeds have always given.
+    lamp = _uniform(generator, (count, 1), *kind.lamp_height)
+    light = torch.cat([size[:, :2] / 2 + offset, lamp], 1)
+    ambient = _uniform(generator, (count,), *kind.ambient)
+
+    def all_slots(values: Tensor) -> Tensor:
+        """Empty slots after the used ones of each kind; values (count, slots, ...)."""
+        rounds, rest = values.split([kind.round_slots, values.shape[1] - kind.round_slots], 1)
+        boxes, rest = rest.split([kind.box_slots, rest.shape[1] - kind.box_slots], 1)
+        return torch.cat([_padded(rounds, ROUND_SLOTS), _padded(boxes, BOX_SLOTS), rest], 1)
+
+    return RoomBatch(
+        size,
+        light,
+        brightness,
+        ambient,
+        all_slots(appearance),
+        _padded(rounds, ROUND_SLOTS),
+        _padded(boxes, BOX_SLOTS),
+        fixture,
+        all_slots(radius),
+    )
+
+
+def _padded(values: Tensor, slots: int) -> Tensor:
+    missing = slots - values.shape[1]
+    return torch.cat([values, values.new_zeros(len(values), missing, *values.shape[2:])], 1)
 
 
 def _sample_fixtures(size: Tensor, generator: torch.Generator) -> Tensor:
@@ -329,8 +444,10 @@ def _sample_fixtures(size: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def _sample_appearance(class_ids: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The texture parameters of every slot, (count, SLOTS, materials.FEATURES)."""
+def _sample_appearance(
+    class_ids: Tensor, count: int, generator: torch.Generator, kind: Difficulty
+) -> Tensor:
+    """The texture parameters of every used slot, (count, slots, materials.FEATURES)."""
     table = materials.texture_table([toy_class.name for toy_class in CLASSES])
     floors = torch.tensor([CLASS_IDS[name] for name in materials.FLOORS])
     walls = torch.tensor([CLASS_IDS[name] for name in materials.WALLS])
@@ -339,16 +456,16 @@ def _sample_appearance(class_ids: Tensor, count: int, generator: torch.Generator
     pair = walls[torch.randint(len(walls), (count, 2), generator=generator)]
     fixed = torch.tensor([CLASS_IDS[name] for name in ('ceiling', *FIXTURES)]).expand(count, 3)
     ids = torch.cat([class_ids, pair[:, [0, 1, 1, 0]], floor, fixed], 1)
-    appearance = table[ids]
-    return materials.vary(appearance, generator)
+    appearance = materials.vary(table[ids], generator, kind.gain, kind.hue)
+    return materials.age(appearance, class_ids.shape[1], generator) if kind.aged else appearance
 
 
-def sample_room(seed: int, split: str = 'train') -> Room:
-    """One room, a function of seed and split alone."""
+def sample_room(seed: int, split: str = 'train', difficulty: str = 'easy') -> Room:
+    """One room, a function of seed, split and difficulty alone. Raises ValueError."""
     if split not in SPLITS:
         raise ValueError(f'split {split!r} is not one of {", ".join(SPLITS)}')
     generator = torch.Generator().manual_seed(split_seed(seed, split))
-    return Room(seed, split, sample_rooms(1, generator, split))
+    return Room(seed, split, sample_rooms(1, generator, split, difficulty), difficulty)
 
 
 def split_seed(seed: int, split: str) -> int:
@@ -384,11 +501,30 @@ def camera_pose(room: Room, time_s: float) -> Pose:
         0.55,
     ]
     pose = look_at(torch.tensor([position]), torch.tensor([target]))
-    return Pose(pose.position[0], pose.rotation[0])
+    return Pose(pose.position[0], pose.rotation[0] @ _shake(room, time_s))
 
 
-def random_poses(rooms: RoomBatch, generator: torch.Generator) -> Pose:
-    """One random view into each room: anywhere inside, aimed at an object or a random point."""
+def _shake(room: Room, time_s: float) -> Tensor:
+    """Roll, pitch and yaw of a camera on a rough floor, as a rotation (3, 3)."""
+    tremor = DIFFICULTIES[room.difficulty].tremor
+    if not tremor:
+        return torch.eye(3)
+    angles = [
+        tremor * strength * math.sin(2 * math.pi * rate * time_s + room.seed + index)
+        for index, (strength, rate) in enumerate(((0.4, 0.9), (0.6, 0.7), (1.5, 0.23)))
+    ]
+    generators = torch.zeros(3, 3, 3)
+    for axis in range(3):
+        after, last = (axis + 1) % 3, (axis + 2) % 3
+        generators[axis, last, after], generators[axis, after, last] = 1.0, -1.0
+    return torch.linalg.matrix_exp(torch.einsum('a,aij->ij', torch.tensor(angles), generators))
+
+
+def random_poses(rooms: RoomBatch, generator: torch.Generator, roll: float = 0.0) -> Pose:
+    """One random view into each room: anywhere inside, aimed at an object or a random point.
+
+    roll: the most that the camera is turned about its axis, radians.
+    """
     count = len(rooms)
     size = rooms.size.cpu()
     low = torch.tensor([0.3, 0.3, 1.0])
@@ -404,4 +540,11 @@ def random_poses(rooms: RoomBatch, generator: torch.Generator) -> Pose:
     # The farthest of a few candidates keeps the camera from standing on its target.
     candidates = low + torch.rand(count, 3, 3, generator=generator) * (high[:, None] - low)
     far = (candidates[..., :2] - target[:, None, :2]).norm(dim=-1).argmax(1)
-    return look_at(candidates[torch.arange(count), far], target)
+    pose = look_at(candidates[torch.arange(count), far], target)
+    if not roll:
+        return pose
+    angle = _uniform(generator, (count,), -roll, roll)
+    zero, one = torch.zeros(count), torch.ones(count)
+    cosine, sine = angle.cos(), angle.sin()
+    turn = torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], -1)
+    return Pose(pose.position, pose.rotation @ turn.view(count, 3, 3))

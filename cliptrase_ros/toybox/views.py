@@ -21,8 +21,12 @@ from cliptrase_ros.toybox.renderer import render
 from cliptrase_ros.toybox.scenes import CLASSES, random_poses, sample_rooms, split_seed
 
 # Focal lengths in pixels. A 4:3 camera of 64 degrees has 239 at 224 lines and 358 at 336.
-FOCAL_RANGE = (130.0, 420.0)
+FOCAL_RANGE = (130.0, 460.0)
 SHARD = 250
+# Of the shards (or of the steps, where nothing is pooled) every so many has easy rooms.
+EASY_EVERY = 4
+# The most that a camera is turned about its axis in a hard room, radians.
+ROLL = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,14 @@ class Batch:
 def render_views(
     count: int, size: int, seed: int, split: str = 'train', device: str | torch.device = 'cpu'
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 (count, size, size, 3) and labels uint8 (count, size, size)."""
+    """Images uint8 (count, size, size, 3) and labels uint8 (count, size, size).
+
+    Seeds that are multiples of `EASY_EVERY` give easy rooms, all others hard ones.
+    """
     generator = torch.Generator().manual_seed(split_seed(seed, split))
-    rooms = sample_rooms(count, generator, split)
-    poses = random_poses(rooms, generator)
+    difficulty = 'hard' if seed % EASY_EVERY else 'easy'
+    rooms = sample_rooms(count, generator, split, difficulty)
+    poses = random_poses(rooms, generator, ROLL if difficulty == 'hard' else 0.0)
     low, high = (math.log(bound) for bound in FOCAL_RANGE)
     focal = torch.exp(torch.rand(count, generator=generator) * (high - low) + low)
     views = render(rooms, poses, size, size, device, focal=focal)
@@ -58,7 +66,7 @@ def load_pool(folder: Path, count: int, size: int, seed: int, workers: int) -> t
     On a CPU rendering costs as much as training, so every view is used for several windows.
     """
     count = math.ceil(count / SHARD) * SHARD
-    stem = folder / f'views-{count}-{size}-{seed}'
+    stem = folder / f'views-mixed-{count}-{size}-{seed}'
     paths = [stem.with_suffix(f'.{kind}.npy') for kind in ('image', 'label')]
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
