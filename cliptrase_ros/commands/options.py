@@ -11,12 +11,12 @@ from cliptrase_ros.segmentation.vocabulary import (
 )
 
 
-def add_words(command: argparse.ArgumentParser) -> None:
+def add_words(command: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --vocabulary and --background."""
     command.add_argument(
         '-v',
         '--vocabulary',
-        required=True,
+        required=required,
         metavar='WORDS',
         help="the classes: 'road; person: pedestrian, worker'",
     )
