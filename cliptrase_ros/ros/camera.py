@@ -108,27 +108,14 @@ class Camera:
         self._waiting: Image | CompressedImage | None = None
         self._limiter = RateLimiter()
         self._rate = 0.0
-
-        self._outputs: dict[str, tuple[Publisher, Callable]] = {
-            'label': (self._publisher(Image, 'label'), _label),
-            'label/compressed': (
-                self._publisher(CompressedImage, 'label/compressed'),
-                _compressed_label,
-            ),
-            'confidence': (self._publisher(Image, 'confidence'), _confidence),
-            'masks': (self._publisher(ClassMasks, 'masks'), _masks),
-            'overlay': (self._publisher(Image, 'overlay'), _overlay),
-        }
-        for class_name in self._mask_topics:
-            topic = f'mask/{mask_topic_name(class_name)}'
-            self._outputs[topic] = (self._publisher(Image, topic), _mask_of(class_name))
-        self._label_info = None
-        if LabelInfo is not None:
-            self._label_info = node.create_publisher(LabelInfo, f'~/{name}/label_info', LATCHED_QOS)
-        self._points: PointsOutput | None = None
         self._subscription = None
+        self._points: PointsOutput | None = None
+        self._publishers: list[Publisher] = []
+        self._outputs: dict[str, tuple[Publisher, Callable]] = {}
+        self._label_info: Publisher | None = None
         self.topic = node.resolve_topic_name(f'{name}/{TRANSPORT_TOPICS[transport][0]}')
         try:
+            self._make_outputs()
             if depth:
                 self._points = PointsOutput(
                     node,
@@ -165,12 +152,7 @@ class Camera:
     def destroy(self) -> None:
         """Unsubscribe and end the outputs, for good."""
         self.deactivate()
-        publishers = [publisher for publisher, _ in self._outputs.values()]
-        if self._points is not None:
-            publishers.append(self._points.publisher)
-        if self._label_info is not None:
-            publishers.append(self._label_info)
-        for publisher in publishers:
+        for publisher in self._publishers:
             self._node.destroy_publisher(publisher)
 
     def update_subscription(self) -> None:
@@ -275,13 +257,33 @@ class Camera:
             throttle_duration_sec=5.0,
         )
 
-    def _publisher(self, message_type: type, topic: str) -> Publisher:
-        return self._node.create_publisher(
+    def _make_outputs(self) -> None:
+        for topic, message_type, make in (
+            ('label', Image, _label),
+            ('label/compressed', CompressedImage, _compressed_label),
+            ('confidence', Image, _confidence),
+            ('masks', ClassMasks, _masks),
+            ('overlay', Image, _overlay),
+            *(
+                (f'mask/{mask_topic_name(class_name)}', Image, _mask_of(class_name))
+                for class_name in self._mask_topics
+            ),
+        ):
+            self._outputs[topic] = (self._publisher(message_type, topic), make)
+        if LabelInfo is not None:
+            self._label_info = self._publisher(LabelInfo, 'label_info', LATCHED_QOS)
+
+    def _publisher(self, message_type: type, topic: str, qos: QoSProfile = OUTPUT_QOS) -> Publisher:
+        # Names alone make nobody want images.
+        matched = None if qos is LATCHED_QOS else lambda _: self.update_subscription()
+        publisher = self._node.create_publisher(
             message_type,
             f'~/{self.name}/{topic}',
-            OUTPUT_QOS,
-            event_callbacks=PublisherEventCallbacks(matched=lambda _: self.update_subscription()),
+            qos,
+            event_callbacks=PublisherEventCallbacks(matched=matched),
         )
+        self._publishers.append(publisher)
+        return publisher
 
     def _wanted(self, key: str) -> bool:
         return self._outputs[key][0].get_subscription_count() > 0

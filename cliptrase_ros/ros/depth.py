@@ -72,20 +72,22 @@ class DepthStream:
         self._followed: deque[DepthMatch] = deque(maxlen=_FOLLOWED)
         self.subscriptions: list[Subscription] = []
         # At first in any case: this declares the QoS overrides and finds mistakes in them.
-        self.subscribe()
-        self.unsubscribe()
+        try:
+            self.subscribe()
+        finally:
+            self.unsubscribe()
 
     def subscribe(self) -> None:
         """Begin to receive."""
-        if not self.subscriptions:
-            self.subscriptions = [
-                subscribe_to_sensor(
-                    self._node, Image, f'{self._name}/depth/image_raw', self._receive
-                ),
-                subscribe_to_sensor(
-                    self._node, CameraInfo, f'{self._name}/camera_info', self._receive_info
-                ),
-            ]
+        if self.subscriptions:
+            return
+        for message_type, topic, callback in (
+            (Image, 'depth/image_raw', self._receive),
+            (CameraInfo, 'camera_info', self._receive_info),
+        ):
+            self.subscriptions.append(
+                subscribe_to_sensor(self._node, message_type, f'{self._name}/{topic}', callback)
+            )
 
     def unsubscribe(self) -> None:
         """Receive no more, and forget what came."""
