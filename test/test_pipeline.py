@@ -21,6 +21,7 @@ from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 METHODS = [
     Method('whole', fewest_clusters=2, min_agreement=0.7),
     Method('centre', image_prior=True),
+    Method('whole', refine_edges=True),
 ]
 
 
@@ -52,7 +53,7 @@ def run(pipeline, table, method, bounds, min_confidence=0.3):
         return pipeline(batch, framing, table, torch.tensor(min_confidence), method, bounds)
 
 
-@pytest.mark.parametrize('method', METHODS, ids=['whole', 'prior'])
+@pytest.mark.parametrize('method', METHODS, ids=['whole', 'prior', 'edges'])
 def test_bounded_and_padded_labels_are_the_exact_ones(pipeline, table, method):
     exact = run(pipeline, table, method, None)
     bounded = run(pipeline, table.padded(16, 32), method, Bounds())

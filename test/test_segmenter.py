@@ -142,6 +142,7 @@ def test_arrays_that_are_no_images_are_refused(segmenter, encoded, image):
         {'resolution': 5000},
         {'min_confidence': float('nan')},
         {'min_confidence': 1.5},
+        {'refinement': 'sharp'},
     ],
 )
 def test_settings_out_of_range_are_refused(values):

@@ -42,6 +42,11 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
         help='shorter side fed to CLIP (default: %(default)s)',
     )
     engine.add_argument(
+        '--refinement',
+        default='none',
+        help='none, or edges: boundaries follow the picture (default: %(default)s)',
+    )
+    engine.add_argument(
         '--min-confidence',
         type=float,
         default=0.0,
@@ -121,7 +126,10 @@ def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
 
     try:
         settings = SegmentationSettings(
-            arguments.preset, arguments.resolution, arguments.min_confidence
+            arguments.preset,
+            arguments.resolution,
+            arguments.min_confidence,
+            refinement=arguments.refinement,
         )
     except ValueError as error:
         raise CommandError(error) from error

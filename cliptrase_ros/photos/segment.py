@@ -110,6 +110,7 @@ def segment_sources(
                 'model': segmenter.name,
                 'preset': settings.preset,
                 'resolution': settings.resolution,
+                'refinement': settings.refinement,
                 'min_confidence': settings.min_confidence,
                 'vocabulary': describe_vocabulary(vocabulary.vocabulary),
                 'images': entries,

@@ -17,6 +17,7 @@ from rclpy.parameter import Parameter
 from cliptrase_ros.segmentation.segmenter import (
     PRECISIONS,
     PRESETS,
+    REFINEMENTS,
     RESOLUTION_RANGE,
     SegmentationSettings,
 )
@@ -143,6 +144,15 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         limits=RESOLUTION_RANGE,
     ),
     ParameterSpec(
+        'refinement',
+        Parameter.Type.STRING,
+        'none',
+        "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
+        'edges, at most about two patches away.',
+        live=True,
+        constraints=f'one of {", ".join(REFINEMENTS)}',
+    ),
+    ParameterSpec(
         'cameras',
         Parameter.Type.STRING_ARRAY,
         ['camera'],
@@ -231,6 +241,7 @@ class Parameters:
     rate: float
     preset: str
     resolution: int
+    refinement: str
     cameras: tuple[str, ...]
     transport: tuple[str, ...]
     depth: bool
@@ -246,7 +257,10 @@ class Parameters:
     def settings(self) -> SegmentationSettings:
         """What of this the engine wants with every call."""
         return SegmentationSettings(
-            preset=self.preset, resolution=self.resolution, min_confidence=self.min_confidence
+            preset=self.preset,
+            resolution=self.resolution,
+            min_confidence=self.min_confidence,
+            refinement=self.refinement,
         )
 
     def transport_of(self, camera: str) -> str:

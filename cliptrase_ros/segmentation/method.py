@@ -19,6 +19,7 @@ class Method:
     image_prior: multiply the logits by those of the [CLS] token (the paper does on VOC20).
     fewest_clusters: an image with fewer keeps its labels as they are before the vote.
     min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
+    refine_edges: move the boundaries of labels to edges of the picture; see `refinement`.
     """
 
     frame: str
@@ -28,6 +29,7 @@ class Method:
     image_prior: bool = False
     fewest_clusters: int = 1
     min_agreement: float = 0.0
+    refine_edges: bool = False
 
     def framing(self, source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
         """What the network sees of an image of this (height, width)."""

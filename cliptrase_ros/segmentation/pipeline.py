@@ -18,6 +18,7 @@ from .correlation import denoise_correlation
 from .label_table import LabelTable
 from .method import Method
 from .preprocessing import Framing
+from .refinement import refine_edges
 
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
 _COLUMNS_AT_ONCE = 32
@@ -95,10 +96,14 @@ class Pipeline:
         frames: uint8 (B, H, W, 3) RGB, of the framing's source size. min_confidence: float32 (),
         0..1; pixels below become unlabelled. bounds: None for exact clusters at any cost.
         """
-        pixels = self.normalise(preprocessing.network_input(frames, framing))
-        result = trace(self.backbone, pixels, table, method, bounds)
-        confidence = label_probability(result.patch_logits, result.labels, table)
-        label = table.ids[result.labels]
+        picture = preprocessing.network_input(frames, framing)
+        result = trace(self.backbone, self.normalise(picture), table, method, bounds)
+        labels = result.labels
+        if method.refine_edges:
+            grid = tuple(result.patch_logits.shape[-2:])
+            labels = refine_edges(labels, picture, grid, table.size[1] + 1)
+        confidence = label_probability(result.patch_logits, labels, table)
+        label = table.ids[labels]
         label = label.masked_fill(confidence < min_confidence, table.unlabelled)
         return LabelledFrames(
             preprocessing.to_camera_size(label, framing, outside=table.unlabelled),

@@ -25,6 +25,9 @@ NO_INDEX = -1
 #: Shorter side fed to CLIP, pixels.
 RESOLUTION_RANGE = (64, 1024)
 
+#: What is done to the boundaries of labels: `edges`, see `refinement`.
+REFINEMENTS = ('none', 'edges')
+
 
 @dataclass(frozen=True)
 class SegmentationSettings:
@@ -32,13 +35,15 @@ class SegmentationSettings:
 
     preset: one of `PRESETS`. resolution: shorter side fed to CLIP, pixels, rounded to whole
     patches. min_confidence: 0..1, pixels below it become `UNLABELLED`. image_prior: multiply
-    the logits by those of the [CLS] token (the paper does on VOC20). Raises ValueError.
+    the logits by those of the [CLS] token (the paper does on VOC20). refinement: one of
+    `REFINEMENTS`. Raises ValueError.
     """
 
     preset: str = 'robot'
     resolution: int = 336
     min_confidence: float = 0.0
     image_prior: bool = False
+    refinement: str = 'none'
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -48,11 +53,19 @@ class SegmentationSettings:
             raise ValueError(f'resolution is {self.resolution}; it must be {low} to {high} pixels')
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f'min_confidence is {self.min_confidence}; it must be 0 to 1')
+        if self.refinement not in REFINEMENTS:
+            raise ValueError(
+                f'refinement is {self.refinement!r}; it must be one of {", ".join(REFINEMENTS)}'
+            )
 
     @property
     def method(self) -> Method:
         """The choices that the preset stands for."""
-        return replace(PRESETS[self.preset], image_prior=self.image_prior)
+        return replace(
+            PRESETS[self.preset],
+            image_prior=self.image_prior,
+            refine_edges=self.refinement == 'edges',
+        )
 
 
 @dataclass(frozen=True)
