@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +87,22 @@ def test_median_mirrors_borders_as_scipy_does(size):
     maps = np.random.RandomState(2).rand(1, 3, *size).astype(np.float32)
     expected = [median_filter(m, size=7) for m in maps[0]]
     np.testing.assert_array_equal(median_7x7(torch.from_numpy(maps))[0], expected)
+
+
+INTERPRETED_MEDIAN = """
+import torch
+from cliptrase_ros.segmentation import median, median_kernel
+for size in ((9, 12), (7, 5), (4, 4)):
+    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    images[0, :2] = 0.25
+    assert torch.equal(median_kernel.median_7x7(images), median.median_7x7(images)), size
+"""
+
+
+def test_the_median_kernel_gives_the_same_values():
+    pytest.importorskip('triton')
+    environment = {**os.environ, 'TRITON_INTERPRET': '1'}
+    subprocess.run([sys.executable, '-c', INTERPRETED_MEDIAN], env=environment, check=True)
 
 
 def test_cluster_maps_exclude_clusters_that_an_image_lacks():

@@ -1,6 +1,6 @@
 """The label columns of a vocabulary as tensors, of a size that may be padded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,10 +49,29 @@ class LabelTable:
             ids=F.pad(self.ids, (0, more_columns)),
         )
 
+    def to(self, device: torch.device) -> 'LabelTable':
+        """The same table on a device; itself if it is there."""
+        if self.features.device == device:
+            return self
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def clone(self) -> 'LabelTable':
+        """A copy in memory of its own."""
+        return self._mapped(Tensor.clone)
+
     def copy_(self, other: 'LabelTable') -> None:
         """Take over the contents of a table of the same size, in place."""
-        for name in ('features', 'columns', 'foreground', 'used', 'ids'):
-            getattr(self, name).copy_(getattr(other, name))
+        for name, tensor in self._tensors().items():
+            tensor.copy_(getattr(other, name))
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> 'LabelTable':
+        return replace(self, **{name: function(t) for name, t in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            name: getattr(self, name)
+            for name in ('features', 'columns', 'foreground', 'used', 'ids')
+        }
 
     def logits(self, tokens: Tensor) -> Tensor:
         """float32 (B, T, D) of unit length to logits (B, T, C); those of padding are very low."""

@@ -4,14 +4,20 @@ Selecting among 49 values pixel by pixel defeats vector units; a fixed sequence 
 maxima of whole images does not, and gives the very same value.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from functools import cache
 
 import torch
 from torch import Tensor
 
+_log = logging.getLogger(__name__)
+
 _SIDE = 7
 _RANK = _SIDE * _SIDE // 2
+
+# One kernel instead of the network on CUDA, until it fails.
+_use_kernel = True
 
 
 def median_7x7(images: Tensor) -> Tensor:
@@ -20,6 +26,22 @@ def median_7x7(images: Tensor) -> Tensor:
     images: float (..., H, W). Borders are mirrored with the edge sample repeated. Returns the
     same shape.
     """
+    global _use_kernel
+    if _use_kernel and images.is_cuda and min(images.shape[-2:]) >= _SIDE // 2:
+        try:
+            from .median_kernel import median_7x7 as fused
+
+            return fused(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Compilers for GPUs are absent or fail in many ways; the network needs none.
+            _use_kernel = False
+            _log.warning('the median kernel cannot be used, medians are slower: %s', error)
+    return _network(images)
+
+
+def _network(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     rows, columns = (_mirrored(length, images.device) for length in (height, width))
     padded = images[..., rows, :][..., columns]

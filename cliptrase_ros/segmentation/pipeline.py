@@ -68,6 +68,11 @@ class LabelledFrames:
     confidence: Tensor
     exact: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All three."""
+        return self.label, self.confidence, self.exact
+
 
 @dataclass(frozen=True)
 class Pipeline:

@@ -1,7 +1,8 @@
 """Images and a vocabulary to label images: the one entry point of the engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 
 from . import preprocessing
 from .backbone import DenseBackbone
+from .graphs import LARGEST_BATCH, CudaGraphs, FixedCalls, HostLabels, batches
 from .label_table import LabelTable, label_table
 from .method import PRESETS, Method
 from .pipeline import Pipeline
+from .preprocessing import Framing
 from .text import TextEncoder
 from .vocabulary import UNLABELLED, Vocabulary
-from .weights import load_model, select_device
+from .weights import LoadedModel, load_model, select_device
 
 #: Number formats of the image tower.
 PRECISIONS = ('float32', 'float16', 'bfloat16')
@@ -78,6 +81,10 @@ class EncodedVocabulary:
     vocabulary: Vocabulary
     table: LabelTable
 
+    def to(self, device: torch.device) -> 'EncodedVocabulary':
+        """The same vocabulary for a segmenter on another device."""
+        return replace(self, table=self.table.to(device))
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -94,7 +101,15 @@ class Segmentation:
 
 
 class Segmenter:
-    """Segments images into the classes of a vocabulary with a frozen CLIP model."""
+    """Segments images into the classes of a vocabulary with a frozen CLIP model.
+
+    For one thread at a time. On CUDA every kind of call (size, settings, number of images) is
+    captured as a graph when it has come several times; `warm_up` does so beforehand.
+
+    fixed_calls: the graphs; None, as on a CPU, labels without them.
+    """
+
+    fixed_calls: FixedCalls | None
 
     def __init__(
         self,
@@ -112,10 +127,11 @@ class Segmenter:
         `float32`, `float16` or `bfloat16`; correlation, clusters and logits are float32 always.
         name: the model's, for people. Raises UnsupportedModelError.
         """
-        self.device = torch.device(device)
+        self.device = _with_index(torch.device(device))
         self.name = name
         dtype = getattr(torch, precision)
         model = model.eval().requires_grad_(False).to(self.device)
+        self._loaded = LoadedModel(model, tokenizer, tuple(mean), tuple(std), name)
         self._text = TextEncoder(model, tokenizer)
         self._logit_scale = float(model.logit_scale.exp())
         self.pipeline = Pipeline(
@@ -124,6 +140,18 @@ class Segmenter:
             torch.tensor(std, device=self.device)[:, None, None],
             dtype,
         )
+        on_cuda = self.device.type == 'cuda'
+        self.fixed_calls = FixedCalls(self.pipeline, CudaGraphs(self.device)) if on_cuda else None
+
+    def to(self, device: str, precision: str = 'auto') -> 'Segmenter':
+        """A segmenter with the same model on another device, in place of this one.
+
+        The model itself moves, so this segmenter must not be used any more. Weights that were
+        rounded to half precision stay rounded. device, precision: as `load_segmenter` takes them.
+        """
+        if self.fixed_calls is not None:
+            self.fixed_calls.clear()
+        return _segmenter(self._loaded, select_device(device), precision)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Raise VocabularyError for a phrase the text tower cannot read. Takes milliseconds."""
@@ -160,6 +188,32 @@ class Segmenter:
         features = self._text.encode(vocabulary.phrases)
         return label_table(features, columns, ids, unlabelled, background, self._logit_scale, dtype)
 
+    @torch.inference_mode()
+    def warm_up(
+        self,
+        sizes: Iterable[tuple[int, int]],
+        batch: int,
+        settings: SegmentationSettings,
+        vocabulary: EncodedVocabulary,
+    ) -> None:
+        """Make ready for images like these, so that the first of them is not slower than others.
+
+        sizes: (height, width) of images, pixels. batch: most images of one size in one call.
+        On CUDA it captures the graphs of such calls, for any vocabulary of about this size. Raises
+        torch.OutOfMemoryError where the batch is too large for the device.
+        """
+        counts = [1]
+        while self.fixed_calls is not None and 2 * counts[-1] <= min(batch, LARGEST_BATCH):
+            counts.append(2 * counts[-1])
+        table = vocabulary.table.to(self.device)
+        for height, width in sizes:
+            image = np.zeros((height, width, 3), np.uint8)
+            for count in counts:
+                if self.fixed_calls is not None:
+                    framing = self._framing((height, width), settings, settings.method)
+                    self.fixed_calls.make(count, framing, settings.method, table)
+                self.segment([image] * count, vocabulary, settings)
+
     def segment(
         self,
         images: Sequence[np.ndarray],
@@ -169,7 +223,8 @@ class Segmenter:
         """Segment images, those of equal size as one batch.
 
         images: uint8 (H, W, 3) RGB each. Returns one Segmentation an image, in order.
-        Raises ValueError for an array of another shape or dtype.
+        Raises ValueError for an array of another shape or dtype, torch.OutOfMemoryError where the
+        device has too little memory for them.
         """
         settings = settings or SegmentationSettings()
         return [
@@ -193,6 +248,7 @@ class Segmenter:
         method = method or settings.method
         return [label for label, _ in self._run(images, table, settings, method)]
 
+    @torch.inference_mode()
     def _run(
         self,
         images: Sequence[np.ndarray],
@@ -205,28 +261,67 @@ class Segmenter:
         for position, image in enumerate(images):
             _check_image(image)
             by_size.setdefault(image.shape[:2], []).append(position)
+        running = [
+            (batch, self._start([images[p] for p in batch], table, settings, method))
+            for positions in by_size.values()
+            for batch in self._batches(positions)
+        ]
         results = [None] * len(images)
-        for positions in by_size.values():
-            batch = self._run_batch([images[p] for p in positions], table, settings, method)
-            for position, result in zip(positions, batch, strict=True):
+        for batch, finish in running:
+            labelled = finish()
+            for position, result in zip(
+                batch, zip(labelled.label, labelled.confidence, strict=True), strict=True
+            ):
                 results[position] = result
         return results
 
-    @torch.inference_mode()
-    def _run_batch(
+    def _batches(self, positions: list[int]) -> Iterator[list[int]]:
+        if self.fixed_calls is None:
+            yield positions
+            return
+        remaining = iter(positions)
+        for size in batches(len(positions)):
+            yield list(islice(remaining, size))
+
+    def _framing(
+        self, source: tuple[int, int], settings: SegmentationSettings, method: Method
+    ) -> Framing:
+        return method.framing(tuple(source), settings.resolution, self.pipeline.backbone.patch_size)
+
+    def _start(
         self,
         images: Sequence[np.ndarray],
         table: LabelTable,
         settings: SegmentationSettings,
         method: Method,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        framing = method.framing(
-            images[0].shape[:2], settings.resolution, self.pipeline.backbone.patch_size
-        )
-        frames = torch.from_numpy(np.stack(images)).to(self.device)
-        min_confidence = torch.tensor(settings.min_confidence, device=self.device)
-        result = self.pipeline(frames, framing, table, min_confidence, method)
-        return list(zip(result.label.cpu().numpy(), result.confidence.cpu().numpy(), strict=True))
+    ) -> Callable[[], HostLabels]:
+        """Begin to label images of one size; what is returned waits for the labels."""
+        framing = self._framing(images[0].shape[:2], settings, method)
+        table = table.to(self.device)
+
+        def label_exactly(some: Sequence[np.ndarray]) -> HostLabels:
+            frames = torch.from_numpy(np.stack(some)).to(self.device)
+            min_confidence = torch.tensor(settings.min_confidence, device=self.device)
+            labelled = self.pipeline(frames, framing, table, min_confidence, method)
+            return HostLabels(*(tensor.cpu().numpy() for tensor in labelled.tensors))
+
+        call = None
+        if self.fixed_calls is not None:
+            call = self.fixed_calls.get(len(images), framing, method, table)
+        if call is None:
+            labelled = label_exactly(images)
+            return lambda: labelled
+        pending = call.start(images, table, settings.min_confidence)
+
+        def finish() -> HostLabels:
+            labelled = pending.result()
+            left = np.flatnonzero(~labelled.exact)
+            if len(left):
+                again = label_exactly([images[i] for i in left])
+                labelled.label[left], labelled.confidence[left] = again.label, again.confidence
+            return labelled
+
+        return finish
 
 
 def load_segmenter(
@@ -243,22 +338,36 @@ def load_segmenter(
     Raises weights.ModelError; ValueError for a device or precision that does not exist.
     """
     selected = select_device(device)
+    _check_precision(precision)
+    return _segmenter(load_model(model, pretrained, cache_dir), selected, precision)
+
+
+def _segmenter(loaded: LoadedModel, device: torch.device, precision: str) -> Segmenter:
+    _check_precision(precision)
     if precision == 'auto':
-        precision = 'float16' if selected.type == 'cuda' else 'float32'
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f'precision is {precision!r}; it must be auto or one of {", ".join(PRECISIONS)}'
-        )
-    loaded = load_model(model, pretrained, cache_dir)
+        precision = 'float16' if device.type == 'cuda' else 'float32'
     return Segmenter(
         loaded.model,
         loaded.tokenizer,
         loaded.mean,
         loaded.std,
-        selected,
+        device,
         precision,
         loaded.name,
     )
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in ('auto', *PRECISIONS):
+        raise ValueError(
+            f'precision is {precision!r}; it must be auto or one of {", ".join(PRECISIONS)}'
+        )
+
+
+def _with_index(device: torch.device) -> torch.device:
+    if device.type == 'cuda' and device.index is None:
+        return torch.device('cuda', torch.cuda.current_device())
+    return device
 
 
 def _check_image(image: np.ndarray) -> None:

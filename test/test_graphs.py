@@ -1,0 +1,205 @@
+"""Calls of fixed shape over buffers that stay: what CUDA graphs replay, run without a graph."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from reference_weights import reference_clip
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cliptrase_ros.segmentation import median
+from cliptrase_ros.segmentation.backbone import DenseBackbone
+from cliptrase_ros.segmentation.graphs import Direct, FixedCalls, batches
+from cliptrase_ros.segmentation.label_table import LabelTable
+from cliptrase_ros.segmentation.method import PRESETS
+from cliptrase_ros.segmentation.pipeline import Bounds, Pipeline
+from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+CPU = torch.device('cpu')
+HALF = (0.5, 0.5, 0.5)
+SETTINGS = SegmentationSettings(resolution=96)
+
+
+@pytest.fixture(scope='module')
+def segmenter():
+    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), HALF, HALF)
+
+
+@pytest.fixture(scope='module')
+def vocabularies(segmenter):
+    return [
+        segmenter.encode_vocabulary(parse_vocabulary(words, background))
+        for words, background in (
+            ('road; person: pedestrian; tree', ['sky', 'wall']),
+            ('car; dog; house; lamp', []),
+        )
+    ]
+
+
+@pytest.fixture
+def fixed(segmenter):
+    """A function that gives the segmenter calls of fixed shape, until the test ends."""
+
+    def give(queue=None, **arguments):
+        arguments = {'patience': 1, **arguments}
+        segmenter.fixed_calls = FixedCalls(segmenter.pipeline, queue or Direct(CPU), **arguments)
+        return segmenter
+
+    yield give
+    segmenter.fixed_calls = None
+
+
+def image(seed, height=96, width=128):
+    blocks = np.random.RandomState(seed).randint(0, 256, (height // 24, width // 32, 3))
+    return blocks.astype(np.uint8).repeat(24, 0).repeat(32, 1)
+
+
+def assert_equal(results, expected):
+    for result, other in zip(results, expected, strict=True):
+        # Sums over more columns or images may round a probability the other way.
+        assert (result.label == other.label).mean() > 0.995
+        assert np.abs(result.confidence.astype(int) - other.confidence).max() <= 1
+        assert result.vocabulary is other.vocabulary
+
+
+def test_frames_of_any_number_and_size_are_labelled_as_without(segmenter, vocabularies, fixed):
+    images = [image(i) for i in range(5)] + [image(5, 144, 96), image(6, 144, 96)]
+    expected = [segmenter.segment([i], vocabularies[0], SETTINGS)[0] for i in images]
+    assert_equal(fixed().segment(images, vocabularies[0], SETTINGS), expected)
+
+
+def test_more_frames_than_the_largest_batch_reuse_its_buffers(segmenter, vocabularies, fixed):
+    images = [image(i % 3) for i in range(17)]
+    expected = segmenter.segment(images[:3], vocabularies[0], SETTINGS)
+    results = fixed().segment(images, vocabularies[0], SETTINGS)
+    assert_equal(results, [expected[i % 3] for i in range(17)])
+    assert len(segmenter.fixed_calls) == 2
+
+
+def test_vocabularies_and_thresholds_change_without_another_call(segmenter, vocabularies, fixed):
+    confidence = segmenter.segment([image(0)], vocabularies[0], SETTINGS)[0].confidence
+    strict = replace(SETTINGS, min_confidence=float(np.median(confidence)) / 255)
+    cases = [(v, s) for v in vocabularies for s in (SETTINGS, strict)]
+    expected = [segmenter.segment([image(0)], v, s) for v, s in cases]
+    assert (expected[0][0].label != expected[1][0].label).any()
+    fixed()
+    for _ in range(2):
+        for (vocabulary, settings), wanted in zip(cases, expected, strict=True):
+            assert_equal(segmenter.segment([image(0)], vocabulary, settings), wanted)
+    assert len(segmenter.fixed_calls) == 1
+
+
+@pytest.mark.parametrize('bounds', [Bounds(clusters=1), Bounds(steps=0)], ids=['slots', 'steps'])
+def test_frames_beyond_the_bounds_are_labelled_exactly(segmenter, vocabularies, fixed, bounds):
+    images = [image(0), np.full((96, 128, 3), 127, np.uint8)]
+    settings = replace(SETTINGS, preset='paper')
+    expected = segmenter.segment(images, vocabularies[0], settings)
+    assert_equal(fixed(bounds=bounds).segment(images, vocabularies[0], settings), expected)
+
+
+def test_warmed_up_calls_are_those_that_frames_need(segmenter, vocabularies, fixed):
+    fixed(patience=9).warm_up([(96, 128), (144, 96)], 5, SETTINGS, vocabularies[0])
+    ready = len(segmenter.fixed_calls)
+    images = [image(i) for i in range(7)] + [image(7, 144, 96)]
+    segmenter.segment(images, vocabularies[1], SETTINGS)
+    assert ready == len(segmenter.fixed_calls) == 6
+
+
+def test_calls_are_bounded_in_number(segmenter, vocabularies, fixed):
+    fixed(capacity=2)
+    for width in (96, 97, 98, 96):
+        segmenter.segment([image(0)[:, :width]], vocabularies[0], SETTINGS)
+    assert len(segmenter.fixed_calls) == 2
+
+
+def test_a_call_is_made_for_shapes_that_come_again(segmenter, vocabularies, fixed):
+    fixed(patience=2)
+    ready = []
+    for height in (96, 95, 96):
+        segmenter.segment([image(0)[96 - height :]], vocabularies[0], SETTINGS)
+        ready.append(len(segmenter.fixed_calls))
+    assert ready == [0, 0, 1]
+
+
+class Refuses(Direct):
+    def __init__(self, error):
+        super().__init__(CPU)
+        self.error = error
+        self.attempts = 0
+
+    def record(self, function):
+        self.attempts += 1
+        raise self.error
+
+
+def test_what_cannot_be_captured_is_labelled_without_and_said_once(
+    segmenter, vocabularies, fixed, caplog
+):
+    expected = segmenter.segment([image(0)], vocabularies[0], SETTINGS)
+    queue = Refuses(RuntimeError('operation not permitted when stream is capturing'))
+    fixed(queue)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
+    assert queue.attempts == 1
+    (record,) = caplog.records
+    assert '128 x 96' in record.message and 'not permitted' in record.message
+
+
+def test_too_little_memory_is_told_to_the_caller(vocabularies, fixed):
+    segmenter = fixed(Refuses(torch.OutOfMemoryError('out of memory')))
+    with pytest.raises(torch.OutOfMemoryError):
+        segmenter.segment([image(0)], vocabularies[0], SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ('count', 'sizes'), [(1, [1]), (3, [2, 1]), (7, [4, 2, 1]), (8, [8]), (21, [8, 8, 4, 1])]
+)
+def test_batches_are_of_few_sizes(count, sizes):
+    assert list(batches(count)) == sizes
+
+
+def half_precision(make):
+    torch.set_default_dtype(torch.float16)
+    try:
+        return make()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_on_cuda_nothing_waits_for_the_device(preset, monkeypatch):
+    monkeypatch.setattr(median, '_use_kernel', False)
+    # Tensors without contents have shapes, dtypes and devices alone: whatever would read a value,
+    # or mix devices, raises.
+    method = replace(PRESETS[preset], image_prior=preset == 'paper')
+    framing = method.framing((120, 160), 96, 16)
+    config = open_clip.get_model_config('ViT-B-16-quickgelu')
+    with FakeTensorMode(), torch.inference_mode(), torch.device('cuda'):
+        visual = half_precision(lambda: open_clip.CLIP(**config).visual)
+        pixels = torch.empty(3, 1, 1)
+        table = LabelTable(
+            torch.empty(32, 512),
+            torch.empty(32, dtype=torch.int64),
+            torch.empty((), dtype=torch.int64),
+            torch.empty((), dtype=torch.int64),
+            torch.empty(65, dtype=torch.uint8),
+            255,
+            100.0,
+        )
+        pipeline = Pipeline(DenseBackbone(visual), pixels, pixels, torch.float16)
+        frames = torch.empty(2, 120, 160, 3, dtype=torch.uint8)
+        result = pipeline(frames, framing, table, torch.empty(()), method, Bounds())
+    for tensor, shape in zip(result.tensors, [(2, 120, 160), (2, 120, 160), (2,)], strict=True):
+        assert tensor.shape == shape and tensor.device.type == 'cuda'
+
+
+def test_a_segmenter_moves_with_its_vocabulary(vocabularies):
+    first = Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), HALF, HALF)
+    expected = first.segment([image(0)], vocabularies[0], SETTINGS)
+    moved = first.to('cpu')
+    assert_equal(moved.segment([image(0)], vocabularies[0].to(moved.device), SETTINGS), expected)
