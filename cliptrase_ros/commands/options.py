@@ -32,7 +32,9 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
     """Add what the engine is and how it works: as `add_model`, and preset and rate."""
     engine = add_model(command)
     engine.add_argument(
-        '--preset', default='robot', help='robot (whole frame) or paper (default: %(default)s)'
+        '--preset',
+        default='robot',
+        help='robot (whole frame), plus (whole frame, no clusters) or paper (default: %(default)s)',
     )
     engine.add_argument(
         '--resolution',

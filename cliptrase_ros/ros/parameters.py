@@ -129,8 +129,9 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'preset',
         Parameter.Type.STRING,
         'robot',
-        "'robot' labels the whole frame; 'paper' is exactly the published method, which sees a "
-        'square from the centre.',
+        "'robot' labels the whole frame; 'plus' does with patches that correlate sharing their "
+        "probabilities instead of a vote of clusters; 'paper' is exactly the published method, "
+        'which sees a square from the centre.',
         live=True,
         constraints=f'one of {", ".join(PRESETS)}',
     ),

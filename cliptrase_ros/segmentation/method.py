@@ -17,6 +17,7 @@ class Method:
     clustering: regions of patches that correlate alike vote for one label.
     denoising: what the [CLS] token correlates with is removed before clustering.
     image_prior: multiply the logits by those of the [CLS] token (the paper does on VOC20).
+    propagation: patches that correlate share their class probabilities; see `propagation`.
     fewest_clusters: an image with fewer keeps its labels as they are before the vote.
     min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
     refine_edges: move the boundaries of labels to edges of the picture; see `refinement`.
@@ -27,6 +28,7 @@ class Method:
     clustering: bool = True
     denoising: bool = True
     image_prior: bool = False
+    propagation: bool = False
     fewest_clusters: int = 1
     min_agreement: float = 0.0
     refine_edges: bool = False
@@ -37,7 +39,9 @@ class Method:
 
 
 #: `paper`: exactly the published method. `robot`: whole frame, a vote only where a region agrees.
+#: `plus`: whole frame, probabilities shared among patches that correlate instead of a vote.
 PRESETS = {
     'paper': Method('centre'),
     'robot': Method('whole', fewest_clusters=2, min_agreement=0.7),
+    'plus': Method('whole', clustering=False, propagation=True),
 }

@@ -18,6 +18,7 @@ from .correlation import denoise_correlation
 from .label_table import LabelTable
 from .method import Method
 from .preprocessing import Framing
+from .propagation import propagate
 from .refinement import refine_edges
 
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
@@ -41,7 +42,8 @@ class Trace:
     """Every stage of the method for B images of N = h w patches and C label columns.
 
     tokens: float32 (B, 1 + N, D). correlation: float32 (B, N, N), what is clustered.
-    patch_logits: float32 (B, C, h, w), without the image prior. clusters: int64 (B, N), -1 = noise.
+    patch_logits: float32 (B, C, h, w), without the image prior. patch_probability: the same shape,
+    0..1, propagated where the method does. clusters: int64 (B, N), -1 = noise.
     raw_labels, labels: int64 (B, H, W), before and after the vote; the value `foreground`
     stands for every background column.
     exact: bool (B,), whether the bounds sufficed; where not, `clusters` and `labels` are wrong.
@@ -50,6 +52,7 @@ class Trace:
     tokens: Tensor
     correlation: Tensor
     patch_logits: Tensor
+    patch_probability: Tensor
     clusters: Tensor
     raw_labels: Tensor
     labels: Tensor
@@ -105,9 +108,9 @@ class Pipeline:
         result = trace(self.backbone, self.normalise(picture), table, method, bounds)
         labels = result.labels
         if method.refine_edges:
-            grid = tuple(result.patch_logits.shape[-2:])
+            grid = tuple(result.patch_probability.shape[-2:])
             labels = refine_edges(labels, picture, grid, table.size[1] + 1)
-        confidence = label_probability(result.patch_logits, labels, table)
+        confidence = label_probability(result.patch_probability, labels, table)
         label = table.ids[labels]
         label = label.masked_fill(confidence < min_confidence, table.unlabelled)
         return LabelledFrames(
@@ -144,12 +147,18 @@ def trace(
     label_logits = patch_logits
     if method.image_prior:
         label_logits = table.without_padding(patch_logits * token_logits[:, 0, :, None, None])
-    raw_labels = torch.minimum(largest_enlarged(label_logits, size), table.foreground)
+    probability = patch_logits.softmax(1)
+    evidence = label_logits
+    if method.propagation:
+        evidence = probability = propagate(label_logits.softmax(1), correlation)
+    raw_labels = torch.minimum(largest_enlarged(evidence, size), table.foreground)
 
     labels, (clusters, exact) = raw_labels, _clusters(correlation, method, bounds)
     if method.clustering:
         labels = _voted(raw_labels, correlation, clusters, dense.grid, table, method, bounds)
-    return Trace(tokens, correlation, patch_logits, clusters, raw_labels, labels, exact)
+    return Trace(
+        tokens, correlation, patch_logits, probability, clusters, raw_labels, labels, exact
+    )
 
 
 def _clusters(correlation: Tensor, method: Method, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
@@ -208,12 +217,11 @@ def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     return largest
 
 
-def label_probability(patch_logits: Tensor, labels: Tensor, table: LabelTable) -> Tensor:
-    """Probability of each pixel's label: patch probabilities, interpolated. float32 (B, H, W).
+def label_probability(probability: Tensor, labels: Tensor, table: LabelTable) -> Tensor:
+    """Probability of each pixel's label: patches' (B, C, h, w), interpolated. float32 (B, H, W).
 
     The background columns count as one, as their labels do.
     """
-    probability = patch_logits.softmax(1)
     column = torch.arange(probability.shape[1], device=probability.device)[:, None, None]
     is_background = column >= table.foreground
     background = (probability * is_background).sum(1, keepdim=True)

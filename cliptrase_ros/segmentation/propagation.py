@@ -1,0 +1,24 @@
+"""Class probabilities shared among patches that correlate: the vote without clusters."""
+
+from torch import Tensor
+
+# How many standard deviations of an image's correlations make weights differ by a factor of e;
+# relative, because models differ in how strongly their patches correlate.
+_CONTRAST = 2.0
+
+
+def propagate(probability: Tensor, correlation: Tensor) -> Tensor:
+    """Each patch's mean of all patches' probabilities, weighted by how it correlates with them.
+
+    The weights of patch i are the softmax over j of `_CONTRAST` x A_ij / std(A), A the denoised
+    correlation. One step of label propagation (as LPOSS, arXiv 2503.19777) with the similarity of
+    the last layer but one (as SC-CLIP, arXiv 2411.15869, aggregates features), which CLIPtrase
+    has already computed.
+
+    probability: float (B, C, h, w). correlation: float (B, N, N), N = h w. Returns (B, C, h, w),
+    with the same sum over C.
+    """
+    spread = correlation.flatten(1).std(1)[:, None, None].clamp(min=1e-6)
+    weights = (correlation * (_CONTRAST / spread)).softmax(-1)
+    grid = probability.shape[-2:]
+    return (probability.flatten(2) @ weights.mT).unflatten(-1, grid)
