@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PYTHON ?=
 # More arguments for pytest, e.g. PYTEST_ARGS='-k weights -x'.
 PYTEST_ARGS ?=
+# More arguments for the demo: --view opens the viewer, --view demo.rrd records for it.
+DEMO_ARGS ?=
 # More arguments for the benchmark.
 BENCH_ARGS ?=
 # Tests run in this many processes, each file in one.
@@ -20,8 +22,8 @@ help:  ## this list
 build:  ## set everything up: virtual environment, ROS 2 wheels, colcon build
 	@$(set_up)
 
-demo: build  ## two simulated cameras, segmented by words that change half-way
-	@source tools/env.sh && cliptrase demo
+demo: build  ## two simulated cameras, segmented by words that change half-way (DEMO_ARGS=--view)
+	@source tools/env.sh && cliptrase demo $(DEMO_ARGS)
 
 test: build  ## the tests (PYTEST_ARGS='...' goes to pytest)
 	@source tools/env.sh && pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -42,17 +42,18 @@ ANIMATION_FRAMES = 60
 ANIMATION_FRAME_MS = 180
 
 
-def run_demo(output: Path, phase_s: float) -> int:
+def run_demo(output: Path, phase_s: float, view: str | None = None) -> int:
     """Run the demo and leave pictures, an animation and report.json in `output`.
 
     phase_s: how long each vocabulary is watched, seconds.
+    view: whether to run the viewer as well: '' with a window, or the file it records to.
     Returns the exit status: 0, or 1 with a message on stderr if a process ended or fell silent.
     """
     output.mkdir(parents=True, exist_ok=True)
     rclpy.init()
     observer = DemoObserver(list(CAMERAS), NAMESPACE)
     try:
-        with _processes(output) as processes:
+        with _processes(output, view) as processes:
             called_s = _watch(observer, processes, phase_s)
         report = _report(observer, called_s)
         _draw(observer, output)
@@ -73,12 +74,12 @@ class DemoError(Exception):
 
 
 @contextlib.contextmanager
-def _processes(output: Path) -> Iterator[dict[str, subprocess.Popen]]:
+def _processes(output: Path, view: str | None) -> Iterator[dict[str, subprocess.Popen]]:
     """Start the cameras and the node; end them with SIGINT, as a terminal does."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as logs:
         processes = {}
         try:
-            for name, module, parameters in _programs():
+            for name, module, parameters in _programs(view):
                 parameter_file = Path(folder) / f'{name}.yaml'
                 # JSON is YAML, and the wildcard spares the node's full name.
                 parameter_file.write_text(json.dumps({'/**': {'ros__parameters': parameters}}))
@@ -103,7 +104,7 @@ def _processes(output: Path) -> Iterator[dict[str, subprocess.Popen]]:
                     process.kill()
 
 
-def _programs() -> Iterator[tuple[str, str, dict]]:
+def _programs(view: str | None) -> Iterator[tuple[str, str, dict]]:
     """Name, module and parameters of each process."""
     yield (
         'segment_node',
@@ -115,6 +116,8 @@ def _programs() -> Iterator[tuple[str, str, dict]]:
             'model': MODEL,
             'resolution': RESOLUTION,
             'rate': 0.0,
+            # Points for the viewer.
+            'depth': view is not None,
         },
     )
     for camera, seed in CAMERAS.items():
@@ -123,6 +126,8 @@ def _programs() -> Iterator[tuple[str, str, dict]]:
             'toybox_camera',
             {'camera': camera, 'seed': seed, 'split': 'held_out', 'rate': CAMERA_RATE_HZ},
         )
+    if view is not None:
+        yield 'rerun_viewer', 'rerun_viewer', {'save': view}
 
 
 def _watch(observer: DemoObserver, processes: dict[str, subprocess.Popen], phase_s: float) -> float:

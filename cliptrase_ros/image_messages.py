@@ -291,3 +291,15 @@ def decode_mask(mask, height: int, width: int) -> np.ndarray:
         np.repeat(ones, lengths).reshape(roi.height, roi.width)
     )
     return pixels
+
+
+def mono8(image) -> np.ndarray:
+    """Pixels of a mono8 message, such as a label image: uint8 (H, W), a view.
+
+    image: fields of sensor_msgs/Image. Raises ImageError for another encoding, or as `check_image`.
+    """
+    check_image(image)
+    if image.encoding != 'mono8':
+        raise ImageError(f'encoding {image.encoding[:40]!r}, which should be mono8')
+    shape, strides = (image.height, image.width), (image.step, 1)
+    return np.ndarray(shape, np.uint8, image.data, strides=strides)

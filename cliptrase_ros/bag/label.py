@@ -27,12 +27,15 @@ from cliptrase_ros.rate_limit import RateLimit
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
+    Segmentation,
     SegmentationSettings,
     Segmenter,
 )
 
 #: Nanoseconds between repetitions of label_info, as the node does.
 LABEL_INFO_PERIOD_NS = 5_000_000_000
+
+OnResult = Callable[[BagCamera, int, np.ndarray, Segmentation], None]
 
 # What stands in a bag whose types no definition is known of; the writer insists on a hash.
 _UNKNOWN_HASH = f'RIHS01_{"0" * 64}'
@@ -94,11 +97,13 @@ def label_bag(
     settings: BagSettings,
     typestore: Typestore,
     on_image: Callable[[], None] = lambda: None,
+    on_result: OnResult | None = None,
 ) -> BagSummary:
     """Write a recording with everything of the input and the labels of its images.
 
     Every message keeps its bytes, time and place in the order; an image's labels follow it, with
-    its time and header. on_image: called when an image has been dealt with.
+    its time and header. on_image: called when an image has been dealt with; on_result: with the
+    camera, the stamp in nanoseconds, the picture and its labels, when it has been labelled.
     The destination appears, complete, at the very end. Raises BagError.
     """
     storage = settings.storage or reader.storage
@@ -126,6 +131,7 @@ def label_bag(
                     settings,
                     typestore,
                     on_image,
+                    on_result,
                 )
                 summary = labelling.run()
             if summary.copied == 0:
@@ -183,6 +189,7 @@ class _Labelling:
         settings: BagSettings,
         typestore: Typestore,
         on_image: Callable[[], None],
+        on_result: OnResult | None,
     ):
         self._writer = writer
         self._reader = reader
@@ -192,6 +199,7 @@ class _Labelling:
         self._settings = settings
         self._typestore = typestore
         self._on_image = on_image
+        self._on_result = on_result
         self._maker = MessageMaker(typestore)
         self._summary = BagSummary()
         self._copies = {key: self._copy_of(topic) for key, topic in reader.topics.items()}
@@ -290,6 +298,9 @@ class _Labelling:
                 self._summary.refuse(item.camera.topic.name, result)
             else:
                 self._write_outputs(item, result)
+                if self._on_result is not None:
+                    stamp_ns = _stamp_ns(item.header) or item.stamp_ns
+                    self._on_result(item.camera, stamp_ns, item.picture, result)
                 self._summary.labelled[item.camera.name] += 1
             self._on_image()
         self._waiting.clear()
@@ -311,3 +322,7 @@ class _Labelling:
             drawn = draw_overlay(item.picture, result.label, result.vocabulary)
             overlay = maker.image(drawn, 'rgb8', item.header)
             self._writer.write(outputs.overlay, stamp_ns, overlay)
+
+
+def _stamp_ns(header) -> int:
+    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

@@ -5,7 +5,15 @@ import sys
 from pathlib import Path
 
 from cliptrase_ros.commands.common import CommandError, progress_bar
-from cliptrase_ros.commands.options import add_engine, add_words, load_engine, parse_words
+from cliptrase_ros.commands.options import (
+    add_engine,
+    add_view,
+    add_words,
+    check_view,
+    load_engine,
+    open_view,
+    parse_words,
+)
 
 
 def add(commands) -> None:
@@ -45,12 +53,14 @@ def add(commands) -> None:
         action=argparse.BooleanOptionalAction,
         help='compress OUT with zstd or not (default: as IN)',
     )
+    add_view(command, 'pictures and labels')
     add_engine(command, 'images of a camera, by their times in the recording')
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     vocabulary = parse_words(arguments)
+    check_view(arguments)
 
     from cliptrase_ros.bag.cameras import check_destination, check_node, choose_cameras
     from cliptrase_ros.bag.reader import BagError, BagReader
@@ -75,17 +85,13 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.overlay,
             )
             counts = [camera.topic.count for camera in cameras]
-            with progress_bar(None if None in counts else sum(counts)) as progress:
+            total = None if None in counts else sum(counts)
+            with open_view(arguments) as viewer, progress_bar(total) as progress:
                 summary = label_bag(
-                    reader,
-                    arguments.output,
-                    cameras,
-                    segmenter,
-                    encoded,
-                    segmentation,
-                    settings,
-                    typestore,
-                    progress.update,
+                    *(reader, arguments.output, cameras),
+                    *(segmenter, encoded, segmentation, settings, typestore),
+                    on_image=progress.update,
+                    on_result=_shower(viewer) if viewer else None,
                 )
     except (BagError, FileNotFoundError) as error:
         raise CommandError(error) from error
@@ -100,3 +106,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(f'{summary.copied} messages and the labels are in {arguments.output}')
     return 1 if summary.damage or summary.refused else 0
+
+
+def _shower(viewer):
+    def show(camera, stamp_ns, picture, segmentation) -> None:
+        viewer.set_stamp(stamp_ns)
+        viewer.show_segmentation(camera.name, picture, segmentation)
+
+    return show

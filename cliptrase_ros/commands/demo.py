@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from cliptrase_ros.commands.common import require_ros
+from cliptrase_ros.commands.options import add_view, check_view
 
 
 def add(commands) -> None:
@@ -25,14 +26,16 @@ def add(commands) -> None:
         metavar='SECONDS',
         help='how long each vocabulary is watched (default: %(default)s)',
     )
+    add_view(command, 'everything')
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_view(arguments)
     require_ros(
         'it runs real ROS 2 nodes',
         'use `make demo`, or source a ROS 2 distribution and a workspace with this package',
     )
     from cliptrase_ros.demo import run_demo
 
-    return run_demo(arguments.output, arguments.phase)
+    return run_demo(arguments.output, arguments.phase, arguments.view)

@@ -1,6 +1,8 @@
 """Options that several commands have, and what is made of them."""
 
 import argparse
+import contextlib
+from pathlib import Path
 
 from cliptrase_ros.commands.common import CommandError
 from cliptrase_ros.segmentation.vocabulary import (
@@ -95,6 +97,45 @@ def add_model(command: argparse.ArgumentParser):
         help='images of equal size at a time (default: 8 on a GPU, else 1)',
     )
     return engine
+
+
+def add_view(command: argparse.ArgumentParser, what: str) -> None:
+    """Add --view. what: is shown."""
+    command.add_argument(
+        '--view',
+        nargs='?',
+        const='',
+        metavar='FILE.rrd',
+        help=f'show {what} in a window of the Rerun viewer, or record it for the viewer in '
+        'FILE.rrd; goes last; needs `pip install rerun-sdk`',
+    )
+
+
+def check_view(arguments: argparse.Namespace) -> None:
+    """Refuse a --view that cannot be, before anything long begins. Raises CommandError."""
+    if arguments.view is not None:
+        from cliptrase_ros.viewer import ViewerError, check_viewer
+
+        try:
+            check_viewer(_destination(arguments))
+        except ViewerError as error:
+            raise CommandError(f'--view: {error}') from error
+
+
+def open_view(arguments: argparse.Namespace):
+    """The viewer as a context manager, whose value is None without --view. CommandError."""
+    if arguments.view is None:
+        return contextlib.nullcontext()
+    from cliptrase_ros.viewer import Viewer, ViewerError
+
+    try:
+        return Viewer(_destination(arguments))
+    except ViewerError as error:
+        raise CommandError(f'--view: {error}') from error
+
+
+def _destination(arguments: argparse.Namespace) -> Path | None:
+    return Path(arguments.view) if arguments.view else None
 
 
 def rate(text: str) -> float:

@@ -1,12 +1,21 @@
 """`cliptrase segment`: photos, videos and webcams."""
 
 import argparse
+import itertools
 import os
 import sys
 from pathlib import Path
 
 from cliptrase_ros.commands.common import CommandError, progress_bar
-from cliptrase_ros.commands.options import add_engine, add_words, load_engine, parse_words
+from cliptrase_ros.commands.options import (
+    add_engine,
+    add_view,
+    add_words,
+    check_view,
+    load_engine,
+    open_view,
+    parse_words,
+)
 
 
 def add(commands) -> None:
@@ -37,6 +46,7 @@ def add(commands) -> None:
     command.add_argument(
         '--rle', action='store_true', help='masks as COCO run lengths in segmentation.json'
     )
+    add_view(command, 'pictures and labels')
     add_engine(command, 'frames of a video or webcam, by its own time')
     command.set_defaults(run=run)
 
@@ -48,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.photos.sources import InputError, check_output, find_sources
 
     vocabulary = parse_words(arguments)
+    check_view(arguments)
     try:
         check_output(arguments.output)
         sources = find_sources(arguments.inputs, arguments.output)
@@ -62,10 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
         1 if source.kind == 'photo' else count_frames(source, arguments.rate) for source in sources
     ]
     output = OutputSettings(arguments.output, batch, arguments.rate, arguments.rle)
-    with progress_bar(None if None in counts else sum(counts)) as progress:
+    total = None if None in counts else sum(counts)
+    with open_view(arguments) as viewer, progress_bar(total) as progress:
         try:
             outcome = segment_sources(
-                sources, segmenter, encoded, settings, output, progress.update
+                *(sources, segmenter, encoded, settings, output),
+                on_image=progress.update,
+                on_result=_shower(viewer) if viewer else None,
             )
         except OSError as error:
             raise CommandError(f'results could not be written: {error}') from error
@@ -78,3 +92,17 @@ def run(arguments: argparse.Namespace) -> int:
     if outcome.unreadable:
         print(f'{len(outcome.unreadable)} could not be labelled, see above')
     return 1 if outcome.unreadable else 0
+
+
+def _shower(viewer):
+    numbers = itertools.count()
+
+    def show(frame, segmentation) -> None:
+        if frame.number is None:
+            viewer.set_photo(next(numbers))
+            viewer.show_segmentation('photos', frame.picture, segmentation, str(frame.source))
+        else:
+            viewer.set_video_time(frame.time_s)
+            viewer.show_segmentation(frame.source.name, frame.picture, segmentation)
+
+    return show

@@ -83,11 +83,13 @@ def segment_sources(
     settings: SegmentationSettings,
     output: OutputSettings,
     on_image: Callable[[], None] = lambda: None,
+    on_result: Callable[[Frame, Segmentation], None] | None = None,
 ) -> Outcome:
     """Label every source and write the results.
 
     What cannot be read or labelled is noted and the rest is done. The report is written at the
-    end, also after an interruption. on_image: called for every picture done with.
+    end, also after an interruption. on_image: called for every picture done with; on_result: for
+    every one that was labelled.
     Raises OSError if the results cannot be written.
     """
     outcome = Outcome()
@@ -96,7 +98,11 @@ def segment_sources(
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
             photos = [source for source in sources if source.kind == 'photo']
-            job = _Job(segmenter, vocabulary, settings, output, outcome, entries, threads, on_image)
+            job = _Job(
+                *(segmenter, vocabulary, settings, output, outcome, entries, threads),
+                on_image,
+                on_result,
+            )
             job.label_photos(photos)
             for source in sources:
                 if source.kind != 'photo':
@@ -143,6 +149,7 @@ class _Job:
         entries: list[dict],
         threads: ThreadPoolExecutor,
         on_image: Callable[[], None],
+        on_result: Callable[[Frame, Segmentation], None] | None,
     ):
         self._segmenter = segmenter
         self._vocabulary = vocabulary
@@ -152,6 +159,7 @@ class _Job:
         self._entries = entries
         self._threads = threads
         self._on_image = on_image
+        self._on_result = on_result
         self._writes: deque[tuple[Future, OverlayVideo | None]] = deque()
 
     def label_photos(self, photos: Sequence[Source]) -> None:
@@ -221,6 +229,8 @@ class _Job:
                 where = '' if frame.number is None else f', frame {frame.number}'
                 self._give_up(f'{frame.source}{where}', result)
             else:
+                if self._on_result is not None:
+                    self._on_result(frame, result)
                 self._writes.append((self._threads.submit(self._write, frame, result), video))
         self._finish_writes(_AHEAD)
 

@@ -13,6 +13,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
+from cliptrase_ros.image_messages import mono8
 from cliptrase_ros.msg import ClassMasks, Vocabulary
 from cliptrase_ros.ros.camera import LATCHED_QOS
 from cliptrase_ros.ros.conversions import to_rgb
@@ -91,12 +92,12 @@ class DemoObserver(Node):
             frame_of(message).image = to_rgb(message)
 
         def on_truth(message: Image) -> None:
-            frame_of(message).truth = _mono8(message)
+            frame_of(message).truth = mono8(message)
 
         def on_label(message: Image, info) -> None:
             record.labels += 1
             frame = frame_of(message)
-            frame.label = _mono8(message)
+            frame.label = mono8(message)
             frame.published_s = info['source_timestamp'] * 1e-9
 
         def on_masks(message: ClassMasks) -> None:
@@ -139,8 +140,3 @@ class DemoObserver(Node):
         (result,) = future.result().results
         if not result.successful:
             raise RuntimeError(f'the node refused the vocabulary: {result.reason}')
-
-
-def _mono8(message: Image) -> np.ndarray:
-    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-    return rows[:, : message.width]

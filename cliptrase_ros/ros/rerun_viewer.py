@@ -1,0 +1,229 @@
+"""The outputs of a segmentation node in the Rerun viewer, as they come."""
+
+import sys
+from collections import Counter, OrderedDict
+from functools import partial
+from pathlib import Path
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+
+from cliptrase_ros.image_messages import ImageError, decompress_to_rgb, mono8
+from cliptrase_ros.msg import ClassMasks, Vocabulary
+from cliptrase_ros.point_messages import PointsError, read_points
+from cliptrase_ros.ros.camera import LATCHED_QOS
+from cliptrase_ros.ros.conversions import to_rgb
+from cliptrase_ros.ros.executable import run_node
+from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec
+from cliptrase_ros.viewer import ShownClass, ShownMask, Viewer
+
+NODE_NAME = 'rerun_viewer'
+#: What can be shown, and what is by default: the overlay repeats image and label.
+SHOWN = ('image', 'label', 'masks', 'overlay', 'confidence', 'points')
+DEFAULT_SHOWN = ('image', 'label', 'masks', 'confidence', 'points')
+
+_Type = Parameter.Type
+# Images that wait for their labels.
+_MOST_WAITING = 30
+
+PARAMETERS: tuple[ParameterSpec, ...] = (
+    ParameterSpec('node', _Type.STRING, 'cliptrase', 'The segmentation node to watch.'),
+    ParameterSpec(
+        'show',
+        _Type.STRING_ARRAY,
+        list(DEFAULT_SHOWN),
+        'What to show; the node computes nothing else for the viewer.',
+        constraints=f'some of {", ".join(SHOWN)}',
+    ),
+    ParameterSpec(
+        'save', _Type.STRING, '', 'File ending in .rrd to record to; empty for a window.'
+    ),
+    ParameterSpec(
+        'connect',
+        _Type.STRING,
+        '',
+        'Address of a viewer that runs elsewhere, as in rerun+http://HOST:9876/proxy.',
+    ),
+)
+
+
+class RerunViewer(Node):
+    """Subscribes to a node's outputs and shows them, each at the stamp of its image.
+
+    Cameras and their image topics are those that the node names in /diagnostics. Images are shown
+    with their labels, the others not at all. shown: messages by output.
+    Raises ParameterError, and ViewerError where there is no viewer.
+    """
+
+    def __init__(self, **node_arguments):
+        super().__init__(NODE_NAME, **node_arguments)
+        values = {}
+        for spec in PARAMETERS:
+            try:
+                values[spec.name] = self.declare_parameter(
+                    spec.name, spec.default, spec.descriptor()
+                ).value
+            except ParameterException as error:
+                raise ParameterError(str(error)) from error
+        self._show = list(values['show'])
+        unknown = [name for name in self._show if name not in SHOWN]
+        if unknown:
+            raise ParameterError(
+                f'show names {", ".join(unknown)}; it must be some of {", ".join(SHOWN)}'
+            )
+        if values['save'] and values['connect']:
+            raise ParameterError('save and connect are both set; one place to show is enough')
+        self._watched = self.resolve_topic_name(values['node'])
+        self.shown: Counter[str] = Counter()
+        self._classes: list[ShownClass] = []
+        self._cameras: set[str] = set()
+        self._viewer = Viewer(Path(values['save']) if values['save'] else values['connect'] or None)
+        self.create_subscription(
+            Vocabulary, f'{self._watched}/vocabulary', self._keep_vocabulary, LATCHED_QOS
+        )
+        self.create_subscription(DiagnosticArray, '/diagnostics', self._find_cameras, 10)
+        self.get_logger().info(f'watching {self._watched}: {", ".join(self._show)}')
+
+    def destroy_node(self) -> None:
+        """Finish the recording, then the node."""
+        self._viewer.close()
+        super().destroy_node()
+
+    def _keep_vocabulary(self, vocabulary: Vocabulary) -> None:
+        def rgb(color) -> tuple[int, int, int]:
+            return tuple(round(255 * value) for value in (color.r, color.g, color.b))
+
+        self._classes = [ShownClass(c.id, c.name, rgb(c.color)) for c in vocabulary.classes]
+
+    def _find_cameras(self, diagnostics: DiagnosticArray) -> None:
+        prefix = f'{self._watched.lstrip("/")}: camera '
+        for status in diagnostics.status:
+            camera = status.name.removeprefix(prefix)
+            if status.name.startswith(prefix) and camera not in self._cameras:
+                topics = [entry.value for entry in status.values if entry.key == 'topic']
+                if topics:
+                    self._cameras.add(camera)
+                    self._watch(camera, topics[0])
+
+    def _watch(self, camera: str, image_topic: str) -> None:
+        images = _Images('label' in self._show)
+        compressed = image_topic.endswith('/compressed')
+        outputs = {
+            'image': (CompressedImage if compressed else Image, partial(self._image, images)),
+            'label': (Image, partial(self._label, images)),
+            'masks': (ClassMasks, self._masks),
+            'overlay': (Image, self._overlay),
+            'confidence': (Image, self._confidence),
+            'points': (PointCloud2, self._points),
+        }
+        for name in self._show:
+            message_type, show = outputs[name]
+            topic = image_topic if name == 'image' else f'{self._watched}/{camera}/{name}'
+            qos = qos_profile_sensor_data if name == 'image' else 2
+            self.create_subscription(
+                message_type, topic, partial(self._receive, name, camera, topic, show), qos
+            )
+        self.get_logger().info(f'camera {camera}, with images from {image_topic}')
+
+    def _receive(self, output: str, camera: str, topic: str, show, message) -> None:
+        try:
+            show(camera, message)
+            self.shown[output] += 1
+        except (ImageError, PointsError, ValueError) as error:
+            self.get_logger().warning(f'{topic}: {error}', throttle_duration_sec=5.0)
+
+    def _at(self, message) -> None:
+        self._viewer.set_stamp(_stamp_ns(message))
+
+    def _image(self, images: '_Images', camera: str, message) -> None:
+        if images.take(message):
+            self._show_image(camera, message)
+
+    def _label(self, images: '_Images', camera: str, message: Image) -> None:
+        self._at(message)
+        self._viewer.show_classes(camera, self._classes)
+        if (image := images.of_label(message)) is not None:
+            self._show_image(camera, image)
+        self._viewer.show_label(camera, mono8(message))
+
+    def _show_image(self, camera: str, message) -> None:
+        self._at(message)
+        read = decompress_to_rgb if isinstance(message, CompressedImage) else to_rgb
+        self._viewer.show_image(camera, read(message))
+
+    def _masks(self, camera: str, message: ClassMasks) -> None:
+        self._at(message)
+        self._viewer.show_classes(camera, self._classes)
+        self._viewer.show_masks(
+            camera,
+            [
+                ShownMask(
+                    *(mask.class_id, mask.class_name, mask.confidence),
+                    *(mask.roi.x_offset, mask.roi.y_offset, mask.roi.width, mask.roi.height),
+                )
+                for mask in message.masks
+            ],
+        )
+
+    def _overlay(self, camera: str, message: Image) -> None:
+        self._at(message)
+        self._viewer.show_overlay(camera, to_rgb(message))
+
+    def _confidence(self, camera: str, message: Image) -> None:
+        self._at(message)
+        self._viewer.show_confidence(camera, mono8(message))
+
+    def _points(self, camera: str, message: PointCloud2) -> None:
+        self._at(message)
+        self._viewer.show_classes(camera, self._classes)
+        self._viewer.show_points(camera, *read_points(message))
+
+
+class _Images:
+    """Which images have labels: the two come in any order, and images without are not shown."""
+
+    def __init__(self, wait_for_labels: bool):
+        self._wait = wait_for_labels
+        self._images: OrderedDict[int, object] = OrderedDict()
+        self._labelled: OrderedDict[int, None] = OrderedDict()
+
+    def take(self, image) -> bool:
+        """Whether to show an image now; otherwise it is kept for a while."""
+        if not self._wait:
+            return True
+        stamp = _stamp_ns(image)
+        if self._labelled.pop(stamp, True) is None:
+            return True
+        _keep(self._images, stamp, image)
+        return False
+
+    def of_label(self, label: Image):
+        """The image of a label image, None if it has not come yet."""
+        stamp = _stamp_ns(label)
+        image = self._images.pop(stamp, None)
+        if image is None:
+            _keep(self._labelled, stamp, None)
+        return image
+
+
+def _keep(items: OrderedDict, key: int, value) -> None:
+    items[key] = value
+    if len(items) > _MOST_WAITING:
+        items.popitem(last=False)
+
+
+def _stamp_ns(message) -> int:
+    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the viewer until it is told to end; returns the exit status."""
+    return run_node(RerunViewer, NODE_NAME, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

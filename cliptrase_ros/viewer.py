@@ -1,0 +1,282 @@
+"""Pictures, labels, masks and points in the Rerun viewer, or in a recording for it; no ROS."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.statistics import classes_present
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED
+
+#: What `pip install` takes where the SDK is missing.
+REQUIREMENT = 'rerun-sdk'
+#: Suffix of recordings.
+SUFFIX = '.rrd'
+
+_APPLICATION = 'cliptrase'
+_JPEG_QUALITY = 90
+# The oldest pictures give way: a robot may be watched for hours.
+_MEMORY = '25%'
+
+
+class ViewerError(ValueError):
+    """Nothing can be shown or recorded; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ShownClass:
+    """A class as the viewer shows it. color: RGB, 0..255."""
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ShownMask:
+    """A class present in a picture: its box in pixels, and its mean confidence, 0..1."""
+
+    class_id: int
+    name: str
+    confidence: float
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass
+class _Source:
+    classes: tuple[ShownClass, ...] | None = None
+    outputs: set[str] = field(default_factory=set)
+
+
+class Viewer:
+    """A window of the viewer, or a recording; a context manager.
+
+    destination: a file ending in .rrd; the address of a viewer (`rerun+http://HOST:9876/proxy`);
+    None for a window on this machine's display.
+    Everything shown has the path `/SOURCE/OUTPUT`, the source being a camera, a video or `photos`.
+    One thread at a time may use it. Raises ViewerError.
+    """
+
+    def __init__(self, destination: Path | str | None):
+        self._rerun = check_viewer(destination)
+        self._sources: dict[str, _Source] = {}
+        self._recording = self._rerun.RecordingStream(_APPLICATION)
+        try:
+            if destination is None:
+                self._recording.spawn(memory_limit=_MEMORY)
+            elif _is_address(destination):
+                self._recording.connect_grpc(str(destination))
+            else:
+                self._recording.save(destination)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ViewerError(str(error)) from error
+
+    def __enter__(self) -> 'Viewer':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send or write what is on its way."""
+        self._recording.disconnect()
+
+    def set_stamp(self, stamp_ns: int) -> None:
+        """What is shown next belongs to this time: nanoseconds since 1970."""
+        self._recording.reset_time()
+        self._recording.set_time('stamp', timestamp=np.datetime64(stamp_ns, 'ns'))
+
+    def set_video_time(self, time_s: float) -> None:
+        """What is shown next belongs to this time: seconds since the beginning of a video."""
+        self._recording.reset_time()
+        self._recording.set_time('video', duration=time_s)
+
+    def set_photo(self, number: int) -> None:
+        """What is shown next belongs to the photo of this number."""
+        self._recording.reset_time()
+        self._recording.set_time('photo', sequence=number)
+
+    def show_segmentation(
+        self, source: str, picture: np.ndarray, segmentation: Segmentation, title: str = ''
+    ) -> None:
+        """Show a picture and what the engine made of it.
+
+        picture: uint8 (H, W, 3) RGB. title: such as a file name.
+        """
+        classes = [ShownClass(c.id, c.name, c.color) for c in segmentation.vocabulary.classes]
+        self.show_classes(source, classes)
+        self.show_image(source, picture)
+        self.show_label(source, segmentation.label)
+        self.show_confidence(source, segmentation.confidence)
+        masks = []
+        for present in classes_present(segmentation):
+            rows, columns = np.nonzero(segmentation.label == present.entry.id)
+            x, y = int(columns.min()), int(rows.min())
+            width, height = int(columns.max()) + 1 - x, int(rows.max()) + 1 - y
+            name, confidence = present.entry.name, present.confidence
+            masks.append(ShownMask(present.entry.id, name, confidence, x, y, width, height))
+        self.show_masks(source, masks)
+        if title:
+            self._log(source, 'title', self._rerun.TextDocument(title))
+
+    def show_classes(self, source: str, classes: Sequence[ShownClass]) -> None:
+        """Names and colours of the labels shown from now on; cheap where they are as before."""
+        entry = self._sources.setdefault(source, _Source())
+        if entry.classes == tuple(classes):
+            return
+        entry.classes = tuple(classes)
+        unlabelled = (UNLABELLED, 'unlabelled', (128, 128, 128, 0))
+        self._recording.log(
+            self._path(source),
+            self._rerun.AnnotationContext(
+                [unlabelled, *((c.id, c.name, (*c.color, 255)) for c in classes)]
+            ),
+        )
+
+    def show_image(self, source: str, picture: np.ndarray) -> None:
+        """Show uint8 (H, W, 3) RGB, compressed a little."""
+        image = self._rerun.Image(np.ascontiguousarray(picture))
+        self._log(source, 'image', image.compress(jpeg_quality=_JPEG_QUALITY))
+
+    def show_label(self, source: str, label: np.ndarray) -> None:
+        """Show uint8 (H, W) class ids over the image."""
+        self._log(source, 'label', self._rerun.SegmentationImage(label, opacity=0.5))
+
+    def show_overlay(self, source: str, overlay: np.ndarray) -> None:
+        """Show uint8 (H, W, 3) RGB, compressed a little."""
+        image = self._rerun.Image(np.ascontiguousarray(overlay))
+        self._log(source, 'overlay', image.compress(jpeg_quality=_JPEG_QUALITY))
+
+    def show_confidence(self, source: str, confidence: np.ndarray) -> None:
+        """Show uint8 (H, W), 255 = certain."""
+        image = self._rerun.Image(np.ascontiguousarray(confidence), 'L')
+        self._log(source, 'confidence', image.compress(jpeg_quality=_JPEG_QUALITY))
+
+    def show_masks(self, source: str, masks: Sequence[ShownMask]) -> None:
+        """Show the box of every class present, with its name and confidence."""
+        self._log(
+            source,
+            'masks',
+            self._rerun.Boxes2D(
+                mins=[(m.x, m.y) for m in masks],
+                sizes=[(m.width, m.height) for m in masks],
+                labels=[f'{m.name} {m.confidence:.2f}' for m in masks],
+                class_ids=[m.class_id for m in masks],
+            ),
+        )
+
+    def show_points(self, source: str, positions: np.ndarray, labels: np.ndarray) -> None:
+        """Show points in the colours of their classes.
+
+        positions: float32 (N, 3), metres, x right, y down, z forwards. labels: uint8 (N,).
+        """
+        self._log(source, 'points', self._rerun.Points3D(positions, class_ids=labels))
+
+    def _log(self, source: str, output: str, content) -> None:
+        entry = self._sources.setdefault(source, _Source())
+        if output not in entry.outputs:
+            entry.outputs.add(output)
+            if output == 'points':
+                # The axes of a camera's optical frame.
+                axes = self._rerun.ViewCoordinates.RDF
+                self._recording.log(self._path(source, output), axes, static=True)
+            self._arrange()
+        self._recording.log(self._path(source, output), content)
+
+    def _path(self, *parts: str) -> str:
+        # A source may be the path of a file, with any characters.
+        return self._rerun.new_entity_path(list(parts))
+
+    def _arrange(self) -> None:
+        """Lay out what has been shown so far: the labelled picture, the rest beside it in tabs."""
+        import rerun.blueprint as layout
+
+        rows = []
+        for source, entry in self._sources.items():
+            pictures = ('image', 'label', 'masks')
+            views = []
+            if entry.outputs & set(pictures):
+                views.append(
+                    layout.Spatial2DView(
+                        name=source,
+                        origin=self._path(source),
+                        contents=[f'+ $origin/{name}' for name in pictures],
+                    )
+                )
+            tabs = [
+                layout.Spatial2DView(name=f'{source} {name}', origin=self._path(source, name))
+                for name in ('overlay', 'confidence')
+                if name in entry.outputs
+            ]
+            if 'points' in entry.outputs:
+                tabs.insert(
+                    0,
+                    layout.Spatial3DView(
+                        name=f'{source} points', origin=self._path(source, 'points')
+                    ),
+                )
+            if 'title' in entry.outputs:
+                tabs.append(
+                    layout.TextDocumentView(
+                        name=f'{source} title', origin=self._path(source, 'title')
+                    )
+                )
+            if tabs:
+                views.append(layout.Tabs(*tabs))
+            if views:
+                rows.append(layout.Horizontal(*views))
+        self._recording.send_blueprint(layout.Blueprint(layout.Vertical(*rows)))
+
+
+def check_viewer(destination: Path | str | None):
+    """Refuse what a Viewer could not be made for; returns the Rerun SDK. Raises ViewerError."""
+    sdk = _load_sdk()
+    if destination is None:
+        _require_display()
+    elif not _is_address(destination):
+        _check_recording(Path(destination))
+    return sdk
+
+
+def _is_address(destination: Path | str) -> bool:
+    return isinstance(destination, str) and '://' in destination
+
+
+def _load_sdk():
+    try:
+        import rerun
+    except ImportError as error:
+        raise ViewerError(
+            f'the viewer needs the Rerun SDK, which this Python does not have ({error}); install '
+            f'it with `pip install {REQUIREMENT}`'
+        ) from error
+    if not hasattr(rerun, 'RecordingStream'):
+        # Another project had the name before.
+        raise ViewerError(
+            f'the Python package rerun that is installed is not the Rerun SDK, or an old one; '
+            f'install it with `pip install --upgrade {REQUIREMENT}`'
+        )
+    return rerun
+
+
+def _check_recording(path: Path) -> None:
+    if path.suffix != SUFFIX:
+        raise ViewerError(f'the recording is to be {path}; its name must end in {SUFFIX}')
+    if path.exists():
+        raise ViewerError(f'{path} exists already; remove it or choose another name')
+    if not path.parent.is_dir():
+        raise ViewerError(f'{path} cannot be written: {path.parent} is no folder')
+
+
+def _require_display() -> None:
+    if not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+        raise ViewerError(
+            f'there is no display to open a window on; name a file for a recording, such as '
+            f'run{SUFFIX}, and open it with `rerun` where there is one'
+        )
