@@ -6,10 +6,9 @@ from pathlib import Path
 
 from cliptrase_ros.commands.common import CommandError, progress_bar
 from cliptrase_ros.commands.options import add_model, at_least_one, load_model
-from cliptrase_ros.evaluation.datasets import DATASETS, PAPER
+from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, TOYBOX
 
-#: What is no entry of `DATASETS`.
-OTHERS = ('toybox', 'toybox-unseen', 'folder')
+NAMES = (*DATASETS, *TOYBOX, 'folder')
 
 
 def add(commands) -> None:
@@ -25,9 +24,9 @@ def add(commands) -> None:
     command.add_argument(
         'datasets',
         nargs='+',
-        choices=(*DATASETS, *OTHERS, 'paper'),
+        choices=(*NAMES, 'paper'),
         metavar='DATASET',
-        help=f'{", ".join((*DATASETS, *OTHERS))}; or paper, for the nine of the paper',
+        help=f'{", ".join(NAMES)}; or paper, for the nine of the paper',
     )
     command.add_argument(
         '--root', type=Path, metavar='DIR', help='where the datasets are (toybox needs none)'

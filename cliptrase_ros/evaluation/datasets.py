@@ -289,5 +289,12 @@ DATASETS: dict[str, Dataset] = {
     )
 }
 
+#: Rendered rooms by name: split, difficulty, and size of the pictures in pixels (height, width).
+TOYBOX = {
+    'toybox': ('held_out', 'easy', (240, 320)),
+    'toybox-hard': ('held_out', 'hard', (270, 480)),
+    'toybox-unseen': ('unseen_combinations', 'easy', (240, 320)),
+}
+
 #: The nine of the paper, in the order of its table.
 PAPER = tuple(name for name, dataset in DATASETS.items() if dataset.published)

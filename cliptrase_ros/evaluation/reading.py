@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cliptrase_ros.evaluation.datasets import DATASETS, Dataset, Layout
+from cliptrase_ros.evaluation.datasets import DATASETS, TOYBOX, Dataset, Layout
 from cliptrase_ros.evaluation.labels import BACKGROUND, CONVENTIONS, VALUES, values_table
 
 #: Names of classes of a `folder` dataset whose pixels do not count.
@@ -48,11 +48,11 @@ class Benchmark:
 def open_dataset(name: str, root: Path | None, count: int | None = None) -> Benchmark:
     """Find a dataset's files.
 
-    name: key of `DATASETS`, `folder`, `toybox` or `toybox-unseen`. root: the folder it is in, or
-    the one above; not used for toybox, which is rendered. count: at most so many samples.
+    name: key of `DATASETS` or `TOYBOX`, or `folder`. root: the folder it is in, or
+    the one above; not used for what is rendered. count: at most so many samples.
     Raises DatasetError.
     """
-    if name.startswith('toybox'):
+    if name in TOYBOX:
         from cliptrase_ros.evaluation.toybox import open_toybox
 
         return open_toybox(name, count)
