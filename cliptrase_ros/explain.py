@@ -12,6 +12,7 @@ from torch import Tensor
 from cliptrase_ros.segmentation import preprocessing
 from cliptrase_ros.segmentation.clustering import cluster_maps, dbscan, dbscan_parameters
 from cliptrase_ros.segmentation.correlation import denoise_correlation
+from cliptrase_ros.segmentation.method import Method
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.pipeline import largest_enlarged
 from cliptrase_ros.segmentation.preprocessing import Framing
@@ -21,9 +22,6 @@ from cliptrase_ros.segmentation.segmenter import (
     Segmenter,
 )
 from cliptrase_ros.segmentation.vocabulary import VocabularyClass, class_color
-
-#: Plain CLIP: nothing of the method.
-PLAIN = {'recovery': False, 'clustering': False, 'denoising': False}
 
 
 @dataclass(frozen=True)
@@ -154,8 +152,9 @@ def label_tiles(
     window = explanation.window
     settings = replace(settings, resolution=min(window.shape[:2]))
     drawn, present = [], set()
-    for caption, off in (('of plain CLIP', PLAIN), (f'of preset {settings.preset}', {})):
-        method = replace(settings.method, **off)
+    plain = Method(settings.method.frame, recovery=False, clustering=False, denoising=False)
+    captions = {'of plain CLIP': plain, f'of preset {settings.preset}': settings.method}
+    for caption, method in captions.items():
         (label,) = segmenter.label_indices([window], encoded.table, settings, method)
         picture = draw_overlay(window, label, encoded.vocabulary, legend=False)
         drawn.append(Tile('Labels', caption, _mark(picture, explanation)))
@@ -213,15 +212,18 @@ def draw_panel(
     """
     height, width = rows[0][1][0].picture.shape[:2]
     tile_height = round(height * _TILE / width)
-    row_height = 38 + 44 + tile_height + _BAR + 44
+    # Room for the scales below, where there are any.
+    row_heights = [
+        82 + tile_height + (_BAR + 44 if any(tile.scale for tile in row) else 20) for _, row in rows
+    ]
     columns = max(len(row) for _, row in rows)
     total_width = 2 * _MARGIN + columns * _TILE + (columns - 1) * _GAP
     legend = _legend_lines(classes, total_width - 2 * _MARGIN)
-    total_height = 2 * _MARGIN + len(rows) * row_height + 28 * len(legend)
+    total_height = 2 * _MARGIN + sum(row_heights) + 28 * len(legend)
     panel = Image.new('RGB', (total_width, total_height), _PAPER)
     draw = ImageDraw.Draw(panel)
     top = _MARGIN
-    for heading, row in rows:
+    for (heading, row), row_height in zip(rows, row_heights, strict=True):
         draw.text((_MARGIN, top), heading, _INK, ImageFont.load_default(22))
         draw.line((_MARGIN, top + 30, total_width - _MARGIN, top + 30), (200, 200, 206), 1)
         for column, tile in enumerate(row):

@@ -109,9 +109,15 @@ def _settings(arguments: argparse.Namespace, resolution: int):
 
     default = {'paper': 'paper', 'whole': 'robot'}[arguments.protocol]
     try:
-        return SegmentationSettings(arguments.preset or default, resolution)
+        settings = SegmentationSettings(arguments.preset or default, resolution)
     except ValueError as error:
         raise CommandError(error) from error
+    if arguments.ablation and not settings.method.clustering:
+        raise CommandError(
+            f'--ablation takes the published method apart; preset {settings.preset} is another: '
+            'choose paper or robot'
+        )
+    return settings
 
 
 def _warn_of_missing(benchmark, limit: int | None) -> None:
