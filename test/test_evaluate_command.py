@@ -74,6 +74,7 @@ def test_unreadable_images_are_told_and_the_others_counted(capsys, tiny_model, f
         (['voc20'], '--root'),
         (['voc20', '--root', '.'], 'looked for'),
         (['toybox', '--preset', 'none'], 'preset'),
+        (['toybox', '--preset', 'plus', '--ablation'], 'choose paper or robot'),
         (['toybox', '--resolution', '4'], 'resolution'),
     ],
 )

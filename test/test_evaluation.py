@@ -388,6 +388,17 @@ def test_square_is_that_of_the_published_evaluation(size):
     assert (result.truth == np.asarray(wanted(Image.fromarray(truth.astype(np.int32))))).all()
 
 
+@pytest.mark.parametrize('side', [224, 336])
+def test_square_is_what_the_published_code_was_recorded_with(side, shared):
+    files = sorted((shared / 'goldens').glob(f'*_{side}_plain.npz'))
+    for file in files:
+        with np.load(file) as golden:
+            image, wanted = golden['image'], golden['input']
+        truth = np.zeros(image.shape[:2], np.int16)
+        assert (square(Sample(image, truth), side).image == wanted).all()
+    assert len(files) == 5
+
+
 def test_what_counts_as_background():
     truth = np.array([0, 4, BACKGROUND, BORDER, IGNORED], np.int16)
     ignored = IGNORED

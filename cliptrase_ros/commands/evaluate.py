@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from cliptrase_ros.commands.common import CommandError, progress_bar
-from cliptrase_ros.commands.options import add_model, at_least_one, load_model
+from cliptrase_ros.commands.options import add_model, add_refinement, at_least_one, load_model
 from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, TOYBOX
 
 NAMES = (*DATASETS, *TOYBOX, 'folder')
@@ -70,7 +70,7 @@ def add(commands) -> None:
         metavar='N',
         help='threads that read images (default: %(default)s)',
     )
-    add_model(command)
+    add_refinement(add_model(command))
     command.set_defaults(run=run)
 
 
@@ -109,7 +109,9 @@ def _settings(arguments: argparse.Namespace, resolution: int):
 
     default = {'paper': 'paper', 'whole': 'robot'}[arguments.protocol]
     try:
-        settings = SegmentationSettings(arguments.preset or default, resolution)
+        settings = SegmentationSettings(
+            arguments.preset or default, resolution, refinement=arguments.refinement
+        )
     except ValueError as error:
         raise CommandError(error) from error
     if arguments.ablation and not settings.method.clustering:

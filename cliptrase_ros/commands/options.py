@@ -45,11 +45,7 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
         metavar='PIXELS',
         help='shorter side fed to CLIP (default: %(default)s)',
     )
-    engine.add_argument(
-        '--refinement',
-        default='none',
-        help='none, or edges: boundaries follow the picture (default: %(default)s)',
-    )
+    add_refinement(engine)
     engine.add_argument(
         '--min-confidence',
         type=float,
@@ -63,6 +59,15 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
         default=0.0,
         metavar='HZ',
         help=f'label at most so many {what_rate_counts} (default: all)',
+    )
+
+
+def add_refinement(engine) -> None:
+    """Add --refinement to a group of options."""
+    engine.add_argument(
+        '--refinement',
+        default='none',
+        help='none, or edges: boundaries follow the picture (default: %(default)s)',
     )
 
 

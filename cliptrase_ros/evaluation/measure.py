@@ -60,6 +60,8 @@ def measure(
     off = ABLATION if ablation else {settings.preset: {}}
     methods = {name: replace(settings.method, **switches) for name, switches in off.items()}
     stem = f'{dataset.name}-{protocol.name}-{settings.preset}-{settings.resolution}'
+    if settings.refinement != 'none':
+        stem += f'-{settings.refinement}'
     if ablation:
         stem += '-ablation'
     described = {
@@ -83,7 +85,7 @@ def measure(
         step,
     )
     as_published = protocol.name == settings.preset == 'paper'
-    as_published &= segmenter.name.startswith(PUBLISHED_MODEL)
+    as_published &= settings.refinement == 'none' and segmenter.name.startswith(PUBLISHED_MODEL)
     published = dataset.published.get(settings.resolution) if as_published else None
     result = Result(dataset, protocol, settings.resolution, described, progress, published)
     write_json(result, output / f'{stem}.json')

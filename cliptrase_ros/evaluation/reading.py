@@ -129,14 +129,12 @@ def _pieces(home: Path, layout: Layout) -> tuple[list[Path], bool]:
 def _find_names(home: Path, layout: Layout) -> list[str]:
     """Paths under the label folder without suffix, in order."""
     if layout.listing:
-        lines = (home / layout.listing).read_text().split('\n')
-        return [line.split()[0] for line in lines if line.strip()]
+        return (home / layout.listing).read_text().split()
     folder = home / layout.labels
     files = (path.relative_to(folder).as_posix() for path in folder.rglob('*'))
     names = (f.removesuffix(layout.label_suffix) for f in files if f.endswith(layout.label_suffix))
-    # Beside distributed maps may lie converted ones of the same suffix.
-    converted = () if 'TrainIds' in layout.label_suffix else ('TrainIds',)
-    return sorted(name for name in names if not name.endswith(tuple(converted)))
+    # Beside distributed maps may lie converted ones, whose names end like theirs.
+    return sorted(name for name in names if not name.endswith('TrainIds'))
 
 
 def _benchmark(dataset: Dataset, home: Path, layout: Layout, names: Sequence[str]) -> Benchmark:
