@@ -1,37 +1,106 @@
-"""The life of a process that is one node."""
+"""The life of a process that is one node: slow imports, signals, spinning, the end.
 
+Imports nothing that takes time, so that the process listens to signals from its beginning.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
 
-import rclpy
-from rclpy.executors import ExternalShutdownException
-from rclpy.logging import get_logger
-from rclpy.node import Node
-
-from cliptrase_ros.segmentation.weights import ModelError
+#: After a signal the process ends within this time, whatever is still being computed, seconds.
+END_LIMIT_S = 2.0
 
 
-def run_node(make_node: Callable[[], Node], name: str, args: list[str] | None) -> int:
+class StartFailure(Exception):
+    """Raised by a node that spins and cannot start; the message says why and what to do."""
+
+
+class _Signals:
+    """What SIGINT and SIGTERM do before and after rclpy takes them over.
+
+    rclpy's own handlers shut the context down, which ends spin(), and then call this.
+    """
+
+    def __init__(self):
+        self.is_spinning = False
+        self._asked = False
+
+    def install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self)
+            signal.signal(signal.SIGTERM, self)
+
+    def __call__(self, _number, _stack) -> None:
+        # Before the node there is nothing to end in order, and who asks twice means it.
+        if not self.is_spinning or self._asked:
+            os._exit(0)
+        self._asked = True
+        end_within(END_LIMIT_S)
+
+
+_signals = _Signals()
+
+
+def run_module(module: str) -> int:
+    """Import the module of a node and run its `main`; returns the exit status.
+
+    A signal during the import, which takes seconds, ends the process with status 0.
+    """
+    _signals.install()
+    return importlib.import_module(module).main()
+
+
+def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
     """Make a node and spin it until the process is told to end; returns the exit status.
 
-    A node that raises ValueError or ModelError when it is made cannot start: its message is
-    logged under `name`, and the status is 1.
+    make_node: returns an rclpy Node. One that raises ValueError when it is made, or StartFailure
+    when it spins, cannot start: its message is logged under `name`, and the status is 1.
     """
-    try:
-        with rclpy.init(args=args):
+    import rclpy
+    from rclpy.executors import ExternalShutdownException
+    from rclpy.logging import get_logger
+
+    _signals.install()
+    status = 0
+    with rclpy.init(args=args):
+        _signals.is_spinning = True
+        try:
             try:
-                try:
-                    node = make_node()
-                except (ValueError, ModelError) as error:
-                    get_logger(name).fatal(f'cannot start: {error}')
-                    return 1
-                try:
-                    rclpy.spin(node)
-                finally:
-                    node.destroy_node()
-            except Exception:
-                # Told to end while it was being made, rclpy fails in many ways.
-                if rclpy.ok():
-                    raise
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    return 0
+                node = make_node()
+            except ValueError as error:
+                raise StartFailure(str(error)) from error
+            try:
+                rclpy.spin(node)
+            finally:
+                node.destroy_node()
+        except StartFailure as failure:
+            get_logger(name).fatal(f'cannot start: {failure}')
+            status = 1
+        except (KeyboardInterrupt, ExternalShutdownException):
+            pass
+        except Exception:
+            # Told to end while it was being made, rclpy fails in many ways.
+            if rclpy.ok():
+                raise
+    if any(thread.daemon for thread in threading.enumerate()):
+        # Still loading or computing. Python ends such threads in the middle of foreign code, which
+        # crashes; the node has said goodbye already.
+        leave(status)
+    return status
+
+
+def end_within(seconds: float) -> None:
+    """End the process with status 0 after some time, if it has not ended by itself."""
+    timer = threading.Timer(seconds, leave, (0,))
+    timer.daemon = True
+    timer.start()
+
+
+def leave(status: int) -> None:
+    """End the process at once, with what was written so far."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)

@@ -224,6 +224,12 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         False,
         'Label and publish everything even while nobody listens.',
     ),
+    ParameterSpec(
+        'autostart',
+        Parameter.Type.BOOL,
+        True,
+        'Configure and activate at start; otherwise a lifecycle manager does.',
+    ),
 )
 
 #: Lists that may have no entries.
@@ -253,6 +259,7 @@ class Parameters:
     precision: str
     cache_dir: str
     always_on: bool
+    autostart: bool
 
     @property
     def settings(self) -> SegmentationSettings:

@@ -1,103 +1,236 @@
 """The node `cliptrase`: camera images in, a label for every pixel out, by words of the user."""
 
+import gc
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.task import Future
 from std_msgs.msg import Header
 
 from cliptrase_ros import msg
 from cliptrase_ros.ros import diagnostics
 from cliptrase_ros.ros.camera import LATCHED_QOS, Camera, LabelInfo
 from cliptrase_ros.ros.conversions import vocabulary_message
-from cliptrase_ros.ros.executable import run_node
+from cliptrase_ros.ros.executable import StartFailure, run_node
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
-from cliptrase_ros.ros.worker import Worker
+from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
+from cliptrase_ros.segmentation.weights import ModelError
 
 NODE_NAME = 'cliptrase'
 
 #: Seconds between repetitions of label_info: recorders start late and skip latched topics.
 LABEL_INFO_PERIOD = 5.0
 
+#: The end of a node waits so long for the frame being computed, seconds.
+_LAST_FRAME_S = 1.0
 
-class SegmentNode(Node):
-    """Labels the images of every camera by the vocabulary in force.
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+class SegmentNode(LifecycleNodeMixin, Node):
+    """Labels the images of every camera by the vocabulary in force; a managed node.
 
     The executor's thread receives images and answers services; one thread of `Worker` does all
-    inference and publishes its results. Topics and parameters: docs/node.md.
+    inference and publishes its results; transitions between states run in a thread of their own,
+    because loading a model takes seconds. Topics, parameters and states: docs/node.md.
 
     segmenter: an engine to use instead of the one the parameters describe.
-    Raises ParameterError, VocabularyError, ModelError, ValueError: the node cannot start.
+    Raises ParameterError, VocabularyError. With `autostart`, spinning raises StartFailure if the
+    node cannot be configured.
     """
 
     def __init__(self, segmenter: Segmenter | None = None, **node_arguments):
         self._worker: Worker | None = None
+        self._segmenter: Segmenter | None = None
+        self._cameras: tuple[Camera, ...] = ()
+        self._is_ending = False
+        self._given = segmenter
         self._announced_version = 0
         self._requested_version = 0
-        super().__init__(NODE_NAME, **node_arguments)
+        #: Why the node could not be configured the last time, or None.
+        self.failure: Exception | None = None
+        # Parameters change in the executor's thread, what they are for in that of a transition.
+        self._lock = threading.RLock()
+        Node.__init__(self, NODE_NAME, **node_arguments)
+        # Reentrant: the state can be asked for while it changes.
+        self._transitions = ReentrantCallbackGroup()
+        LifecycleNodeMixin.__init__(self, callback_group=self._transitions)
+        self._change_states_beside_the_executor()
+
         self._values = declare_parameters(self)
         # Before the model is loaded: a typing mistake should not take seconds to be told.
-        vocabulary = self._values.make_vocabulary()
-        self._segmenter = segmenter or self._load()
-        self._segmenter.check_vocabulary(vocabulary)
+        self._latest_vocabulary = self._values.make_vocabulary()
+        self._accepted: tuple[Parameters, Vocabulary | None] | None = None
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
 
         self._vocabulary_publisher = self.create_publisher(
             msg.Vocabulary, '~/vocabulary', LATCHED_QOS
         )
-        self._worker = Worker(
-            self._segmenter,
-            settings=self._values.settings,
-            clock=self._now,
-            on_vocabulary=self._announce,
-            is_shutting_down=lambda: not self.context.ok(),
-            logger=self.get_logger(),
-        )
-        self._cameras = [
-            Camera(
-                self,
-                name,
-                always_on=self._values.always_on,
-                on_image=self._worker.wake,
-                transport=self._values.transport_of(name),
-                depth=self._values.depth,
-                mask_topics=self._values.mask_topics,
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._last_report = time.monotonic()
+        # Steady: a paused or looping simulation is no reason to fall silent.
+        self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._publish_diagnostics, clock=self._steady_clock)
+        self.create_timer(LABEL_INFO_PERIOD, self._announce_again, clock=self._steady_clock)
+        self._start_timer = None
+        if self._values.autostart:
+            self._start_timer = self.create_timer(
+                0.0, self._start, clock=self._steady_clock, callback_group=self._transitions
             )
-            for name in self._values.cameras
-        ]
+
+    @property
+    def state(self) -> str:
+        """Label of the lifecycle state: unconfigured, inactive, active, finalized or between."""
+        return self._state_machine.current_state[1]
+
+    def destroy_node(self) -> None:
+        """End inference, then the node. A context that shuts down calls this again."""
+        self._is_ending = True
+        if self._worker is not None:
+            self._worker.stop(_LAST_FRAME_S)
+        super().destroy_node()
+
+    def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model, begin to encode the vocabulary, and make the cameras' outputs."""
+        try:
+            self._configure()
+        except Exception as error:
+            self.failure = error
+            if not self._is_ending:
+                self.get_logger().error(f'cannot be configured: {_explain(error)}')
+            return FAILURE
+        self.failure = None
+        return SUCCESS
+
+    def on_activate(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the cameras and label their images."""
         for camera in self._cameras:
-            camera.set_rate(self._values.rate)
             camera.activate()
+        self._worker.serve(self._cameras)
+        return SUCCESS
+
+    def on_deactivate(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Publish what is being computed, then unsubscribe from the cameras."""
+        self._worker.pause()
+        for camera in self._cameras:
+            camera.deactivate()
+        return SUCCESS
+
+    def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model and its memory; parameters, class ids and versions stay."""
+        self._free()
+        return SUCCESS
+
+    def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, from whichever state."""
+        self._free()
+        return SUCCESS
+
+    def on_error(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, so that the node can be configured again."""
+        self._free()
+        return SUCCESS
+
+    def _change_states_beside_the_executor(self) -> None:
+        service = self._service_change_state
+        change_state = service.callback
+
+        async def change_in_thread(request, response):
+            return await self._beside_executor(change_state, request, response)
+
+        service.callback = change_in_thread
+
+    async def _beside_executor(self, function: Callable, *arguments):
+        """Await a function that runs in a thread of its own; callbacks go on meanwhile."""
+        executor = self.executor
+        future = Future(executor=executor)
+
+        def run() -> None:
+            try:
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            executor.wake()
+
+        threading.Thread(target=run, name='transition', daemon=True).start()
+        return await future
+
+    async def _start(self) -> None:
+        self.destroy_timer(self._start_timer)
+        if await self._beside_executor(self.trigger_configure) != SUCCESS:
+            raise StartFailure(_explain(self.failure)) from self.failure
+        await self._beside_executor(self.trigger_activate)
+
+    def _configure(self) -> None:
+        segmenter = self._given or self._load()
+        with self._lock:
+            vocabulary = self._next_vocabulary(self._values, segmenter)
+            self._worker = Worker(
+                segmenter,
+                settings=self._values.settings,
+                clock=self._now,
+                on_vocabulary=self._announce,
+                is_shutting_down=lambda: self._is_ending or not self.context.ok(),
+                logger=self.get_logger(),
+            )
+            self._segmenter = segmenter
+            try:
+                for name in self._values.cameras:
+                    self._add_camera(name)
+            except Exception:
+                self._free()
+                raise
+            self._request(vocabulary)
+            self._worker.start()
         if LabelInfo is None:
             self.get_logger().info(
                 'label_info is not published, because vision_msgs is not installed'
             )
 
-        self._accepted: tuple[Parameters, Vocabulary | None] | None = None
-        self.add_on_set_parameters_callback(self._check_parameters)
-        self.add_post_set_parameters_callback(self._apply_parameters)
+    def _add_camera(self, name: str) -> None:
+        camera = Camera(
+            self,
+            name,
+            always_on=self._values.always_on,
+            on_image=self._worker.wake,
+            transport=self._values.transport_of(name),
+            depth=self._values.depth,
+            mask_topics=self._values.mask_topics,
+        )
+        camera.set_rate(self._values.rate)
+        self._cameras += (camera,)
 
-        # Steady: a paused or looping simulation is no reason to fall silent.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self._last_report = time.monotonic()
-        self.create_timer(1.0, self._publish_diagnostics, clock=steady)
-        self.create_timer(LABEL_INFO_PERIOD, self._worker.announce_again, clock=steady)
-
-        self._request(vocabulary)
-        self._worker.start(self._cameras)
-
-    def destroy_node(self) -> None:
-        """End inference, then the node. A context that shuts down calls this again."""
-        if self._worker is not None:
-            self._worker.stop()
-        super().destroy_node()
+    def _free(self) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        worker.pause()
+        worker.stop()
+        with self._lock:
+            # Ids and versions go on where they were.
+            self._latest_vocabulary = worker.latest_vocabulary or self._latest_vocabulary
+            cameras, self._cameras = self._cameras, ()
+            self._worker = self._segmenter = None
+        for camera in cameras:
+            camera.destroy()
+        del worker, cameras
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _load(self) -> Segmenter:
         values = self._values
@@ -136,7 +269,8 @@ class SegmentNode(Node):
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         try:
-            self._accepted = self._examine(changes)
+            with self._lock:
+                self._accepted = self._examine(changes)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         except Exception as error:
@@ -150,31 +284,50 @@ class SegmentNode(Node):
         values = self._values.changed(changes)
         if not {'vocabulary', 'background'} & {p.name for p in changes}:
             return values, None
-        latest = self._worker.latest_vocabulary
+        return values, self._next_vocabulary(values, self._segmenter)
+
+    def _next_vocabulary(self, values: Parameters, segmenter: Segmenter | None) -> Vocabulary:
+        """Vocabulary of these values: the latest one if it says the same, or one of a new version.
+
+        Raises VocabularyError, for phrases that the text tower cannot read where there is one.
+        """
+        latest = self._latest_vocabulary
+        if self._worker is not None:
+            latest = self._worker.latest_vocabulary or latest
         vocabulary = values.make_vocabulary(latest)
-        if latest is not None and (vocabulary.classes, vocabulary.background) == (
-            latest.classes,
-            latest.background,
-        ):
-            return values, latest
-        self._segmenter.check_vocabulary(vocabulary)
-        # Not counted from the latest: one that failed has had a version as well.
-        return values, replace(vocabulary, version=self._requested_version + 1)
+        if (vocabulary.classes, vocabulary.background) == (latest.classes, latest.background):
+            vocabulary = latest
+        else:
+            # Not counted from the latest: one that failed has had a version as well.
+            vocabulary = replace(vocabulary, version=self._requested_version + 1)
+        if segmenter is not None:
+            segmenter.check_vocabulary(vocabulary)
+        return vocabulary
 
     def _apply_parameters(self, _changes: list[Parameter]) -> None:
-        if self._accepted is None:
-            return
-        (self._values, vocabulary), self._accepted = self._accepted, None
-        self._worker.settings = self._values.settings
-        for camera in self._cameras:
-            camera.set_rate(self._values.rate)
-        if vocabulary is not None:
-            self._request(vocabulary)
-        self._worker.wake()
+        with self._lock:
+            if self._accepted is None:
+                return
+            (self._values, vocabulary), self._accepted = self._accepted, None
+            for camera in self._cameras:
+                camera.set_rate(self._values.rate)
+            if vocabulary is not None:
+                self._request(vocabulary)
+            if self._worker is not None:
+                self._worker.settings = self._values.settings
+                self._worker.wake()
 
     def _request(self, vocabulary: Vocabulary) -> None:
         self._requested_version = max(self._requested_version, vocabulary.version)
-        self._worker.request_vocabulary(vocabulary)
+        if self._worker is None:
+            self._latest_vocabulary = vocabulary
+        else:
+            self._worker.request_vocabulary(vocabulary)
+
+    def _announce_again(self) -> None:
+        worker = self._worker
+        if worker is not None:
+            worker.announce_again()
 
     def _publish_diagnostics(self) -> None:
         now = time.monotonic()
@@ -187,26 +340,43 @@ class SegmentNode(Node):
         self._diagnostics_publisher.publish(array)
 
     def _engine_status(self, name: str) -> DiagnosticStatus:
-        state = self._worker.vocabulary_state
-        level, message = DiagnosticStatus.OK, f'labelling by vocabulary {state.in_force}'
-        if state.failure:
-            level = DiagnosticStatus.WARN if state.in_force else DiagnosticStatus.ERROR
-            message = f'the last vocabulary could not be encoded: {state.failure}'
-        elif state.pending is not None:
-            message = f'encoding vocabulary {state.pending}'
+        state, worker, segmenter = self.state, self._worker, self._segmenter
+        vocabulary = VocabularyState(0, None, '') if worker is None else worker.vocabulary_state
+        device = '' if segmenter is None else str(segmenter.device)
+        level, message = DiagnosticStatus.OK, state
+        if self.failure is not None:
+            level = DiagnosticStatus.ERROR
+            message = f'cannot be configured: {_explain(self.failure)}'
+        elif vocabulary.failure:
+            level = DiagnosticStatus.WARN if vocabulary.in_force else DiagnosticStatus.ERROR
+            message = f'the last vocabulary could not be encoded: {vocabulary.failure}'
+        elif vocabulary.pending is not None:
+            message = f'encoding vocabulary {vocabulary.pending}'
+        elif state == 'active':
+            message = f'labelling by vocabulary {vocabulary.in_force}'
         return diagnostics.status(
             f'{name}: engine',
-            str(self._segmenter.device),
+            device,
             level,
             message,
             {
-                'model': self._segmenter.name,
-                'device': self._segmenter.device,
-                'vocabulary_version': state.in_force,
-                'vocabulary_pending': state.pending or '',
-                'vocabulary_failure': state.failure,
+                'state': state,
+                'model': '' if segmenter is None else segmenter.name,
+                'device': device,
+                'vocabulary_version': vocabulary.in_force,
+                'vocabulary_pending': vocabulary.pending or '',
+                'vocabulary_failure': vocabulary.failure,
             },
         )
+
+
+def _explain(error: Exception | None) -> str:
+    """What an exception says to people; its type as well where it was not written for them."""
+    if error is None:
+        return 'its state was changed meanwhile'
+    if isinstance(error, ValueError | ModelError):
+        return str(error)
+    return f'{type(error).__name__}: {error}'
 
 
 def main(args: list[str] | None = None) -> int:

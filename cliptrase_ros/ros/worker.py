@@ -38,9 +38,8 @@ class VocabularyState:
 class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
-    cameras: served fairly, the one that has waited longest first. on_vocabulary: called in the
-    inference thread when a vocabulary comes into force, before the first label made with it,
-    and again if it raises.
+    on_vocabulary: called in the inference thread when a vocabulary comes into force, before the
+    first label made with it, and again if it raises.
     clock: () -> nanoseconds and whether they are simulated. is_shutting_down: whether errors
     are only the middleware going away.
     """
@@ -64,6 +63,8 @@ class Worker:
         self._cameras: Sequence[Camera] = ()
         self._batch = default_batch(segmenter)
         self._lock = threading.Lock()
+        # Held while frames are taken, labelled and published.
+        self._serving = threading.Lock()
         self._requested: Vocabulary | None = None
         self._in_force: EncodedVocabulary | None = None
         self._failure = ''
@@ -73,17 +74,31 @@ class Worker:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
 
-    def start(self, cameras: Sequence[Camera]) -> None:
-        """Begin to serve these cameras."""
-        self._cameras = tuple(cameras)
+    def start(self) -> None:
+        """Begin to encode vocabularies."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End after the frame or phrase being computed; returns when the thread has."""
+    def serve(self, cameras: Sequence[Camera]) -> None:
+        """Label images of these cameras, the one that has waited longest first."""
+        self._cameras = tuple(cameras)
+        self._wake.set()
+
+    def pause(self) -> None:
+        """Serve no camera; returns when nothing more will be published."""
+        self._cameras = ()
+        with self._serving:
+            pass
+
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """End after the frame or phrase being computed, or be left to that after some time.
+
+        Returns whether the thread has ended.
+        """
         self._stopping = True
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def wake(self) -> None:
         """Look for something to do: an image has come or a setting has changed."""
@@ -214,15 +229,16 @@ class Worker:
         if self._in_force is None:
             return False
         now_ns, _ = self._clock()
-        frames = []
-        for camera in sorted(self._cameras, key=lambda c: c.last_taken_ns):
-            frame = camera.take(now_ns) if len(frames) < self._batch else None
-            if frame is not None:
-                # Of a clock that only runs forwards: this decides whose turn it is.
-                camera.last_taken_ns = time.monotonic_ns()
-                frames.append(frame)
-        if frames:
-            self._label(frames, self._in_force, self.settings)
+        with self._serving:
+            frames = []
+            for camera in sorted(self._cameras, key=lambda c: c.last_taken_ns):
+                frame = camera.take(now_ns) if len(frames) < self._batch else None
+                if frame is not None:
+                    # Of a clock that only runs forwards: this decides whose turn it is.
+                    camera.last_taken_ns = time.monotonic_ns()
+                    frames.append(frame)
+            if frames:
+                self._label(frames, self._in_force, self.settings)
         return bool(frames)
 
     def _publish_waiting(self) -> bool:

@@ -1,6 +1,5 @@
 """A segmentation node under test and a client beside it, in one process, over real DDS."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -274,17 +273,25 @@ def processes():
 
 @pytest.fixture
 def start_node(context, segmenter):
-    """Start a node with the given parameters, spinning in its own thread."""
+    """Start a node with the given parameters, spinning in its own thread, and see it active.
+
+    With `autostart=False` it is left as it is. Raises what keeps it from starting.
+    """
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.parameter import Parameter
 
+    from cliptrase_ros.ros.executable import StartFailure
     from cliptrase_ros.ros.segment_node import SegmentNode
 
-    running = []
+    running, failures = [], []
 
     def spin(executor):
-        with contextlib.suppress(ExternalShutdownException):
+        try:
             executor.spin()
+        except ExternalShutdownException:
+            pass
+        except StartFailure as failure:
+            failures.append(failure)
 
     def start(segmenter=segmenter, **values):
         # 64 pixels: milliseconds a frame. No rate limit: no frame of a test may be left out.
@@ -305,6 +312,13 @@ def start_node(context, segmenter):
         thread = threading.Thread(target=spin, args=(executor,))
         thread.start()
         running.append((node, executor, thread))
+        wanted = 'active' if values.get('autostart', True) else 'unconfigured'
+        deadline = time.monotonic() + PATIENCE
+        while node.state != wanted:
+            assert time.monotonic() < deadline, f'the node is still {node.state}'
+            if failures:
+                raise failures.pop()
+            time.sleep(0.005)
         return node
 
     yield start

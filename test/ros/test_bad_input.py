@@ -8,6 +8,8 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.parameter import Parameter
 
+from cliptrase_ros.ros.executable import StartFailure
+
 
 def change(**fields):
     def spoil(image):
@@ -193,7 +195,7 @@ def test_atomic_change_is_all_or_nothing(start_node, client):
     ],
 )
 def test_node_does_not_start_with_bad_parameters(start_node, values, reason):
-    with pytest.raises(ValueError, match='.') as caught:
+    with pytest.raises((ValueError, StartFailure)) as caught:
         start_node(**values)
     assert reason in str(caught.value)
 

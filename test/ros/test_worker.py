@@ -37,7 +37,7 @@ def start_worker():
             logger=get_logger('test_worker'),
         )
         workers.append(worker)
-        worker.start([])
+        worker.start()
         return worker
 
     yield start
