@@ -77,8 +77,8 @@ def test_features_do_not_depend_on_the_parts(start_worker, make_segmenter):
     worker.request_vocabulary(vocabulary)
     wait_for(lambda: worker.vocabulary_state.in_force)
     assert worker.latest_vocabulary is vocabulary
-    expected = make_segmenter().encode_vocabulary(vocabulary).features
-    assert (worker._in_force.features - expected).abs().max() < 1e-5
+    expected = make_segmenter().encode_vocabulary(vocabulary).table.features
+    assert (worker._in_force.table.features - expected).abs().max() < 1e-5
 
 
 def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worker, segmenter):
