@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
 # own; 1 to 100 are free of the ports that the system hands out.
 os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+# A run must not know phrases that an earlier one has encoded.
+_caches = tempfile.TemporaryDirectory()
+os.environ['XDG_CACHE_HOME'] = _caches.name
 # Workers that each take every core only get in each other's way.
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
 

@@ -5,8 +5,8 @@ import torch
 from reference_weights import MODEL_CONFIG, reference_clip
 
 from cliptrase_ros.segmentation.backbone import DenseBackbone, UnsupportedModelError
+from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.segmenter import PRESETS, SegmentationSettings, Segmenter
-from cliptrase_ros.segmentation.text import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyError, parse_vocabulary
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

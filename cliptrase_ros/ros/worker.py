@@ -180,7 +180,7 @@ class Worker:
                 self._announce(self._in_force.vocabulary)
             return False
         if self._encoding is None or self._encoding[0] is not wanted:
-            self._encoding = (wanted, _slices(wanted))
+            self._encoding = (wanted, _slices(wanted, self._segmenter))
         until = time.monotonic() + _ENCODING_TURN_S
         try:
             for part in self._encoding[1]:
@@ -278,8 +278,11 @@ class Worker:
             frame.camera.statistics.count_label(latency_s, time.monotonic() - begin)
 
 
-def _slices(vocabulary: Vocabulary) -> Iterator[Vocabulary]:
+def _slices(vocabulary: Vocabulary, segmenter: Segmenter) -> Iterator[Vocabulary]:
     """Parts that are encoded one at a time, the whole last; the encoder remembers phrases."""
-    for phrase in vocabulary.phrases:
-        yield Vocabulary((VocabularyClass(0, phrase),))
+    missing = segmenter.missing_phrases(vocabulary)
+    size = segmenter.phrases_at_once
+    for first in range(0, len(missing), size):
+        phrases = enumerate(missing[first : first + size])
+        yield Vocabulary(tuple(VocabularyClass(i, phrase) for i, phrase in phrases))
     yield vocabulary

@@ -1,8 +1,10 @@
 """Images and a vocabulary to label images: the one entry point of the engine."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from .method import PRESETS, Method
 from .pipeline import Pipeline
 from .preprocessing import Framing
 from .text import TextEncoder
+from .text_cache import default_folder
 from .vocabulary import UNLABELLED, Vocabulary
 from .weights import LoadedModel, load_model, select_device
 
@@ -120,19 +123,22 @@ class Segmenter:
         device: torch.device | str = 'cpu',
         precision: str = 'float32',
         name: str = '',
+        text_cache: Path | None = None,
     ):
         """Take over an open_clip CLIP model.
 
         mean, std: of its training pixels, RGB, for values 0..1. precision: of the image tower,
         `float32`, `float16` or `bfloat16`; correlation, clusters and logits are float32 always.
-        name: the model's, for people. Raises UnsupportedModelError.
+        name: the model's, for people. text_cache: folder in which features of phrases are kept;
+        None for none. Raises UnsupportedModelError.
         """
         self.device = _with_index(torch.device(device))
         self.name = name
         dtype = getattr(torch, precision)
         model = model.eval().requires_grad_(False).to(self.device)
         self._loaded = LoadedModel(model, tokenizer, tuple(mean), tuple(std), name)
-        self._text = TextEncoder(model, tokenizer)
+        self._text_cache = text_cache
+        self._text = TextEncoder(model, tokenizer, text_cache)
         self._logit_scale = float(model.logit_scale.exp())
         self.pipeline = Pipeline(
             DenseBackbone(model.visual.to(dtype)),
@@ -151,11 +157,20 @@ class Segmenter:
         """
         if self.fixed_calls is not None:
             self.fixed_calls.clear()
-        return _segmenter(self._loaded, select_device(device), precision)
+        return _segmenter(self._loaded, select_device(device), precision, self._text_cache)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Raise VocabularyError for a phrase the text tower cannot read. Takes milliseconds."""
         self._text.check(vocabulary.phrases)
+
+    def missing_phrases(self, vocabulary: Vocabulary) -> list[str]:
+        """Phrases that `encode_vocabulary` will have to encode: not remembered, nor on disk."""
+        return self._text.missing(vocabulary.phrases)
+
+    @property
+    def phrases_at_once(self) -> int:
+        """How many phrases to encode in one go where other work waits: about 0.1 s of it."""
+        return 1 if self.device.type == 'cpu' else 12
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
         """Encode every phrase not met before. Raises VocabularyError as `check_vocabulary` does."""
@@ -330,19 +345,43 @@ def load_segmenter(
     device: str = 'auto',
     precision: str = 'auto',
     cache_dir: str | None = None,
+    threads: int | None = None,
 ) -> Segmenter:
     """Load a model and make a Segmenter of it.
 
     model, pretrained, cache_dir: see `weights.load_model`. device: see `weights.select_device`.
     precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
+    Features of phrases are kept on disk, see `text_cache.default_folder`.
+    threads: of PyTorch, in the whole process; see `limit_threads`.
     Raises weights.ModelError; ValueError for a device or precision that does not exist.
     """
     selected = select_device(device)
     _check_precision(precision)
-    return _segmenter(load_model(model, pretrained, cache_dir), selected, precision)
+    limit_threads(threads)
+    loaded = load_model(model, pretrained, cache_dir)
+    return _segmenter(loaded, selected, precision, default_folder(cache_dir))
 
 
-def _segmenter(loaded: LoadedModel, device: torch.device, precision: str) -> Segmenter:
+def limit_threads(threads: int | None = None) -> None:
+    """Set how many threads PyTorch computes with, in the whole process.
+
+    threads: at least 1; None leaves one of the processor's cores to others, or what OMP_NUM_THREADS
+    says. PyTorch's own default takes every core, and its threads wait for the slowest of them: one
+    other process on one core then costs several times what that core is worth.
+    Raises ValueError.
+    """
+    if threads is None:
+        if 'OMP_NUM_THREADS' in os.environ:
+            return
+        threads = max(1, len(os.sched_getaffinity(0)) - 1)
+    if threads < 1:
+        raise ValueError(f'threads is {threads}; it must be at least 1')
+    torch.set_num_threads(threads)
+
+
+def _segmenter(
+    loaded: LoadedModel, device: torch.device, precision: str, text_cache: Path | None
+) -> Segmenter:
     _check_precision(precision)
     if precision == 'auto':
         precision = 'float16' if device.type == 'cuda' else 'float32'
@@ -354,6 +393,7 @@ def _segmenter(loaded: LoadedModel, device: torch.device, precision: str) -> Seg
         device,
         precision,
         loaded.name,
+        text_cache,
     )
 
 

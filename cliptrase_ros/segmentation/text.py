@@ -1,16 +1,15 @@
 """Phrases to class features: prompt templates, a causal text tower cut short, a cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 
+from .prompts import PROMPT_TEMPLATES, PromptTokenizer
+from .text_cache import TextCache, fingerprint
 from .vocabulary import VocabularyError
-
-#: The 80 prompt templates of the CLIP paper; each makes a sentence of a phrase.
-PROMPT_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES)
 
 #: Prompts encoded at once: enough to fill a processor, few enough to bound memory.
 _PROMPTS_PER_BATCH = 1024
@@ -18,58 +17,102 @@ _PROMPTS_PER_BATCH = 1024
 #: Phrases remembered, the latest: some megabytes, and more than any vocabulary holds.
 _REMEMBERED_PHRASES = 4096
 
+# To be counted up when the same phrase would get other features than before.
+_CACHE_VERSION = 1
+
 
 class TextEncoder:
-    """Encodes phrases with the text tower of an open_clip model, each phrase once per process."""
+    """Encodes phrases with the text tower of an open_clip model, each phrase once.
 
-    def __init__(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor]):
+    What was encoded is remembered by the process, and on disk where there is a folder for it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        cache_folder: Path | None = None,
+    ):
         """model: open_clip CLIP, on its final device. tokenizer: its open_clip tokenizer."""
         self._model = model
         self._tower = getattr(model, 'text', model)
-        self._tokenizer = tokenizer
+        self._context: int = tokenizer.context_length
+        self._tokens = PromptTokenizer(tokenizer)
         self._features: dict[str, Tensor] = {}
-        self._longest_template = max(PROMPT_TEMPLATES, key=lambda t: self._token_count(t('x')))
+        self._cache_folder = cache_folder
+        self._cache: TextCache | None = None
+        self._width = 0
 
     def check(self, phrases: Sequence[str]) -> None:
         """Raise VocabularyError for a phrase that does not fit the text tower with its template.
 
         Called for its speed (milliseconds) before `encode`, which would cut the phrase silently.
         """
-        context = self._tokenizer.context_length
         for phrase in phrases:
-            tokens = self._token_count(self._longest_template(phrase))
-            if tokens > context:
+            tokens = self._tokens.longest(phrase)
+            if tokens > self._context:
                 shown = phrase if len(phrase) <= 60 else f'{phrase[:57]}...'
                 raise VocabularyError(
                     f'the phrase {shown!r} is too long: in its prompt it takes {tokens} tokens, '
-                    f'and the text tower reads {context}; shorten it'
+                    f'and the text tower reads {self._context}; shorten it'
                 )
-
-    def _token_count(self, prompt: str) -> int:
-        encode = getattr(self._tokenizer, 'encode', None)
-        if encode is None:
-            return len(self._tokenizer.tokenizer.encode(prompt))
-        return len(encode(prompt)) + 2  # the start and the end token
 
     def encode(self, phrases: Sequence[str]) -> Tensor:
         """Features of phrases: float32 (len(phrases), D), unit length, on the model's device.
 
         Each is the normalised mean of the unit features of its prompts (CLIPtrase, section 4.1).
         """
-        missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._features]
-        if missing:
+        missing = self.missing(phrases)
+        for some in _parts(missing, max(1, _PROMPTS_PER_BATCH // len(PROMPT_TEMPLATES))):
+            features = self._encode_missing(some)
             # Cloned: a row would keep the memory of its whole batch.
-            rows = (row.clone() for row in self._encode_missing(missing))
-            self._features.update(zip(missing, rows, strict=True))
+            self._features.update(zip(some, map(Tensor.clone, features), strict=True))
+            if self._cache is not None:
+                rows = features.cpu().numpy()
+                self._cache.store(dict(zip(some, rows, strict=True)))
         result = torch.stack([self._features[phrase] for phrase in phrases])
         for phrase in list(self._features)[:-_REMEMBERED_PHRASES]:
             del self._features[phrase]
         return result
 
+    def missing(self, phrases: Sequence[str]) -> list[str]:
+        """Those that have to be encoded: neither remembered nor on disk. Takes milliseconds."""
+        missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._features]
+        if not missing or self._cache_folder is None:
+            return missing
+        if self._cache is None:
+            self._cache = TextCache(self._cache_folder, self._fingerprint())
+        found = {phrase: self._cache.load(phrase, self._width) for phrase in missing}
+        device = next(self._model.parameters()).device
+        for phrase, features in found.items():
+            if features is not None:
+                self._features[phrase] = torch.from_numpy(features).to(device)
+        return [phrase for phrase in missing if found[phrase] is None]
+
+    @torch.inference_mode()
+    def _fingerprint(self) -> str:
+        """Names all that features depend on, and finds their width."""
+        example = self._tokens(['x'])
+        device = next(self._model.parameters()).device
+        self._width = self._encode_tokens(example[:1].to(device)).shape[-1]
+        heads = [m.num_heads for m in self._tower.modules() if isinstance(m, nn.MultiheadAttention)]
+        weights = (
+            (name, value.detach().cpu().contiguous())
+            for name, value in self._tower.state_dict().items()
+            if not name.startswith('visual.')
+        )
+        layers = [repr(child) for name, child in self._tower.named_children() if name != 'visual']
+        return fingerprint(
+            f'{_CACHE_VERSION} {heads}',
+            layers,
+            [template('{}') for template in PROMPT_TEMPLATES],
+            example.numpy().tobytes(),
+            *(part for name, value in weights for part in (name, value.numpy().tobytes())),
+        )
+
     @torch.inference_mode()
     def _encode_missing(self, phrases: Sequence[str]) -> Tensor:
-        prompts = [template(phrase) for phrase in phrases for template in PROMPT_TEMPLATES]
-        tokens = self._tokenizer(prompts).to(next(self._model.parameters()).device)
+        tokens = self._tokens(phrases).to(next(self._model.parameters()).device)
         features = torch.cat([self._encode_tokens(t) for t in tokens.split(_PROMPTS_PER_BATCH)])
         features = F.normalize(features.float(), dim=-1)
         means = features.unflatten(0, (len(phrases), -1)).mean(1)
@@ -100,3 +143,8 @@ class TextEncoder:
             and getattr(tower, 'attn_mask', None) is not None
             and getattr(tower, 'cls_emb', None) is None
         )
+
+
+def _parts(phrases: list[str], size: int) -> Iterator[list[str]]:
+    for first in range(0, len(phrases), size):
+        yield phrases[first : first + size]
