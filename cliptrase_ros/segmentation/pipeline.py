@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import record_function as stage
 
 from . import preprocessing
 from .backbone import DenseBackbone
@@ -23,6 +24,10 @@ from .refinement import refine_edges
 
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
 _COLUMNS_AT_ONCE = 32
+
+
+#: Names of the stages in PyTorch's profiler, which `cliptrase bench` reads.
+STAGES = ('input', 'tower', 'logits', 'clusters', 'regions', 'edges', 'output')
 
 
 @dataclass(frozen=True)
@@ -104,20 +109,25 @@ class Pipeline:
         frames: uint8 (B, H, W, 3) RGB, of the framing's source size. min_confidence: float32 (),
         0..1; pixels below become unlabelled. bounds: None for exact clusters at any cost.
         """
-        picture = preprocessing.network_input(frames, framing)
-        result = trace(self.backbone, self.normalise(picture), table, method, bounds)
+        with stage('input'):
+            picture = preprocessing.network_input(frames, framing)
+            pixels = self.normalise(picture)
+        result = trace(self.backbone, pixels, table, method, bounds)
         labels = result.labels
         if method.refine_edges:
-            grid = tuple(result.patch_probability.shape[-2:])
-            labels = refine_edges(labels, picture, grid, table.size[1] + 1)
-        confidence = label_probability(result.patch_probability, labels, table)
-        label = table.ids[labels]
-        label = label.masked_fill(confidence < min_confidence, table.unlabelled)
-        return LabelledFrames(
-            preprocessing.to_camera_size(label, framing, outside=table.unlabelled),
-            preprocessing.to_camera_size(confidence.mul(255).round().byte(), framing, outside=0),
-            result.exact,
-        )
+            with stage('edges'):
+                grid = tuple(result.patch_probability.shape[-2:])
+                labels = refine_edges(labels, picture, grid, table.size[1] + 1)
+        with stage('output'):
+            confidence = label_probability(result.patch_probability, labels, table)
+            label = table.ids[labels]
+            label = label.masked_fill(confidence < min_confidence, table.unlabelled)
+            confidence = confidence.mul(255).round().byte()
+            return LabelledFrames(
+                preprocessing.to_camera_size(label, framing, outside=table.unlabelled),
+                preprocessing.to_camera_size(confidence, framing, outside=0),
+                result.exact,
+            )
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
@@ -135,27 +145,32 @@ def trace(
 
     pixels: float (B, 3, H, W) in the backbone's dtype. Labels have the size of the input.
     """
-    dense = backbone(pixels, method.recovery)
-    size = pixels.shape[-2:]
-    tokens = dense.tokens.float()
-    correlation = dense.correlation[:, 1:, 1:]
-    if method.denoising:
-        correlation = denoise_correlation(dense.correlation)
+    with stage('tower'):
+        dense = backbone(pixels, method.recovery)
+        size = pixels.shape[-2:]
+        tokens = dense.tokens.float()
+        correlation = dense.correlation[:, 1:, 1:]
+        if method.denoising:
+            correlation = denoise_correlation(dense.correlation)
 
-    token_logits = table.logits(tokens)
-    patch_logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
-    label_logits = patch_logits
-    if method.image_prior:
-        label_logits = table.without_padding(patch_logits * token_logits[:, 0, :, None, None])
-    probability = patch_logits.softmax(1)
-    evidence = label_logits
-    if method.propagation:
-        evidence = probability = propagate(label_logits.softmax(1), correlation)
-    raw_labels = torch.minimum(largest_enlarged(evidence, size), table.foreground)
+    with stage('logits'):
+        token_logits = table.logits(tokens)
+        patch_logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
+        label_logits = patch_logits
+        if method.image_prior:
+            label_logits = table.without_padding(patch_logits * token_logits[:, 0, :, None, None])
+        probability = patch_logits.softmax(1)
+        evidence = label_logits
+        if method.propagation:
+            evidence = probability = propagate(label_logits.softmax(1), correlation)
+        raw_labels = torch.minimum(largest_enlarged(evidence, size), table.foreground)
 
-    labels, (clusters, exact) = raw_labels, _clusters(correlation, method, bounds)
+    with stage('clusters'):
+        clusters, exact = _clusters(correlation, method, bounds)
+    labels = raw_labels
     if method.clustering:
-        labels = _voted(raw_labels, correlation, clusters, dense.grid, table, method, bounds)
+        with stage('regions'):
+            labels = _voted(raw_labels, correlation, clusters, dense.grid, table, method, bounds)
     return Trace(
         tokens, correlation, patch_logits, probability, clusters, raw_labels, labels, exact
     )
