@@ -1,0 +1,96 @@
+"""The policy for SROS 2 names what a running node has, and nothing else."""
+
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+
+from cliptrase_ros.ros.camera import LabelInfo
+
+POLICY = Path(__file__).resolve().parents[2] / 'config' / 'sros2_policy.xml'
+
+#: Elements and attributes of version 0.2.0, as sros2's policy.xsd has them, from the root down.
+STRUCTURE = {
+    'policy': ({'version'}, {'enclaves'}),
+    'enclaves': (set(), {'enclave'}),
+    'enclave': ({'path'}, {'profiles'}),
+    'profiles': (set(), {'profile'}),
+    'profile': ({'ns', 'node'}, {'topics', 'services'}),
+    'topics': ({'publish', 'subscribe'}, {'topic'}),
+    'services': ({'reply', 'request'}, {'service'}),
+    'topic': (set(), set()),
+    'service': (set(), set()),
+}
+
+
+@pytest.fixture(scope='module')
+def policy():
+    return ElementTree.parse(POLICY).getroot()
+
+
+def test_structure(policy):
+    assert policy.tag == 'policy' and policy.get('version') == '0.2.0'
+    for element in policy.iter():
+        attributes, children = STRUCTURE[element.tag]
+        assert set(element.attrib) <= attributes
+        assert {child.tag for child in element} <= children
+        if element.tag in ('topics', 'services'):
+            assert set(element.attrib.values()) == {'ALLOW'} and len(element)
+
+
+def test_sros2_accepts_it():
+    policies = pytest.importorskip('sros2.policy', reason='sros2 is not installed')
+    assert policies.load_policy(POLICY).getroot().tag == 'policy'
+
+
+def test_policy_is_what_the_node_has(policy, start_node, client):
+    (profile,) = policy.iter('profile')
+    name, namespace = profile.get('node'), profile.get('ns')
+
+    def allowed(kind, access):
+        texts = [
+            expression.text.replace('~', f'/{name}')
+            for element in profile.findall(kind)
+            if element.get(access) == 'ALLOW'
+            for expression in element
+        ]
+        assert len(texts) == len(set(texts))
+        return {text if text.startswith('/') else f'{namespace}{text}' for text in texts}
+
+    wanted = {
+        'publish': allowed('topics', 'publish'),
+        'subscribe': allowed('topics', 'subscribe'),
+        'reply': allowed('services', 'reply'),
+    }
+    if LabelInfo is None:
+        wanted['publish'].remove(f'/{name}/camera/label_info')
+    start_node(
+        cameras=['camera', 'other'],
+        transport=['raw', 'compressed'],
+        depth=True,
+        mask_topics=['person'],
+        always_on=True,
+        use_sim_time=True,
+    )
+    node = client.node
+
+    def present():
+        if (name, namespace) not in node.get_node_names_and_namespaces():
+            return None
+        return {
+            way: {found.replace('/other/', '/camera/') for found, _ in find(name, namespace)}
+            for way, find in (
+                ('publish', node.get_publisher_names_and_types_by_node),
+                ('subscribe', node.get_subscriber_names_and_types_by_node),
+                ('reply', node.get_service_names_and_types_by_node),
+            )
+        }
+
+    # The graph fills by and by.
+    deadline = time.monotonic() + 30.0
+    while present() != wanted and time.monotonic() < deadline:
+        client.spin(0.1)
+    assert present() == wanted
