@@ -7,8 +7,14 @@ _PNG_END = b'IEND\xaeB`\x82'
 _JPEG_END = b'\xff\xd9'
 # Start of frame: every marker that carries the size (ITU T.81, table B.1).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Start, end and scan: before the frame, they leave the picture without a size.
+_JPEG_SIZELESS = frozenset({0xD8, 0xD9, 0xDA})
 # Markers without a length: TEM and the restarts.
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
+
+# More than any camera or program writes; a header made to be searched for seconds has more.
+_MOST_SEGMENTS = 1000
+_MOST_FILLING = 1024
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
@@ -35,26 +41,23 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     at = 2
-    while True:
+    for _ in range(_MOST_SEGMENTS):
         # What lies between segments is skipped, as by decoders.
         at = data.find(b'\xff', at)
-        while 0 <= at < len(data) and data[at] == 0xFF:
-            at += 1
-        if not 0 <= at < len(data):
+        filling = data[at : at + _MOST_FILLING] if at >= 0 else b''
+        at += len(filling) - len(filling.lstrip(b'\xff'))
+        if not filling or at + 8 > len(data):
             raise ValueError('a JPEG that is cut short')
         marker, at = data[at], at + 1
         if marker == 0 or marker in _JPEG_BARE:
             continue
-        if marker in (0xD8, 0xD9, 0xDA):
-            raise ValueError('a JPEG without a size')
-        if at + 7 > len(data):
-            raise ValueError('a JPEG that is cut short')
         length, _, height, width = struct.unpack_from('>HBHH', data, at)
         if marker in _JPEG_FRAMES:
             # Nothing looks like the end inside the picture: there 255 is followed by 0.
             if data.rfind(_JPEG_END) < at + length:
                 raise ValueError('a JPEG that is cut short')
             return width, height
-        if length < 2:
-            raise ValueError('a JPEG with a damaged header')
+        if marker in _JPEG_SIZELESS or length < 2:
+            break
         at += length
+    raise ValueError('a JPEG with a damaged header')

@@ -1,6 +1,7 @@
 """Sizes of JPEG and PNG before anything is decoded, and compressed images that lie."""
 
 import struct
+import sys
 import zlib
 from types import SimpleNamespace
 
@@ -91,6 +92,27 @@ def test_damage_is_refused_or_gives_a_picture_of_the_promised_size(data, changes
 def test_noise_is_refused(data, start):
     with pytest.raises(ImageError):
         decompress_to_rgb(message(start + data))
+
+
+@pytest.mark.parametrize(
+    'part', [b'\xff', b'\xff\0', b'\xff\x01', b'\xff\xe0\0\2', b'\xff\xe0\0\0', b'x']
+)
+def test_a_header_made_to_be_searched_for_ever_is_not(part):
+    """Megabytes of it: in Python, a loop over each part would take seconds."""
+    data = b'\xff\xd8\xff' + part * (4_000_000 // len(part))
+    steps = []
+
+    def trace(frame, event, _):
+        steps.append(event)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with pytest.raises(ValueError, match='JPEG'):
+            picture_size(data)
+    finally:
+        sys.settrace(None)
+    assert len(steps) < 20_000
 
 
 def chunk(kind, data):

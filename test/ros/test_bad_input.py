@@ -192,6 +192,26 @@ def test_atomic_change_is_all_or_nothing(start_node, client):
         ({'rate': 1e-9}, '0.001 or more'),
         ({'preset': 'fast'}, 'paper, robot'),
         ({'qos_overrides./camera/image_raw.subscription.reliability': 'nonsense'}, 'nonsense'),
+        (
+            {
+                'transport': 'compressed',
+                'qos_overrides./camera/image_raw/compressed.subscription.history': 'nonsense',
+            },
+            'nonsense',
+        ),
+        (
+            {
+                'depth': True,
+                'qos_overrides./camera/camera_info.subscription.reliability': 'nonsense',
+            },
+            'nonsense',
+        ),
+        ({'transport': 'jpeg'}, 'raw, compressed'),
+        ({'transport': ''}, 'raw, compressed'),
+        ({'transport': ['raw', 'compressed']}, 'one for each of the 1'),
+        ({'mask_topics': ['red car', 'Red-Car']}, 'the same topic'),
+        ({'mask_topics': 'road; 人'}, 'Latin letters'),
+        ({'mask_topics': [1]}, 'Quote every entry'),
     ],
 )
 def test_node_does_not_start_with_bad_parameters(start_node, values, reason):

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from rclpy.qos import qos_profile_sensor_data
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
+from cliptrase_ros.depth_points import POINT
 from cliptrase_ros.toybox.scenes import CLASSES
 
 #: Seconds a process may take on a busy machine.
@@ -74,16 +75,21 @@ def test_simulated_camera_to_labels(processes, client, tiny_model_folder):
     size = {'width': 160, 'height': 120}
     camera = processes.start('toybox_camera', camera='front', rate=20.0, seed=3, **size)
     node = processes.start(
-        'segment_node', cameras=['front'], model=f'local-dir:{tiny_model_folder}', resolution=64
+        'segment_node',
+        cameras=['front'],
+        model=f'local-dir:{tiny_model_folder}',
+        resolution=64,
+        depth=True,
     )
     client.listen('/front/image_raw', Image, qos_profile_sensor_data)
     client.listen('/front/camera_info', CameraInfo)
     client.listen('/front/depth/image_raw', Image)
     client.listen('/front/label_truth', Image)
+    client.listen('/cliptrase/front/points', PointCloud2)
     client.listen_to_label('front')
     received = client.received
     topics = (
-        '/cliptrase/front/label',
+        *('/cliptrase/front/label', '/cliptrase/front/points'),
         *('/front/label_truth', '/front/depth/image_raw', '/front/camera_info'),
     )
 
@@ -97,7 +103,7 @@ def test_simulated_camera_to_labels(processes, client, tiny_model_folder):
                 return found
         return None
 
-    label, truth, depth, info = client.wait_for(same_frame, 'a frame on every topic')
+    label, cloud, truth, depth, info = client.wait_for(same_frame, 'a frame on every topic')
     assert label.header.frame_id == 'front_optical_frame'
     assert (label.width, label.height, label.encoding) == (160, 120, 'mono8')
     assert truth.encoding == 'mono8' and len(set(truth.data)) > 1
@@ -106,6 +112,14 @@ def test_simulated_camera_to_labels(processes, client, tiny_model_folder):
     assert depth.encoding == '32FC1' and depth.step == 4 * 160
     assert metres.min() > 0.05 and metres.max() < 30.0
     assert info.k[2] == pytest.approx(79.5) and info.k[0] == info.k[4] > 0
+
+    points = np.frombuffer(cloud.data, POINT)
+    np.testing.assert_array_equal(points['z'], metres)
+    np.testing.assert_array_equal(points['label'], np.asarray(label.data))
+    rows, columns = np.indices((120, 160)).reshape(2, -1)
+    # Projected again, every point is on its pixel.
+    np.testing.assert_allclose(points['x'] / metres * info.k[0] + info.k[2], columns, atol=1e-3)
+    np.testing.assert_allclose(points['y'] / metres * info.k[4] + info.k[5], rows, atol=1e-3)
 
     # As `ros2 param set` does, across processes.
     assert client.set_parameters(vocabulary='ball; wall')[0].successful

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cliptrase_ros.rate_limit import RateLimiter
 from cliptrase_ros.ros.diagnostics import SILENCE_S, CameraStatistics, camera_status
+from cliptrase_ros.ros.parameters import mask_topic_name
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
@@ -106,6 +107,20 @@ def test_silence_counts_only_while_subscribed():
     )
     statistics.count('received')
     assert report(subscribed=True).level == DiagnosticStatus.OK
+
+
+@pytest.mark.parametrize(
+    ('name', 'topic'),
+    [
+        ('person', 'person'),
+        ('Red car', 'Red_car'),
+        ('Käse (alt)', 'Kase_alt'),
+        ('3D printer', 'class_3D_printer'),
+        ('__a  b__', 'a_b'),
+    ],
+)
+def test_mask_topics_are_names_of_topics(name, topic):
+    assert mask_topic_name(name) == topic
 
 
 def test_overlay_colours_classes_and_keeps_the_rest():
