@@ -1,17 +1,23 @@
 """Benchmarks: metrics, layouts on disk, protocols, runs that are cut short."""
 
+from pathlib import Path
+
 import numpy as np
+import open_clip
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from reference_weights import reference_clip
 from sklearn.metrics import confusion_matrix
 from torchvision import transforms
 
 from cliptrase_ros.evaluation import metrics
 from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, Dataset
 from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
+from cliptrase_ros.evaluation.measure import measure
 from cliptrase_ros.evaluation.protocols import Protocol, counted_truth, square
 from cliptrase_ros.evaluation.reading import (
     Benchmark,
@@ -22,6 +28,12 @@ from cliptrase_ros.evaluation.reading import (
     read_ahead,
 )
 from cliptrase_ros.evaluation.run import Notes, ResumeError, run_benchmark
+from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.text import TextEncoder
+
+GOLDEN = sorted((Path(__file__).parent / 'golden').glob('small_*.npz'))
+CLIP_MEAN = open_clip.OPENAI_DATASET_MEAN
+CLIP_STD = open_clip.OPENAI_DATASET_STD
 
 HEIGHT, WIDTH = 6, 8
 CLASSES = 5
@@ -501,3 +513,38 @@ def test_a_run_of_other_settings_is_not_mixed_in(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ResumeError, match='damaged'):
         Notes(path, {'resolution': 224}).load()
+
+
+@pytest.mark.parametrize('path', GOLDEN, ids=lambda path: path.stem)
+def test_counts_are_those_of_the_published_labels(path, monkeypatch, tmp_path):
+    """From a dataset to counts, with weights and labels recorded from the published code."""
+    with np.load(path) as file:
+        golden = dict(file)
+    classes, background = (tuple(map(str, golden[k])) for k in ('foreground', 'background'))
+    prior = str(golden['mode']) == 'image_prior'
+    truth = np.random.default_rng(0).integers(-3, len(classes), golden['labels'].shape)
+    benchmark = Benchmark(
+        Dataset('recorded', 'Recorded', classes, background, image_prior=prior),
+        ('only',),
+        lambda name: Sample(golden['input'], truth.astype(np.int16)),
+    )
+    # What the words mean is recorded as well; this model's own text tower says otherwise.
+    recorded = torch.from_numpy(golden['text_features'])
+    monkeypatch.setattr(TextEncoder, 'encode', lambda encoder, phrases: recorded)
+    segmenter = Segmenter(
+        reference_clip(), open_clip.get_tokenizer('ViT-B-16-quickgelu'), CLIP_MEAN, CLIP_STD
+    )
+    side = len(truth)
+    result = measure(
+        segmenter,
+        benchmark,
+        Protocol('paper', side),
+        SegmentationSettings('paper', side),
+        tmp_path,
+    )
+    wanted = np.where((truth == BACKGROUND) | (truth == BORDER), len(classes), truth)
+    labels = range(len(classes) + bool(background))
+    counted = np.isin(wanted, labels)
+    matrix = confusion_matrix(wanted[counted], golden['labels'][counted], labels=labels)
+    counts = result.progress.counts['paper']
+    assert (counts[:, :-1] == matrix).all() and counts[:, -1].sum() == 0
