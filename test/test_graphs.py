@@ -176,7 +176,12 @@ def test_on_cuda_nothing_waits_for_the_device(preset, monkeypatch):
     monkeypatch.setattr(median, '_use_kernel', False)
     # Tensors without contents have shapes, dtypes and devices alone: whatever would read a value,
     # or mix devices, raises.
-    method = replace(PRESETS[preset], image_prior=preset == 'paper')
+    method = replace(
+        PRESETS[preset],
+        image_prior=preset == 'paper',
+        smoothing=0.5 * (preset == 'plus'),
+        refine_edges=preset == 'robot',
+    )
     framing = method.framing((120, 160), 96, 16)
     config = open_clip.get_model_config('ViT-B-16-quickgelu')
     with FakeTensorMode(), torch.inference_mode(), torch.device('cuda'):

@@ -143,6 +143,7 @@ def test_arrays_that_are_no_images_are_refused(segmenter, encoded, image):
         {'min_confidence': float('nan')},
         {'min_confidence': 1.5},
         {'refinement': 'sharp'},
+        {'smoothing': 1.0},
     ],
 )
 def test_settings_out_of_range_are_refused(values):

@@ -15,6 +15,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from cliptrase_ros.segmentation.segmenter import (
+    MAX_SMOOTHING,
     PRECISIONS,
     PRESETS,
     REFINEMENTS,
@@ -154,6 +155,15 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         constraints=f'one of {", ".join(REFINEMENTS)}',
     ),
     ParameterSpec(
+        'smoothing',
+        Parameter.Type.DOUBLE,
+        0.0,
+        'Share of what a patch was in the image before that is kept where it still looks the '
+        'same, against flicker; 0 labels every image by itself.',
+        live=True,
+        limits=(0.0, MAX_SMOOTHING),
+    ),
+    ParameterSpec(
         'cameras',
         Parameter.Type.STRING_ARRAY,
         ['camera'],
@@ -249,6 +259,7 @@ class Parameters:
     preset: str
     resolution: int
     refinement: str
+    smoothing: float
     cameras: tuple[str, ...]
     transport: tuple[str, ...]
     depth: bool
@@ -269,6 +280,7 @@ class Parameters:
             resolution=self.resolution,
             min_confidence=self.min_confidence,
             refinement=self.refinement,
+            smoothing=self.smoothing,
         )
 
     def transport_of(self, camera: str) -> str:

@@ -15,11 +15,16 @@ from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
     Segmenter,
 )
+from cliptrase_ros.segmentation.smoothing import FrameMemory
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 
 #: Encoding gives way to a frame after this long, or one phrase if that takes longer: about as
 #: much time for the new words as for labelling by the old ones.
 _ENCODING_TURN_S = 0.1
+
+
+#: Age of an image, by the stamps, from which it says nothing about the next one of its camera.
+_REMEMBERED_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Worker:
     ):
         self.settings = settings
         self._segmenter = segmenter
+        self._memories: dict[str, tuple[int, FrameMemory]] = {}
         self._clock = clock
         self._on_vocabulary = on_vocabulary
         self._is_shutting_down = is_shutting_down
@@ -260,11 +266,13 @@ class Worker:
                 frame.camera.refuse(error)
             except Exception as error:
                 frame.camera.fail(error)
-        results = segment_each(self._segmenter, pictures, vocabulary, settings)
+        before = [self._memory_of(frame) for frame in readable]
+        results = segment_each(self._segmenter, pictures, vocabulary, settings, before)
         for frame, picture, result in zip(readable, pictures, results, strict=True):
             if isinstance(result, Exception):
                 frame.camera.fail(result)
                 continue
+            self._remember(frame, result.memory)
             try:
                 frame.camera.publish(frame, picture, result)
             except Exception as error:
@@ -272,10 +280,25 @@ class Worker:
                     return
                 frame.camera.fail(error)
                 continue
-            stamp = frame.image.header.stamp
-            stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+            stamp_ns = _stamp_ns(frame)
             latency_s = (self._clock()[0] - stamp_ns) * 1e-9 if stamp_ns else None
             frame.camera.statistics.count_label(latency_s, time.monotonic() - begin)
+
+    def _memory_of(self, frame: Frame) -> FrameMemory | None:
+        """What is remembered of the camera's image before, unless there was a gap in time."""
+        stamp_ns, memory = self._memories.get(frame.camera.name, (0, None))
+        return memory if 0 < _stamp_ns(frame) - stamp_ns <= _REMEMBERED_NS else None
+
+    def _remember(self, frame: Frame, memory: FrameMemory | None) -> None:
+        if memory is None:
+            self._memories.pop(frame.camera.name, None)
+        else:
+            self._memories[frame.camera.name] = _stamp_ns(frame), memory
+
+
+def _stamp_ns(frame: Frame) -> int:
+    stamp = frame.image.header.stamp
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 def _slices(vocabulary: Vocabulary, segmenter: Segmenter) -> Iterator[Vocabulary]:

@@ -20,6 +20,7 @@ from .label_table import LabelTable
 from .method import Method
 from .pipeline import Bounds, LabelledFrames, Pipeline
 from .preprocessing import Framing
+from .smoothing import FrameMemory, Kind, gather, separate
 
 #: Most frames of one call; more are labelled in several.
 LARGEST_BATCH = 8
@@ -53,11 +54,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class HostLabels:
-    """B frames labelled, in host memory: as `pipeline.LabelledFrames`."""
+    """B frames labelled, in host memory: as `pipeline.LabelledFrames`.
+
+    memories: of each frame, on the device, where the method smooths.
+    """
 
     label: np.ndarray
     confidence: np.ndarray
     exact: np.ndarray
+    memories: list[FrameMemory] | None = None
 
 
 class Direct:
@@ -165,6 +170,12 @@ class FixedCall:
         )
         self._host_frames = self._on_host(self._frames)
         self._host_output = tuple(map(self._on_host, self._output.tensors))
+        self._nothing = self._before = self._after = None
+        if shape.method.smoothing:
+            self._nothing, self._before, self._after = (
+                pipeline.no_memory(batch, shape.framing, table)
+                for batch in (1, shape.batch, shape.batch)
+            )
         self._loaded: tuple[LabelTable, float] | None = None
         self._pending: Running | None = None
 
@@ -176,9 +187,12 @@ class FixedCall:
                 self._min_confidence,
                 shape.method,
                 bounds,
+                self._before,
             )
             for buffer, tensor in zip(self._output.tensors, result.tensors, strict=True):
                 buffer.copy_(tensor)
+            if self._after is not None:
+                self._after.copy_(result.memory)
 
         self._run = queue.record(function)
 
@@ -186,9 +200,18 @@ class FixedCall:
         return torch.zeros(tensor.shape, dtype=tensor.dtype, pin_memory=self._queue.pinned)
 
     def start(
-        self, images: Sequence[np.ndarray], table: LabelTable, min_confidence: float
+        self,
+        images: Sequence[np.ndarray],
+        table: LabelTable,
+        min_confidence: float,
+        before: Sequence[FrameMemory | None] = (),
+        kind: Kind | None = None,
     ) -> 'Running':
-        """Begin to label as many images as the shape's batch. table: without padding."""
+        """Begin to label as many images as the shape's batch.
+
+        table: without padding. before: of the frame before each, for a method that smooths, and
+        kind: of these frames; see `smoothing.gather`.
+        """
         if self._pending is not None:
             self._pending.result()
         for row, image in zip(self._host_frames.numpy(), images, strict=True):
@@ -201,19 +224,28 @@ class FixedCall:
             if self._loaded is None or self._loaded[1] != min_confidence:
                 self._min_confidence.fill_(min_confidence)
             self._loaded = table, min_confidence
+            if self._before is not None:
+                self._before.copy_(gather(before, kind, self._nothing))
             self._run()
+            memories = None if self._after is None else separate(self._after, kind)
         with self._queue.downloading():
             for host, buffer in zip(self._host_output, self._output.tensors, strict=True):
                 host.copy_(buffer, non_blocking=True)
-        self._pending = Running(self._queue.finished(), self._host_output)
+        self._pending = Running(self._queue.finished(), self._host_output, memories)
         return self._pending
 
 
 class Running:
     """Labels on their way."""
 
-    def __init__(self, wait: Callable[[], None], output: tuple[Tensor, ...]):
+    def __init__(
+        self,
+        wait: Callable[[], None],
+        output: tuple[Tensor, ...],
+        memories: list[FrameMemory] | None,
+    ):
         self._wait = wait
+        self._memories = memories
         self._output = output
         self._result: HostLabels | None = None
 
@@ -222,7 +254,8 @@ class Running:
         if self._result is None:
             self._wait()
             # Copied: the buffers will hold the next labels.
-            self._result = HostLabels(*(tensor.numpy().copy() for tensor in self._output))
+            arrays = (tensor.numpy().copy() for tensor in self._output)
+            self._result = HostLabels(*arrays, self._memories)
         return self._result
 
 

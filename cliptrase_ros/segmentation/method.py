@@ -20,6 +20,7 @@ class Method:
     propagation: patches that correlate share their class probabilities; see `propagation`.
     fewest_clusters: an image with fewer keeps its labels as they are before the vote.
     min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
+    smoothing: 0..1; share of what a patch was in the frame before, if it looks like it did.
     refine_edges: move the boundaries of labels to edges of the picture; see `refinement`.
     """
 
@@ -31,6 +32,7 @@ class Method:
     propagation: bool = False
     fewest_clusters: int = 1
     min_agreement: float = 0.0
+    smoothing: float = 0.0
     refine_edges: bool = False
 
     def framing(self, source: tuple[int, int], resolution: int, patch_size: int) -> Framing:

@@ -21,6 +21,7 @@ from .method import Method
 from .preprocessing import Framing
 from .propagation import propagate
 from .refinement import refine_edges
+from .smoothing import Memory, no_memory, smooth
 
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
 _COLUMNS_AT_ONCE = 32
@@ -52,6 +53,7 @@ class Trace:
     raw_labels, labels: int64 (B, H, W), before and after the vote; the value `foreground`
     stands for every background column.
     exact: bool (B,), whether the bounds sufficed; where not, `clusters` and `labels` are wrong.
+    memory: for the frames that follow, where the method smooths.
     """
 
     tokens: Tensor
@@ -62,6 +64,7 @@ class Trace:
     raw_labels: Tensor
     labels: Tensor
     exact: Tensor
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,17 @@ class LabelledFrames:
     """B frames labelled, at the camera's size, on the device.
 
     label: (B, H, W), ids of the table, its `unlabelled` where there is none.
-    confidence: uint8 (B, H, W), 0..255 for 0..1. exact: bool (B,), see `Trace`.
+    confidence: uint8 (B, H, W), 0..255 for 0..1. exact: bool (B,), memory: see `Trace`.
     """
 
     label: Tensor
     confidence: Tensor
     exact: Tensor
+    memory: Memory | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All three."""
+        """What is for the host."""
         return self.label, self.confidence, self.exact
 
 
@@ -103,16 +107,20 @@ class Pipeline:
         min_confidence: Tensor,
         method: Method,
         bounds: Bounds | None = None,
+        before: Memory | None = None,
     ) -> LabelledFrames:
         """Label frames.
 
         frames: uint8 (B, H, W, 3) RGB, of the framing's source size. min_confidence: float32 (),
         0..1; pixels below become unlabelled. bounds: None for exact clusters at any cost.
+        before: of the frames before, for a method that smooths; None where there were none.
         """
         with stage('input'):
             picture = preprocessing.network_input(frames, framing)
             pixels = self.normalise(picture)
-        result = trace(self.backbone, pixels, table, method, bounds)
+        if method.smoothing and before is None:
+            before = self.no_memory(len(frames), framing, table)
+        result = trace(self.backbone, pixels, table, method, bounds, picture, before)
         labels = result.labels
         if method.refine_edges:
             with stage('edges'):
@@ -127,7 +135,13 @@ class Pipeline:
                 preprocessing.to_camera_size(label, framing, outside=table.unlabelled),
                 preprocessing.to_camera_size(confidence, framing, outside=0),
                 result.exact,
+                result.memory,
             )
+
+    def no_memory(self, batch: int, framing: Framing, table: LabelTable) -> Memory:
+        """What precedes the first of B frames."""
+        grid = tuple(side // self.backbone.patch_size for side in framing.window)
+        return no_memory(table.size[1], grid, batch, self.mean.device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
@@ -140,10 +154,13 @@ def trace(
     table: LabelTable,
     method: Method,
     bounds: Bounds | None = None,
+    picture: Tensor | None = None,
+    before: Memory | None = None,
 ) -> Trace:
     """Run the method on normalised network input.
 
-    pixels: float (B, 3, H, W) in the backbone's dtype. Labels have the size of the input.
+    pixels: float (B, 3, H, W) in the backbone's dtype. picture: uint8, the same before it was
+    normalised; it and `before` are for a method that smooths. Labels have the size of the input.
     """
     with stage('tower'):
         dense = backbone(pixels, method.recovery)
@@ -159,10 +176,14 @@ def trace(
         label_logits = patch_logits
         if method.image_prior:
             label_logits = table.without_padding(patch_logits * token_logits[:, 0, :, None, None])
-        probability = patch_logits.softmax(1)
-        evidence = label_logits
-        if method.propagation:
-            evidence = probability = propagate(label_logits.softmax(1), correlation)
+        probability, evidence, memory = patch_logits.softmax(1), label_logits, None
+        if method.propagation or method.smoothing:
+            probability = label_logits.softmax(1)
+            if method.propagation:
+                probability = propagate(probability, correlation)
+            if method.smoothing:
+                probability, memory = smooth(probability, picture, before, method.smoothing)
+            evidence = probability
         raw_labels = torch.minimum(largest_enlarged(evidence, size), table.foreground)
 
     with stage('clusters'):
@@ -172,7 +193,15 @@ def trace(
         with stage('regions'):
             labels = _voted(raw_labels, correlation, clusters, dense.grid, table, method, bounds)
     return Trace(
-        tokens, correlation, patch_logits, probability, clusters, raw_labels, labels, exact
+        tokens,
+        correlation,
+        patch_logits,
+        probability,
+        clusters,
+        raw_labels,
+        labels,
+        exact,
+        memory,
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from .label_table import LabelTable, label_table
 from .method import PRESETS, Method
 from .pipeline import Pipeline
 from .preprocessing import Framing
+from .smoothing import FrameMemory, Kind, gather, separate
 from .text import TextEncoder
 from .text_cache import default_folder
 from .vocabulary import UNLABELLED, Vocabulary
@@ -34,6 +35,9 @@ RESOLUTION_RANGE = (64, 1024)
 #: What is done to the boundaries of labels: `edges`, see `refinement`.
 REFINEMENTS = ('none', 'edges')
 
+#: Largest share of what was before: more would never forget.
+MAX_SMOOTHING = 0.95
+
 
 @dataclass(frozen=True)
 class SegmentationSettings:
@@ -42,7 +46,8 @@ class SegmentationSettings:
     preset: one of `PRESETS`. resolution: shorter side fed to CLIP, pixels, rounded to whole
     patches. min_confidence: 0..1, pixels below it become `UNLABELLED`. image_prior: multiply
     the logits by those of the [CLS] token (the paper does on VOC20). refinement: one of
-    `REFINEMENTS`. Raises ValueError.
+    `REFINEMENTS`. smoothing: 0..`MAX_SMOOTHING`, see `smoothing`; for sequences of images of one
+    camera, 0 = every image by itself. Raises ValueError.
     """
 
     preset: str = 'robot'
@@ -50,6 +55,7 @@ class SegmentationSettings:
     min_confidence: float = 0.0
     image_prior: bool = False
     refinement: str = 'none'
+    smoothing: float = 0.0
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -59,6 +65,8 @@ class SegmentationSettings:
             raise ValueError(f'resolution is {self.resolution}; it must be {low} to {high} pixels')
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f'min_confidence is {self.min_confidence}; it must be 0 to 1')
+        if not 0 <= self.smoothing <= MAX_SMOOTHING:
+            raise ValueError(f'smoothing is {self.smoothing}; it must be 0 to {MAX_SMOOTHING}')
         if self.refinement not in REFINEMENTS:
             raise ValueError(
                 f'refinement is {self.refinement!r}; it must be one of {", ".join(REFINEMENTS)}'
@@ -70,6 +78,7 @@ class SegmentationSettings:
         return replace(
             PRESETS[self.preset],
             image_prior=self.image_prior,
+            smoothing=self.smoothing,
             refine_edges=self.refinement == 'edges',
         )
 
@@ -96,11 +105,13 @@ class Segmentation:
     label: uint8 (H, W), class ids of the vocabulary, 255 = unlabelled.
     confidence: uint8 (H, W), 0..255 for a probability of 0..1 of the label that was chosen,
     also where `label` is 255 because of it.
+    memory: for `Segmenter.segment` of the camera's next image, with `smoothing`; else None.
     """
 
     label: np.ndarray
     confidence: np.ndarray
     vocabulary: Vocabulary
+    memory: FrameMemory | None = field(default=None, repr=False, compare=False)
 
 
 class Segmenter:
@@ -234,17 +245,22 @@ class Segmenter:
         images: Sequence[np.ndarray],
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings | None = None,
+        before: Sequence[FrameMemory | None] = (),
     ) -> list[Segmentation]:
         """Segment images, those of equal size as one batch.
 
-        images: uint8 (H, W, 3) RGB each. Returns one Segmentation an image, in order.
+        images: uint8 (H, W, 3) RGB each. before: with `smoothing`, for each the memory of the
+        same camera's image before, None where there is none; one of another vocabulary, size or
+        settings is left out of account. Returns one Segmentation an image, in order.
         Raises ValueError for an array of another shape or dtype, torch.OutOfMemoryError where the
         device has too little memory for them.
         """
         settings = settings or SegmentationSettings()
         return [
-            Segmentation(label, confidence, vocabulary.vocabulary)
-            for label, confidence in self._run(images, vocabulary.table, settings, settings.method)
+            Segmentation(label, confidence, vocabulary.vocabulary, memory)
+            for label, confidence, memory in self._run(
+                images, vocabulary.table, settings, settings.method, before
+            )
         ]
 
     def label_indices(
@@ -261,7 +277,7 @@ class Segmenter:
         classes for the background, `NO_INDEX` where there is no label.
         """
         method = method or settings.method
-        return [label for label, _ in self._run(images, table, settings, method)]
+        return [label for label, _, _ in self._run(images, table, settings, method)]
 
     @torch.inference_mode()
     def _run(
@@ -270,24 +286,34 @@ class Segmenter:
         table: LabelTable,
         settings: SegmentationSettings,
         method: Method,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Label and confidence of each image."""
+        before: Sequence[FrameMemory | None] = (),
+    ) -> list[tuple[np.ndarray, np.ndarray, FrameMemory | None]]:
+        """Label, confidence and memory of each image."""
+        before = before or [None] * len(images)
+        if len(before) != len(images):
+            raise ValueError(f'{len(before)} memories for {len(images)} images')
         by_size: dict[tuple[int, int], list[int]] = {}
         for position, image in enumerate(images):
             _check_image(image)
             by_size.setdefault(image.shape[:2], []).append(position)
         running = [
-            (batch, self._start([images[p] for p in batch], table, settings, method))
+            (
+                batch,
+                self._start(
+                    [images[p] for p in batch], table, settings, method, [before[p] for p in batch]
+                ),
+            )
             for positions in by_size.values()
             for batch in self._batches(positions)
         ]
         results = [None] * len(images)
         for batch, finish in running:
             labelled = finish()
-            for position, result in zip(
-                batch, zip(labelled.label, labelled.confidence, strict=True), strict=True
+            memories = labelled.memories or [None] * len(batch)
+            for position, *result in zip(
+                batch, labelled.label, labelled.confidence, memories, strict=True
             ):
-                results[position] = result
+                results[position] = tuple(result)
         return results
 
     def _batches(self, positions: list[int]) -> Iterator[list[int]]:
@@ -309,31 +335,42 @@ class Segmenter:
         table: LabelTable,
         settings: SegmentationSettings,
         method: Method,
+        before: Sequence[FrameMemory | None],
     ) -> Callable[[], HostLabels]:
         """Begin to label images of one size; what is returned waits for the labels."""
         framing = self._framing(images[0].shape[:2], settings, method)
+        kind = Kind(table, framing, method)
         table = table.to(self.device)
 
-        def label_exactly(some: Sequence[np.ndarray]) -> HostLabels:
-            frames = torch.from_numpy(np.stack(some)).to(self.device)
+        def label_exactly(some: Sequence[int]) -> HostLabels:
+            frames = torch.from_numpy(np.stack([images[i] for i in some])).to(self.device)
             min_confidence = torch.tensor(settings.min_confidence, device=self.device)
-            labelled = self.pipeline(frames, framing, table, min_confidence, method)
-            return HostLabels(*(tensor.cpu().numpy() for tensor in labelled.tensors))
+            memory = None
+            if method.smoothing:
+                nothing = self.pipeline.no_memory(1, framing, table)
+                memory = gather([before[i] for i in some], kind, nothing)
+            labelled = self.pipeline(frames, framing, table, min_confidence, method, before=memory)
+            return HostLabels(
+                *(tensor.cpu().numpy() for tensor in labelled.tensors),
+                labelled.memory and separate(labelled.memory, kind),
+            )
 
         call = None
         if self.fixed_calls is not None:
             call = self.fixed_calls.get(len(images), framing, method, table)
         if call is None:
-            labelled = label_exactly(images)
+            labelled = label_exactly(range(len(images)))
             return lambda: labelled
-        pending = call.start(images, table, settings.min_confidence)
+        pending = call.start(images, table, settings.min_confidence, before, kind)
 
         def finish() -> HostLabels:
             labelled = pending.result()
             left = np.flatnonzero(~labelled.exact)
             if len(left):
-                again = label_exactly([images[i] for i in left])
+                again = label_exactly(left)
                 labelled.label[left], labelled.confidence[left] = again.label, again.confidence
+                for i, memory in zip(left, again.memories or (), strict=False):
+                    labelled.memories[i] = memory
             return labelled
 
         return finish

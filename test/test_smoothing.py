@@ -1,0 +1,145 @@
+"""Labels that hold still where the picture does, and move where it does."""
+
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from reference_weights import reference_clip
+
+from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.smoothing import no_memory, smooth
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+GRID = (6, 8)
+HALF = (0.5, 0.5, 0.5)
+SETTINGS = SegmentationSettings('plus', resolution=96, smoothing=0.8)
+
+
+def scene(shift=0):
+    """Patches each of four colours of its own, moved to the right by whole patches."""
+    colours = np.random.RandomState(0).randint(0, 256, (12, 32, 3)).astype(np.uint8)
+    seen = colours[:, 8 - 2 * shift : 24 - 2 * shift].repeat(8, 0).repeat(8, 1)
+    return torch.from_numpy(seen).permute(2, 0, 1)[None]
+
+
+def certain(classes):
+    """Probabilities 1 and 0 of the classes, int64 (1, 6, 8)."""
+    return torch.nn.functional.one_hot(classes, 3).permute(0, 3, 1, 2).float()
+
+
+def nothing():
+    return no_memory(3, GRID, 1, torch.device('cpu'))
+
+
+def by_patch(shift=0):
+    classes = torch.from_numpy(np.random.RandomState(1).randint(0, 3, (1, 6, 16)))
+    return classes[..., 4 - shift : 12 - shift]
+
+
+def test_the_first_frame_is_left_as_it_is():
+    probability = certain(by_patch())
+    smoothed, _ = smooth(probability, scene(), nothing(), 0.8)
+    assert torch.equal(smoothed, probability)
+
+
+def test_what_flickers_in_a_still_scene_is_held():
+    _, memory = smooth(certain(by_patch()), scene(), nothing(), 0.8)
+    flicker = (by_patch() + 1) % 3
+    smoothed, _ = smooth(certain(flicker), scene(), memory, 0.8)
+    assert torch.equal(smoothed.argmax(1), by_patch())
+    torch.testing.assert_close(smoothed.sum(1), torch.ones(1, *GRID))
+
+
+def test_memory_moves_with_what_is_seen():
+    _, memory = smooth(certain(by_patch()), scene(), nothing(), 0.8)
+    undecided = torch.full((1, 3, *GRID), 1 / 3)
+    smoothed, _ = smooth(undecided, scene(2), memory, 0.8)
+    # The two columns that have come into view were never seen.
+    assert torch.equal(smoothed.argmax(1)[..., 2:], by_patch(2)[..., 2:])
+
+
+def test_what_has_changed_does_not_lag():
+    picture = scene()
+    _, memory = smooth(certain(by_patch()), picture, nothing(), 0.8)
+    changed, now = picture.clone(), by_patch().clone()
+    changed[..., 32:64, 48:80] = 255 - changed[..., 32:64, 48:80]
+    now[:, 2:4, 3:5] = (now[:, 2:4, 3:5] + 1) % 3
+    smoothed, _ = smooth(certain(now), changed, memory, 0.8)
+    assert torch.equal(smoothed.argmax(1), now)
+
+
+def test_a_cut_is_a_new_beginning():
+    _, memory = smooth(certain(by_patch()), scene(), nothing(), 0.8)
+    other = certain((by_patch() + 1) % 3)
+    smoothed, _ = smooth(other, 255 - scene(), memory, 0.8)
+    assert torch.equal(smoothed, other)
+
+
+@pytest.fixture(scope='module')
+def segmenter():
+    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), HALF, HALF)
+
+
+@pytest.fixture(scope='module')
+def words(segmenter):
+    return segmenter.encode_vocabulary(parse_vocabulary('road; person; tree', ['sky']))
+
+
+def picture(noise):
+    blocks = np.random.RandomState(0).randint(20, 230, (4, 4, 3)).repeat(24, 0).repeat(32, 1)
+    return (blocks + np.random.RandomState(noise).randint(0, 20, blocks.shape)).astype(np.uint8)
+
+
+def labels(segmenter, words, before, settings=SETTINGS, image=None):
+    image = picture(1) if image is None else image
+    (result,) = segmenter.segment([image], words, settings, [before])
+    return result
+
+
+def test_a_segmenter_remembers_only_through_what_it_is_given(segmenter, words):
+    (first,) = segmenter.segment([picture(0)], words, SETTINGS)
+    alone, after = labels(segmenter, words, None), labels(segmenter, words, first.memory)
+    assert (after.confidence != alone.confidence).any()
+    np.testing.assert_array_equal(labels(segmenter, words, None).confidence, alone.confidence)
+    assert labels(segmenter, words, None, replace(SETTINGS, smoothing=0.0)).memory is None
+
+
+def test_memory_of_other_words_sizes_or_settings_does_not_count(segmenter, words):
+    (first,) = segmenter.segment([picture(0)], words, SETTINGS)
+    other = segmenter.encode_vocabulary(parse_vocabulary('car; dog'))
+    wide = np.ascontiguousarray(picture(1)[:80])
+    for arguments in (
+        {'words': other},
+        {'image': wide},
+        {'settings': replace(SETTINGS, resolution=64)},
+        {'settings': replace(SETTINGS, preset='robot')},
+    ):
+        arguments = {'words': words, **arguments}
+        fresh = labels(segmenter, before=None, **arguments)
+        given = labels(segmenter, before=first.memory, **arguments)
+        np.testing.assert_array_equal(given.confidence, fresh.confidence)
+
+
+def test_calls_of_fixed_shape_remember_alike(segmenter, words):
+    def sequence():
+        memory, results = [None, None], []
+        for step in range(3):
+            images = [picture(step), picture(step + 5)]
+            results.append(segmenter.segment(images, words, SETTINGS, memory))
+            memory = [result.memory for result in results[-1]]
+        return results
+
+    expected = sequence()
+    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(torch.device('cpu')), patience=2)
+    try:
+        found = sequence()
+        assert len(segmenter.fixed_calls) == 1
+    finally:
+        segmenter.fixed_calls = None
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a.label, b.label)
+            assert abs(a.confidence.astype(int) - b.confidence).max() <= 1
