@@ -220,9 +220,18 @@ def _size_before_decoding(image, max_pixels: int) -> tuple[int, int] | None:
 
 def compress_label(label: np.ndarray) -> bytes:
     """PNG of a label image, uint8 (H, W). Lossless, fast rather than small."""
-    done, data = cv2.imencode('.png', label, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return _encode('.png', label, cv2.IMWRITE_PNG_COMPRESSION, 1)
+
+
+def compress_picture(rgb: np.ndarray, quality: int = 95) -> bytes:
+    """JPEG of a picture, uint8 (H, W, 3) RGB. quality: 1 to 100."""
+    return _encode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), cv2.IMWRITE_JPEG_QUALITY, quality)
+
+
+def _encode(suffix: str, pixels: np.ndarray, *options: int) -> bytes:
+    done, data = cv2.imencode(suffix, pixels, options)
     if not done:
-        raise ImageError(f'no PNG can be made of an array of shape {label.shape}')
+        raise ImageError(f'an array of shape {pixels.shape} cannot be compressed')
     return data.tobytes()
 
 

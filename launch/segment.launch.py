@@ -87,6 +87,13 @@ ARGUMENTS = (
         description='Most label images a second and camera, 0 for all. Empty: as params_file says.',
     ),
     DeclareLaunchArgument(
+        'autostart',
+        default_value='',
+        choices=['', *BOOLEANS],
+        description='Configure and activate at start, without a lifecycle manager. Empty: as '
+        'params_file says.',
+    ),
+    DeclareLaunchArgument(
         'use_sim_time',
         default_value='false',
         choices=BOOLEANS,
@@ -150,6 +157,8 @@ def _nodes(context: LaunchContext) -> list[Node]:
     for name in ('vocabulary', 'transport', 'mask_topics', 'model', 'device'):
         if given[name]:
             overrides[name] = ParameterValue(given[name], value_type=str)
+    if given['autostart']:
+        overrides['autostart'] = given['autostart'] == 'true'
     if given['depth'] or topics['depth']:
         overrides['depth'] = given['depth'] != 'false'
     if given['rate']:

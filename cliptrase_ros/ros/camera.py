@@ -221,10 +221,10 @@ class Camera:
 
     def explain_silence(self) -> str:
         """Say why no image may arrive: who publishes with what QoS, or on which other topic."""
-        subscription = self._subscription
-        if subscription is None:
-            return 'not subscribed'
-        said = describe_publishers(self._node, subscription)
+        with self._subscription_lock:
+            if self._subscription is None:
+                return 'not subscribed'
+            said = describe_publishers(self._node, self._subscription)
         for transport, topic in self._other_topics():
             if publishers := self._node.count_publishers(topic):
                 said += f'; {topic} has {publishers}: set transport to {transport}, or remap'
@@ -233,7 +233,8 @@ class Camera:
 
     def explain_missing_points(self) -> str:
         """Say who publishes what the points are made of."""
-        return '' if self._points is None else self._points.explain()
+        with self._subscription_lock:
+            return '' if self._points is None else self._points.explain()
 
     def refuse(self, error: Exception) -> None:
         """Count an image that cannot be used, and say so now and then."""

@@ -18,6 +18,7 @@ from cliptrase_ros.image_messages import (
     check_compressed_stream,
     check_image,
     compress_label,
+    compress_picture,
     decode_mask,
     decompress_to_rgb,
     mask_run_lengths,
@@ -37,6 +38,7 @@ __all__ = [
     'check_compressed_stream',
     'check_image',
     'compressed_label_message',
+    'compressed_picture_message',
     'decode_mask',
     'decompress_to_rgb',
     'encode_mask',
@@ -116,6 +118,16 @@ def compressed_label_message(label: np.ndarray, header: Header) -> CompressedIma
     """
     message = CompressedImage(header=header, format='mono8; png compressed ')
     message.data = _bytes(compress_label(label))
+    return message
+
+
+def compressed_picture_message(rgb: np.ndarray, header: Header) -> CompressedImage:
+    """Make a sensor_msgs/CompressedImage, JPEG, as camera drivers do.
+
+    rgb: uint8 (H, W, 3).
+    """
+    message = CompressedImage(header=header, format='rgb8; jpeg compressed bgr8')
+    message.data = _bytes(compress_picture(rgb))
     return message
 
 

@@ -9,10 +9,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from cliptrase_ros.ros.conversions import image_message
+from cliptrase_ros.ros.conversions import compressed_picture_message, image_message
 from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec, check_camera_name
 from cliptrase_ros.toybox.renderer import intrinsics
@@ -93,6 +93,7 @@ class ToyboxCamera(Node):
             )
 
         self._image = publisher(Image, 'image_raw')
+        self._compressed = publisher(CompressedImage, 'image_raw/compressed')
         self._camera_info = publisher(CameraInfo, 'camera_info')
         self._depth = publisher(Image, 'depth/image_raw')
         self._label_truth = publisher(Image, 'label_truth')
@@ -104,6 +105,8 @@ class ToyboxCamera(Node):
         frame = photograph(self._room, self._frame * self._period_s, self._height, self._width)
         self._frame += 1
         self._image.publish(image_message(frame.image, 'rgb8', header))
+        if self._compressed.get_subscription_count():
+            self._compressed.publish(compressed_picture_message(frame.image, header))
         self._camera_info.publish(self._describe(header))
         if self._depth.get_subscription_count():
             self._depth.publish(image_message(frame.depth, '32FC1', header))

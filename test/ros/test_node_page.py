@@ -36,6 +36,10 @@ def code(cell):
     return re.findall(r'`([^`]*)`', cell)
 
 
+def numbers(text):
+    return {float(number) for number in re.findall(r'\d+(?:\.\d+)?', text)}
+
+
 def test_parameters():
     rows = {code(row[0])[0]: row for row in table('name')}
     assert list(rows) == [spec.name for spec in PARAMETERS]
@@ -45,9 +49,8 @@ def test_parameters():
         shown = shown.lower() if isinstance(spec.default, bool) else shown
         assert default == f'`{shown}`', spec.name
         assert live == ('yes' if spec.live else 'no'), spec.name
-        numbers = [float(n) for n in re.findall(r'\d+(?:\.\d+)?', allowed)]
-        for limit in spec.limits or ():
-            assert limit in numbers, spec.name
+        if spec.limits is not None:
+            assert numbers(allowed) == {*spec.limits, *numbers(spec.constraints)}, spec.name
         choices = re.search(r'one of (.*)', spec.constraints)
         for choice in choices[1].split(', ') if choices else ():
             assert choice in code(allowed), spec.name

@@ -79,6 +79,7 @@ def test_simulated_camera_to_labels(processes, client, tiny_model_folder):
         cameras=['front'],
         model=f'local-dir:{tiny_model_folder}',
         resolution=64,
+        transport='compressed',
         depth=True,
     )
     client.listen('/front/image_raw', Image, qos_profile_sensor_data)
