@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint clean distclean
+.PHONY: help build demo test bench bench-docs lint clean distclean
 
 # Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
 PYTHON ?=
@@ -17,7 +17,7 @@ setup_python := $(or $(PYTHON),python3)
 set_up := $(setup_python) tools/set_up.py $(if $(PYTHON),--python '$(PYTHON)')
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 build:  ## set everything up: virtual environment, ROS 2 wheels, colcon build
 	@$(set_up)
@@ -28,8 +28,11 @@ demo: build  ## two simulated cameras, segmented by words that change half-way (
 test: build  ## the tests (PYTEST_ARGS='...' goes to pytest)
 	@source tools/env.sh && pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-bench: build  ## the engine's time against the bare encoder's (BENCH_ARGS='--precision bfloat16')
-	@source tools/env.sh && python benchmark/engine.py $(BENCH_ARGS)
+bench: build  ## the engine's time against the bare encoder's (BENCH_ARGS='--json FILE')
+	@source tools/env.sh && cliptrase bench $(BENCH_ARGS)
+
+bench-docs: build  ## table and plot of docs/performance.md from benchmark/results/
+	@source tools/env.sh && python benchmark/figures.py
 
 lint:  ## ruff: rules and formatting
 	@$(set_up) venv

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from cliptrase_ros.commands import bag, demo, evaluate, explain, segment, top, verify
+from cliptrase_ros.commands import bag, bench, demo, evaluate, explain, segment, top, verify
 from cliptrase_ros.commands.common import CommandError
 
 PACKAGE = 'cliptrase_ros'
 #: In the order `--help` lists them.
-COMMANDS = (segment, bag, top, demo, evaluate, explain, verify)
+COMMANDS = (segment, bag, top, demo, evaluate, explain, verify, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

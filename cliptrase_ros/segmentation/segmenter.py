@@ -179,6 +179,11 @@ class Segmenter:
         return self._text.missing(vocabulary.phrases)
 
     @property
+    def model(self) -> nn.Module:
+        """The CLIP model itself; its image tower is in the segmenter's precision."""
+        return self._loaded.model
+
+    @property
     def phrases_at_once(self) -> int:
         """How many phrases to encode in one go where other work waits: about 0.1 s of it."""
         return 1 if self.device.type == 'cpu' else 12

@@ -25,6 +25,8 @@ class TextEncoder:
     """Encodes phrases with the text tower of an open_clip model, each phrase once.
 
     What was encoded is remembered by the process, and on disk where there is a folder for it.
+
+    cache: the one on disk, once it has been asked for a phrase.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class TextEncoder:
         self._tokens = PromptTokenizer(tokenizer)
         self._features: dict[str, Tensor] = {}
         self._cache_folder = cache_folder
-        self._cache: TextCache | None = None
+        self.cache: TextCache | None = None
         self._width = 0
 
     def check(self, phrases: Sequence[str]) -> None:
@@ -67,9 +69,9 @@ class TextEncoder:
             features = self._encode_missing(some)
             # Cloned: a row would keep the memory of its whole batch.
             self._features.update(zip(some, map(Tensor.clone, features), strict=True))
-            if self._cache is not None:
+            if self.cache is not None:
                 rows = features.cpu().numpy()
-                self._cache.store(dict(zip(some, rows, strict=True)))
+                self.cache.store(dict(zip(some, rows, strict=True)))
         result = torch.stack([self._features[phrase] for phrase in phrases])
         for phrase in list(self._features)[:-_REMEMBERED_PHRASES]:
             del self._features[phrase]
@@ -80,9 +82,9 @@ class TextEncoder:
         missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._features]
         if not missing or self._cache_folder is None:
             return missing
-        if self._cache is None:
-            self._cache = TextCache(self._cache_folder, self._fingerprint())
-        found = {phrase: self._cache.load(phrase, self._width) for phrase in missing}
+        if self.cache is None:
+            self.cache = TextCache(self._cache_folder, self._fingerprint())
+        found = {phrase: self.cache.load(phrase, self._width) for phrase in missing}
         device = next(self._model.parameters()).device
         for phrase, features in found.items():
             if features is not None:

@@ -70,7 +70,7 @@ def load_model(
         return load_model_folder(Path(model.removeprefix(LOCAL_FOLDER_PREFIX)).expanduser())
 
     architecture = model.replace('/', '-')
-    config = _architecture_config(architecture)
+    config = check_architecture(architecture)
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     if tag:
         _check_activation(architecture, config, pretrained, tag)
@@ -126,7 +126,8 @@ def select_device(device: str = 'auto') -> torch.device:
     return torch.device(device)
 
 
-def _architecture_config(architecture: str) -> dict:
+def check_architecture(architecture: str) -> dict:
+    """open_clip's settings of an architecture that suits the method. Raises ModelError."""
     config = open_clip.get_model_config(architecture) if ':' not in architecture else None
     if config is None:
         close = difflib.get_close_matches(architecture, open_clip.list_models(), n=3, cutoff=0.5)

@@ -1,0 +1,83 @@
+"""Table and plot of docs/performance.md from the reports in benchmark/results/: `make bench-docs`.
+
+A report is what `cliptrase bench --json FILE` writes, one file a machine.
+"""
+
+import json
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from cliptrase_ros.benchmark.suite import table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / 'docs' / 'performance.md'
+PLOT = ROOT / 'docs' / 'images' / 'performance.svg'
+BEGIN, END = '<!-- begin of what make bench-docs writes -->', '<!-- end of it -->'
+
+# Pixels of the plot.
+_LABEL, _WIDTH, _ROW, _HEAD = 330, 420, 20, 34
+_ENCODER, _REST = '#7a93b8', '#d9822b'
+
+
+def main() -> None:
+    """Rewrite the page's figures and the plot."""
+    paths = sorted((ROOT / 'benchmark' / 'results').glob('*.json'))
+    reports = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
+    PLOT.write_text(plot(reports), encoding='utf-8')
+    sections = [table(report) for report in reports]
+    figures = '\n\n'.join([f'![Engine over encoder](images/{PLOT.name})', *sections])
+    before, _, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f'{before}{BEGIN}\n\n{figures}\n\n{END}{after}', encoding='utf-8')
+    print(f'{PAGE.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}: {len(reports)} reports')
+
+
+def plot(reports: list[dict]) -> str:
+    """Bars of the engine's time in units of the encoder's, as SVG."""
+    largest = max(r['ratio'] for report in reports for r in report['results'])
+    scale = _WIDTH / max(largest, 1.25)
+    parts, y = [], 0
+    for report in reports:
+        parts.append(_text(8, y + 22, report['device'], 'bold'))
+        y += _HEAD
+        for result in report['results']:
+            height, width = result['network']
+            name = f'{width} x {height}, batch {result["batch"]}, {result["precision"]}'
+            name += ', graph' if result['graph'] else ''
+            parts += [
+                _text(8, y + 14, name),
+                _bar(_LABEL, y + 3, result['ratio'] * scale, _REST),
+                _bar(_LABEL, y + 3, min(1, result['ratio']) * scale, _ENCODER),
+                _text(
+                    _LABEL + result['ratio'] * scale + 6,
+                    y + 14,
+                    f'{result["ratio"]:.2f}  ({result["engine_ms"]:.3g} ms)',
+                ),
+            ]
+            y += _ROW
+    width, height = _LABEL + _WIDTH + 130, y + 30
+    legend = [
+        _bar(_LABEL, y + 10, 14, _ENCODER),
+        _text(_LABEL + 20, y + 21, 'bare encoder'),
+        _bar(_LABEL + 120, y + 10, 14, _REST),
+        _text(_LABEL + 140, y + 21, 'everything else, frame to labels'),
+    ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="12">\n'
+        f'<rect width="{width}" height="{height}" fill="white"/>\n'
+        + '\n'.join([*parts, *legend])
+        + '\n</svg>\n'
+    )
+
+
+def _bar(x: float, y: float, width: float, colour: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="14" fill="{colour}"/>'
+
+
+def _text(x: float, y: float, text: str, weight: str = 'normal') -> str:
+    return f'<text x="{x:.1f}" y="{y}" font-weight="{weight}">{escape(text)}</text>'
+
+
+if __name__ == '__main__':
+    main()

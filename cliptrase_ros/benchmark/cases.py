@@ -1,0 +1,247 @@
+"""The measurements, one function each."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+
+from cliptrase_ros.benchmark.subject import (
+    BACKGROUND,
+    VOCABULARY,
+    bare_encoder,
+    camera_frame,
+    random_clip,
+)
+from cliptrase_ros.benchmark.timing import PeakMemory, interleaved, stages_ms, synchronise
+from cliptrase_ros.segmentation.clustering import dbscan, dbscan_parameters
+from cliptrase_ros.segmentation.graphs import CudaGraphs
+from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
+from cliptrase_ros.segmentation.segmenter import (
+    EncodedVocabulary,
+    SegmentationSettings,
+    Segmenter,
+)
+from cliptrase_ros.segmentation.text import TextEncoder
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+# Mean and std of pixels do not matter to time.
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """One size, batch and kind of frame.
+
+    size: shorter side fed to CLIP, pixels. frame: (height, width) of the camera.
+    preset: `paper`, the square that both engine and encoder see, or `robot`, the whole frame.
+    """
+
+    size: int
+    batch: int
+    frame: tuple[int, int] = (480, 640)
+    preset: str = 'paper'
+
+
+def make_segmenter(
+    architecture: str, device: torch.device, precision: str, text_cache: Path | None = None
+) -> Segmenter:
+    """A segmenter on random weights."""
+    tokenizer = open_clip.get_tokenizer(architecture)
+    return Segmenter(
+        random_clip(architecture),
+        tokenizer,
+        _HALF,
+        _HALF,
+        device,
+        precision,
+        architecture,
+        text_cache,
+    )
+
+
+def measure_engine(
+    segmenter: Segmenter, case: EngineCase, precision: str, graph: bool, runs: int
+) -> dict:
+    """Time frames to labels, both in host memory, against the bare encoder.
+
+    The encoder is the model's own `encode_image` at the same input size, precision and graph
+    treatment, on pixels that are on the device already. graph: only where the segmenter has
+    CUDA graphs.
+    """
+    device, dtype = segmenter.device, segmenter.pipeline.dtype
+    frames = [camera_frame(seed, *case.frame) for seed in range(case.batch)]
+    settings = SegmentationSettings(preset=case.preset, resolution=case.size)
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(VOCABULARY, BACKGROUND))
+    patch_size = segmenter.pipeline.backbone.patch_size
+    window = settings.method.framing(case.frame, case.size, patch_size).window
+
+    calls = segmenter.fixed_calls
+    if not graph:
+        segmenter.fixed_calls = None
+    try:
+        memory = PeakMemory(device)
+        if graph:
+            segmenter.warm_up([case.frame], case.batch, settings, encoded)
+        segmenter.segment(frames, encoded, settings)
+        peak = memory.megabytes()
+        taken = _encoder_and_engine(
+            segmenter, frames, encoded, settings, window, dtype, graph, runs
+        )
+        segmenter.fixed_calls = None  # stages are told apart without a graph only
+        with torch.inference_mode():
+            stages = stages_ms(
+                lambda: segmenter.segment(frames, encoded, settings), min(runs, 3), device
+            )
+    finally:
+        segmenter.fixed_calls = calls
+        if calls is not None:
+            calls.clear()
+    ratios = [b / a for a, b in zip(taken['encoder'], taken['engine'], strict=True)]
+    return {
+        'size': case.size,
+        'batch': case.batch,
+        'precision': precision,
+        'graph': graph,
+        'preset': case.preset,
+        'frame': list(case.frame),
+        'network': list(window),
+        'encoder_ms': statistics.median(taken['encoder']),
+        'engine_ms': statistics.median(taken['engine']),
+        'ratio': statistics.median(ratios),
+        'encoder_ms_spread': _spread(taken['encoder']),
+        'engine_ms_spread': _spread(taken['engine']),
+        'ratio_spread': _spread(ratios),
+        'frames_per_second': 1e3 * case.batch / statistics.median(taken['engine']),
+        'stages_ms': stages,
+        'peak_memory_mb': peak,
+    }
+
+
+def _encoder_and_engine(
+    segmenter: Segmenter,
+    frames: Sequence[np.ndarray],
+    encoded: EncodedVocabulary,
+    settings: SegmentationSettings,
+    window: tuple[int, int],
+    dtype: torch.dtype,
+    graph: bool,
+    runs: int,
+) -> dict[str, list[float]]:
+    encode = bare_encoder(segmenter.name, window, segmenter.device, dtype)
+    with torch.inference_mode():
+        pixels = torch.randn(len(frames), 3, *window, device=segmenter.device).to(dtype)
+        run_encoder = partial(encode, pixels)
+        if graph:
+            run_encoder = CudaGraphs(segmenter.device).record(run_encoder)
+        return interleaved(
+            {
+                'encoder': run_encoder,
+                'engine': lambda: segmenter.segment(frames, encoded, settings),
+            },
+            runs,
+            segmenter.device,
+        )
+
+
+def measure_text(segmenter: Segmenter, phrases: int, runs: int) -> dict:
+    """Time the features of new phrases: with the whole context, cut to the prompts, and from disk.
+
+    cached_ms: a vocabulary of 100 phrases that are on disk, read by a new process.
+    """
+    model, device = segmenter.model, segmenter.device
+    tokenizer = open_clip.get_tokenizer(segmenter.name)
+    words = [f'new word {i}' for i in range(phrases)]
+
+    def whole_context() -> None:
+        for word in words:
+            tokens = tokenizer([template(word) for template in PROMPT_TEMPLATES])
+            model.encode_text(tokens.to(device), normalize=True).mean(0)
+
+    with torch.inference_mode():
+        taken = interleaved(
+            {
+                'whole': whole_context,
+                'cut': lambda: TextEncoder(model, tokenizer).encode(words),
+            },
+            runs,
+            device,
+        )
+        cached = _cached_ms(segmenter, runs)
+    return {
+        'phrases': phrases,
+        'templates': len(PROMPT_TEMPLATES),
+        'whole_context_ms': statistics.median(taken['whole']),
+        'cut_ms': statistics.median(taken['cut']),
+        'cut_ms_spread': _spread(taken['cut']),
+        'cached_phrases': 100,
+        'cached_ms': statistics.median(cached),
+        'cached_ms_spread': _spread(cached),
+    }
+
+
+def _cached_ms(segmenter: Segmenter, runs: int) -> list[float]:
+    model = segmenter.model
+    tokenizer = open_clip.get_tokenizer(segmenter.name)
+    words = [f'word {i}' for i in range(100)]
+    with tempfile.TemporaryDirectory() as folder:
+        writer = TextEncoder(model, tokenizer, Path(folder))
+        writer.missing(words)
+        width = model.text_projection.shape[1]
+        features = torch.nn.functional.normalize(torch.randn(100, width), dim=-1).numpy()
+        writer.cache.store(dict(zip(words, features, strict=True)))
+        taken = []
+        for _ in range(runs):
+            reader = TextEncoder(model, tokenizer, Path(folder))
+            reader.missing(['never met'])  # the fingerprint of the weights, once per process
+            begin = time.perf_counter()
+            reader.check(words)
+            reader.encode(words)
+            synchronise(segmenter.device)
+            taken.append(1e3 * (time.perf_counter() - begin))
+        return taken
+
+
+def measure_clustering(patches: Sequence[int], runs: int, device: torch.device) -> list[dict]:
+    """Time DBSCAN on rows of about as many clusters as frames have."""
+    results = []
+    for count in patches:
+        generator = torch.Generator().manual_seed(0)
+        centres = torch.rand(8, count, generator=generator)
+        rows = centres[torch.arange(count) * 8 // count] * 0.5
+        rows += 0.02 * torch.rand(count, count, generator=generator)
+        rows = rows[None].to(device)
+        eps, min_samples = dbscan_parameters(count)
+        taken = interleaved(
+            {'dbscan': lambda: dbscan(rows, eps, min_samples)},  # noqa: B023
+            runs,
+            device,
+        )['dbscan']
+        results.append(
+            {'patches': count, 'ms': statistics.median(taken), 'ms_spread': _spread(taken)}
+        )
+    return results
+
+
+def measure_agreement(
+    architecture: str, device: torch.device, precision: str, frames: int, size: int
+) -> float:
+    """Share of pixels, 0..1, whose label is that of float32, over frames at preset `paper`."""
+    images = [camera_frame(seed, 480, 640) for seed in range(frames)]
+    settings = SegmentationSettings(preset='paper', resolution=size)
+    labels = []
+    for one in ('float32', precision):
+        segmenter = make_segmenter(architecture, device, one)
+        encoded = segmenter.encode_vocabulary(parse_vocabulary(VOCABULARY, BACKGROUND))
+        labels.append([r.label for i in images for r in segmenter.segment([i], encoded, settings)])
+    return float(np.mean([a == b for a, b in zip(*labels, strict=True)]))
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    return [min(values), max(values)]

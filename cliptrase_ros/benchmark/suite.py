@@ -1,0 +1,178 @@
+"""The suite: which measurements, and their report."""
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from tqdm import tqdm
+
+from cliptrase_ros.benchmark.cases import (
+    EngineCase,
+    make_segmenter,
+    measure_agreement,
+    measure_clustering,
+    measure_engine,
+    measure_text,
+)
+from cliptrase_ros.benchmark.subject import ARCHITECTURE
+from cliptrase_ros.benchmark.timing import device_name
+
+_VERSIONS = ('torch', 'open_clip_torch', 'numpy')
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What to measure.
+
+    precisions: of the image tower. sizes, batches: every pair, on squares. frames: (height,
+    width) of whole frames labelled at preset `robot`, each at each of `frame_sizes`.
+    patches: of DBSCAN alone. phrases: new words to encode. agreement: frames to compare half
+    precision with float32 on. runs: of which medians are taken.
+    """
+
+    architecture: str = ARCHITECTURE
+    precisions: tuple[str, ...] = ('float32',)
+    sizes: tuple[int, ...] = (224, 336, 448)
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    frames: tuple[tuple[int, int], ...] = ((480, 640), (720, 1280))
+    frame_sizes: tuple[int, ...] = (336, 560)
+    patches: tuple[int, ...] = (196, 441, 784, 2000)
+    phrases: int = 1
+    agreement: int = 1
+    runs: int = 5
+
+
+def quick(suite: Suite) -> Suite:
+    """The same in seconds: one case of each kind, too few runs for figures to be quoted."""
+    return Suite(
+        suite.architecture,
+        suite.precisions,
+        sizes=(224,),
+        batches=(1,),
+        frames=((480, 640),),
+        frame_sizes=(224,),
+        patches=(196,),
+        phrases=1,
+        agreement=0,
+        runs=2,
+    )
+
+
+def run_suite(suite: Suite, device: torch.device) -> dict:
+    """Measure everything. Returns what JSON can hold; keys as docs/performance.md says."""
+    report = {
+        'device': device_name(device),
+        'device_type': device.type,
+        'architecture': suite.architecture,
+        'versions': _versions(device),
+        'runs': suite.runs,
+        'results': [],
+    }
+    cases = list(_engine_cases(suite))
+    with tqdm(total=len(suite.precisions) * len(cases), unit='case') as progress:
+        for precision in suite.precisions:
+            segmenter = make_segmenter(suite.architecture, device, precision)
+            for case in cases:
+                progress.set_postfix_str(f'{case.size} px x {case.batch}, {precision}')
+                for graph in (False, True) if segmenter.fixed_calls is not None else (False,):
+                    report['results'].append(
+                        measure_engine(segmenter, case, precision, graph, suite.runs)
+                    )
+                progress.update()
+    report['text'] = measure_text(segmenter, suite.phrases, min(suite.runs, 3))
+    report['dbscan'] = measure_clustering(suite.patches, suite.runs, device)
+    if suite.agreement:
+        report['labels_equal_to_float32'] = {
+            precision: measure_agreement(
+                suite.architecture, device, precision, suite.agreement, min(suite.sizes)
+            )
+            for precision in ('float16', 'bfloat16')
+        }
+    return report
+
+
+def _engine_cases(suite: Suite) -> Iterator[EngineCase]:
+    for size in suite.sizes:
+        for batch in suite.batches:
+            yield EngineCase(size, batch)
+    for size in suite.frame_sizes:
+        for frame in suite.frames:
+            yield EngineCase(size, 1, frame, 'robot')
+
+
+def _versions(device: torch.device) -> dict[str, str | None]:
+    versions = {'python': platform.python_version(), **{n: version(n) for n in _VERSIONS}}
+    if device.type == 'cuda':
+        versions |= {'cuda': torch.version.cuda, 'cudnn': str(torch.backends.cudnn.version())}
+    return versions
+
+
+def table(report: dict) -> str:
+    """The report as text, in Markdown."""
+    lines = [
+        f'{report["device"]}; {report["architecture"]}; torch {report["versions"]["torch"]}; '
+        f'medians of {report["runs"]} interleaved runs (least to most)',
+        '',
+        *_rows(
+            ('input', 'batch', 'precision', 'graph', 'encoder ms', 'engine ms', 'ratio', 'MB'),
+            (
+                (
+                    f'{r["network"][1]} x {r["network"][0]}',
+                    r['batch'],
+                    r['precision'],
+                    'yes' if r['graph'] else 'no',
+                    _with_spread(r['encoder_ms'], r['encoder_ms_spread']),
+                    _with_spread(r['engine_ms'], r['engine_ms_spread']),
+                    f'{r["ratio"]:.2f}',
+                    '' if r['peak_memory_mb'] is None else f'{r["peak_memory_mb"]:.0f}',
+                )
+                for r in report['results']
+            ),
+        ),
+        '',
+        *_stage_rows([r for r in report['results'] if r['batch'] == 1 and not r['graph']]),
+        '',
+    ]
+    text = report['text']
+    lines += [
+        f'Text: {text["phrases"]} new phrases in {text["templates"]} templates: whole context '
+        f'{text["whole_context_ms"]:.0f} ms, cut {text["cut_ms"]:.0f} ms; '
+        f'{text["cached_phrases"]} phrases from disk {text["cached_ms"]:.0f} ms.',
+        'DBSCAN: '
+        + ', '.join(f'{d["patches"]} patches {d["ms"]:.1f} ms' for d in report['dbscan'])
+        + '.',
+    ]
+    for precision, share in report.get('labels_equal_to_float32', {}).items():
+        lines.append(f'Labels in {precision} equal to float32: {100 * share:.2f} %.')
+    return '\n'.join(lines)
+
+
+def _stage_rows(results: Sequence[dict]) -> list[str]:
+    names = list(dict.fromkeys(name for r in results for name in r['stages_ms']))
+    return _rows(
+        ('stages, ms', 'precision', *names),
+        (
+            (
+                f'{r["network"][1]} x {r["network"][0]}',
+                r['precision'],
+                *(f'{r["stages_ms"].get(name, 0):.2f}' for name in names),
+            )
+            for r in results
+        ),
+    )
+
+
+def _rows(head: Sequence[str], rows: Iterator[Sequence[object]]) -> list[str]:
+    cells = [list(map(str, row)) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        f'| {" | ".join(c.rjust(w) for c, w in zip(row, widths, strict=True))} |' for row in cells
+    ]
+    return [lines[0], f'|{"|".join("-" * (w + 1) + ":" for w in widths)}|', *lines[1:]]
+
+
+def _with_spread(value: float, spread: Sequence[float]) -> str:
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f'{value:.{digits}f} ({spread[0]:.{digits}f} to {spread[1]:.{digits}f})'

@@ -1,0 +1,41 @@
+"""`cliptrase bench` on a tiny model."""
+
+import json
+
+import pytest
+
+from cliptrase_ros.cli import main
+
+
+def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path, capsys):
+    path = tmp_path / 'report.json'
+    options = ['--quick', '--device', 'cpu', '--sizes', '64', '--batches', '1', '2']
+    arguments = ['bench', *options, '--architecture', tiny_architecture, '--json', str(path)]
+    assert main(arguments) == 0
+    report = json.loads(path.read_text())
+    assert report['device'] and report['versions']['torch']
+    squares = [r for r in report['results'] if r['preset'] == 'paper']
+    assert [(r['size'], r['batch'], r['precision'], r['graph']) for r in squares] == [
+        (64, 1, 'float32', False),
+        (64, 2, 'float32', False),
+    ]
+    (whole,) = (r for r in report['results'] if r['preset'] == 'robot')
+    assert whole['network'] == [224, 304]
+    for result in report['results']:
+        low, high = result['engine_ms_spread']
+        assert 0 < low <= result['engine_ms'] <= high
+        assert result['encoder_ms'] > 0 and result['ratio'] > 0
+        assert sum(result['stages_ms'].values()) > 0
+        assert {'input', 'tower', 'logits', 'clusters', 'output'} <= set(result['stages_ms'])
+        assert result['peak_memory_mb'] > 0
+    assert report['text']['cut_ms'] > 0 and report['text']['cached_ms'] > 0
+    printed = capsys.readouterr().out
+    assert report['device'] in printed and '304 x 224' in printed
+
+
+@pytest.mark.parametrize(
+    'arguments', [['--device', 'gpu'], ['--architecture', 'nothing'], ['--json', '/no/folder/x']]
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(arguments, capsys):
+    assert main(['bench', *arguments]) == 2
+    assert arguments[1].split('/x')[0] in capsys.readouterr().err
