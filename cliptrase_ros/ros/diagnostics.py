@@ -34,6 +34,7 @@ class CameraStatistics:
     silent_s: float = 0.0
     _latencies_s: list[float] = field(default_factory=list)
     _processing_s: list[float] = field(default_factory=list)
+    _engine_s: list[float] = field(default_factory=list)
     _reported: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -48,11 +49,16 @@ class CameraStatistics:
             elif what == 'points_missed':
                 self.last_points_missed = reason
 
-    def count_label(self, latency_s: float | None, processing_s: float) -> None:
-        """Add a label image. latency_s: stamp to publish, None for images without a stamp."""
+    def count_label(self, latency_s: float | None, processing_s: float, engine_s: float) -> None:
+        """Add a label image.
+
+        latency_s: stamp to publish, None for images without a stamp. processing_s: from taken to
+        published. engine_s: of this, in the engine, for the whole batch.
+        """
         with self._lock:
             self.labelled += 1
             self._processing_s.append(processing_s)
+            self._engine_s.append(engine_s)
             if latency_s is not None:
                 self._latencies_s.append(latency_s)
 
@@ -87,6 +93,7 @@ class CameraStatistics:
                 'labelled_hz': new['labelled'] / elapsed_s,
                 **_milliseconds('latency', self._latencies_s),
                 **_milliseconds('processing', self._processing_s),
+                **_milliseconds('engine', self._engine_s),
                 'dropped_busy': counts['dropped_busy'],
                 'dropped_rate': counts['dropped_rate'],
                 'dropped_unwanted': counts['dropped_unwanted'],
@@ -102,6 +109,7 @@ class CameraStatistics:
             self._reported = counts
             self._latencies_s.clear()
             self._processing_s.clear()
+            self._engine_s.clear()
         return values, new
 
 

@@ -14,6 +14,7 @@ from rclpy.exceptions import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from cliptrase_ros.image_messages import MAX_PIXELS, MAX_SIDE
 from cliptrase_ros.segmentation.segmenter import (
     MAX_SMOOTHING,
     PRECISIONS,
@@ -26,6 +27,7 @@ from cliptrase_ros.segmentation.vocabulary import (
     DEFAULT_BACKGROUND,
     MAX_PHRASES,
     Vocabulary,
+    VocabularyError,
     clean_phrase,
     parse_over_background,
 )
@@ -240,6 +242,34 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         True,
         'Configure and activate at start; otherwise a lifecycle manager does.',
     ),
+    ParameterSpec(
+        'allow_cpu_fallback',
+        Parameter.Type.BOOL,
+        False,
+        'Label with the CPU when the GPU is lost or has no memory for one image; otherwise such '
+        'images fail. The CPU may be needed for driving.',
+    ),
+    ParameterSpec(
+        'max_image_megapixels',
+        Parameter.Type.DOUBLE,
+        MAX_PIXELS / 1e6,
+        'Larger images are refused, before they are decoded.',
+        limits=(0.001, MAX_SIDE**2 / 1e6),
+    ),
+    ParameterSpec(
+        'max_phrases',
+        Parameter.Type.INTEGER,
+        MAX_PHRASES,
+        'Vocabularies with more phrases, synonyms and background included, are refused.',
+        limits=(1, MAX_PHRASES),
+    ),
+    ParameterSpec(
+        'max_phrase_length',
+        Parameter.Type.INTEGER,
+        200,
+        'Phrases of more characters are refused, before the text tower counts their tokens.',
+        limits=(1, 1000),
+    ),
 )
 
 #: Lists that may have no entries.
@@ -271,6 +301,10 @@ class Parameters:
     cache_dir: str
     always_on: bool
     autostart: bool
+    allow_cpu_fallback: bool
+    max_image_megapixels: float
+    max_phrases: int
+    max_phrase_length: int
 
     @property
     def settings(self) -> SegmentationSettings:
@@ -292,9 +326,35 @@ class Parameters:
         """Return the vocabulary these values describe; `previous` as for `parse_vocabulary`.
 
         A phrase that is in the vocabulary counts as a class, also if it is in the background: two
-        parameters cannot be set in one go on the command line. Raises VocabularyError.
+        parameters cannot be set in one go on the command line. Raises VocabularyError, also for
+        what is beyond `max_phrases` and `max_phrase_length`.
         """
-        return parse_over_background(self.vocabulary, self.background, previous)
+        self._check_length(self.vocabulary)
+        vocabulary = parse_over_background(self.vocabulary, self.background, previous)
+        phrases = vocabulary.phrases
+        if len(phrases) > self.max_phrases:
+            raise VocabularyError(
+                f'the vocabulary has {len(phrases)} phrases, synonyms and background included; '
+                f'this node takes {self.max_phrases} (max_phrases); drop some'
+            )
+        for phrase in phrases:
+            if len(phrase) > self.max_phrase_length:
+                raise VocabularyError(
+                    f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
+                    f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
+                )
+        return vocabulary
+
+    def _check_length(self, entries: str | tuple[str, ...]) -> None:
+        """Refuse by length alone what would take long to parse."""
+        length = len(entries) if isinstance(entries, str) else sum(map(len, entries))
+        # White space around phrases and separators may be as long as the phrases.
+        limit = 2 * MAX_PHRASES * self.max_phrase_length
+        if length > limit:
+            raise VocabularyError(
+                f'the vocabulary is too long: {length} characters, of which at most {limit} are '
+                'read; drop some classes'
+            )
 
     def changed(self, changes: Iterable[Parameter]) -> 'Parameters':
         """Return the values with some parameters set anew; names not in the table are ignored.

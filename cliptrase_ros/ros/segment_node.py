@@ -19,6 +19,7 @@ from rclpy.task import Future
 from std_msgs.msg import Header
 
 from cliptrase_ros import msg
+from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.ros import diagnostics
 from cliptrase_ros.ros.camera import LATCHED_QOS, Camera, LabelInfo
 from cliptrase_ros.ros.conversions import vocabulary_message
@@ -54,7 +55,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
 
     def __init__(self, segmenter: Segmenter | None = None, **node_arguments):
         self._worker: Worker | None = None
-        self._segmenter: Segmenter | None = None
+        self._engine: FaultTolerantEngine | None = None
         self._cameras: tuple[Camera, ...] = ()
         self._is_ending = False
         self._given = segmenter
@@ -179,15 +180,17 @@ class SegmentNode(LifecycleNodeMixin, Node):
         segmenter = self._given or self._load()
         with self._lock:
             vocabulary = self._next_vocabulary(self._values, segmenter)
+            self._engine = FaultTolerantEngine(
+                segmenter, self._load_on_cpu if self._values.allow_cpu_fallback else None
+            )
             self._worker = Worker(
-                segmenter,
+                self._engine,
                 settings=self._values.settings,
                 clock=self._now,
                 on_vocabulary=self._announce,
                 is_shutting_down=lambda: self._is_ending or not self.context.ok(),
                 logger=self.get_logger(),
             )
-            self._segmenter = segmenter
             try:
                 for name in self._values.cameras:
                     self._add_camera(name)
@@ -210,6 +213,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             transport=self._values.transport_of(name),
             depth=self._values.depth,
             mask_topics=self._values.mask_topics,
+            max_pixels=round(self._values.max_image_megapixels * 1e6),
         )
         camera.set_rate(self._values.rate)
         self._cameras += (camera,)
@@ -224,7 +228,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             # Ids and versions go on where they were.
             self._latest_vocabulary = worker.latest_vocabulary or self._latest_vocabulary
             cameras, self._cameras = self._cameras, ()
-            self._worker = self._segmenter = None
+            self._worker = self._engine = None
         for camera in cameras:
             camera.destroy()
         del worker, cameras
@@ -232,20 +236,25 @@ class SegmentNode(LifecycleNodeMixin, Node):
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
-    def _load(self) -> Segmenter:
+    def _load(self, device: str | None = None) -> Segmenter:
         values = self._values
         begin = time.monotonic()
         segmenter = load_segmenter(
             values.model,
             values.pretrained,
-            device=values.device,
-            precision=values.precision,
+            device=device or values.device,
+            precision=values.precision if device is None else 'auto',
             cache_dir=values.cache_dir or None,
         )
         self.get_logger().info(
             f'{segmenter.name} on {segmenter.device}, loaded in {time.monotonic() - begin:.1f} s'
         )
         return segmenter
+
+    def _load_on_cpu(self) -> Segmenter:
+        self.get_logger().error('the device fails; labelling goes on with the CPU')
+        # Not what the device held: rounded to half precision, or lost with it.
+        return self._given.to('cpu') if self._given else self._load('cpu')
 
     def _now(self) -> tuple[int, bool]:
         clock = self.get_clock()
@@ -284,7 +293,8 @@ class SegmentNode(LifecycleNodeMixin, Node):
         values = self._values.changed(changes)
         if not {'vocabulary', 'background'} & {p.name for p in changes}:
             return values, None
-        return values, self._next_vocabulary(values, self._segmenter)
+        engine = self._engine
+        return values, self._next_vocabulary(values, None if engine is None else engine.segmenter)
 
     def _next_vocabulary(self, values: Parameters, segmenter: Segmenter | None) -> Vocabulary:
         """Vocabulary of these values: the latest one if it says the same, or one of a new version.
@@ -340,13 +350,18 @@ class SegmentNode(LifecycleNodeMixin, Node):
         self._diagnostics_publisher.publish(array)
 
     def _engine_status(self, name: str) -> DiagnosticStatus:
-        state, worker, segmenter = self.state, self._worker, self._segmenter
+        state, worker, engine = self.state, self._worker, self._engine
         vocabulary = VocabularyState(0, None, '') if worker is None else worker.vocabulary_state
+        segmenter = None if engine is None else engine.segmenter
         device = '' if segmenter is None else str(segmenter.device)
+        fault, fault_matters = ('', False) if engine is None else engine.fault
         level, message = DiagnosticStatus.OK, state
         if self.failure is not None:
             level = DiagnosticStatus.ERROR
             message = f'cannot be configured: {_explain(self.failure)}'
+        elif fault_matters:
+            level = DiagnosticStatus.ERROR
+            message = f'device fault, batches of {engine.largest_batch} on {device}: {fault}'
         elif vocabulary.failure:
             level = DiagnosticStatus.WARN if vocabulary.in_force else DiagnosticStatus.ERROR
             message = f'the last vocabulary could not be encoded: {vocabulary.failure}'
@@ -363,6 +378,8 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 'state': state,
                 'model': '' if segmenter is None else segmenter.name,
                 'device': device,
+                'largest_batch': '' if engine is None else engine.largest_batch,
+                'device_fault': fault,
                 'vocabulary_version': vocabulary.in_force,
                 'vocabulary_pending': vocabulary.pending or '',
                 'vocabulary_failure': vocabulary.failure,

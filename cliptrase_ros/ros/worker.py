@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from cliptrase_ros.batches import default_batch, segment_each
+from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.ros.camera import Camera, Frame
 from cliptrase_ros.ros.conversions import ImageError
 from cliptrase_ros.segmentation.segmenter import (
@@ -51,7 +51,7 @@ class Worker:
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        engine: FaultTolerantEngine,
         *,
         settings: SegmentationSettings,
         clock: Callable[[], tuple[int, bool]],
@@ -60,14 +60,13 @@ class Worker:
         logger: RcutilsLogger,
     ):
         self.settings = settings
-        self._segmenter = segmenter
+        self._engine = engine
         self._memories: dict[str, tuple[int, FrameMemory]] = {}
         self._clock = clock
         self._on_vocabulary = on_vocabulary
         self._is_shutting_down = is_shutting_down
         self._logger = logger
         self._cameras: Sequence[Camera] = ()
-        self._batch = default_batch(segmenter)
         self._lock = threading.Lock()
         # Held while frames are taken, labelled and published.
         self._serving = threading.Lock()
@@ -186,11 +185,11 @@ class Worker:
                 self._announce(self._in_force.vocabulary)
             return False
         if self._encoding is None or self._encoding[0] is not wanted:
-            self._encoding = (wanted, _slices(wanted, self._segmenter))
+            self._encoding = (wanted, _slices(wanted, self._engine.segmenter))
         until = time.monotonic() + _ENCODING_TURN_S
         try:
             for part in self._encoding[1]:
-                encoded = self._segmenter.encode_vocabulary(part)
+                encoded = self._engine.encode_vocabulary(part)
                 if part is wanted:
                     # Announced first: no label may come out whose names nobody has been told.
                     self._announce(wanted)
@@ -235,10 +234,11 @@ class Worker:
         if self._in_force is None:
             return False
         now_ns, _ = self._clock()
+        batch = self._engine.largest_batch
         with self._serving:
             frames = []
             for camera in sorted(self._cameras, key=lambda c: c.last_taken_ns):
-                frame = camera.take(now_ns) if len(frames) < self._batch else None
+                frame = camera.take(now_ns) if len(frames) < batch else None
                 if frame is not None:
                     # Of a clock that only runs forwards: this decides whose turn it is.
                     camera.last_taken_ns = time.monotonic_ns()
@@ -267,7 +267,9 @@ class Worker:
             except Exception as error:
                 frame.camera.fail(error)
         before = [self._memory_of(frame) for frame in readable]
-        results = segment_each(self._segmenter, pictures, vocabulary, settings, before)
+        engine_begin = time.monotonic()
+        results = self._engine.segment_each(pictures, vocabulary, settings, before)
+        engine_s = time.monotonic() - engine_begin
         for frame, picture, result in zip(readable, pictures, results, strict=True):
             if isinstance(result, Exception):
                 frame.camera.fail(result)
@@ -282,7 +284,7 @@ class Worker:
                 continue
             stamp_ns = _stamp_ns(frame)
             latency_s = (self._clock()[0] - stamp_ns) * 1e-9 if stamp_ns else None
-            frame.camera.statistics.count_label(latency_s, time.monotonic() - begin)
+            frame.camera.statistics.count_label(latency_s, time.monotonic() - begin, engine_s)
 
     def _memory_of(self, frame: Frame) -> FrameMemory | None:
         """What is remembered of the camera's image before, unless there was a gap in time."""

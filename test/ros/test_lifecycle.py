@@ -53,7 +53,7 @@ def test_states_serve_and_free_what_they_say(start_node, client):
     assert len(client.received['/cliptrase/camera/label']) == count
 
     assert change(client, 'cleanup') and state(client) == 'unconfigured'
-    assert node._worker is None and node._segmenter is None
+    assert node._worker is None and node._engine is None
     assert not any('label' in topic for topic in (p.topic for p in node.publishers))
     assert client.set_parameters(vocabulary='cat; dog')[0].successful
 

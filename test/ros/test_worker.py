@@ -9,6 +9,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from rclpy.logging import get_logger
 
+from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -29,7 +30,7 @@ def start_worker():
 
     def start(segmenter, on_vocabulary=lambda _: None, clock=lambda: (time.monotonic_ns(), False)):
         worker = Worker(
-            segmenter,
+            FaultTolerantEngine(segmenter),
             settings=SegmentationSettings(),
             clock=clock,
             on_vocabulary=on_vocabulary,

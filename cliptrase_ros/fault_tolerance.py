@@ -1,0 +1,181 @@
+"""An engine that goes on when the GPU runs out of memory or is lost."""
+
+import gc
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from cliptrase_ros.batches import default_batch
+from cliptrase_ros.segmentation.segmenter import (
+    EncodedVocabulary,
+    Segmentation,
+    SegmentationSettings,
+    Segmenter,
+)
+from cliptrase_ros.segmentation.smoothing import FrameMemory
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
+
+#: Without another lack of memory for so long, larger batches are tried again, seconds.
+REGROWTH_S = 60.0
+
+#: A fault counts as present for so long after it was met last, seconds.
+RECENT_S = 10.0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device has too little memory: a smaller batch may help, or waiting."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search(r'CUDA error: out of memory|_STATUS_ALLOC_FAILED', str(error)) is not None
+    )
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether a device does not work any more: every later call in this process fails as well."""
+    lost = getattr(torch, 'AcceleratorError', ())
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, lost)
+        or re.search(r'CUDA error|_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)', str(error))
+        is not None
+    )
+
+
+class FaultTolerantEngine:
+    """A Segmenter for one thread that labels on with smaller batches, then on the CPU if it may.
+
+    make_cpu_segmenter: loads the same model on the CPU; None where that is not wanted. What cannot
+    be labelled is told frame by frame, and nothing is raised.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, make_cpu_segmenter: Callable[[], Segmenter] | None = None
+    ):
+        self.segmenter = segmenter
+        #: Most images of one call at the moment.
+        self.largest_batch = default_batch(segmenter)
+        self._wanted_batch = self.largest_batch
+        self._make_cpu_segmenter = make_cpu_segmenter
+        self._moved: tuple[EncodedVocabulary, EncodedVocabulary] | None = None
+        self._is_moved = False
+        self._fault = ''
+        self._fault_at = -float('inf')
+        self._lock = threading.Lock()
+
+    @property
+    def fault(self) -> tuple[str, bool]:
+        """What went wrong with the device last ('' for nothing), and whether it still matters.
+
+        It does for `RECENT_S`, and as long as the CPU stands in for the device.
+        """
+        with self._lock:
+            return self._fault, self._is_moved or time.monotonic() - self._fault_at < RECENT_S
+
+    def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
+        """Encode as the segmenter does, and raise what it raises where the CPU does not help."""
+        try:
+            return self.segmenter.encode_vocabulary(vocabulary)
+        except Exception as error:
+            if not self._met_device_fault(error) or not self._move_to_cpu():
+                raise
+        return self.segmenter.encode_vocabulary(vocabulary)
+
+    def segment_each(
+        self,
+        images: Sequence[np.ndarray],
+        vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
+        before: Sequence[FrameMemory | None] = (),
+    ) -> list[Segmentation | Exception]:
+        """Segment images in as few calls as memory allows.
+
+        images: uint8 (H, W, 3) RGB each. before: see `Segmenter.segment`. Returns, for each, its
+        segmentation or what was raised.
+        """
+        self._regrow()
+        before = before or [None] * len(images)
+        results: list[Segmentation | Exception] = []
+        tried_again = False
+        while len(results) < len(images):
+            part = slice(len(results), len(results) + self.largest_batch)
+            batch, memories = images[part], [self._if_here(memory) for memory in before[part]]
+            try:
+                results += self.segmenter.segment(batch, self._here(vocabulary), settings, memories)
+            except Exception as error:
+                if not self._met_device_fault(error):
+                    # One of them may be at fault, and must not take the others with it.
+                    results += self._one_by_one(batch, vocabulary, settings, memories, error)
+                elif is_out_of_memory(error) and len(batch) > 1:
+                    self.largest_batch = len(batch) // 2
+                elif is_out_of_memory(error) and not tried_again:
+                    # With the memory that was given back.
+                    tried_again = True
+                elif not self._move_to_cpu():
+                    results += [error] * len(batch)
+        return results
+
+    def _one_by_one(
+        self, batch, vocabulary, settings, memories, error
+    ) -> list[Segmentation | Exception]:
+        if len(batch) == 1:
+            return [error]
+        return [
+            self.segment_each([image], vocabulary, settings, [memory])[0]
+            for image, memory in zip(batch, memories, strict=True)
+        ]
+
+    def _met_device_fault(self, error: Exception) -> bool:
+        if not (is_out_of_memory(error) or is_device_lost(error)):
+            return False
+        with self._lock:
+            self._fault = f'{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}'
+            self._fault_at = time.monotonic()
+        _give_memory_back()
+        return True
+
+    def _regrow(self) -> None:
+        quiet_s = time.monotonic() - self._fault_at
+        if self.largest_batch < self._wanted_batch and quiet_s > REGROWTH_S:
+            self.largest_batch = min(2 * self.largest_batch, self._wanted_batch)
+
+    def _move_to_cpu(self) -> bool:
+        if self._is_moved or self._make_cpu_segmenter is None:
+            return False
+        try:
+            segmenter = self._make_cpu_segmenter()
+        except Exception as error:
+            with self._lock:
+                self._fault += f'; no CPU either: {type(error).__name__}: {error}'
+            return False
+        with self._lock:
+            self.segmenter, self._is_moved = segmenter, True
+        self.largest_batch = self._wanted_batch = default_batch(segmenter)
+        _give_memory_back()
+        return True
+
+    def _here(self, vocabulary: EncodedVocabulary) -> EncodedVocabulary:
+        """The vocabulary where the segmenter is now; a lost device gives nothing back."""
+        if not self._is_moved or vocabulary.table.features.device == self.segmenter.device:
+            return vocabulary
+        if self._moved is None or self._moved[0] is not vocabulary:
+            self._moved = vocabulary, self.segmenter.encode_vocabulary(vocabulary.vocabulary)
+        return self._moved[1]
+
+    def _if_here(self, memory: FrameMemory | None) -> FrameMemory | None:
+        if memory is None or memory.memory.probability.device != self.segmenter.device:
+            return None
+        return memory
+
+
+def _give_memory_back() -> None:
+    # What was raised holds the frames of the stack, and they hold tensors.
+    gc.collect()
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            # Of a device that is lost nothing can be had back.
+            return

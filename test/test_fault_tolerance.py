@@ -1,0 +1,152 @@
+"""Labelling goes on when a GPU runs out of memory or is lost."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from tiny_clip import TINY_CONFIG
+
+from cliptrase_ros import fault_tolerance
+from cliptrase_ros.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.segmentation.segmenter import Segmentation, SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+SETTINGS = SegmentationSettings(resolution=64)
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.\nmore'),
+    RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+]
+LOST = [
+    RuntimeError('CUDA error: unspecified launch failure'),
+    RuntimeError('cuDNN error: CUDNN_STATUS_EXECUTION_FAILED'),
+]
+if hasattr(torch, 'AcceleratorError'):
+    LOST.append(torch.AcceleratorError('CUDA error: device-side assert triggered'))
+
+
+class Failing(Segmenter):
+    """Fails as a GPU does: for batches larger than `most`, with `error`."""
+
+    error = None
+    most = 0
+    calls = ()
+
+    def segment(self, images, vocabulary, settings=None, before=()):
+        self.calls = (*self.calls, len(images))
+        if self.error is not None and len(images) > self.most:
+            raise self.error
+        if any(image[0, 0, 0] == 13 for image in images):
+            raise ValueError('an unlucky image')
+        return super().segment(images, vocabulary, settings, before)
+
+
+@pytest.fixture
+def make(tiny_state):
+    def make(kind=Failing):
+        model = open_clip.CLIP(**TINY_CONFIG)
+        model.load_state_dict(tiny_state)
+        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        return kind(model, open_clip.SimpleTokenizer(context_length=77), mean, std, name='tiny')
+
+    return make
+
+
+@pytest.fixture
+def engine(make):
+    engine = FaultTolerantEngine(make())
+    # As on a GPU.
+    engine.largest_batch = engine._wanted_batch = 8
+    return engine
+
+
+@pytest.fixture
+def images():
+    return list(np.random.default_rng(0).integers(20, 256, (6, 64, 64, 3), np.uint8))
+
+
+def encode(engine):
+    return engine.encode_vocabulary(parse_vocabulary('road; tree'))
+
+
+@pytest.mark.parametrize('error', OUT_OF_MEMORY, ids=str)
+def test_out_of_memory_makes_batches_smaller_and_labels_all_the_same(engine, images, error):
+    expected = engine.segment_each(images, encode(engine), SETTINGS)
+    segmenter = engine.segmenter
+    segmenter.error, segmenter.most, segmenter.calls = error, 2, ()
+    results = engine.segment_each(images, encode(engine), SETTINGS)
+    for result, wanted in zip(results, expected, strict=True):
+        assert isinstance(result, Segmentation)
+        np.testing.assert_array_equal(result.label, wanted.label)
+    assert segmenter.calls == (6, 3, 1, 1, 1, 1, 1, 1)
+    fault, matters = engine.fault
+    assert matters and type(error).__name__ in fault and '\n' not in fault
+
+
+def test_batches_grow_again_after_a_quiet_time(engine, images, monkeypatch):
+    engine.segmenter.error, engine.segmenter.most = OUT_OF_MEMORY[0], 4
+    engine.segment_each(images, encode(engine), SETTINGS)
+    assert engine.largest_batch == 3
+    monkeypatch.setattr(fault_tolerance, 'REGROWTH_S', 0.0)
+    monkeypatch.setattr(fault_tolerance, 'RECENT_S', 0.0)
+    engine.segmenter.error = None
+    for batch in (6, 8, 8):
+        engine.segment_each(images, encode(engine), SETTINGS)
+        assert engine.largest_batch == batch
+    assert not engine.fault[1]
+
+
+@pytest.mark.parametrize('error', OUT_OF_MEMORY + LOST, ids=str)
+def test_without_permission_the_cpu_stays_free(engine, images, error):
+    vocabulary = encode(engine)
+    engine.segmenter.error = error
+    assert engine.segment_each(images, vocabulary, SETTINGS) == [error] * 6
+    assert engine.fault[1]
+    # It may have been another process.
+    engine.segmenter.error = None
+    assert isinstance(engine.segment_each(images[:1], vocabulary, SETTINGS)[0], Segmentation)
+
+
+@pytest.mark.parametrize('error', OUT_OF_MEMORY + LOST, ids=str)
+def test_cpu_takes_over_where_it_may(make, images, error):
+    healthy = make(Segmenter)
+    engine = FaultTolerantEngine(make(), lambda: healthy)
+    vocabulary = encode(engine)
+    engine.segmenter.error = error
+    results = engine.segment_each(images, vocabulary, SETTINGS)
+    assert engine.segmenter is healthy
+    wanted = healthy.segment(images, encode(engine), SETTINGS)
+    for result, one in zip(results, wanted, strict=True):
+        np.testing.assert_array_equal(result.label, one.label)
+        assert result.vocabulary is vocabulary.vocabulary
+    fault, matters = engine.fault
+    assert matters and type(error).__name__ in fault
+
+
+def test_vocabulary_is_encoded_on_the_cpu_when_the_device_is_lost_meanwhile(make):
+    class Lost(Segmenter):
+        def encode_vocabulary(self, vocabulary):
+            raise LOST[0]
+
+    engine = FaultTolerantEngine(make(Lost), lambda: make(Segmenter))
+    assert encode(engine).vocabulary.classes[0].name == 'road'
+    with pytest.raises(RuntimeError, match='launch failure'):
+        encode(FaultTolerantEngine(make(Lost)))
+
+
+def test_cpu_that_cannot_take_over_is_told(make, images):
+    def fail():
+        raise OSError('no such file')
+
+    engine = FaultTolerantEngine(make(), fail)
+    vocabulary = encode(engine)
+    engine.segmenter.error = LOST[0]
+    assert engine.segment_each(images[:1], vocabulary, SETTINGS) == [LOST[0]]
+    assert 'no such file' in engine.fault[0]
+
+
+def test_one_bad_image_costs_itself_alone(engine, images):
+    images[2][0, 0, 0] = 13
+    results = engine.segment_each(images, encode(engine), SETTINGS)
+    assert [isinstance(r, Segmentation) for r in results] == [True, True, False, True, True, True]
+    assert 'unlucky' in str(results[2]) and engine.fault == ('', False)
