@@ -140,7 +140,13 @@ def _measure(arguments: argparse.Namespace, benchmark, settings, segmenter, batc
 
     protocol = Protocol(arguments.protocol, settings.resolution)
     with progress_bar(len(benchmark.names)) as progress:
-        progress.set_description(f'{benchmark.dataset.name} {settings.resolution}')
+        # Encoding hundreds of classes takes minutes on a CPU.
+        progress.set_description('encoding words')
+
+        def step(count: int) -> None:
+            progress.set_description(f'{benchmark.dataset.name} {settings.resolution}')
+            progress.update(count)
+
         try:
             return measure(
                 segmenter,
@@ -151,7 +157,7 @@ def _measure(arguments: argparse.Namespace, benchmark, settings, segmenter, batc
                 arguments.ablation,
                 batch,
                 arguments.workers,
-                progress.update,
+                step,
             )
         except (ResumeError, VocabularyError) as error:
             raise CommandError(error) from error
