@@ -144,6 +144,8 @@ def test_arrays_that_are_no_images_are_refused(segmenter, encoded, image):
         {'min_confidence': 1.5},
         {'refinement': 'sharp'},
         {'smoothing': 1.0},
+        {'window': 20},
+        {'window': 128, 'stride': 200},
     ],
 )
 def test_settings_out_of_range_are_refused(values):

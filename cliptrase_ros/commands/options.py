@@ -47,6 +47,20 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
     )
     add_refinement(engine)
     engine.add_argument(
+        '--window',
+        type=int,
+        default=0,
+        metavar='PIXELS',
+        help='side of squares that slide over a large image (default: none)',
+    )
+    engine.add_argument(
+        '--stride',
+        type=int,
+        default=0,
+        metavar='PIXELS',
+        help='how far apart windows stand (default: half a window)',
+    )
+    engine.add_argument(
         '--min-confidence',
         type=float,
         default=0.0,
@@ -178,6 +192,8 @@ def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
             arguments.resolution,
             arguments.min_confidence,
             refinement=arguments.refinement,
+            window=arguments.window,
+            stride=arguments.stride,
         )
     except ValueError as error:
         raise CommandError(error) from error

@@ -166,6 +166,25 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         limits=(0.0, MAX_SMOOTHING),
     ),
     ParameterSpec(
+        'window',
+        Parameter.Type.INTEGER,
+        0,
+        'Side of squares that slide over a large image, pixels at the resolution fed to CLIP; 0 '
+        'feeds it whole.',
+        live=True,
+        limits=(0, RESOLUTION_RANGE[1]),
+        constraints=f'0, or {RESOLUTION_RANGE[0]} and more',
+    ),
+    ParameterSpec(
+        'stride',
+        Parameter.Type.INTEGER,
+        0,
+        'How far apart windows stand, pixels; 0 is half a window.',
+        live=True,
+        limits=(0, RESOLUTION_RANGE[1]),
+        constraints='at most `window`',
+    ),
+    ParameterSpec(
         'cameras',
         Parameter.Type.STRING_ARRAY,
         ['camera'],
@@ -290,6 +309,8 @@ class Parameters:
     resolution: int
     refinement: str
     smoothing: float
+    window: int
+    stride: int
     cameras: tuple[str, ...]
     transport: tuple[str, ...]
     depth: bool
@@ -315,6 +336,8 @@ class Parameters:
             min_confidence=self.min_confidence,
             refinement=self.refinement,
             smoothing=self.smoothing,
+            window=self.window,
+            stride=self.stride,
         )
 
     def transport_of(self, camera: str) -> str:

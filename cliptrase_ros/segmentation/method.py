@@ -20,6 +20,8 @@ class Method:
     propagation: patches that correlate share their class probabilities; see `propagation`.
     fewest_clusters: an image with fewer keeps its labels as they are before the vote.
     min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
+    window, stride: pixels of the scaled image; what patches show comes from squares of this side
+    that slide over it, clusters from the whole of it, scaled down to the window. 0 = no windows.
     smoothing: 0..1; share of what a patch was in the frame before, if it looks like it did.
     refine_edges: move the boundaries of labels to edges of the picture; see `refinement`.
     """
@@ -32,6 +34,8 @@ class Method:
     propagation: bool = False
     fewest_clusters: int = 1
     min_agreement: float = 0.0
+    window: int = 0
+    stride: int = 0
     smoothing: float = 0.0
     refine_edges: bool = False
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function as stage
 
-from . import preprocessing
-from .backbone import DenseBackbone
+from . import preprocessing, sliding
+from .backbone import DenseBackbone, DenseFeatures
 from .clustering import cluster_maps, dbscan, dbscan_bounded, dbscan_parameters, vote
 from .correlation import denoise_correlation
 from .label_table import LabelTable
@@ -25,6 +25,9 @@ from .smoothing import Memory, no_memory, smooth
 
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
 _COLUMNS_AT_ONCE = 32
+
+# Windows of large frames that go through the tower at once: bounds memory.
+_WINDOWS_AT_ONCE = 16
 
 
 #: Names of the stages in PyTorch's profiler, which `cliptrase bench` reads.
@@ -48,7 +51,8 @@ class Trace:
     """Every stage of the method for B images of N = h w patches and C label columns.
 
     tokens: float32 (B, 1 + N, D). correlation: float32 (B, N, N), what is clustered.
-    patch_logits: float32 (B, C, h, w), without the image prior. patch_probability: the same shape,
+    patch_logits: float32 (B, C, h, w), without the image prior; with windows their mean, of a
+    finer grid than that of tokens, correlation and clusters. patch_probability: the same shape,
     0..1, propagated where the method does. clusters: int64 (B, N), -1 = noise.
     raw_labels, labels: int64 (B, H, W), before and after the vote; the value `foreground`
     stands for every background column.
@@ -162,25 +166,24 @@ def trace(
     pixels: float (B, 3, H, W) in the backbone's dtype. picture: uint8, the same before it was
     normalised; it and `before` are for a method that smooths. Labels have the size of the input.
     """
+    size = pixels.shape[-2:]
+    window = _window(size, backbone.patch_size, method)
     with stage('tower'):
-        dense = backbone(pixels, method.recovery)
-        size = pixels.shape[-2:]
+        whole = pixels if window is None else _shrunk(pixels, backbone.patch_size, method)
+        dense = backbone(whole, method.recovery)
         tokens = dense.tokens.float()
-        correlation = dense.correlation[:, 1:, 1:]
-        if method.denoising:
-            correlation = denoise_correlation(dense.correlation)
-
+        correlation = _correlation(dense, method)
     with stage('logits'):
         token_logits = table.logits(tokens)
-        patch_logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
-        label_logits = patch_logits
-        if method.image_prior:
-            label_logits = table.without_padding(patch_logits * token_logits[:, 0, :, None, None])
-        probability, evidence, memory = patch_logits.softmax(1), label_logits, None
+        image_logits = token_logits[:, 0]
+        patches = _patches(dense, token_logits, image_logits, table, method)
+    if window is not None:
+        patches = _sliding_patches(backbone, pixels, window, table, image_logits, method)
+
+    with stage('logits'):
+        probability, evidence, memory = patches.logits.softmax(1), patches.label_logits, None
         if method.propagation or method.smoothing:
-            probability = label_logits.softmax(1)
-            if method.propagation:
-                probability = propagate(probability, correlation)
+            probability = patches.shared
             if method.smoothing:
                 probability, memory = smooth(probability, picture, before, method.smoothing)
             evidence = probability
@@ -195,7 +198,7 @@ def trace(
     return Trace(
         tokens,
         correlation,
-        patch_logits,
+        patches.logits,
         probability,
         clusters,
         raw_labels,
@@ -203,6 +206,91 @@ def trace(
         exact,
         memory,
     )
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """What patches show, each float32 (B, C, h, w).
+
+    logits: without the image prior. label_logits: with it, where the method has it. shared: the
+    probabilities of these, propagated where the method does.
+    """
+
+    logits: Tensor
+    label_logits: Tensor
+    shared: Tensor
+
+
+def _correlation(dense: DenseFeatures, method: Method) -> Tensor:
+    if method.denoising:
+        return denoise_correlation(dense.correlation)
+    return dense.correlation[:, 1:, 1:]
+
+
+def _patches(
+    dense: DenseFeatures,
+    token_logits: Tensor,
+    image_logits: Tensor,
+    table: LabelTable,
+    method: Method,
+) -> _Patches:
+    """token_logits: (B, 1 + N, C). image_logits: (B, C), of whole images, for the image prior."""
+    logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
+    label_logits = logits
+    if method.image_prior:
+        label_logits = table.without_padding(logits * image_logits[..., None, None])
+    shared = label_logits.softmax(1)
+    if method.propagation:
+        shared = propagate(shared, _correlation(dense, method))
+    return _Patches(logits, label_logits, shared)
+
+
+def _window(size: Sequence[int], patch_size: int, method: Method) -> tuple[int, int] | None:
+    """Patches (h, w) of the windows of images of this size; None where one would show it all."""
+    grid = tuple(length // patch_size for length in size)
+    side = max(1, method.window // patch_size)
+    window = tuple(min(side, length) for length in grid)
+    return None if method.window == 0 or window == grid else window
+
+
+def _shrunk(pixels: Tensor, patch_size: int, method: Method) -> Tensor:
+    """Images with the window as their shorter side, if they are larger."""
+    scale = min(1.0, method.window / min(pixels.shape[-2:]))
+    size = [max(1, round(side * scale / patch_size)) * patch_size for side in pixels.shape[-2:]]
+    shrunk = F.interpolate(
+        pixels.float(), size=size, mode='bilinear', align_corners=False, antialias=True
+    )
+    return shrunk.to(pixels.dtype)
+
+
+def _sliding_patches(
+    backbone: DenseBackbone,
+    pixels: Tensor,
+    window: tuple[int, int],
+    table: LabelTable,
+    image_logits: Tensor,
+    method: Method,
+) -> _Patches:
+    """The mean of what overlapping windows show."""
+    patch_size = backbone.patch_size
+    grid = tuple(length // patch_size for length in pixels.shape[-2:])
+    stride = max(1, (method.stride or method.window // 2) // patch_size)
+    places = sliding.corners(grid, window, stride)
+    cuts = sliding.cut(pixels, places, window, patch_size)
+    prior = image_logits.repeat(len(places), 1)
+    parts = []
+    for some, some_prior in zip(
+        cuts.split(_WINDOWS_AT_ONCE), prior.split(_WINDOWS_AT_ONCE), strict=True
+    ):
+        with stage('tower'):
+            dense = backbone(some, method.recovery)
+        with stage('logits'):
+            token_logits = table.logits(dense.tokens.float())
+            part = _patches(dense, token_logits, some_prior, table, method)
+            parts.append(torch.stack([part.logits, part.label_logits, part.shared], 1))
+    with stage('logits'):
+        maps = sliding.mean(torch.cat(parts).flatten(1, 2), places, grid)
+        return _Patches(*maps.unflatten(1, (3, -1)).unbind(1))
 
 
 def _clusters(correlation: Tensor, method: Method, bounds: Bounds | None) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,9 @@ class SegmentationSettings:
     patches. min_confidence: 0..1, pixels below it become `UNLABELLED`. image_prior: multiply
     the logits by those of the [CLS] token (the paper does on VOC20). refinement: one of
     `REFINEMENTS`. smoothing: 0..`MAX_SMOOTHING`, see `smoothing`; for sequences of images of one
-    camera, 0 = every image by itself. Raises ValueError.
+    camera, 0 = every image by itself. window, stride: pixels of the scaled image, of squares that
+    slide over a large one, see `Method`; window 0 = none, stride 0 = half the window.
+    Raises ValueError.
     """
 
     preset: str = 'robot'
@@ -56,6 +58,8 @@ class SegmentationSettings:
     image_prior: bool = False
     refinement: str = 'none'
     smoothing: float = 0.0
+    window: int = 0
+    stride: int = 0
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -65,6 +69,12 @@ class SegmentationSettings:
             raise ValueError(f'resolution is {self.resolution}; it must be {low} to {high} pixels')
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f'min_confidence is {self.min_confidence}; it must be 0 to 1')
+        if self.window != 0 and not low <= self.window <= high:
+            raise ValueError(f'window is {self.window}; it must be 0, or {low} to {high} pixels')
+        if not 0 <= self.stride <= self.window:
+            raise ValueError(
+                f'stride is {self.stride}; it must be 0 to the window, which is {self.window}'
+            )
         if not 0 <= self.smoothing <= MAX_SMOOTHING:
             raise ValueError(f'smoothing is {self.smoothing}; it must be 0 to {MAX_SMOOTHING}')
         if self.refinement not in REFINEMENTS:
@@ -78,6 +88,8 @@ class SegmentationSettings:
         return replace(
             PRESETS[self.preset],
             image_prior=self.image_prior,
+            window=self.window,
+            stride=self.stride,
             smoothing=self.smoothing,
             refine_edges=self.refinement == 'edges',
         )
