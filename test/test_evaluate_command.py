@@ -58,6 +58,19 @@ def test_whole_images_at_the_labels_size(capsys, tiny_model, folder, tmp_path):
     assert f'{method["mean_iou"]:.2f}' in out
 
 
+def test_windows_and_refinement_are_measured_apart(capsys, tiny_model, folder, tmp_path):
+    options = ['--resolution', 96, '--window', 64, '--stride', 32, '--refinement', 'edges']
+    status, out, err = evaluate(
+        capsys, 'folder', '--root', folder, '--protocol', 'whole', '--model', tiny_model,
+        *options, '-o', tmp_path / 'out',
+    )  # fmt: skip
+    assert (status, err) == (0, '')
+    path = tmp_path / 'out' / 'folder-whole-robot-96-edges-window-64-32.json'
+    report = json.loads(path.read_text())
+    assert (report['window'], report['stride'], report['refinement']) == (64, 32, 'edges')
+    assert report['images'] == 2
+
+
 def test_unreadable_images_are_told_and_the_others_counted(capsys, tiny_model, folder, tmp_path):
     (folder / 'images' / 'a.jpg').write_bytes(b'no picture')
     arguments = ['folder', '--root', folder, '--model', tiny_model, '--resolution', 64]

@@ -27,7 +27,8 @@ from cliptrase_ros.evaluation.reading import (
     open_dataset,
     read_ahead,
 )
-from cliptrase_ros.evaluation.run import Notes, ResumeError, run_benchmark
+from cliptrase_ros.evaluation.report import Result, table
+from cliptrase_ros.evaluation.run import Notes, Progress, ResumeError, run_benchmark
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.text import TextEncoder
 
@@ -513,6 +514,21 @@ def test_a_run_of_other_settings_is_not_mixed_in(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ResumeError, match='damaged'):
         Notes(path, {'resolution': 224}).load()
+
+
+def test_published_figures_stand_below_ours():
+    dataset = DATASETS['voc20']
+    counts = np.zeros((20, 21), np.int64)
+    counts[0, 0], counts[0, 1], counts[1, 1] = 3, 1, 4
+    progress = Progress({'paper': counts}, done=('a', 'b', 'c'), left_out=1)
+    published = dataset.published[224]
+    result = Result(dataset, Protocol('paper', 224), 224, {}, progress, published)
+    head, ours, theirs = table([result]).splitlines()
+    assert head.split() == ['dataset', 'size', 'method', 'images', 'pAcc', 'mAcc', 'fwIoU', 'mIoU']
+    # As published: absent classes have accuracy 0 in mAcc, and no part in mIoU.
+    assert ours.split() == ['voc20', '224', 'paper', '2', '87.50', '8.75', '77.50', '77.50']
+    assert theirs.split() == ['published', '89.68', '91.40', '82.49', '80.95']
+    assert head.index('mIoU') + 4 == len(ours) == len(theirs)
 
 
 @pytest.mark.parametrize('path', GOLDEN, ids=lambda path: path.stem)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from cliptrase_ros.commands.common import CommandError, progress_bar
-from cliptrase_ros.commands.options import add_model, add_refinement, at_least_one, load_model
+from cliptrase_ros.commands.options import add_beyond_paper, add_model, at_least_one, load_model
 from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, TOYBOX
 
 NAMES = (*DATASETS, *TOYBOX, 'folder')
@@ -70,7 +70,7 @@ def add(commands) -> None:
         metavar='N',
         help='threads that read images (default: %(default)s)',
     )
-    add_refinement(add_model(command))
+    add_beyond_paper(add_model(command))
     command.set_defaults(run=run)
 
 
@@ -110,7 +110,11 @@ def _settings(arguments: argparse.Namespace, resolution: int):
     default = {'paper': 'paper', 'whole': 'robot'}[arguments.protocol]
     try:
         settings = SegmentationSettings(
-            arguments.preset or default, resolution, refinement=arguments.refinement
+            arguments.preset or default,
+            resolution,
+            refinement=arguments.refinement,
+            window=arguments.window,
+            stride=arguments.stride,
         )
     except ValueError as error:
         raise CommandError(error) from error

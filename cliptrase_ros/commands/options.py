@@ -45,21 +45,7 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
         metavar='PIXELS',
         help='shorter side fed to CLIP (default: %(default)s)',
     )
-    add_refinement(engine)
-    engine.add_argument(
-        '--window',
-        type=int,
-        default=0,
-        metavar='PIXELS',
-        help='side of squares that slide over a large image (default: none)',
-    )
-    engine.add_argument(
-        '--stride',
-        type=int,
-        default=0,
-        metavar='PIXELS',
-        help='how far apart windows stand (default: half a window)',
-    )
+    add_beyond_paper(engine)
     engine.add_argument(
         '--min-confidence',
         type=float,
@@ -76,12 +62,26 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
     )
 
 
-def add_refinement(engine) -> None:
-    """Add --refinement to a group of options."""
+def add_beyond_paper(engine) -> None:
+    """Add to a group of options what any preset can have besides: refinement and windows."""
     engine.add_argument(
         '--refinement',
         default='none',
         help='none, or edges: boundaries follow the picture (default: %(default)s)',
+    )
+    engine.add_argument(
+        '--window',
+        type=int,
+        default=0,
+        metavar='PIXELS',
+        help='side of squares that slide over a large image (default: none)',
+    )
+    engine.add_argument(
+        '--stride',
+        type=int,
+        default=0,
+        metavar='PIXELS',
+        help='how far apart windows stand (default: half a window)',
     )
 
 

@@ -11,7 +11,7 @@ from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.reading import Benchmark
 from cliptrase_ros.evaluation.report import Result, write_json
 from cliptrase_ros.evaluation.run import Labeller, Notes, run_benchmark
-from cliptrase_ros.segmentation.method import Method
+from cliptrase_ros.segmentation.method import PRESETS, Method
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 
@@ -62,6 +62,8 @@ def measure(
     stem = f'{dataset.name}-{protocol.name}-{settings.preset}-{settings.resolution}'
     if settings.refinement != 'none':
         stem += f'-{settings.refinement}'
+    if settings.window:
+        stem += f'-window-{settings.window}-{settings.stride}'
     if ablation:
         stem += '-ablation'
     described = {
@@ -84,8 +86,11 @@ def measure(
         workers,
         step,
     )
-    as_published = protocol.name == settings.preset == 'paper'
-    as_published &= settings.refinement == 'none' and segmenter.name.startswith(PUBLISHED_MODEL)
+    as_published = (
+        protocol.name == 'paper'
+        and settings.method == replace(PRESETS['paper'], image_prior=dataset.image_prior)
+        and segmenter.name.startswith(PUBLISHED_MODEL)
+    )
     published = dataset.published.get(settings.resolution) if as_published else None
     result = Result(dataset, protocol, settings.resolution, described, progress, published)
     write_json(result, output / f'{stem}.json')
