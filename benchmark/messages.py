@@ -1,0 +1,97 @@
+"""What reading an image and making each output costs the node, in milliseconds: medians.
+
+`source tools/env.sh && python benchmark/messages.py`
+"""
+
+import argparse
+import statistics
+import time
+
+import cv2
+import numpy as np
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Header
+
+from cliptrase_ros.depth_points import Intrinsics, depth_in_metres, labelled_points
+from cliptrase_ros.image_messages import compress_picture
+from cliptrase_ros.ros import conversions
+from cliptrase_ros.segmentation.overlay import draw_overlay
+from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.statistics import class_mask
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+CLASSES = 20
+
+
+def cases(height: int, width: int) -> dict:
+    """What is timed, by name, for images of a size."""
+    generator = np.random.default_rng(0)
+    # Blobs, as labels and pictures have; noise would cost more and compress to nothing less.
+    coarse = generator.integers(0, CLASSES, (height // 40, width // 40), np.uint8)
+    label = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
+    colours = generator.integers(0, 256, (height // 20, width // 20, 3), np.uint8)
+    picture = cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC)
+    confidence = generator.integers(0, 256, (height, width), np.uint8)
+    vocabulary = parse_vocabulary([f'thing {i}' for i in range(CLASSES)])
+    result = Segmentation(label, confidence, vocabulary)
+    header = Header()
+    raw = conversions.image_message(picture, 'rgb8', header)
+    bgr = conversions.image_message(picture[..., ::-1], 'bgr8', header)
+    jpeg = CompressedImage(header=header, format='jpeg', data=compress_picture(picture))
+    png = CompressedImage(
+        header=header, format='png', data=cv2.imencode('.png', picture)[1].tobytes()
+    )
+    millimetres = generator.integers(500, 9000, (height, width)).astype(np.uint16)
+    depth = conversions.image_message(millimetres, '16UC1', header)
+    camera = Intrinsics(width, width, width / 2, height / 2)
+
+    def points():
+        array = labelled_points(depth_in_metres(depth), camera, picture, label, confidence)
+        return conversions.points_message(array, header)
+
+    return {
+        'check raw': lambda: conversions.check_image(raw),
+        'check jpeg': lambda: conversions.check_compressed_stream(jpeg),
+        'read rgb8': lambda: conversions.to_rgb(raw),
+        'read bgr8': lambda: conversions.to_rgb(bgr),
+        'read jpeg': lambda: conversions.decompress_to_rgb(jpeg),
+        'read png': lambda: conversions.decompress_to_rgb(png),
+        'label': lambda: conversions.image_message(label, 'mono8', header),
+        'label/compressed': lambda: conversions.compressed_label_message(label, header),
+        'confidence': lambda: conversions.image_message(confidence, 'mono8', header),
+        'masks': lambda: conversions.masks_message(label, confidence, vocabulary, header),
+        'mask/CLASS': lambda: conversions.image_message(
+            class_mask(result, 'thing 3'), 'mono8', header
+        ),
+        'overlay': lambda: conversions.image_message(
+            draw_overlay(picture, label, vocabulary), 'rgb8', header
+        ),
+        'points': points,
+    }
+
+
+def median_ms(function, repetitions: int) -> float:
+    """Median time of a call."""
+    times = []
+    for _ in range(repetitions):
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(times)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--repetitions', type=int, default=30)
+    arguments = parser.parse_args()
+    sizes = ((480, 640), (1080, 1920))
+    by_size = [cases(*size) for size in sizes]
+    print(f'{"ms":18}' + ''.join(f'{f"{width} x {height}":>14}' for height, width in sizes))
+    for name in by_size[0]:
+        times = [median_ms(case[name], arguments.repetitions) for case in by_size]
+        print(f'{name:18}' + ''.join(f'{value:14.3f}' for value in times))
+
+
+if __name__ == '__main__':
+    main()
