@@ -5,6 +5,7 @@ Messages are taken by their fields, as in `image_messages`.
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from cliptrase_ros.image_messages import (
@@ -126,11 +127,13 @@ def labelled_points(
     depth: float32 (H, W), metres. picture: uint8 (H, W, 3) RGB. label: uint8 (H, W).
     confidence: uint8 (H, W), 255 = 1.0. Where depth is NaN, x, y and z are; the rest is kept.
     """
-    red, green, blue = (picture[..., channel].astype(np.uint32) for channel in range(3))
+    # 0xFFRRGGBB would be not a number as a float.
+    packed = cv2.cvtColor(picture, cv2.COLOR_RGB2BGRA)
+    packed[..., 3] = 0
     points = np.empty(depth.shape, POINT)
     points['x'], points['y'] = back_project(depth, camera)
     points['z'] = depth
-    points['rgb'] = (red << 16 | green << 8 | blue).view(np.float32)
+    points['rgb'] = packed.view('<u4')[..., 0].astype(np.uint32, copy=False).view(np.float32)
     points['label'] = label
-    points['confidence'] = confidence / np.float32(255)
+    np.divide(confidence, np.float32(255), out=points['confidence'])
     return points

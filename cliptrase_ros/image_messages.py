@@ -258,17 +258,52 @@ class Box:
     height: int
 
 
+def label_run_lengths(label: np.ndarray) -> dict[int, tuple[Box, np.ndarray]]:
+    """Bounding box and mask of every value in a label image, as cliptrase_ros/ClassMask has them.
+
+    label: uint8 (H, W). Returns, by value, the box, and uint32 lengths of alternating runs inside
+    it, row-major, the first of zeros (0 long before a run of ones).
+    """
+    width = label.shape[1]
+    flat = np.ascontiguousarray(label).ravel()
+    # In one pass over the pixels, however many values: runs that end with their rows.
+    begins = np.empty(flat.size, bool)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    begins[::width] = True
+    begin = np.flatnonzero(begins)
+    length = np.diff(begin, append=flat.size)
+    values = flat[begin]
+    order = np.argsort(values, kind='stable')
+    values, begin, length = values[order], begin[order], length[order]
+    split = np.flatnonzero(np.diff(values)) + 1
+    firsts = [0, *split.tolist()]
+    return {
+        int(values[first]): _inside_box(*np.divmod(begin[part], width), length[part])
+        for first, part in zip(firsts, map(slice, firsts, [*firsts[1:], values.size]), strict=True)
+    }
+
+
+def _inside_box(row: np.ndarray, column: np.ndarray, length: np.ndarray) -> tuple[Box, np.ndarray]:
+    """Box around runs of pixels in rows, and the lengths of alternating runs inside it."""
+    top, left = int(row[0]), int(column.min())
+    box = Box(left, top, int((column + length).max()) - left, int(row[-1]) + 1 - top)
+    begin = (row - top) * box.width + column - left
+    end = begin + length
+    # Where one reaches the edge of the box and the next begins there, they are one.
+    apart = begin[1:] != end[:-1]
+    edges = np.stack([begin[np.append(True, apart)], end[np.append(apart, True)]], axis=1).ravel()
+    edges = np.concatenate(([0], edges, [box.width * box.height]))
+    if edges[-2] == edges[-1]:
+        edges = edges[:-1]
+    return box, np.diff(edges).astype(np.uint32)
+
+
 def mask_run_lengths(mask: np.ndarray) -> tuple[Box, np.ndarray]:
-    """Bounding box of a mask, and the mask inside it as cliptrase_ros/ClassMask has it.
+    """Bounding box and run lengths of one mask, as `label_run_lengths`.
 
     mask: bool (H, W) with at least one pixel set.
-    Returns the box and uint32 lengths of alternating runs, row-major, the first of zeros.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    inside = mask[top:bottom, left:right]
-    box = Box(int(left), int(top), int(right - left), int(bottom - top))
-    return box, run_lengths(inside.ravel())
+    return label_run_lengths(mask.astype(np.uint8))[1]
 
 
 def run_lengths(pixels: np.ndarray) -> np.ndarray:

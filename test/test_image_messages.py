@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -16,6 +16,7 @@ from cliptrase_ros.image_messages import (
     check_image,
     decode_mask,
     decompress_to_rgb,
+    label_run_lengths,
     mask_run_lengths,
     run_lengths,
     to_rgb,
@@ -135,3 +136,21 @@ def test_masks_survive(mask):
     assert (decode_mask(stored, *mask.shape) == mask).all()
     with pytest.raises(ValueError, match='reaches out'):
         decode_mask(stored, mask.shape[0], box.x_offset + box.width - 1)
+
+
+@given(npst.arrays(np.uint8, npst.array_shapes(min_dims=2, max_dims=2, max_side=9)))
+@example(np.zeros((1, 1), np.uint8))
+def test_run_lengths_of_labels_are_the_label(label):
+    label = label % 5
+    drawn = np.full(label.shape, 99, np.uint8)
+    runs = label_run_lengths(label)
+    assert sorted(runs) == np.unique(label).tolist()
+    for value, (box, lengths) in runs.items():
+        assert lengths.dtype == np.uint32 and (lengths[1:] > 0).all()
+        rows, columns = np.nonzero(label == value)
+        assert (box.x_offset, box.y_offset) == (columns.min(), rows.min())
+        assert (box.width, box.height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
+        where = decode_mask(SimpleNamespace(roi=box, run_lengths=lengths), *label.shape)
+        assert (where == (label == value)).all()
+        drawn[where] = value
+    assert (drawn == label).all()

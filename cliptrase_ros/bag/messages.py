@@ -4,7 +4,7 @@ import numpy as np
 from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.types import CLASS_MASKS, IMAGE, LABEL_INFO, VOCABULARY
-from cliptrase_ros.image_messages import mask_run_lengths
+from cliptrase_ros.image_messages import label_run_lengths
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -47,8 +47,9 @@ class MessageMaker:
     def masks(self, segmentation: Segmentation, header) -> memoryview:
         """cliptrase_ros/ClassMasks of every class present, serialised."""
         masks = []
+        runs = label_run_lengths(segmentation.label)
         for present in classes_present(segmentation):
-            box, lengths = mask_run_lengths(segmentation.label == present.entry.id)
+            box, lengths = runs[present.entry.id]
             masks.append(
                 self._make(
                     'cliptrase_ros/msg/ClassMask',

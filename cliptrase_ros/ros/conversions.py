@@ -14,6 +14,7 @@ from cliptrase_ros.image_messages import (
     ENCODING_TABLE,
     ENCODINGS,
     MAX_PIXELS,
+    Box,
     ImageError,
     check_compressed_stream,
     check_image,
@@ -21,6 +22,7 @@ from cliptrase_ros.image_messages import (
     compress_picture,
     decode_mask,
     decompress_to_rgb,
+    label_run_lengths,
     mask_run_lengths,
 )
 from cliptrase_ros.segmentation.segmenter import Segmentation
@@ -193,13 +195,14 @@ def masks_message(
     """
     message = msg.ClassMasks(header=header, vocabulary_version=vocabulary.version)
     message.height, message.width = label.shape
+    runs = label_run_lengths(label)
     message.masks = [
         msg.ClassMask(
             class_id=present.entry.id,
             class_name=present.entry.name,
             confidence=present.confidence,
             area=present.area,
-            **encode_mask(label == present.entry.id),
+            **_mask_fields(*runs[present.entry.id]),
         )
         for present in classes_present(Segmentation(label, confidence, vocabulary))
     ]
@@ -212,7 +215,10 @@ def encode_mask(mask: np.ndarray) -> dict:
     mask: bool (H, W) with at least one pixel set.
     Returns `roi` (sensor_msgs/RegionOfInterest) and `run_lengths` (array('I')).
     """
-    box, lengths = mask_run_lengths(mask)
+    return _mask_fields(*mask_run_lengths(mask))
+
+
+def _mask_fields(box: Box, lengths: np.ndarray) -> dict:
     # Taken as it is, as an array('B') of bytes is.
     run_lengths = array('I')
     run_lengths.frombytes(lengths.tobytes())

@@ -23,12 +23,12 @@ def draw_overlay(
     unlabelled pixels keep the picture. opacity: of the colours, 0..1.
     Returns a new uint8 (H, W, 3) RGB array.
     """
-    colors = vocabulary.palette[label]
+    colors = cv2.LUT(cv2.merge([label] * 3), vocabulary.palette[None])
     blended = cv2.addWeighted(image, 1.0 - opacity, colors, opacity, 0.0)
     known = np.zeros(256, np.uint8)
     known[vocabulary.ids] = 1
     overlay = image.copy()
-    cv2.copyTo(blended, known[label], overlay)
+    cv2.copyTo(blended, cv2.LUT(label, known), overlay)
     if legend:
         counts = np.bincount(label.ravel(), minlength=256)
         present = [c for c in vocabulary.classes if counts[c.id]]

@@ -23,8 +23,12 @@ class ClassPresence:
 def classes_present(segmentation: Segmentation) -> list[ClassPresence]:
     """Every class with a pixel in the label image, by ascending id; never `UNLABELLED`."""
     label = segmentation.label.ravel()
-    area = np.bincount(label, minlength=256)
-    total = np.bincount(label, weights=segmentation.confidence.ravel(), minlength=256)
+    # Over runs of one label, of which there are few, and not over pixels.
+    begin = np.append(0, np.flatnonzero(label[1:] != label[:-1]) + 1)
+    of_run = np.add.reduceat(segmentation.confidence.ravel(), begin, dtype=np.int64)
+    labels = label[begin]
+    area = np.bincount(labels, np.diff(begin, append=label.size), minlength=256)
+    total = np.bincount(labels, of_run, minlength=256)
     entries = {entry.id: entry for entry in segmentation.vocabulary.classes}
     return [
         ClassPresence(
