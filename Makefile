@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-docs lint clean distclean
+.PHONY: help build demo test bench bench-docs docs-pictures lint clean distclean
 
 # Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
 PYTHON ?=
@@ -17,7 +17,7 @@ setup_python := $(or $(PYTHON),python3)
 set_up := $(setup_python) tools/set_up.py $(if $(PYTHON),--python '$(PYTHON)')
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 build:  ## set everything up: virtual environment, ROS 2 wheels, colcon build
 	@$(set_up)
@@ -33,6 +33,9 @@ bench: build  ## the engine's time against the bare encoder's (BENCH_ARGS='--jso
 
 bench-docs: build  ## table and plot of docs/performance.md from benchmark/results/
 	@source tools/env.sh && python benchmark/figures.py
+
+docs-pictures: build  ## every picture of the documentation, from toybox scenes (docs/images/)
+	@source tools/env.sh && python tools/docs_pictures.py && python tools/method_pictures.py
 
 lint:  ## ruff: rules and formatting
 	@$(set_up) venv
