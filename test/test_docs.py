@@ -1,30 +1,254 @@
-"""Commands in the documentation are commands that exist."""
+"""The documentation: its commands work, its links lead somewhere, its pictures are there and small.
 
+Commands of `cliptrase` run on tiny inputs that have the names used in the documentation. Of what
+needs something that is not here (`NEEDS`), whatever can be checked is: targets, options,
+executables, parameters and launch arguments exist.
+"""
+
+import functools
+import itertools
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import bags
+import cv2
 import pytest
+import yaml
+from PIL import Image
 
 from cliptrase_ros import cli
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [
+    *(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')),
+    *sorted((ROOT / 'docs').glob('*.md')),
+]
+#: What commands begin with that this machine cannot run, and why.
+NEEDS = {
+    'make': 'minutes: make runs these tests',
+    'ros2': 'a ROS 2 distribution',
+    'rosdep': 'a ROS 2 distribution',
+    'colcon': 'a ROS 2 distribution',
+    'pip': 'a network',
+    'hf': 'a network',
+    'git': 'a network',
+    'scp': 'a robot',
+    'rsync': 'a robot',
+    'rerun': 'a display',
+    'python3': 'an environment to make',
+    'pytest': 'minutes: the tests run these tests',
+}
+#: Commands of cliptrase that do not run here: what they begin with, and why.
+NOT_RUN = {
+    'top': 'ROS 2; test/ros/test_top.py runs it',
+    'demo': 'ROS 2; test/ros/test_demo.py runs it',
+    'bench': 'minutes; test/test_bench.py runs it',
+    'verify': 'recordings; test/test_cli.py runs it',
+    'evaluate': 'datasets, or minutes; test/test_evaluate_command.py runs it',
+    'segment 0': 'a webcam',
+}
+#: Pages that are being written.
+COMING = ('performance.md', 'reliability.md', 'docs/performance.md', 'docs/reliability.md')
+#: Shell words that are no commands of anybody.
+SHELL = {'source', 'export', 'touch', 'cd', 'mkdir'}
+# Of a page's text, what is not a command: output, code, trees of files.
+_LANGUAGES = ('python', 'cpp', 'c++', 'yaml', 'xml', 'json', 'text')
 
 
+@functools.cache
 def commands(page):
-    for block in re.findall(r'^```[^\n]*\n(.*?)^```', page.read_text(), re.M | re.S):
+    """Lines of a page that are commands, as (program, arguments)."""
+    found = []
+    for info, block in re.findall(r'^```([^\n]*)\n(.*?)^```', page.read_text(), re.M | re.S):
+        if info.strip() in _LANGUAGES:
+            continue
         for line in block.replace('\\\n', ' ').splitlines():
-            if line.startswith('cliptrase '):
-                yield line
+            line = re.sub(r'\$\([^)]*\)', 'SUBSTITUTED', line)
+            for part in re.split(r' && ', line):
+                try:
+                    words = shlex.split(part, comments=True)
+                except ValueError:
+                    continue
+                while words and re.fullmatch(r'[A-Z_]+=.*', words[0]):
+                    words.pop(0)
+                if words and re.match(r'\S', line) and re.fullmatch(r'[a-z0-9_]+', words[0]):
+                    found.append((words[0], words[1:]))
+    return found
+
+
+def every(program):
+    return [
+        (page, arguments) for page in PAGES for name, arguments in commands(page) if name == program
+    ]
+
+
+def ids(entries):
+    return [f'{page.stem}: {" ".join(arguments)[:60]}' for page, arguments in entries]
+
+
+def test_every_command_is_run_or_marked():
+    known = {'cliptrase', *NEEDS, *SHELL}
+    # Output that is shown begins with words, too, but none that could be typed.
+    typed = {
+        (page.name, name)
+        for page in PAGES
+        for name, arguments in commands(page)
+        if name not in known
+        and (shutil.which(name) or (arguments[:1] and arguments[0].startswith('-')))
+    }
+    assert typed == set()
+    assert len(every('cliptrase')) >= 25
+
+
+CLIPTRASE = every('cliptrase')
+
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory):
+    """A folder with everything that commands in the documentation are given."""
+    folder = tmp_path_factory.mktemp('docs')
+    (folder / 'photos').mkdir()
+    (folder / 'site' / 'north').mkdir(parents=True)
+    for name in ('photos/a.jpg', 'photos/b.jpg', 'site/north/c.jpg'):
+        Image.fromarray(bags.picture(0, 96, 128)).save(folder / name)
+    Image.fromarray(bags.picture(1, 480, 640)).save(folder / 'photo.jpg')
+    writer = cv2.VideoWriter(
+        str(folder / 'drive.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 4.0, (64, 48)
+    )
+    for seed in range(4):
+        writer.write(bags.picture(seed))
+    writer.release()
+    bags.write_bag(folder / 'drive', bags.contents(2))
+    shutil.copytree(folder / 'drive', folder / 'recording')
+    shutil.copy(folder / 'drive' / 'drive.mcap', folder / 'drive.mcap')
+    return folder
+
+
+@pytest.mark.parametrize(('page', 'arguments'), CLIPTRASE, ids=ids(CLIPTRASE))
+def test_cliptrase(page, arguments, inputs, tiny_model, tmp_path, monkeypatch, capsys):
+    line = ' '.join(arguments)
+    assert cli._parser().parse_args(arguments).run
+    if any(f'{line} '.startswith(f'{beginning} ') for beginning in NOT_RUN):
+        return
+    shutil.copytree(inputs, tmp_path / 'here')
+    monkeypatch.chdir(tmp_path / 'here')
+    arguments = list(arguments)
+    if arguments[-1] == '--view':
+        arguments.append('shown.rrd')  # there is no display
+    if '--view' in arguments:
+        pytest.importorskip('rerun', reason='needs the viewer; `make test` brings it')
+    # Of the same options given twice the last counts.
+    status = cli.main([*arguments, '--model', tiny_model, '--device', 'cpu', '--resolution', '64'])
+    assert (status, capsys.readouterr().err) == (0, '')
+
+
+MAKE = every('make')
+
+
+@pytest.mark.parametrize(('page', 'arguments'), MAKE, ids=ids(MAKE))
+def test_make(page, arguments):
+    targets = re.findall(r'^([a-z-]+):.*##', (ROOT / 'Makefile').read_text(), re.M)
+    assert arguments[0] in targets
+    for assignment in arguments[1:]:
+        assert re.search(
+            rf'^{assignment.partition("=")[0]} \?=', (ROOT / 'Makefile').read_text(), re.M
+        )
+
+
+ROS2 = [
+    (page, arguments) for page, arguments in every('ros2') if 'cliptrase' in ' '.join(arguments)
+]
+
+
+@pytest.mark.parametrize(('page', 'arguments'), ROS2, ids=ids(ROS2))
+def test_ros2(page, arguments):
+    verb = arguments[:2]
+    if verb[0] == 'run' and verb[1] == 'cliptrase_ros':
+        assert arguments[2] in executables()
+        given = [a for flag, a in itertools.pairwise(arguments) if flag == '-p']
+        for name, _, value in (entry.partition(':=') for entry in given):
+            check_parameter(arguments[2], name, value)
+    elif verb[0] == 'launch':
+        assert (ROOT / 'launch' / arguments[2]).is_file()
+        known = re.findall(
+            r"DeclareLaunchArgument\(\s*'(\w+)'", (ROOT / 'launch' / arguments[2]).read_text()
+        )
+        for name, _, value in (entry.partition(':=') for entry in arguments[3:]):
+            assert name in known
+            if name == 'vocabulary':
+                parse_vocabulary(value)
+    elif verb == ['param', 'set']:
+        check_parameter('segment_node', arguments[3], arguments[4])
+    else:
+        # Of others there is nothing of ours in them but names.
+        assert verb[0] in ('topic', 'lifecycle', 'security', 'node', 'pkg', 'bag', 'param')
+
+
+def executables():
+    return re.search(r'foreach\(executable ([^)]*)\)', (ROOT / 'CMakeLists.txt').read_text())[
+        1
+    ].split()
+
+
+def check_parameter(executable, name, value):
+    pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
+    from cliptrase_ros.ros import parameters, rerun_viewer, toybox_camera
+
+    table = {
+        'segment_node': parameters.PARAMETERS,
+        'toybox_camera': toybox_camera.PARAMETERS,
+        'rerun_viewer': rerun_viewer.PARAMETERS,
+    }[executable]
+    assert name in [spec.name for spec in table]
+    if name == 'vocabulary':
+        parse_vocabulary(value)
+
+
+def test_python_of_extending(tiny_model, monkeypatch):
+    (block,) = re.findall(
+        r'^```python\n(.*?)^```', (ROOT / 'docs/extending.md').read_text(), re.M | re.S
+    )
+    exec(block, {'image': bags.picture(0, 96, 128)})
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
-def test_commands_parse(page):
-    for line in commands(page):
-        arguments = shlex.split(line, comments=True)[1:]
-        assert cli._parser().parse_args(arguments).run
+def test_links(page):
+    text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if re.match(r'[a-z+]+:', target) or target in COMING:
+            continue
+        path, _, fragment = target.partition('#')
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f'{page.name}: {target}'
+        if fragment:
+            assert fragment in anchors(linked), f'{page.name}: {target}'
 
 
-def test_pages_have_commands():
-    assert sum(1 for page in PAGES for _ in commands(page)) >= 6
+def anchors(page):
+    """Anchors of a page's headings, as forges make them."""
+    text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+    for heading in re.findall(r'^#+ (.*)$', text, re.M):
+        plain = re.sub(r'[^\w\- ]', '', heading.lower())
+        yield plain.replace(' ', '-')
+
+
+def test_pictures_are_small_and_used():
+    used = set()
+    for page in PAGES:
+        used |= {
+            Path(name).name for name in re.findall(r'\]\(([^)]*images/[^)]*)\)', page.read_text())
+        }
+    files = [path for path in (ROOT / 'docs' / 'images').iterdir() if path.is_file()]
+    assert {path.name for path in files} == used
+    for path in files:
+        assert path.stat().st_size < 300_000, path.name
+
+
+def test_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == cli.package_version()
+    assert citation['version'] in (ROOT / 'CHANGELOG.md').read_text()
+    assert citation['preferred-citation']['year'] == 2024
