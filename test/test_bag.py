@@ -12,6 +12,7 @@ from pathlib import Path
 import bags
 import numpy as np
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rosbags.interfaces import QosDurability, QosReliability
@@ -670,3 +671,76 @@ def test_real_recordings(run, shared, tmp_path, name, images):
     assert Counter(kept) == Counter(old_messages)
     assert [stamp for _, stamp, _ in kept] == [stamp for _, stamp, _ in old_messages]
     assert {topic: topics[topic] for topic in old_topics} == old_topics
+
+
+@pytest.mark.parametrize('compress', ['--compress', '--no-compress'])
+def test_another_reader_reads_it(run, tmp_path, compress):
+    """A reader in another language: of MCAP, of message definitions, of what is in messages."""
+    chunks = pytest.importorskip('rerun.chunk', reason='needs the viewer; `make test` brings it')
+    bags.write_bag(tmp_path / 'in')
+    assert run(tmp_path / 'in', tmp_path / 'out', compress)[0] == 0
+    reader = chunks.McapReader(tmp_path / 'out' / 'out.mcap')
+    information = reader.info()
+    _, messages = read(tmp_path / 'out')
+    assert information.message_count == len(messages)
+    assert {chunk.codec for chunk in information.compression} == {
+        'zstd' if compress == '--compress' else ''
+    }
+    assert {channel.topic: channel.message_count for channel in information.channels} == Counter(
+        name for name, _, _ in messages
+    )
+    (latched,) = (c for c in information.channels if c.topic == '/cliptrase/vocabulary')
+    assert 'durability: transient_local' in latched.metadata['offered_qos_profiles']
+
+    content = {}
+    for chunk in reader.stream():
+        batch = chunk.to_record_batch()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if ':' not in name:
+                continue
+            content.setdefault((chunk.entity_path, name), []).extend(column.to_pylist())
+    ((vocabulary,),) = content['/cliptrase/vocabulary', 'cliptrase_ros.msg.Vocabulary:message']
+    assert [c['name'] for c in vocabulary['classes']] == ['red ball', 'box']
+    assert vocabulary['classes'][1]['synonyms'] == ['crate', 'carton']
+    masks = content['/cliptrase/front/masks', 'cliptrase_ros.msg.ClassMasks:message']
+    # Single-channel images are taken for depth there.
+    labels = content['/cliptrase/front/label', 'DepthImage:buffer']
+    for (message,), (label,) in zip(masks, labels, strict=True):
+        ids = np.array(label, np.uint8)
+        assert {m['class_id']: m['area'] for m in message['masks']} == {
+            int(i): int((ids == i).sum()) for i in np.unique(ids) if i != 255
+        }
+
+
+@pytest.mark.parametrize(('storage', 'compression'), STORAGES)
+def test_metadata_has_what_rosbag2_wants(run, tmp_path, storage, compression):
+    """Keys and types that rosbag2's own reader insists on, in its version 9 of the file."""
+    bags.write_bag(tmp_path / 'in', storage=storage, compression=compression)
+    assert run(tmp_path / 'in', tmp_path / 'out')[0] == 0
+    text = (tmp_path / 'out' / 'metadata.yaml').read_text()
+    bag = yaml.safe_load(text)['rosbag2_bagfile_information']
+    _, messages = read(tmp_path / 'out')
+    stamps = [stamp for _, stamp, _ in messages]
+    assert bag['version'] == 9
+    assert bag['storage_identifier'] == storage
+    assert bag['message_count'] == len(messages)
+    assert bag['starting_time']['nanoseconds_since_epoch'] == min(stamps)
+    assert bag['duration']['nanoseconds'] == max(stamps) - min(stamps)
+    assert bag['custom_data'] == {'site': 'hall 3'}
+    assert bag['ros_distro']
+    packed = bag['compression_format'], bag['compression_mode'].lower()
+    assert packed in (('', ''), ('zstd', 'message'), ('zstd', 'file'))
+    assert bag['relative_file_paths'] == [entry['path'] for entry in bag['files']]
+    for entry in bag['files']:
+        assert (tmp_path / 'out' / entry['path']).is_file()
+    assert sum(entry['message_count'] for entry in bag['files']) == len(messages)
+    counts = Counter(name for name, _, _ in messages)
+    for entry in bag['topics_with_message_count']:
+        topic = entry['topic_metadata']
+        assert entry['message_count'] == counts[topic['name']]
+        assert topic['serialization_format'] == 'cdr'
+        assert topic['type_description_hash'].startswith('RIHS01_')
+        for profile in topic['offered_qos_profiles']:
+            assert {'history', 'depth', 'reliability', 'durability', 'liveliness'} < set(profile)
+            for duration in ('deadline', 'lifespan', 'liveliness_lease_duration'):
+                assert set(profile[duration]) == {'sec', 'nsec'}
