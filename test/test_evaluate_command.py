@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from cliptrase_ros.cli import main
+from cliptrase_ros.segmentation.segmenter import Segmenter
 
 
 def evaluate(capsys, *arguments):
@@ -69,6 +70,28 @@ def test_windows_and_refinement_are_measured_apart(capsys, tiny_model, folder, t
     report = json.loads(path.read_text())
     assert (report['window'], report['stride'], report['refinement']) == (64, 32, 'edges')
     assert report['images'] == 2
+
+
+def test_a_run_of_several_goes_on_behind_those_that_are_done(
+    capsys, tiny_model, tmp_path, monkeypatch
+):
+    arguments = ['toybox', '--model', tiny_model, '--limit', 2, '--resolution', 64, 96]
+    labelled = []
+
+    def label(segmenter, images, table, settings, method=None):
+        if settings.resolution == 96 and len(labelled) == 3:
+            raise KeyboardInterrupt
+        labelled.append(settings.resolution)
+        return whole(segmenter, images, table, settings, method)
+
+    whole = Segmenter.label_indices
+    monkeypatch.setattr(Segmenter, 'label_indices', label)
+    assert evaluate(capsys, *arguments, '-o', tmp_path / 'out')[0] == 130
+    assert labelled == [64, 64, 96]
+    labelled.append(None)  # the next call is not interrupted
+    status, out, err = evaluate(capsys, *arguments, '-o', tmp_path / 'out')
+    assert status == 0 and labelled[4:] == [96]
+    assert [path.suffix for path in (tmp_path / 'out').iterdir()] == ['.json', '.json']
 
 
 def test_unreadable_images_are_told_and_the_others_counted(capsys, tiny_model, folder, tmp_path):

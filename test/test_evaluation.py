@@ -522,7 +522,7 @@ def test_published_figures_stand_below_ours():
     counts[0, 0], counts[0, 1], counts[1, 1] = 3, 1, 4
     progress = Progress({'paper': counts}, done=('a', 'b', 'c'), left_out=1)
     published = dataset.published[224]
-    result = Result(dataset, Protocol('paper', 224), 224, {}, progress, published)
+    result = Result(dataset, Protocol('paper', 224), 224, {}, progress, None, published)
     head, ours, theirs = table([result]).splitlines()
     assert head.split() == ['dataset', 'size', 'method', 'images', 'pAcc', 'mAcc', 'fwIoU', 'mIoU']
     # As published: absent classes have accuracy 0 in mAcc, and no part in mIoU.

@@ -97,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
         for one in settings
     ]
     print(table(results))
+    for result in results:
+        result.notes.remove()
     print(f'Figures of every class are in {arguments.output}')
     unreadable = [reason for r in results for reason in r.progress.unreadable.values()]
     for reason in dict.fromkeys(unreadable):

@@ -42,8 +42,9 @@ def measure(
 
     settings: of the engine; on the datasets where the paper uses the image prior it is added
     with preset `paper`. ablation: measure the steps of the method instead of all of it.
-    batch, workers, step: see `run_benchmark`. Raises ResumeError, OSError, and VocabularyError
-    for a class name that the model cannot read.
+    batch, workers, step: see `run_benchmark`. The notes stay, for a run of several benchmarks to go
+    on behind those that are done; remove them in the end (`Result.notes`).
+    Raises ResumeError, OSError, and VocabularyError for a class name that the model cannot read.
     """
     dataset = benchmark.dataset
     if settings.preset == 'paper':
@@ -92,9 +93,8 @@ def measure(
         and segmenter.name.startswith(PUBLISHED_MODEL)
     )
     published = dataset.published.get(settings.resolution) if as_published else None
-    result = Result(dataset, protocol, settings.resolution, described, progress, published)
+    result = Result(dataset, protocol, settings.resolution, described, progress, notes, published)
     write_json(result, output / f'{stem}.json')
-    notes.remove()
     return result
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from cliptrase_ros.evaluation.datasets import Dataset, Published
 from cliptrase_ros.evaluation.metrics import Scores, class_iou, scores
 from cliptrase_ros.evaluation.protocols import Protocol
-from cliptrase_ros.evaluation.run import Progress
+from cliptrase_ros.evaluation.run import Notes, Progress
 
 _HEADS = ('pAcc', 'mAcc', 'fwIoU', 'mIoU')
 
@@ -20,7 +20,7 @@ _HEADS = ('pAcc', 'mAcc', 'fwIoU', 'mIoU')
 class Result:
     """A finished benchmark.
 
-    settings: what `Notes` was given. published: where dataset, protocol and settings are the
+    settings: what `notes` was given. published: where dataset, protocol and settings are the
     paper's, its figures for the last method.
     """
 
@@ -29,6 +29,7 @@ class Result:
     resolution: int
     settings: Mapping
     progress: Progress
+    notes: Notes
     published: Published | None = None
 
     @property
