@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .correlation import recover_correlation
 
+_REMEMBERED_GRIDS = 8
+
 
 class UnsupportedModelError(ValueError):
     """The model is not a CLIP vision transformer the method is defined for."""
@@ -41,6 +43,7 @@ class DenseBackbone:
         """visual: `open_clip.transformer.VisionTransformer`. Raises UnsupportedModelError."""
         _check_supported(visual)
         self.visual = visual
+        self._positions: dict[tuple[tuple[int, int], int], Tensor] = {}
         self.patch_size: int = visual.conv1.kernel_size[0]
 
     def __call__(self, pixels: Tensor, recovery: bool = True) -> DenseFeatures:
@@ -88,7 +91,16 @@ class DenseBackbone:
         trained = math.isqrt(len(embedding) - 1)
         if grid == (trained, trained):
             return embedding
-        return _resized_positions(embedding, trained, grid)
+        if embedding.requires_grad or embedding.device.type != 'cpu':
+            return _resized_positions(embedding, trained, grid)
+        # As long as a hundredth of everything, for the same few grids again and again. Not on
+        # CUDA, where it is no work and graphs keep what they have seen.
+        key = (grid, embedding._version)
+        if key not in self._positions:
+            self._positions = dict(list(self._positions.items())[1 - _REMEMBERED_GRIDS :])
+            with torch.inference_mode(False), torch.no_grad():
+                self._positions[key] = _resized_positions(embedding, trained, grid)
+        return self._positions[key]
 
 
 def _resized_positions(embedding: Tensor, trained: int, grid: tuple[int, int]) -> Tensor:
