@@ -98,7 +98,7 @@ def test_failed_configuration_says_why_and_can_be_tried_again(
 
 def test_phrase_the_text_tower_cannot_read_is_found_when_there_is_one(start_node, client):
     start_node(autostart=False)
-    long = ' '.join(['word'] * 90)
+    long = ' '.join(['a'] * 90)
     assert client.set_parameters(vocabulary=['road', long])[0].successful
     assert not change(client, 'configure')
     status, _ = client.diagnostics(lambda s, _: s.level == DiagnosticStatus.ERROR, camera=None)
