@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
@@ -66,6 +67,16 @@ def test_bad_compressed_images_are_refused_and_forgotten(start_node, client):
     client.label_of(good.header)
 
 
+@pytest.fixture
+def stranger():
+    """A node of another participant, as of another process."""
+    context = rclpy.Context()
+    with rclpy.init(context=context):
+        node = rclpy.create_node('stranger', context=context)
+        yield node
+        node.destroy_node()
+
+
 def silent(client, camera='camera'):
     status, _ = client.diagnostics(
         lambda status, _: status.level == DiagnosticStatus.WARN and 'no image' in status.message,
@@ -74,12 +85,12 @@ def silent(client, camera='camera'):
     return status.message
 
 
-def test_silence_is_explained(start_node, client):
+def test_silence_is_explained(start_node, client, stranger):
     best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-    cameras = ['nobody', 'deaf', 'mute', 'other', 'packed']
+    cameras = ['nobody', 'deaf', 'mute', 'other', 'packed', 'wrong']
     start_node(
         cameras=cameras,
-        transport=['raw', 'raw', 'raw', 'raw', 'compressed'],
+        transport=['raw', 'raw', 'raw', 'raw', 'compressed', 'raw'],
         always_on=True,
         **{'qos_overrides./deaf/image_raw.subscription.reliability': 'reliable'},
     )
@@ -88,6 +99,8 @@ def test_silence_is_explained(start_node, client):
     node.create_publisher(Image, '/mute/image_raw', best_effort)
     node.create_publisher(CompressedImage, '/other/image_raw/compressed', 1)
     node.create_publisher(Image, '/packed/image_raw', 1)
+    # One participant cannot have a topic by two types.
+    stranger.create_publisher(CompressedImage, '/wrong/image_raw', 1)
     assert '/nobody/image_raw; no publisher' in silent(client, 'nobody')
     words = silent(client, 'deaf')
     assert '/deaf/image_raw; 1 publisher (/client: best effort, volatile' in words
@@ -99,3 +112,6 @@ def test_silence_is_explained(start_node, client):
     assert 'no publisher; /other/image_raw/compressed has 1: set transport to compressed' in words
     words = silent(client, 'packed')
     assert '/packed/image_raw has 1: set transport to raw' in words
+    assert 'publishes sensor_msgs/msg/CompressedImage instead of sensor_msgs/msg/Image' in silent(
+        client, 'wrong'
+    )
