@@ -39,8 +39,8 @@ setup(
     },
     python_requires='>=3.10',
     install_requires=requirements(),
-    # `rerun_viewer`, and --view of the commands.
-    extras_require={'viewer': ['rerun-sdk>=0.26']},
+    # `rerun_viewer`, and --view of the commands; refinement `sam`.
+    extras_require={'viewer': ['rerun-sdk>=0.26'], 'sam': ['transformers>=5']},
     entry_points={'console_scripts': ['cliptrase = cliptrase_ros.cli:main']},
     # Beside colcon's outputs, not between them.
     options={'build': {'build_base': 'build/pip'}},

@@ -67,7 +67,10 @@ def add_beyond_paper(engine) -> None:
     engine.add_argument(
         '--refinement',
         default='none',
-        help='none, or edges: boundaries follow the picture (default: %(default)s)',
+        help='none; edges: boundaries follow the picture; sam (default: %(default)s)',
+    )
+    engine.add_argument(
+        '--sam-model', default='', metavar='FOLDER', help='a SAM, for --refinement sam'
     )
     engine.add_argument(
         '--window',
@@ -211,6 +214,10 @@ def load_model(arguments: argparse.Namespace):
     from cliptrase_ros.segmentation.segmenter import load_segmenter
     from cliptrase_ros.segmentation.weights import ModelError
 
+    # Not every command that loads a model labels with it.
+    sam_model = getattr(arguments, 'sam_model', '')
+    if getattr(arguments, 'refinement', 'none') == 'sam' and not sam_model:
+        raise CommandError('--refinement sam needs the folder of a SAM: --sam-model FOLDER')
     try:
         segmenter = load_segmenter(
             arguments.model,
@@ -218,6 +225,7 @@ def load_model(arguments: argparse.Namespace):
             arguments.device,
             arguments.precision,
             arguments.cache_dir,
+            sam_model=sam_model,
         )
     except (ModelError, ValueError) as error:
         raise CommandError(error) from error

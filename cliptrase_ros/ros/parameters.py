@@ -152,7 +152,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         Parameter.Type.STRING,
         'none',
         "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
-        'edges, at most about two patches away.',
+        "edges, about two patches away at most; 'sam' gives each mask of a SAM one label.",
         live=True,
         constraints=f'one of {", ".join(REFINEMENTS)}',
     ),
@@ -229,6 +229,12 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'openai',
         'Weights: a tag open_clip knows for the model, or a local file (safetensors, or a state '
         'dict).',
+    ),
+    ParameterSpec(
+        'sam_model',
+        Parameter.Type.STRING,
+        '',
+        "Folder of a SAM, SAM 2, SAM-HQ or EdgeTAM for refinement 'sam'; empty for none.",
     ),
     ParameterSpec(
         'device',
@@ -317,6 +323,7 @@ class Parameters:
     mask_topics: tuple[str, ...]
     model: str
     pretrained: str
+    sam_model: str
     device: str
     precision: str
     cache_dir: str
@@ -479,6 +486,11 @@ def _checked(values: Parameters) -> Parameters:
         )
     if not 0.0 <= values.min_confidence <= 1.0:
         raise ParameterError(f"'min_confidence' is {values.min_confidence}; give 0.0 to 1.0")
+    if values.refinement == 'sam' and not values.sam_model:
+        raise ParameterError(
+            "'refinement' is 'sam', but the node was started without one: start it with "
+            "'sam_model', the folder of a SAM"
+        )
     _check_cameras(values.cameras)
     _check_transport(values.transport, values.cameras)
     _check_mask_topics(values.mask_topics)

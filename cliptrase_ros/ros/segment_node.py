@@ -245,6 +245,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             device=device or values.device,
             precision=values.precision if device is None else 'auto',
             cache_dir=values.cache_dir or None,
+            sam_model=values.sam_model,
         )
         self.get_logger().info(
             f'{segmenter.name} on {segmenter.device}, loaded in {time.monotonic() - begin:.1f} s'

@@ -17,6 +17,7 @@ from .label_table import LabelTable, label_table
 from .method import PRESETS, Method
 from .pipeline import Pipeline
 from .preprocessing import Framing
+from .sam import MaskSource, Sam, vote_in_masks
 from .smoothing import FrameMemory, Kind, gather, separate
 from .text import TextEncoder
 from .text_cache import default_folder
@@ -32,8 +33,8 @@ NO_INDEX = -1
 #: Shorter side fed to CLIP, pixels.
 RESOLUTION_RANGE = (64, 1024)
 
-#: What is done to the boundaries of labels: `edges`, see `refinement`.
-REFINEMENTS = ('none', 'edges')
+#: What is done to the boundaries of labels: `edges`, see `refinement`; `sam`, see `sam`.
+REFINEMENTS = ('none', 'edges', 'sam')
 
 #: Largest share of what was before: more would never forget.
 MAX_SMOOTHING = 0.95
@@ -147,14 +148,16 @@ class Segmenter:
         precision: str = 'float32',
         name: str = '',
         text_cache: Path | None = None,
+        mask_source: MaskSource | None = None,
     ):
         """Take over an open_clip CLIP model.
 
         mean, std: of its training pixels, RGB, for values 0..1. precision: of the image tower,
         `float32`, `float16` or `bfloat16`; correlation, clusters and logits are float32 always.
         name: the model's, for people. text_cache: folder in which features of phrases are kept;
-        None for none. Raises UnsupportedModelError.
+        None for none. mask_source: for refinement `sam`. Raises UnsupportedModelError.
         """
+        self.mask_source = mask_source
         self.device = _with_index(torch.device(device))
         self.name = name
         dtype = getattr(torch, precision)
@@ -180,7 +183,9 @@ class Segmenter:
         """
         if self.fixed_calls is not None:
             self.fixed_calls.clear()
-        return _segmenter(self._loaded, select_device(device), precision, self._text_cache)
+        return _segmenter(
+            self._loaded, select_device(device), precision, self._text_cache, self.mask_source
+        )
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Raise VocabularyError for a phrase the text tower cannot read. Takes milliseconds."""
@@ -306,6 +311,10 @@ class Segmenter:
         before: Sequence[FrameMemory | None] = (),
     ) -> list[tuple[np.ndarray, np.ndarray, FrameMemory | None]]:
         """Label, confidence and memory of each image."""
+        if settings.refinement == 'sam' and self.mask_source is None:
+            raise ValueError(
+                "refinement is 'sam', but no SAM was loaded; give the folder of one as sam_model"
+            )
         before = before or [None] * len(images)
         if len(before) != len(images):
             raise ValueError(f'{len(before)} memories for {len(images)} images')
@@ -331,6 +340,12 @@ class Segmenter:
                 batch, labelled.label, labelled.confidence, memories, strict=True
             ):
                 results[position] = tuple(result)
+        if settings.refinement == 'sam':
+            masks = self.mask_source(images)
+            return [
+                (*vote_in_masks(label, confidence, some), memory)
+                for (label, confidence, memory), some in zip(results, masks, strict=True)
+            ]
         return results
 
     def _batches(self, positions: list[int]) -> Iterator[list[int]]:
@@ -400,6 +415,7 @@ def load_segmenter(
     precision: str = 'auto',
     cache_dir: str | None = None,
     threads: int | None = None,
+    sam_model: str = '',
 ) -> Segmenter:
     """Load a model and make a Segmenter of it.
 
@@ -407,13 +423,16 @@ def load_segmenter(
     precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
     Features of phrases are kept on disk, see `text_cache.default_folder`.
     threads: of PyTorch, in the whole process; see `limit_threads`.
-    Raises weights.ModelError; ValueError for a device or precision that does not exist.
+    sam_model: folder of a SAM for refinement `sam`, see `sam.Sam`; '' for none.
+    Raises weights.ModelError; sam.SamError; ValueError for a device or precision that does not
+    exist.
     """
     selected = select_device(device)
     _check_precision(precision)
     limit_threads(threads)
     loaded = load_model(model, pretrained, cache_dir)
-    return _segmenter(loaded, selected, precision, default_folder(cache_dir))
+    mask_source = Sam(sam_model, selected) if sam_model else None
+    return _segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
 
 
 def limit_threads(threads: int | None = None) -> None:
@@ -434,7 +453,11 @@ def limit_threads(threads: int | None = None) -> None:
 
 
 def _segmenter(
-    loaded: LoadedModel, device: torch.device, precision: str, text_cache: Path | None
+    loaded: LoadedModel,
+    device: torch.device,
+    precision: str,
+    text_cache: Path | None,
+    mask_source: MaskSource | None,
 ) -> Segmenter:
     _check_precision(precision)
     if precision == 'auto':
@@ -448,6 +471,7 @@ def _segmenter(
         precision,
         loaded.name,
         text_cache,
+        mask_source,
     )
 
 

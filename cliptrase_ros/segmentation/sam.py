@@ -1,0 +1,111 @@
+"""Boundaries from a second network: each of its masks takes the label its pixels vote for."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .weights import ModelError
+
+#: Finds things in images: uint8 (H, W, 3) RGB each to bool (M, H, W) each, M masks that may overlap
+#: and need not cover the image.
+MaskSource = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+# What transformers calls "segment everything"; points that prompt the network at once.
+_TASK = 'mask-generation'
+_POINTS_PER_BATCH = 64
+
+
+class SamError(ModelError):
+    """SAM cannot be had; the message says what was looked for and what to do."""
+
+
+def vote_in_masks(
+    label: np.ndarray, confidence: np.ndarray, masks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each mask the label that most of its pixels have (CLIPtrase with SAM).
+
+    Pixels vote with the label they came with, unlabelled ones too; the lowest wins a tie. Where
+    masks overlap the smallest counts, because it is what is in front or a part; pixels in no mask
+    keep their label. (The paper's code has no SAM: order, overlaps and the rest are ours.)
+
+    label: integers (H, W). confidence: uint8 (H, W); that of a mask is the mean over the pixels
+    that voted for its label. masks: bool (M, H, W). Returns new arrays. Raises ValueError.
+    """
+    if masks.dtype != bool or masks.ndim != 3 or masks.shape[1:] != label.shape:
+        raise ValueError(
+            f'masks must be bool of shape (M, {label.shape[0]}, {label.shape[1]}), not '
+            f'{masks.dtype} of shape {masks.shape}'
+        )
+    new_label, new_confidence = label.copy(), confidence.copy()
+    areas = masks.sum((1, 2))
+    for index in np.argsort(-areas, kind='stable'):
+        if areas[index] == 0:
+            continue
+        mask = masks[index]
+        votes = label[mask]
+        candidates, counts = np.unique(votes, return_counts=True)
+        winner = candidates[counts.argmax()]
+        new_label[mask] = winner
+        new_confidence[mask] = np.rint(confidence[mask][votes == winner].mean())
+    return new_label, new_confidence
+
+
+class Sam:
+    """A model of the SAM family in the transformers library: SAM, SAM 2, SAM-HQ, EdgeTAM.
+
+    Every mask it finds in an image, from a grid of points, filtered as its authors do.
+    """
+
+    def __init__(
+        self, folder: str | Path, device: torch.device | str = 'cpu', points_per_side: int = 32
+    ):
+        """Load it from a folder with config.json, weights and image processor.
+
+        Such as `hf download facebook/sam2.1-hiera-tiny --local-dir FOLDER` makes; nothing is
+        downloaded here and no code of the folder is run. points_per_side: of the grid; fewer are
+        faster and find less. Raises SamError.
+        """
+        folder = Path(folder).expanduser()
+        try:
+            json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        except (OSError, ValueError) as error:
+            raise SamError(
+                f'No SAM in {folder}: its config.json cannot be read ({type(error).__name__}). '
+                'Give a folder as `hf download facebook/sam2.1-hiera-tiny --local-dir FOLDER` '
+                'makes; it can be carried to a machine without internet.'
+            ) from error
+        try:
+            from transformers import pipeline
+        except ImportError as error:
+            raise SamError(
+                'SAM needs the transformers library, which is not installed: pip install '
+                "'transformers>=5' (or this package with its extra, cliptrase_ros[sam])"
+            ) from error
+        try:
+            self._generate = pipeline(_TASK, model=str(folder), device=torch.device(device))
+        except Exception as error:
+            # Settings and weights come from files; what transformers raises on odd ones has no
+            # bounds.
+            raise SamError(
+                f'The model in {folder} cannot be loaded as SAM: {type(error).__name__}: '
+                f'{str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+            ) from error
+        self._points_per_side = points_per_side
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Masks of each image; see `MaskSource`."""
+        results = self._generate(
+            [Image.fromarray(image) for image in images],
+            points_per_batch=_POINTS_PER_BATCH,
+            points_per_crop=self._points_per_side,
+        )
+        return [
+            np.stack([np.asarray(mask, bool) for mask in result['masks']])
+            if len(result['masks'])
+            else np.zeros((0, *image.shape[:2]), bool)
+            for image, result in zip(images, results, strict=True)
+        ]
