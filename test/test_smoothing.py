@@ -99,6 +99,13 @@ def labels(segmenter, words, before, settings=SETTINGS, image=None):
     return result
 
 
+@pytest.mark.parametrize('preset', ['paper', 'robot', 'plus'])
+def test_an_image_that_nothing_precedes_is_labelled_as_without_smoothing(segmenter, words, preset):
+    plain = labels(segmenter, words, None, SegmentationSettings(preset, 96))
+    first = labels(segmenter, words, None, SegmentationSettings(preset, 96, smoothing=0.5))
+    assert (first.label == plain.label).mean() > 0.999
+
+
 def test_a_segmenter_remembers_only_through_what_it_is_given(segmenter, words):
     (first,) = segmenter.segment([picture(0)], words, SETTINGS)
     alone, after = labels(segmenter, words, None), labels(segmenter, words, first.memory)

@@ -26,6 +26,9 @@ from .smoothing import Memory, no_memory, smooth
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
 _COLUMNS_AT_ONCE = 32
 
+# Stands for the probability 0, whose logarithm could not be interpolated.
+_LEAST = 1e-37
+
 # Windows of large frames that go through the tower at once: bounds memory.
 _WINDOWS_AT_ONCE = 16
 
@@ -182,11 +185,12 @@ def trace(
 
     with stage('logits'):
         probability, evidence, memory = patches.logits.softmax(1), patches.label_logits, None
-        if method.propagation or method.smoothing:
-            probability = patches.shared
-            if method.smoothing:
-                probability, memory = smooth(probability, picture, before, method.smoothing)
-            evidence = probability
+        if method.propagation:
+            evidence = probability = patches.shared
+        if method.smoothing:
+            probability, memory = smooth(patches.shared, picture, before, method.smoothing)
+            # Interpolated logarithms rank classes as interpolated logits do.
+            evidence = probability if method.propagation else probability.clamp(min=_LEAST).log()
         raw_labels = torch.minimum(largest_enlarged(evidence, size), table.foreground)
 
     with stage('clusters'):
