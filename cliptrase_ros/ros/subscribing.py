@@ -55,7 +55,9 @@ def subscribe_to_sensor(
         )
     except (ParameterException, InvalidQosOverridesError, RuntimeError, ValueError) as error:
         name = node.resolve_topic_name(topic)
-        raise ParameterError(f'QoS override for {name}: {error}') from error
+        raise ParameterError(
+            f'{name} cannot be subscribed to; look at its qos_overrides: {error}'
+        ) from error
 
 
 def describe_publishers(node: Node, subscription: Subscription) -> str:
