@@ -1,6 +1,7 @@
 """Pictures, labels, masks and points in the Rerun viewer, or in a recording for it; no ROS."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ class Viewer:
         self._recording = self._rerun.RecordingStream(_APPLICATION)
         try:
             if destination is None:
-                self._recording.spawn(memory_limit=_MEMORY)
+                self._open_window()
             elif _is_address(destination):
                 self._recording.connect_grpc(str(destination))
             else:
@@ -86,6 +87,13 @@ class Viewer:
     def close(self) -> None:
         """Send or write what is on its way."""
         self._recording.disconnect()
+
+    def _open_window(self) -> None:
+        # The SDK looks for its program on PATH, which lacks a virtual environment that is not
+        # activated; ROS starts nodes like that.
+        programs = Path(sys.executable).parent
+        os.environ['PATH'] = f'{programs}{os.pathsep}{os.environ.get("PATH", os.defpath)}'
+        self._recording.spawn(memory_limit=_MEMORY)
 
     def set_stamp(self, stamp_ns: int) -> None:
         """What is shown next belongs to this time: nanoseconds since 1970."""

@@ -80,9 +80,13 @@ def commands(page):
 
 
 def every(program):
-    return [
-        (page, arguments) for page in PAGES for name, arguments in commands(page) if name == program
-    ]
+    """(page, arguments) of a program's commands, each once."""
+    found = {}
+    for page in PAGES:
+        for name, arguments in commands(page):
+            if name == program:
+                found.setdefault(tuple(arguments), page)
+    return [(page, list(arguments)) for arguments, page in found.items()]
 
 
 def ids(entries):
