@@ -83,6 +83,74 @@ def test_bag(run, tmp_path):
             np.testing.assert_array_equal(shown, message.data.reshape(shown.shape))
 
 
+def bag_with_depth(path, late_s=0.0, height=48):
+    """A recording in which depth comes `late_s` after its image; rows of equal depth."""
+    topics = bags.contents(2)
+    _, _, _, images = topics[1]
+    camera_info, depth = [], []
+    for stamp, image in images:
+        k = np.array([50.0, 0, 32, 0, 50, 24, 0, 0, 1])
+        info = bags.make(
+            'sensor_msgs/msg/CameraInfo',
+            header=image.header,
+            height=height,
+            width=64,
+            distortion_model='',
+            d=np.zeros(0),
+            k=k,
+            r=np.eye(3).ravel(),
+            p=np.zeros(12),
+            binning_x=0,
+            binning_y=0,
+            roi=bags.make(
+                'sensor_msgs/msg/RegionOfInterest',
+                **dict.fromkeys(('x_offset', 'y_offset', 'height', 'width'), 0),
+                do_rectify=False,
+            ),
+        )
+        camera_info.append((stamp - 3, info))
+        metres = np.full((height, 64), 2000, np.uint16)
+        metres[0] = 0
+        message = bags.image(metres, '16UC1', stamp + int(late_s * 1e9))
+        depth.append((stamp + 9 if late_s else stamp - 2, message))
+    topics[3] = ('/front/depth/image_raw', 'sensor_msgs/msg/Image', [], depth)
+    topics.append(('/front/camera_info', 'sensor_msgs/msg/CameraInfo', [], camera_info))
+    return bags.write_bag(path, topics)
+
+
+@pytest.mark.parametrize('late_s', [0.0, 0.015])
+def test_points_of_a_bag(run, tmp_path, late_s):
+    pytest.importorskip('rerun')
+    bag_with_depth(tmp_path / 'in', late_s)
+    status, _, err = run('bag', 'in', 'out', '--view', 'run.rrd')
+    assert (status, err) == (0, '')
+    content = read_recording(tmp_path / 'run.rrd')
+    assert stamps_ns(content, '/front/points', 'Points3D:positions') == [
+        bags.START,
+        bags.START + bags.STEP,
+    ]
+    _, positions = content['/front/points', 'Points3D:positions'][1]
+    _, ids = content['/front/points', 'Points3D:class_ids'][1]
+    assert len(positions) == 47 * 64  # nothing was measured in the first row
+    np.testing.assert_allclose(positions[0], [2 * -32 / 50, 2 * -23 / 50, 2], rtol=1e-6)
+    np.testing.assert_array_equal(ids, labels(content, 'front')[1][1:].ravel())
+    assert ('/rear/points', 'Points3D:positions') not in content
+
+
+def test_depth_that_does_not_belong(run, tmp_path):
+    pytest.importorskip('rerun')
+    bag_with_depth(tmp_path / 'late', late_s=0.05)
+    assert run('bag', 'late', 'out1', '--view', 'one.rrd')[0] == 0
+    bag_with_depth(tmp_path / 'other', height=40)
+    status, _, err = run('bag', 'other', 'out2', '--view', 'two.rrd')
+    assert (status, err.count('\n')) == (0, 1)
+    assert 'no points to view: depth is of 64 x 40 pixels, the image of 64 x 48' in err
+    for name in ('one.rrd', 'two.rrd'):
+        content = read_recording(tmp_path / name)
+        assert ('/front/points', 'Points3D:positions') not in content
+        assert len(labels(content, 'front')) == 2
+
+
 def test_classes_that_change(tmp_path):
     pytest.importorskip('rerun')
     with Viewer(tmp_path / 'run.rrd') as viewer:

@@ -98,12 +98,14 @@ def label_bag(
     typestore: Typestore,
     on_image: Callable[[], None] = lambda: None,
     on_result: OnResult | None = None,
+    on_message: Callable[[Topic, bytes], None] | None = None,
 ) -> BagSummary:
     """Write a recording with everything of the input and the labels of its images.
 
     Every message keeps its bytes, time and place in the order; an image's labels follow it, with
     its time and header. on_image: called when an image has been dealt with; on_result: with the
-    camera, the stamp in nanoseconds, the picture and its labels, when it has been labelled.
+    camera, the stamp in nanoseconds, the picture and its labels, when it has been labelled;
+    on_message: with every message of the input.
     The destination appears, complete, at the very end. Raises BagError.
     """
     storage = settings.storage or reader.storage
@@ -132,6 +134,7 @@ def label_bag(
                     typestore,
                     on_image,
                     on_result,
+                    on_message,
                 )
                 summary = labelling.run()
             if summary.copied == 0:
@@ -190,6 +193,7 @@ class _Labelling:
         typestore: Typestore,
         on_image: Callable[[], None],
         on_result: OnResult | None,
+        on_message: Callable[[Topic, bytes], None] | None,
     ):
         self._writer = writer
         self._reader = reader
@@ -200,6 +204,7 @@ class _Labelling:
         self._typestore = typestore
         self._on_image = on_image
         self._on_result = on_result
+        self._on_message = on_message
         self._maker = MessageMaker(typestore)
         self._summary = BagSummary()
         self._copies = {key: self._copy_of(topic) for key, topic in reader.topics.items()}
@@ -228,6 +233,8 @@ class _Labelling:
                 )
                 self._writer.write(self._vocabulary_output, stamp_ns, announcement)
             self._summary.copied += 1
+            if self._on_message is not None:
+                self._on_message(topic, data)
             self._take(topic, stamp_ns, data)
             if (
                 self._waiting_images == 0

@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.bag.reader import BagError, BagReader
     from cliptrase_ros.bag.types import make_typestore
 
+    points = None
     try:
         check_node(arguments.node)
         check_destination(arguments.input, arguments.output)
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             segmenter, encoded, segmentation, batch = load_engine(arguments, vocabulary)
 
             from cliptrase_ros.bag.label import BagSettings, label_bag
+            from cliptrase_ros.bag.points import BagPoints
 
             settings = BagSettings(
                 arguments.node,
@@ -87,11 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
             counts = [camera.topic.count for camera in cameras]
             total = None if None in counts else sum(counts)
             with open_view(arguments) as viewer, progress_bar(total) as progress:
+                if viewer:
+                    points = BagPoints(reader, cameras, typestore, _points_shower(viewer))
                 summary = label_bag(
                     *(reader, arguments.output, cameras),
                     *(segmenter, encoded, segmentation, settings, typestore),
                     on_image=progress.update,
-                    on_result=_shower(viewer) if viewer else None,
+                    on_result=_shower(viewer, points) if viewer else None,
+                    on_message=points.take if viewer else None,
                 )
     except (BagError, FileNotFoundError) as error:
         raise CommandError(error) from error
@@ -99,6 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f'cliptrase bag: {arguments.input}: {sentence}', file=sys.stderr)
     for topic, (count, reason) in summary.refused.items():
         print(f'cliptrase bag: {topic}: {count} not labelled: {reason}', file=sys.stderr)
+    for camera, reason in points.refused.items() if points else ():
+        print(f'cliptrase bag: {camera}: no points to view: {reason}', file=sys.stderr)
     for camera in cameras:
         print(
             f'{camera.topic.name}: {summary.labelled[camera.name]} images labelled, in '
@@ -108,9 +115,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if summary.damage or summary.refused else 0
 
 
-def _shower(viewer):
+def _shower(viewer, points):
     def show(camera, stamp_ns, picture, segmentation) -> None:
         viewer.set_stamp(stamp_ns)
         viewer.show_segmentation(camera.name, picture, segmentation)
+        points.label(camera.name, stamp_ns, segmentation.label)
+
+    return show
+
+
+def _points_shower(viewer):
+    def show(camera_name, stamp_ns, positions, labels) -> None:
+        viewer.set_stamp(stamp_ns)
+        viewer.show_points(camera_name, positions, labels)
 
     return show
