@@ -72,6 +72,7 @@ def measure(
         'samples': [len(benchmark.names), benchmark.names[0], benchmark.names[-1]],
         'protocol': protocol.name,
         'model': segmenter.name,
+        'precision': str(segmenter.pipeline.dtype).removeprefix('torch.'),
         **asdict(settings),
         'classes': dataset.classes,
         'background': dataset.background,
