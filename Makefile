@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-docs docs-pictures lint clean distclean
+.PHONY: help build demo test bench bench-docs docs-pictures soak reliability lint clean distclean
 
 # Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
 PYTHON ?=
@@ -10,6 +10,11 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 # More arguments for the benchmark.
 BENCH_ARGS ?=
+# How long the soak takes, and how many mutated messages it sends.
+MINUTES ?= 5
+FUZZ ?= 10000
+# More arguments for the node's figures, e.g. RELIABILITY_ARGS=--quick.
+RELIABILITY_ARGS ?=
 # Tests run in this many processes, each file in one.
 TEST_WORKERS ?= 2
 
@@ -36,6 +41,13 @@ bench-docs: build  ## table and plot of docs/performance.md from benchmark/resul
 
 docs-pictures: build  ## every picture of the documentation, from toybox scenes (docs/images/)
 	@source tools/env.sh && python tools/docs_pictures.py && python tools/method_pictures.py
+
+soak: build  ## the node under everything at once for MINUTES=5, with FUZZ=10000 mutated messages
+	@source tools/env.sh && python benchmark/reliability/soak.py --minutes $(MINUTES) \
+		--fuzz $(FUZZ) --json benchmark/results/soak.json
+
+reliability: build  ## the node's figures, then the table of docs/reliability.md (after a soak)
+	@source tools/env.sh && python benchmark/reliability/figures.py $(RELIABILITY_ARGS)
 
 lint:  ## ruff: rules and formatting
 	@$(set_up) venv

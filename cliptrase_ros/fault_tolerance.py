@@ -171,11 +171,12 @@ class FaultTolerantEngine:
 
 
 def _give_memory_back() -> None:
+    if not torch.cuda.is_initialized():
+        return
     # What was raised holds the frames of the stack, and they hold tensors.
     gc.collect()
-    if torch.cuda.is_initialized():
-        try:
-            torch.cuda.empty_cache()
-        except RuntimeError:
-            # Of a device that is lost nothing can be had back.
-            return
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        # Of a device that is lost nothing can be had back.
+        return

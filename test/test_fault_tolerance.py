@@ -31,6 +31,12 @@ class Failing(Segmenter):
     error = None
     most = 0
     calls = ()
+    encodes = True
+
+    def encode_vocabulary(self, vocabulary):
+        if not self.encodes:
+            raise LOST[0]
+        return super().encode_vocabulary(vocabulary)
 
     def segment(self, images, vocabulary, settings=None, before=()):
         self.calls = (*self.calls, len(images))
@@ -41,20 +47,34 @@ class Failing(Segmenter):
         return super().segment(images, vocabulary, settings, before)
 
 
-@pytest.fixture
-def make(tiny_state):
-    def make(kind=Failing):
+@pytest.fixture(scope='module')
+def segmenters(tiny_state):
+    """One that fails when it is told to, and a healthy one."""
+
+    def make(kind):
         model = open_clip.CLIP(**TINY_CONFIG)
         model.load_state_dict(tiny_state)
         mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
         return kind(model, open_clip.SimpleTokenizer(context_length=77), mean, std, name='tiny')
 
-    return make
+    return make(Failing), make(Segmenter)
 
 
 @pytest.fixture
-def engine(make):
-    engine = FaultTolerantEngine(make())
+def failing(segmenters):
+    segmenter = segmenters[0]
+    segmenter.error, segmenter.most, segmenter.calls, segmenter.encodes = None, 0, (), True
+    return segmenter
+
+
+@pytest.fixture
+def healthy(segmenters):
+    return segmenters[1]
+
+
+@pytest.fixture
+def engine(failing):
+    engine = FaultTolerantEngine(failing)
     # As on a GPU.
     engine.largest_batch = engine._wanted_batch = 8
     return engine
@@ -108,9 +128,8 @@ def test_without_permission_the_cpu_stays_free(engine, images, error):
 
 
 @pytest.mark.parametrize('error', OUT_OF_MEMORY + LOST, ids=str)
-def test_cpu_takes_over_where_it_may(make, images, error):
-    healthy = make(Segmenter)
-    engine = FaultTolerantEngine(make(), lambda: healthy)
+def test_cpu_takes_over_where_it_may(failing, healthy, images, error):
+    engine = FaultTolerantEngine(failing, lambda: healthy)
     vocabulary = encode(engine)
     engine.segmenter.error = error
     results = engine.segment_each(images, vocabulary, SETTINGS)
@@ -123,22 +142,19 @@ def test_cpu_takes_over_where_it_may(make, images, error):
     assert matters and type(error).__name__ in fault
 
 
-def test_vocabulary_is_encoded_on_the_cpu_when_the_device_is_lost_meanwhile(make):
-    class Lost(Segmenter):
-        def encode_vocabulary(self, vocabulary):
-            raise LOST[0]
-
-    engine = FaultTolerantEngine(make(Lost), lambda: make(Segmenter))
+def test_vocabulary_is_encoded_on_the_cpu_when_the_device_is_lost_meanwhile(failing, healthy):
+    failing.encodes = False
+    engine = FaultTolerantEngine(failing, lambda: healthy)
     assert encode(engine).vocabulary.classes[0].name == 'road'
     with pytest.raises(RuntimeError, match='launch failure'):
-        encode(FaultTolerantEngine(make(Lost)))
+        encode(FaultTolerantEngine(failing))
 
 
-def test_cpu_that_cannot_take_over_is_told(make, images):
+def test_cpu_that_cannot_take_over_is_told(failing, images):
     def fail():
         raise OSError('no such file')
 
-    engine = FaultTolerantEngine(make(), fail)
+    engine = FaultTolerantEngine(failing, fail)
     vocabulary = encode(engine)
     engine.segmenter.error = LOST[0]
     assert engine.segment_each(images[:1], vocabulary, SETTINGS) == [LOST[0]]

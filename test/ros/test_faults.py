@@ -163,6 +163,14 @@ def test_bytes_that_are_no_image_do_no_harm(start_node, client):
     client.diagnostics(lambda _, v: int(v['received']) > 1)
 
 
+def test_cache_that_cannot_be_written_costs_nothing(start_node, client, tiny_model):
+    # No folder can be made in it, whoever tries.
+    start_node(segmenter=None, model=tiny_model, cache_dir='/dev/null')
+    client.listen_to_label()
+    client.label_of(client.send(client.image()))
+    client.diagnostics(lambda s, _: s.level == DiagnosticStatus.OK, camera=None)
+
+
 def test_every_image_is_accounted_for(start_node, client):
     """Also those that wait when the last listener leaves."""
     camera = start_node(rate=2.0)._cameras[0]

@@ -1,0 +1,71 @@
+"""The segmentation node around an engine that needs no weights, chosen by ENGINE.
+
+random: a ViT-B/16 of random weights, as slow as one that is trained. none: no engine at all but
+labels that are made before, so that what the process still computes is the node's own.
+"""
+
+import os
+import sys
+
+import cv2
+import numpy as np
+import open_clip
+import torch
+
+from cliptrase_ros.ros.executable import run_node
+from cliptrase_ros.ros.segment_node import NODE_NAME, SegmentNode
+from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter
+
+ARCHITECTURE = 'ViT-B-16-quickgelu'
+
+
+class MadeBefore(Segmenter):
+    """Answers with one label image a size, of smooth regions of every class."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self._made = {}
+
+    def segment(self, images, vocabulary, settings=None, before=()):
+        """Answer at once."""
+        return [self._answer(image.shape[:2], vocabulary.vocabulary) for image in images]
+
+    def _answer(self, size, vocabulary) -> Segmentation:
+        key = size, vocabulary.version
+        if key not in self._made:
+            rng = np.random.default_rng(0)
+            # As fine as the patches of a frame at 336 pixels.
+            fields = rng.normal(size=(21, 28, len(vocabulary.classes))).astype(np.float32)
+            fields = cv2.GaussianBlur(fields, (0, 0), 1.5)
+            fields = cv2.resize(fields, size[::-1], interpolation=cv2.INTER_LINEAR)
+            label = vocabulary.ids[fields.argmax(-1)]
+            confidence = cv2.normalize(fields.max(-1), None, 0, 255, cv2.NORM_MINMAX)
+            self._made[key] = Segmentation(label, confidence.astype(np.uint8), vocabulary)
+        return self._made[key]
+
+
+def make_segmenter(kind: type[Segmenter]) -> Segmenter:
+    """A ViT-B/16 with random weights; of what labels nothing, the layers are left out."""
+    torch.manual_seed(0)
+    config = open_clip.get_model_config(ARCHITECTURE)
+    if kind is MadeBefore:
+        for part in ('vision_cfg', 'text_cfg'):
+            config[part]['layers'] = 3
+    return kind(
+        open_clip.CLIP(**config),
+        open_clip.get_tokenizer(ARCHITECTURE),
+        open_clip.OPENAI_DATASET_MEAN,
+        open_clip.OPENAI_DATASET_STD,
+        name=f'{ARCHITECTURE} (random weights)',
+    )
+
+
+def main() -> int:
+    """Run the node."""
+    kind = {'random': Segmenter, 'none': MadeBefore}[os.environ['ENGINE']]
+    segmenter = make_segmenter(kind)
+    return run_node(lambda: SegmentNode(segmenter), NODE_NAME, None)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

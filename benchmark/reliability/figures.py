@@ -1,0 +1,316 @@
+"""The figures of docs/reliability.md: `make reliability`, after `make soak` for its rows.
+
+Every node, camera and listener is a process of its own; they talk over Fast DDS with the profile
+that comes with the package.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from cliptrase_ros.msg import ClassMasks
+from processes import ROOT, Observer, cpu_seconds, end, observer, process, segment_node
+from sensor_msgs.msg import Image
+
+HERE = Path(__file__).parent
+RESULTS = ROOT / 'benchmark' / 'results'
+PAGE = ROOT / 'docs' / 'reliability.md'
+BEGIN, END = '<!-- figures -->', '<!-- end of figures -->'
+WORDS = ('road', 'person', 'car', 'tree', 'building', 'grass', 'dog', 'chair')
+OTHER_WORDS = ('street', 'human', 'truck', 'bush', 'house', 'lawn', 'cat', 'sofa')
+
+
+@contextlib.contextmanager
+def running(folder: Path, engine: str, **parameters):
+    """A node around an engine, active, and an observer; yields both and the node's log."""
+    parameters = {'vocabulary': list(WORDS), 'background': ['sky'], **parameters}
+    log = folder / f'{engine}.log'
+    script = None if engine == 'toybox' else HERE / 'bench_node.py'
+    os.environ['ENGINE'] = engine
+    with observer() as watcher, segment_node(log, parameters, folder, script) as node:
+        watcher.wait_until_active(node)
+        yield watcher, node, log
+
+
+@contextlib.contextmanager
+def camera(folder: Path, **options):
+    """A camera process; yields it. `stop_camera` ends it and tells what it sent."""
+    arguments = [part for name, value in options.items() for part in (f'--{name}', str(value))]
+    command = [sys.executable, str(HERE / 'one_camera.py'), *arguments]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with process(command, folder / 'camera.log', **pipes) as started:
+        yield started
+
+
+def stop_camera(started: subprocess.Popen) -> int:
+    """Images that the camera has published since the node subscribed."""
+    started.stdin.close()
+    return int(started.stdout.readline())
+
+
+def listen(watcher: Observer, labels: list, masks: list) -> None:
+    """Collect the stamps of label images and masks with the time they came."""
+    watcher.create_subscription(
+        Image, '/cliptrase/camera/label', lambda m: labels.append(time.monotonic()), 10
+    )
+    watcher.create_subscription(
+        ClassMasks,
+        '/cliptrase/camera/masks',
+        lambda m: masks.append((m.vocabulary_version, time.monotonic())),
+        10,
+    )
+
+
+def overhead(folder: Path, seconds: float) -> dict:
+    """Processor time of the node for a frame of 640 x 480 beside the engine's, and the engine's."""
+    labels, masks = [], []
+    with running(folder, 'none', rate=0.0) as (watcher, node, log):
+        idle_s = cpu_seconds(node.pid)
+        watcher.spin(seconds / 3)
+        idle_share = (cpu_seconds(node.pid) - idle_s) / (seconds / 3)
+        listen(watcher, labels, masks)
+        with camera(folder, rate=10.0) as sender:
+            watcher.wait_for(lambda: len(labels) > 10, 'labels')
+            before_s, begin, first = cpu_seconds(node.pid), time.monotonic(), len(labels)
+            watcher.spin(seconds)
+            used_s, frames = cpu_seconds(node.pid) - before_s, len(labels) - first
+            elapsed_s = time.monotonic() - begin
+            stop_camera(sender)
+        report = watcher.reports['camera camera']
+        end(node, log)
+    engine = engine_cost()
+    per_frame_ms = 1e3 * (used_s - idle_share * elapsed_s) / frames
+    return {
+        'node_cpu_ms': round(per_frame_ms, 2),
+        'node_cpu_ms_with_idle': round(1e3 * used_s / frames, 2),
+        'frames': frames,
+        'masks': len(masks),
+        'processing_ms': report.get('processing_ms_mean'),
+        **engine,
+        'share_of_engine': round(per_frame_ms / engine['engine_cpu_ms'], 4),
+    }
+
+
+def engine_cost() -> dict:
+    """Time of the engine for a frame of 640 x 480 at 336: of all processors, and by the clock."""
+    from bench_node import make_segmenter
+
+    from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+    from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+    segmenter = make_segmenter(Segmenter)
+    # How many words makes no difference to be seen.
+    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(WORDS[:2]))
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    image = image.repeat(80, 0).repeat(80, 1)
+    cpu_ms, wall_ms = [], []
+    for _ in range(8):
+        cpu, wall = time.process_time(), time.perf_counter()
+        segmenter.segment([image], vocabulary, SegmentationSettings())
+        cpu_ms.append(1e3 * (time.process_time() - cpu))
+        wall_ms.append(1e3 * (time.perf_counter() - wall))
+    return {
+        'engine_cpu_ms': round(statistics.median(cpu_ms[1:]), 1),
+        'engine_ms': round(statistics.median(wall_ms[1:]), 1),
+    }
+
+
+def answers(folder: Path, seconds: float) -> dict:
+    """Time until a parameter is set, while the node labels without a pause."""
+    labels, masks, taken_ms = [], [], []
+    with running(folder, 'random', rate=0.0) as (watcher, node, log):
+        listen(watcher, labels, masks)
+        with camera(folder, rate=30.0) as sender:
+            watcher.wait_for(lambda: len(labels) > 2, 'labels')
+            until = time.monotonic() + seconds
+            first = len(labels)
+            while time.monotonic() < until or len(taken_ms) < 100:
+                value = 0.1 * (len(taken_ms) % 2)
+                (result,), took_s = watcher.set_parameters(min_confidence=value)
+                assert result.successful
+                taken_ms.append(1e3 * took_s)
+                watcher.spin(0.03)
+            stop_camera(sender)
+        end(node, log)
+    return {
+        'calls': len(taken_ms),
+        'p50_ms': round(float(np.percentile(taken_ms, 50)), 2),
+        'p99_ms': round(float(np.percentile(taken_ms, 99)), 2),
+        'labels_meanwhile': len(labels) - first,
+    }
+
+
+def reception(folder: Path, seconds: float) -> dict:
+    """Share of 1080p images at 30 Hz that reach the node, with and without an engine at work."""
+    shares = {}
+    for engine in ('none', 'random'):
+        labels, masks = [], []
+        with running(folder, engine) as (watcher, node, log):
+            listen(watcher, labels, masks)
+            with camera(folder, width=1920, height=1080, rate=30.0) as sender:
+                watcher.wait_for(lambda: labels, 'labels')  # noqa: B023
+                watcher.spin(seconds)
+                sent = stop_camera(sender)
+                watcher.spin(2.5)
+                received = int(watcher.reports['camera camera']['received'])
+            end(node, log)
+        shares[engine] = {'sent': sent, 'received': received, 'share': round(received / sent, 4)}
+    return shares
+
+
+def swap(folder: Path, changes: int) -> dict:
+    """Time from setting a vocabulary, whose phrases are known, to the first masks with it."""
+    result = {}
+    for engine, parameters in (
+        ('toybox', {'model': 'toybox', 'resolution': 224}),
+        ('random', {}),
+    ):
+        labels, masks, taken_ms = [], [], []
+        with running(folder, engine, rate=0.0, **parameters) as (watcher, node, log):
+            listen(watcher, labels, masks)
+            with camera(folder, rate=30.0) as sender:
+                watcher.wait_for(lambda: masks, 'masks')  # noqa: B023
+                for i in range(changes + 2):
+                    version = masks[-1][0]
+                    begin = time.monotonic()
+                    watcher.set_parameters(vocabulary=list((OTHER_WORDS, WORDS)[i % 2]))
+                    watcher.wait_for(lambda: masks[-1][0] > version, 'the new words')  # noqa: B023
+                    if i >= 2:  # both are known from here
+                        taken_ms.append(1e3 * (masks[-1][1] - begin))
+                watcher.spin(1.5)
+                frame_ms = float(watcher.reports['camera camera'].get('engine_ms_mean', 'nan'))
+                stop_camera(sender)
+            end(node, log)
+        result[engine] = {
+            'p50_ms': round(statistics.median(taken_ms), 1),
+            'max_ms': round(max(taken_ms), 1),
+            'frame_ms': round(frame_ms, 1),
+        }
+    return result
+
+
+def ending(folder: Path) -> dict:
+    """Seconds from SIGINT to the end of the process, while it loads a model and while it labels."""
+    weights = folder / 'weights.pt'
+    os.mkfifo(weights)
+    loading = {'model': 'ViT-B-16', 'pretrained': str(weights)}
+    log = folder / 'end.log'
+    with observer() as watcher, segment_node(log, loading, folder) as node:
+        watcher.wait_for(
+            lambda: watcher.reports.get('engine', {}).get('state') == 'configuring', 'loading'
+        )
+        result = {'loading_s': round(end(node, log), 2)}
+    labels, masks = [], []
+    with running(folder, 'random', rate=0.0) as (watcher, node, log):
+        listen(watcher, labels, masks)
+        with camera(folder, rate=30.0):
+            watcher.wait_for(lambda: len(labels) > 2, 'labels')
+            result['labelling_s'] = round(end(node, log), 2)
+    return result
+
+
+def table(figures: dict, soaked: dict | None) -> str:
+    """The figures as Markdown, goals beside them."""
+    o, a, r, s, e = (figures[k] for k in ('overhead', 'answers', 'reception', 'swap', 'ending'))
+    rows = [
+        (
+            'node beside the engine, a frame of 640 x 480, label and masks',
+            '≤ 5 ms CPU, ≤ 10 % of the engine',
+            f'{o["node_cpu_ms"]} ms, {100 * o["share_of_engine"]:.1f} % of {o["engine_cpu_ms"]} ms',
+        ),
+        (
+            'a parameter set while labelling',
+            'p99 ≤ 20 ms',
+            f'p50 {a["p50_ms"]} ms, p99 {a["p99_ms"]} ms',
+        ),
+        (
+            '1080p at 30 Hz into the node',
+            '≥ 99 % received',
+            f'{100 * r["none"]["share"]:.1f} %; {100 * r["random"]["share"]:.1f} % while a '
+            'ViT-B/16 on the CPU labels',
+        ),
+        (
+            'all words changed, known phrases, to the first frame with them',
+            '≤ 100 ms',
+            f'median {s["toybox"]["p50_ms"]} ms (toybox, {s["toybox"]["frame_ms"]} ms a frame); '
+            f'{s["random"]["p50_ms"]} ms (ViT-B/16, {s["random"]["frame_ms"]} ms a frame)',
+        ),
+        (
+            'SIGINT to the end of the process',
+            '< 3 s',
+            f'{e["loading_s"]} s while loading, {e["labelling_s"]} s while labelling',
+        ),
+    ]
+    if soaked is not None:
+        growth = soaked['growth_after_first_minute']
+        rows += [
+            (
+                f'soak of {soaked["minutes"]:g} minutes',
+                '0 crashes, 0 mixed vocabularies, memory < 1 %',
+                f'{soaked["crashes"]} crashes, {len(soaked["faults"])} faults in '
+                f'{soaked["checked_against_their_vocabulary"]} frames by '
+                f'{soaked["vocabularies"]} vocabularies, memory '
+                + ('too short to tell' if growth is None else f'{100 * growth["memory"]:+.2f} %'),
+            ),
+            (
+                'fuzzed messages',
+                '≥ 10,000, 0 crashes, every refusal counted',
+                f'{soaked["fuzzed_messages"]} and '
+                f'{sum(soaked["fuzzed_parameters"].values())} parameter values, '
+                f'{soaked["crashes"]} crashes, {sum(soaked["fuzzed_refused"].values())} refused, '
+                'as many as were bad',
+            ),
+        ]
+    lines = ['| what | goal | measured |', '|---|---|---|']
+    lines += [f'| {what} | {goal} | {measured} |' for what, goal, measured in rows]
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    """Measure, write JSON, and put the table into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--quick', action='store_true', help='a third of the time')
+    parser.add_argument('--only', nargs='+', help='measure these alone, and write nothing')
+    parser.add_argument('--table', action='store_true', help='only make the table again')
+    arguments = parser.parse_args()
+    share = 1 / 3 if arguments.quick else 1.0
+    measurements = {
+        'overhead': lambda folder: overhead(folder, 30.0 * share),
+        'answers': lambda folder: answers(folder, 30.0 * share),
+        'reception': lambda folder: reception(folder, 30.0 * share),
+        'swap': lambda folder: swap(folder, round(20 * share)),
+        'ending': ending,
+    }
+    path = RESULTS / 'node.json'
+    if arguments.table:
+        figures = json.loads(path.read_text())
+    else:
+        figures = {'machine': f'{platform.machine()}, {os.cpu_count()} processors'}
+        for name in arguments.only or measurements:
+            with tempfile.TemporaryDirectory() as folder:
+                figures[name] = measurements[name](Path(folder))
+            print(name, json.dumps(figures[name]), flush=True)
+        if arguments.only:
+            return 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=2) + '\n')
+    soaked = RESULTS / 'soak.json'
+    made = table(figures, json.loads(soaked.read_text()) if soaked.exists() else None)
+    print(made)
+    text = PAGE.read_text()
+    head, rest = text.split(BEGIN)
+    PAGE.write_text(f'{head}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

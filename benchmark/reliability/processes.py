@@ -1,0 +1,156 @@
+"""The node under test as a process, and what its operating system and its diagnostics say of it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+ROOT = Path(__file__).resolve().parents[2]
+NODE_NAME = '/cliptrase'
+#: Seconds anything may take on a busy machine.
+PATIENCE_S = 120.0
+
+
+class Failure(AssertionError):
+    """Something the node promises and does not keep."""
+
+
+@contextlib.contextmanager
+def process(command: list[str], log: Path, **arguments) -> Iterator[subprocess.Popen]:
+    """Run a command, its output in a file; it is ended at the end, if it has not ended itself."""
+    with log.open('w') as output:
+        started = subprocess.Popen(command, stderr=output, **{'stdout': output, **arguments})
+        try:
+            yield started
+        finally:
+            if started.poll() is None:
+                started.kill()
+            started.wait()
+
+
+@contextlib.contextmanager
+def segment_node(log: Path, parameters: dict, cache: Path, script: Path | None = None):
+    """Run the node with these parameters, or a script that makes one; text features in `cache`."""
+    with tempfile.NamedTemporaryFile('w', suffix='.yaml') as file:
+        # JSON is YAML.
+        json.dump({'/**': {'ros__parameters': parameters}}, file)
+        file.flush()
+        what = ['-m', 'cliptrase_ros.ros.segment_node'] if script is None else [str(script)]
+        command = [sys.executable, *what, '--ros-args', '--params-file', file.name]
+        environment = {**os.environ, 'XDG_CACHE_HOME': str(cache)}
+        with process(command, log, env=environment) as started:
+            try:
+                yield started
+            except Failure as failure:
+                text = log.read_text(errors='replace')
+                raise Failure(f'{failure}; its last words:\n{text[-2000:]}') from None
+
+
+class Observer(Node):
+    """Listens to the node's diagnostics and sets its parameters; spins only where it waits."""
+
+    def __init__(self):
+        super().__init__('observer', start_parameter_services=False)
+        self.executor_ = SingleThreadedExecutor()
+        self.executor_.add_node(self)
+        #: Latest values by the name of the status: `engine`, `camera NAME`.
+        self.reports: dict[str, dict[str, str]] = {}
+        self.create_subscription(DiagnosticArray, '/diagnostics', self._keep, 10)
+        self._setter = self.create_client(SetParameters, f'{NODE_NAME}/set_parameters')
+
+    def _keep(self, array: DiagnosticArray) -> None:
+        for status in array.status:
+            self.reports[status.name.partition(': ')[2]] = {v.key: v.value for v in status.values}
+
+    def wait_for(self, condition: Callable, what: str, timeout_s: float = PATIENCE_S):
+        """Spin until a condition holds; returns its value. Raises Failure."""
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                raise Failure(f'waited {timeout_s:.0f} s for {what}')
+            self.executor_.spin_once(timeout_sec=0.02)
+        return value
+
+    def spin(self, seconds: float) -> None:
+        """Receive for some time."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.executor_.spin_once(timeout_sec=min(left, 0.02))
+
+    def wait_until_active(self, node: subprocess.Popen) -> None:
+        """Wait for the node to label by a vocabulary."""
+
+        def is_active() -> bool:
+            if node.poll() is not None:
+                raise Failure(f'the node ended with status {node.returncode}')
+            engine = self.reports.get('engine', {})
+            return engine.get('state') == 'active' and int(engine['vocabulary_version']) > 0
+
+        self.wait_for(is_active, 'an active node')
+        self.wait_for(self._setter.service_is_ready, 'the parameter service')
+
+    def set_parameters(self, **values) -> tuple[list, float]:
+        """As `ros2 param set` does; returns results and the seconds it took."""
+        messages = [
+            Parameter(name, value=value).to_parameter_msg() for name, value in values.items()
+        ]
+        begin = time.monotonic()
+        future = self._setter.call_async(SetParameters.Request(parameters=messages))
+        self.wait_for(future.done, 'an answer of the parameter service')
+        return future.result().results, time.monotonic() - begin
+
+
+def end(node: subprocess.Popen, log: Path) -> float:
+    """End the node as Ctrl-C does; returns the seconds it took. Raises Failure."""
+    begin = time.monotonic()
+    node.send_signal(signal.SIGINT)
+    try:
+        status = node.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        raise Failure('SIGINT did not end the node within 30 s') from None
+    text = log.read_text(errors='replace')
+    if status != 0 or 'Traceback' in text:
+        raise Failure(f'the node ended with status {status}; its last words:\n{text[-2000:]}')
+    return time.monotonic() - begin
+
+
+def resources(pid: int) -> dict[str, float]:
+    """Resident memory (MB), threads and open files of a process."""
+    folder = Path(f'/proc/{pid}')
+    pages = int((folder / 'statm').read_text().split()[1])
+    return {
+        'memory_mb': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
+        'threads': len(list((folder / 'task').iterdir())),
+        'files': len(list((folder / 'fd').iterdir())),
+    }
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time a process has used, all threads."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+@contextlib.contextmanager
+def observer() -> Iterator[Observer]:
+    """A context of rclpy with an observer in it."""
+    with rclpy.init(args=[]):
+        node = Observer()
+        try:
+            yield node
+        finally:
+            node.executor_.shutdown()
+            node.destroy_node()

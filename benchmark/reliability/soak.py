@@ -1,0 +1,321 @@
+"""Hours of a robot in minutes: `make soak MINUTES=30 FUZZ=10000`.
+
+The node labels three cameras of different sizes, rates and encodings, whose stamps loop, while the
+vocabulary changes every second and three more cameras send what fuzzing gives: images, compressed
+images, serialized bytes; values of parameters are fuzzed as well. Every process is real and talks
+over DDS. At the end a summary says what was checked; the status is 1 if anything did not hold.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import fuzzing
+import numpy as np
+from cameras import CAMERAS, FUZZED
+from cliptrase_ros.msg import ClassMasks, Vocabulary
+from processes import Failure, Observer, end, observer, process, resources, segment_node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Image
+from tqdm import tqdm
+
+NAMES = (*CAMERAS, *FUZZED)
+BASELINE = {
+    'rate': 20.0,
+    'resolution': 64,
+    'min_confidence': 0.0,
+    'preset': 'robot',
+    'background': ['ceiling', 'door'],
+}
+WORDS = ('ball', 'box', 'cone', 'cylinder', 'wall', 'floor', 'red ball', 'blue box', 'green cone')
+#: Memory, threads and files count from here, seconds after the first labels.
+WARM_S = 60.0
+#: A camera without a label for so long, seconds, and for so many labels of others, is starved.
+STARVED_S = 10.0
+STARVED_TURNS = 50
+MOST_GROWTH = 0.01
+
+
+class Watch:
+    """What the node publishes: labels, the masks that say their version, vocabularies."""
+
+    def __init__(self, node: Observer):
+        self.vocabularies: dict[int, dict[int, str]] = {}
+        self.labels = dict.fromkeys(NAMES, 0)
+        self.checked = 0
+        self.faults: list[str] = []
+        self.longest_gap_s = dict.fromkeys(CAMERAS, 0.0)
+        self._last_at: dict[str, tuple[float, int]] = {}
+        self._labels: dict[str, set[int]] = {}
+        self._masks: dict[str, ClassMasks] = {}
+        self._seen: set[str] = set()
+        self._version = dict.fromkeys(CAMERAS, 0)
+        latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        node.create_subscription(Vocabulary, '/cliptrase/vocabulary', self._on_vocabulary, latched)
+        for name in NAMES:
+            self._listen(node, name)
+
+    def _listen(self, node: Observer, name: str) -> None:
+        def on_label(image: Image) -> None:
+            self._on_label(name, image)
+
+        def on_masks(masks: ClassMasks) -> None:
+            self._masks[masks.header.frame_id] = masks
+            self._match(name, masks.header.frame_id)
+
+        node.create_subscription(Image, f'/cliptrase/{name}/label', on_label, 100)
+        if name in CAMERAS:
+            node.create_subscription(ClassMasks, f'/cliptrase/{name}/masks', on_masks, 100)
+
+    def _on_vocabulary(self, vocabulary: Vocabulary) -> None:
+        if vocabulary.version in self.vocabularies:
+            self.faults.append(f'version {vocabulary.version} was announced twice')
+        self.vocabularies[vocabulary.version] = {c.id: c.name for c in vocabulary.classes}
+
+    def _on_label(self, name: str, image: Image) -> None:
+        self.labels[name] += 1
+        if name not in CAMERAS:
+            return
+        now, others = time.monotonic(), sum(self.labels.values()) - self.labels[name]
+        last_at, others_then = self._last_at.get(name, (now, others))
+        gap_s = now - last_at
+        self.longest_gap_s[name] = max(self.longest_gap_s[name], gap_s)
+        # A machine that stands still is not the node's fault.
+        if gap_s > STARVED_S and others - others_then > STARVED_TURNS:
+            self.faults.append(f'{name} was starved for {gap_s:.1f} s')
+        self._last_at[name] = now, others
+        frame = image.header.frame_id
+        if frame in self._seen:
+            self.faults.append(f'{frame} was labelled twice')
+        self._seen.add(frame)
+        width, height, *_ = CAMERAS[name]
+        if (image.width, image.height, image.step, image.encoding) != (
+            width,
+            height,
+            width,
+            'mono8',
+        ):
+            self.faults.append(f'{frame}: a label image of another size or encoding')
+        self._labels[frame] = set(np.unique(np.frombuffer(image.data, np.uint8)).tolist())
+        self._match(name, frame)
+
+    def _match(self, name: str, frame: str) -> None:
+        """Compare label and masks of a frame, once both are there."""
+        if frame not in self._labels or frame not in self._masks:
+            return
+        ids, masks = self._labels.pop(frame), self._masks.pop(frame)
+        version = masks.vocabulary_version
+        known = self.vocabularies.get(version)
+        if known is None:
+            self.faults.append(f'{frame}: vocabulary {version} was not announced before')
+        elif ids - {255} != {m.class_id for m in masks.masks}:
+            self.faults.append(f'{frame}: label and masks have different classes')
+        elif any(known.get(m.class_id) != m.class_name for m in masks.masks):
+            self.faults.append(f'{frame}: classes of another vocabulary than {version}')
+        elif version < self._version[name]:
+            self.faults.append(f'{frame}: vocabulary {version} after {self._version[name]}')
+        self._version[name] = max(self._version[name], version)
+        self.checked += 1
+
+
+def main() -> int:
+    """Run it, print a summary, write it where asked; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--minutes', type=float, default=5.0)
+    parser.add_argument('--fuzz', type=int, default=10_000, help='mutated messages')
+    parser.add_argument('--fuzz-parameters', type=int, default=500, help='mutated values')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--model', default='toybox')
+    parser.add_argument('--json', type=Path, metavar='FILE')
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = soak(arguments, Path(folder))
+        except Failure as failure:
+            log = Path(folder, 'node.log')
+            text = log.read_text(errors='replace') if log.exists() else ''
+            print(f'soak: {failure}\n{text[-3000:]}', file=sys.stderr)
+            return 1
+    print(json.dumps(report, indent=2))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=2) + '\n')
+    return 1 if report['faults'] else 0
+
+
+def soak(arguments: argparse.Namespace, folder: Path) -> dict:
+    """Run every process, watch, and report."""
+    seconds = 60.0 * arguments.minutes
+    reliable = {
+        f'qos_overrides./{name}/{topic}.subscription.{policy}': value
+        for name, topic in FUZZED.items()
+        for policy, value in (('reliability', 'reliable'), ('depth', 1000))
+    }
+    parameters = {
+        **BASELINE,
+        **reliable,
+        'cameras': list(NAMES),
+        'transport': ['compressed' if 'compressed' in FUZZED.get(n, '') else 'raw' for n in NAMES],
+        'model': arguments.model,
+        'vocabulary': list(WORDS[:4]),
+    }
+    cameras = [
+        *(sys.executable, str(Path(__file__).parent / 'cameras.py')),
+        *('--fuzz', str(arguments.fuzz), '--seconds', str(0.8 * seconds)),
+        *('--seed', str(arguments.seed)),
+    ]
+    log = folder / 'node.log'
+    with (
+        observer() as watcher,
+        segment_node(log, parameters, folder) as node,
+    ):
+        watch = Watch(watcher)
+        watcher.wait_until_active(node)
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+        with process(cameras, folder / 'cameras.log', **pipes) as sender:
+            watcher.wait_for(lambda: all(watch.labels[n] for n in CAMERAS), 'labels of each camera')
+            trend, answers = _drive(watcher, watch, node, sender, seconds, arguments)
+            sender.stdin.close()
+            sent = json.loads(sender.stdout.readline())
+            accounts = _settle(watcher, sent)
+            sender.wait(timeout=60)
+        ended_s = end(node, log)
+    return _report(arguments, watch, trend, answers, sent, accounts, ended_s)
+
+
+def _drive(watcher, watch, node, sender, seconds, arguments) -> tuple[list[dict], dict]:
+    """Change the vocabulary every second and fuzz parameters between; sample the resources."""
+    rng = random.Random(arguments.seed)
+    trend, answers = [], {'seconds': [], 'accepted': 0, 'refused': 0, 'vocabularies': 0}
+    begin = time.monotonic()
+    fuzzed = 0
+    with tqdm(total=round(seconds), unit='s', desc='soak', mininterval=5.0) as bar:
+        while (elapsed := time.monotonic() - begin) < seconds:
+            for name, running in (('node', node), ('camera process', sender)):
+                if running.poll() is not None:
+                    raise Failure(f'the {name} ended with status {running.returncode}')
+            due = arguments.fuzz_parameters * min(1.0, elapsed / (0.8 * seconds))
+            while fuzzed < due:
+                _fuzz_parameter(watcher, rng, answers)
+                fuzzed += 1
+            words = rng.sample(WORDS, rng.randint(1, len(WORDS)))
+            results, took_s = watcher.set_parameters(**BASELINE, vocabulary=words)
+            if not all(result.successful for result in results):
+                raise Failure(f'a good vocabulary was refused: {results}')
+            answers['vocabularies'] += 1
+            answers['seconds'].append(took_s)
+            trend.append({'at_s': elapsed, **resources(node.pid)})
+            bar.update(round(elapsed) - bar.n)
+            watcher.spin(max(0.0, begin + elapsed + 1.0 - time.monotonic()))
+    return trend, answers
+
+
+def _fuzz_parameter(watcher: Observer, rng: random.Random, answers: dict) -> None:
+    name, value = fuzzing.parameter(rng)
+    (result,), took_s = watcher.set_parameters(**{name: value})
+    answers['seconds'].append(took_s)
+    answers['accepted' if result.successful else 'refused'] += 1
+    if not result.successful and not result.reason:
+        raise Failure(f'{name} = {value!r:.60} was refused without a reason')
+    if result.successful and name in BASELINE:
+        watcher.set_parameters(**{name: BASELINE[name]})
+
+
+def _settle(watcher: Observer, sent: dict) -> dict[str, dict[str, int]]:
+    """Wait until every image is accounted for, and return the counts of each camera."""
+
+    def accounts() -> dict[str, dict[str, int]]:
+        keys = ('received', 'labelled', 'refused', 'failed')
+        dropped = ('dropped_busy', 'dropped_rate', 'dropped_unwanted')
+        counts = {}
+        for name in NAMES:
+            report = watcher.reports[f'camera {name}']
+            counts[name] = {key: int(report[key]) for key in (*keys, *dropped)}
+        return counts
+
+    def is_settled() -> bool:
+        counts = accounts()
+        return all(
+            c['received'] == sum(c.values()) - c['received'] for c in counts.values()
+        ) and all(counts[n]['received'] == sent[n]['sent'] for n in ('fuzzed', 'packed'))
+
+    try:
+        watcher.wait_for(is_settled, 'every image to be accounted for', 30.0)
+    except Failure:
+        # The report tells which were not.
+        return accounts()
+    return accounts()
+
+
+def _report(arguments, watch, trend, answers, sent, accounts, ended_s) -> dict:
+    faults = list(watch.faults)
+    for name, counts in accounts.items():
+        rest = sum(counts.values()) - counts['received']
+        if counts['received'] != rest:
+            faults.append(f'{name}: {counts["received"]} images received, {rest} accounted for')
+    for name in ('fuzzed', 'packed'):
+        if accounts[name]['received'] != sent[name]['sent']:
+            faults.append(
+                f'{name}: {sent[name]["sent"]} sent, {accounts[name]["received"]} received'
+            )
+    if accounts['fuzzed']['refused'] != sent['fuzzed']['refused']:
+        faults.append(f'fuzzed: {sent["fuzzed"]["refused"]} bad images, not as many refused')
+    if accounts['packed']['refused'] < sent['packed']['refused']:
+        faults.append(f'packed: {sent["packed"]["refused"]} bad images, fewer refused')
+    growth = _growth(trend)
+    if growth is not None and growth['memory'] > MOST_GROWTH:
+        faults.append(f'memory grew by {100 * growth["memory"]:.1f} % after the first minute')
+    for what in ('threads', 'files'):
+        if growth is not None and growth[what] > 0:
+            faults.append(f'{growth[what]:.0f} more {what} than after the first minute')
+    answered_ms = np.array(answers['seconds']) * 1e3
+    return {
+        'minutes': arguments.minutes,
+        'crashes': 0,
+        'label_images': watch.labels,
+        'checked_against_their_vocabulary': watch.checked,
+        'vocabularies': len(watch.vocabularies),
+        'longest_gap_s': {name: round(gap, 2) for name, gap in watch.longest_gap_s.items()},
+        'fuzzed_messages': sum(sent[name]['sent'] for name in FUZZED),
+        'fuzzed_parameters': {key: answers[key] for key in ('accepted', 'refused')},
+        'fuzzed_refused': {name: accounts[name]['refused'] for name in FUZZED},
+        'accounts': accounts,
+        'parameter_answer_ms': {
+            'p50': round(float(np.percentile(answered_ms, 50)), 1),
+            'p99': round(float(np.percentile(answered_ms, 99)), 1),
+        },
+        'memory_mb': [round(trend[0]['memory_mb'], 1), round(trend[-1]['memory_mb'], 1)],
+        'growth_after_first_minute': growth,
+        'threads': [trend[0]['threads'], trend[-1]['threads']],
+        'files': [trend[0]['files'], trend[-1]['files']],
+        'sigint_to_end_s': round(ended_s, 2),
+        'faults': faults[:20],
+    }
+
+
+def _growth(trend: list[dict]) -> dict[str, float] | None:
+    """Growth after the first minute: of memory relative, of threads and files in number.
+
+    Medians over the ten seconds at both ends; None for a run that is too short to tell.
+    """
+    warm = [s for s in trend if WARM_S <= s['at_s'] < WARM_S + 10.0]
+    if not warm or trend[-1]['at_s'] < WARM_S + 30.0:
+        return None
+    late = [s for s in trend if s['at_s'] >= trend[-1]['at_s'] - 10.0]
+
+    def medians(key: str) -> tuple[float, float]:
+        return statistics.median(s[key] for s in warm), statistics.median(s[key] for s in late)
+
+    before, after = medians('memory_mb')
+    changes = {key: medians(key)[1] - medians(key)[0] for key in ('threads', 'files')}
+    return {'memory': round(after / before - 1.0, 5), **changes}
+
+
+if __name__ == '__main__':
+    sys.exit(main())
