@@ -112,7 +112,8 @@ ARGUMENTS = (
         'rviz',
         default_value='false',
         choices=BOOLEANS,
-        description='Show overlay and labels of the first camera in RViz.',
+        description='Show overlay, labels and, when switched on there, points of the first camera '
+        'in RViz.',
     ),
 )
 
@@ -203,7 +204,7 @@ def _nodes(context: LaunchContext) -> list[Node]:
                 parameters=[{'use_sim_time': given['use_sim_time'] == 'true'}],
                 remappings=[
                     (f'/cliptrase/camera/{output}', f'{shown}/{output}')
-                    for output in ('overlay', 'label')
+                    for output in ('overlay', 'label', 'points')
                 ],
             )
         )
