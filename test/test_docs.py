@@ -38,6 +38,7 @@ NEEDS = {
     'scp': 'a robot',
     'rsync': 'a robot',
     'rerun': 'a display',
+    'python': 'minutes',
     'python3': 'an environment to make',
     'pytest': 'minutes: the tests run these tests',
 }
@@ -51,7 +52,7 @@ NOT_RUN = {
     'segment 0': 'a webcam',
 }
 #: Pages that are being written.
-COMING = ('performance.md', 'reliability.md', 'docs/performance.md', 'docs/reliability.md')
+COMING = ('performance.md', 'reliability.md')
 #: Shell words that are no commands of anybody.
 SHELL = {'source', 'export', 'touch', 'cd', 'mkdir'}
 # Of a page's text, what is not a command: output, code, trees of files.
@@ -162,6 +163,14 @@ def test_make(page, arguments):
         )
 
 
+PYTHON = every('python')
+
+
+@pytest.mark.parametrize(('page', 'arguments'), PYTHON, ids=ids(PYTHON))
+def test_python(page, arguments):
+    assert (ROOT / arguments[0]).is_file()
+
+
 ROS2 = [
     (page, arguments) for page, arguments in every('ros2') if 'cliptrase' in ' '.join(arguments)
 ]
@@ -222,10 +231,12 @@ def test_python_of_extending(tiny_model, monkeypatch):
 def test_links(page):
     text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
     for target in re.findall(r'\]\(([^)\s]+)\)', text):
-        if re.match(r'[a-z+]+:', target) or target in COMING:
+        if re.match(r'[a-z+]+:', target):
             continue
         path, _, fragment = target.partition('#')
         linked = (page.parent / path).resolve() if path else page
+        if linked.name in COMING and not linked.exists():
+            continue
         assert linked.exists(), f'{page.name}: {target}'
         if fragment:
             assert fragment in anchors(linked), f'{page.name}: {target}'
