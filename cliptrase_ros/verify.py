@@ -32,6 +32,10 @@ _ARRAYS = {
 }
 
 
+#: Share of labels that has to be equal in half precision.
+HALF_PRECISION_SHARE = 0.995
+
+
 class RecordingError(ValueError):
     """A file is no usable recording; the message says why."""
 
@@ -132,12 +136,14 @@ def _check_consistent(recording: Recording, path: Path) -> None:
 
 
 class Verifier:
-    """Runs the engine, in float32 on the CPU, on what recordings were made from."""
+    """Runs the engine, on the CPU, on what recordings were made from."""
 
-    def __init__(self, loaded: LoadedModel):
-        """loaded: the model with the weights of the recordings."""
+    def __init__(self, loaded: LoadedModel, precision: str = 'float32'):
+        """loaded: the model with the weights of the recordings. precision: of the image tower."""
         self._loaded = loaded
-        self._segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
+        self._segmenter = Segmenter(
+            loaded.model, loaded.tokenizer, loaded.mean, loaded.std, precision=precision
+        )
         self._text = TextEncoder(loaded.model, loaded.tokenizer)
 
     @torch.inference_mode()

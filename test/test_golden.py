@@ -1,5 +1,6 @@
 """The engine against recorded outputs of the published code, on a small model."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def traced(clip, golden, copies=1, bounds=None):
     pixels = torch.from_numpy(golden['input']).permute(2, 0, 1)[None].float() / 255
     pixels = ((pixels - CLIP_MEAN) / CLIP_STD).expand(copies, -1, -1, -1)
     with torch.inference_mode():
-        return trace(DenseBackbone(clip.visual), pixels, table, method, bounds)
+        backbone = DenseBackbone(clip.visual)
+        pixels = pixels.to(clip.visual.conv1.weight.dtype)
+        return trace(backbone, pixels, table, method, bounds)
 
 
 @pytest.mark.parametrize('bounds', [None, Bounds()], ids=['exact', 'bounded'])
@@ -51,6 +54,16 @@ def test_every_stage_equals_the_published_code(clip, path, bounds):
         np.testing.assert_allclose(getattr(result, stage)[0], golden[stage], atol=1e-4)
     for stage in ('clusters', 'raw_labels', 'labels'):
         np.testing.assert_array_equal(getattr(result, stage)[0], golden[stage], stage)
+
+
+@pytest.mark.parametrize('path', CASES, ids=lambda p: p.stem)
+def test_half_precision_keeps_the_labels(clip, path):
+    half = copy.deepcopy(clip)
+    half.visual.half()
+    golden = np.load(path)
+    result = traced(half, golden)
+    assert result.tokens.dtype == result.correlation.dtype == torch.float32
+    assert (result.labels[0].numpy() == golden['labels']).mean() >= 0.995
 
 
 def test_there_are_golden_cases_of_each_mode():
