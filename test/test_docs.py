@@ -51,8 +51,6 @@ NOT_RUN = {
     'evaluate': 'datasets, or minutes; test/test_evaluate_command.py runs it',
     'segment 0': 'a webcam',
 }
-#: Pages that are being written.
-COMING = ('performance.md', 'reliability.md')
 #: Shell words that are no commands of anybody.
 SHELL = {'source', 'export', 'touch', 'cd', 'mkdir'}
 # Of a page's text, what is not a command: output, code, trees of files.
@@ -232,8 +230,6 @@ def test_links(page):
             continue
         path, _, fragment = target.partition('#')
         linked = (page.parent / path).resolve() if path else page
-        if linked.name in COMING and not linked.exists():
-            continue
         assert linked.exists(), f'{page.name}: {target}'
         if fragment:
             assert fragment in anchors(linked), f'{page.name}: {target}'
