@@ -51,7 +51,7 @@ def plot(reports: list[dict]) -> str:
                 _text(
                     _LABEL + result['ratio'] * scale + 6,
                     y + 14,
-                    f'{result["ratio"]:.2f}  ({result["engine_ms"]:.3g} ms)',
+                    f'{result["ratio"]:.2f}  ({_short(result["engine_ms"])} ms)',
                 ),
             ]
             y += _ROW
@@ -69,6 +69,10 @@ def plot(reports: list[dict]) -> str:
         + '\n'.join([*parts, *legend])
         + '\n</svg>\n'
     )
+
+
+def _short(value: float) -> str:
+    return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
 
 
 def _bar(x: float, y: float, width: float, colour: str) -> str:

@@ -253,7 +253,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'cache_dir',
         Parameter.Type.STRING,
         '',
-        'Folder for downloaded weights; empty for the usual one.',
+        'Folder for downloaded weights and encoded phrases; empty for the usual ones.',
     ),
     ParameterSpec(
         'always_on',
