@@ -11,6 +11,11 @@ from cliptrase_ros.commands import bag, bench, demo, evaluate, explain, segment,
 from cliptrase_ros.commands.common import CommandError
 
 PACKAGE = 'cliptrase_ros'
+EXAMPLES = """examples:
+  cliptrase segment photos/ -v 'road; grass; person: pedestrian, worker'
+  cliptrase bag drive labelled -v 'road; car' --view
+  cliptrase segment photos/ -v 'red ball; floor; wall' --model toybox    (needs no download)
+"""
 #: In the order `--help` lists them.
 COMMANDS = (segment, bag, top, demo, evaluate, explain, verify, bench)
 
@@ -51,7 +56,10 @@ def package_version() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='cliptrase', description='Label images by words, without training.'
+        prog='cliptrase',
+        description='Label images by words, without training.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'cliptrase {package_version()}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')

@@ -106,6 +106,13 @@ def test_every_command_is_run_or_marked():
     assert len(every('cliptrase')) >= 20
 
 
+def test_examples_of_the_help_parse():
+    lines = re.findall(r'^  cliptrase (.*?)(?: {4}.*)?$', cli.EXAMPLES, re.M)
+    assert len(lines) == cli.EXAMPLES.count('  cliptrase ')
+    for line in lines:
+        assert cli._parser().parse_args(shlex.split(line)).run
+
+
 CLIPTRASE = every('cliptrase')
 
 
