@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 
+from cliptrase_ros.benchmark.cases import EngineCase, make_segmenter, measure_engine
 from cliptrase_ros.cli import main
+from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
 
 
 def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path, capsys):
@@ -31,6 +34,16 @@ def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path
     assert report['text']['cut_ms'] > 0 and report['text']['cached_ms'] > 0
     printed = capsys.readouterr().out
     assert report['device'] in printed and '304 x 224' in printed
+
+
+def test_graphs_are_measured_by_the_calls_that_they_replay(tiny_architecture):
+    # On a CPU the calls run without a graph.
+    cpu = torch.device('cpu')
+    segmenter = make_segmenter(tiny_architecture, cpu, 'float32')
+    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(cpu))
+    result = measure_engine(segmenter, EngineCase(64, 3), 'float32', graph=True, runs=2)
+    assert result['graph'] and result['batch'] == 3
+    assert result['engine_ms'] > 0 and result['stages_ms']['tower'] > 0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,12 @@ from reference_weights import MODEL_CONFIG, reference_clip
 
 from cliptrase_ros.segmentation.backbone import DenseBackbone, UnsupportedModelError
 from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
-from cliptrase_ros.segmentation.segmenter import PRESETS, SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import (
+    PRESETS,
+    SegmentationSettings,
+    Segmenter,
+    limit_threads,
+)
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyError, parse_vocabulary
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -168,6 +173,24 @@ def test_a_phrase_longer_than_the_context_is_refused_by_name(segmenter):
     vocabulary = parse_vocabulary(['road', 'very ' * 500 + 'long'])
     with pytest.raises(VocabularyError, match=r"'very very .*' is too long.*77"):
         segmenter.check_vocabulary(vocabulary)
+
+
+def test_threads_leave_a_core_to_others_unless_told(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        limit_threads(1)
+        assert torch.get_num_threads() == 1
+        monkeypatch.setenv('OMP_NUM_THREADS', '2')
+        limit_threads()
+        assert torch.get_num_threads() == 1  # PyTorch has followed the variable, or was told
+        monkeypatch.delenv('OMP_NUM_THREADS')
+        monkeypatch.setattr('os.sched_getaffinity', lambda _: {0, 1, 2})
+        limit_threads()
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ValueError, match='threads'):
+            limit_threads(0)
+    finally:
+        torch.set_num_threads(before)
 
 
 def image_tower(architecture):

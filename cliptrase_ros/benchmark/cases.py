@@ -21,7 +21,6 @@ from cliptrase_ros.benchmark.subject import (
 )
 from cliptrase_ros.benchmark.timing import PeakMemory, interleaved, stages_ms, synchronise
 from cliptrase_ros.segmentation.clustering import dbscan, dbscan_parameters
-from cliptrase_ros.segmentation.graphs import CudaGraphs
 from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
@@ -139,7 +138,7 @@ def _encoder_and_engine(
         pixels = torch.randn(len(frames), 3, *window, device=segmenter.device).to(dtype)
         run_encoder = partial(encode, pixels)
         if graph:
-            run_encoder = CudaGraphs(segmenter.device).record(run_encoder)
+            run_encoder = segmenter.fixed_calls.queue.record(run_encoder)
         return interleaved(
             {
                 'encoder': run_encoder,

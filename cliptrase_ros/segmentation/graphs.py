@@ -275,7 +275,7 @@ class FixedCalls:
         patience: int = 16,
     ):
         self._pipeline = pipeline
-        self._queue = queue
+        self.queue = queue
         self._bounds = bounds or Bounds()
         self._capacity = capacity
         self._patience = patience
@@ -317,7 +317,7 @@ class FixedCalls:
                 self._calls.popitem(last=False)
             try:
                 padded = table.padded(*shape.table_size)
-                call = FixedCall(self._pipeline, shape, self._bounds, padded, self._queue)
+                call = FixedCall(self._pipeline, shape, self._bounds, padded, self.queue)
             except torch.OutOfMemoryError:
                 self.clear()
                 raise
@@ -341,7 +341,7 @@ class FixedCalls:
     def clear(self) -> None:
         """Give back the memory of all calls."""
         self._calls.clear()
-        if self._queue.device.type == 'cuda':
+        if self.queue.device.type == 'cuda':
             torch.cuda.empty_cache()
 
 
