@@ -21,7 +21,7 @@ from rclpy.parameter import Parameter
 ROOT = Path(__file__).resolve().parents[2]
 NODE_NAME = '/cliptrase'
 #: Seconds anything may take on a busy machine.
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 class Failure(AssertionError):

@@ -3,6 +3,7 @@
 Imports nothing that takes time, so that the process listens to signals from its beginning.
 """
 
+import contextlib
 import importlib
 import os
 import signal
@@ -102,5 +103,7 @@ def end_within(seconds: float) -> None:
 def leave(status: int) -> None:
     """End the process at once, with what was written so far."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        # Whoever read it may be gone.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(status)

@@ -343,12 +343,17 @@ class SegmentNode(LifecycleNodeMixin, Node):
     def _publish_diagnostics(self) -> None:
         now = time.monotonic()
         elapsed_s, self._last_report = now - self._last_report, now
-        name = self.get_fully_qualified_name().lstrip('/')
-        array = DiagnosticArray(header=self._header())
-        array.status = [self._engine_status(name)] + [
-            diagnostics.camera_status(name, camera, elapsed_s) for camera in self._cameras
-        ]
-        self._diagnostics_publisher.publish(array)
+        try:
+            name = self.get_fully_qualified_name().lstrip('/')
+            array = DiagnosticArray(header=self._header())
+            array.status = [self._engine_status(name)] + [
+                diagnostics.camera_status(name, camera, elapsed_s) for camera in self._cameras
+            ]
+            self._diagnostics_publisher.publish(array)
+        except Exception as error:
+            # A camera may be destroyed meanwhile, and a report is not worth the node.
+            if not self._is_ending and self.context.ok():
+                self.get_logger().warning(f'no diagnostics this time: {_explain(error)}')
 
     def _engine_status(self, name: str) -> DiagnosticStatus:
         state, worker, engine = self.state, self._worker, self._engine
