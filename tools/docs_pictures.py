@@ -50,6 +50,8 @@ def main() -> None:
     draw_outputs(arguments.output)
     if not arguments.without_demo:
         require_ros('the demo is drawn', 'use --without-demo')
+        # Other nodes of this machine report to /diagnostics as well.
+        os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
         with tempfile.TemporaryDirectory() as folder:
             draw_demo(arguments.output, Path(folder))
 
