@@ -90,6 +90,7 @@ def measure(
     )
     as_published = (
         protocol.name == 'paper'
+        and settings.refinement == 'none'
         and settings.method == replace(PRESETS['paper'], image_prior=dataset.image_prior)
         and segmenter.name.startswith(PUBLISHED_MODEL)
     )
