@@ -72,7 +72,7 @@ class SegmentationSettings:
             raise ValueError(f'min_confidence is {self.min_confidence}; it must be 0 to 1')
         if self.window != 0 and not low <= self.window <= high:
             raise ValueError(f'window is {self.window}; it must be 0, or {low} to {high} pixels')
-        if not 0 <= self.stride <= self.window:
+        if not 0 <= self.stride <= (self.window or high):
             raise ValueError(
                 f'stride is {self.stride}; it must be 0 to the window, which is {self.window}'
             )

@@ -191,6 +191,40 @@ def test_settings_take_effect_live(start_node, client):
     assert (label[:, 31:89] != UNLABELLED).any()
 
 
+class Watched(Segmenter):
+    """Notes for how many images of each call a memory of the image before was given."""
+
+    def segment(self, images, vocabulary, settings=None, before=()):
+        if settings.smoothing:
+            self.remembered = [*getattr(self, 'remembered', []), sum(m is not None for m in before)]
+        return super().segment(images, vocabulary, settings, before)
+
+
+def test_smoothing_remembers_the_image_before_for_a_second(start_node, client, make_segmenter):
+    segmenter = make_segmenter(Watched)
+    start_node(segmenter, rate=0.0)
+    client.listen_to_label()
+    assert client.set_parameters(smoothing=0.5, preset='plus', refinement='edges')[0].successful
+    # Stamps in ms: a gap, and a recording that begins anew.
+    for stamp in (1000, 1100, 1200, 9000, 9100, 500, 600):
+        image = client.image(100, 100, seed=5)
+        image.header.stamp.sec, image.header.stamp.nanosec = stamp // 1000, stamp % 1000 * 1000000
+        client.label_of(client.send(image))
+    assert segmenter.remembered[-7:] == [0, 1, 1, 0, 1, 0, 1]
+
+
+def test_what_cannot_be_refined_is_refused_with_the_reason(start_node, client):
+    start_node()
+    (result,) = client.set_parameters(refinement='sam')
+    assert not result.successful and 'sam_model' in result.reason
+    assert all(r.successful for r in client.set_parameters(window=64, stride=32))
+    (result,) = client.set_parameters(stride=128)
+    assert not result.successful and 'window' in result.reason
+    client.listen_to_label()
+    client.label_of(client.send(client.image(100, 200)))
+    assert client.set_parameters(window=0)[0].successful
+
+
 def test_nothing_is_subscribed_or_computed_for_nobody(start_node, client):
     node = start_node()
     camera = node._cameras[0]
