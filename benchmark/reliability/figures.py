@@ -189,8 +189,12 @@ def swap(folder: Path, changes: int) -> dict:
                     watcher.wait_for(lambda: masks[-1][0] > version, 'the new words')  # noqa: B023
                     if i >= 2:  # both are known from here
                         taken_ms.append(1e3 * (masks[-1][1] - begin))
-                watcher.spin(1.5)
-                frame_ms = float(watcher.reports['camera camera'].get('engine_ms_mean', 'nan'))
+                # Of the last second, in which there may have been no frame.
+                report = watcher.wait_for(
+                    lambda: 'engine_ms_mean' in (r := watcher.reports['camera camera']) and r,
+                    'the time of a frame',
+                )
+                frame_ms = float(report['engine_ms_mean'])
                 stop_camera(sender)
             end(node, log)
         result[engine] = {
