@@ -92,3 +92,53 @@ def test_a_picture_without_mentions_gives_no_gradient_trouble():
     loss = losses.contrast(logits, nothing, ~nothing)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def test_compositions_name_their_parts():
+    names, shapes, colors = captions.levels()
+    rows = captions.compositions()
+    objects = [c for c in scenes.CLASSES if c.kind == 'object']
+    assert len(rows) == len(objects) - len(scenes.UNSEEN_COMBINATIONS)
+    for name, shape, color in rows.tolist():
+        adjective, noun = names.words[name][0].split()
+        assert shapes.words[shape][0] == noun
+        assert colors.words[color][0] == f'{adjective} object'
+
+
+def test_composition_is_zero_when_names_are_the_sum_of_their_parts():
+    generator = torch.Generator().manual_seed(0)
+    text = [
+        torch.nn.functional.normalize(torch.randn(len(level.words), 16, generator=generator), dim=1)
+        for level in captions.levels()
+    ]
+    assert losses.composition(text) > 0.5
+    name, shape, color = captions.compositions().unbind(1)
+    text[0][name] = torch.nn.functional.normalize(text[1][shape] + text[2][color], dim=-1)
+    assert losses.composition(text) == pytest.approx(0, abs=1e-6)
+
+
+def test_recoloured_pictures_teach_shapes_alone():
+    levels = captions.levels()
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape):
+        return torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+    text = [unit(len(level.words), 16) for level in levels]
+    coverage = torch.zeros(1, len(scenes.CLASSES))
+    coverage[0, scenes.CLASS_IDS['red ball']] = 0.3
+    coverage[0, scenes.CLASS_IDS['carpet']] = 0.7
+
+    def loss(features, recoloured):
+        terms = losses.caption_loss(
+            tokens, correlation, features, levels, coverage, torch.tensor(10.0), True, recoloured
+        )
+        return sum(value for name, value in terms.items() if name != 'text')
+
+    tokens, correlation = unit(1, 5, 16), torch.eye(5)[None]
+    recoloured, true = torch.tensor([True]), torch.tensor([False])
+    other_names = [unit(*text[0].shape), text[1], unit(*text[2].shape)]
+    other_shapes = [text[0], unit(*text[1].shape), text[2]]
+    assert loss(text, recoloured) == loss(other_names, recoloured)
+    assert loss(text, recoloured) != loss(other_shapes, recoloured)
+    assert loss(text, true) != loss(other_names, true)

@@ -81,6 +81,22 @@ def levels() -> tuple[Level, ...]:
     return tuple(result)
 
 
+@lru_cache(maxsize=1)
+def compositions() -> Tensor:
+    """The parts of every object phrase: int64 (phrases of things, 3), columns of `levels()`.
+
+    Name, shape and colour; the combinations that training never sees have no row.
+    """
+    names, shapes, colors = (level.member for level in levels())
+    kinds = [toy_class.kind for toy_class in CLASSES]
+    rows = [
+        [int(names[index].nonzero()), int(shapes[index].nonzero()), int(colors[index].nonzero())]
+        for index, kind in enumerate(kinds)
+        if kind == 'object' and names[index].any()
+    ]
+    return torch.tensor(rows)
+
+
 def prompts(level: Level, generator: torch.Generator) -> list[str]:
     """One prompt a phrase: a random way to say it in a random one of the 80 templates."""
     chosen = []

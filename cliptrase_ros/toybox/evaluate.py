@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,15 @@ from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
 from cliptrase_ros.segmentation.weights import TOYBOX_FOLDER, LoadedModel, load_model_folder
 from cliptrase_ros.toybox.captions import MENTIONED_FROM
 from cliptrase_ros.toybox.metrics import roc_auc
-from cliptrase_ros.toybox.renderer import render
-from cliptrase_ros.toybox.scenes import CLASSES, camera_pose, matches, sample_room, true_labels
+from cliptrase_ros.toybox.scenes import (
+    CLASSES,
+    DIFFICULTIES,
+    UNSEEN_COMBINATIONS,
+    matches,
+    sample_room,
+    true_labels,
+)
+from cliptrase_ros.toybox.sequences import photograph
 from cliptrase_ros.toybox.towers import ImageTower
 
 VOCABULARIES: dict[str, tuple[str, ...]] = {
@@ -42,15 +50,28 @@ class Scene:
     label: np.ndarray
 
 
+#: Height and width of the pictures of a difficulty, pixels: 4:3 and 16:9.
+PICTURE_SIZES = {'easy': (240, 320), 'hard': (270, 480)}
+
+
 def make_scenes(
-    count: int, split: str, height: int = 240, width: int = 320, first_seed: int = 0
+    count: int,
+    split: str,
+    height: int = 0,
+    width: int = 0,
+    first_seed: int = 0,
+    difficulty: str = 'easy',
 ) -> list[Scene]:
-    """What the simulated camera sees in `count` rooms of a split, at one time in each."""
+    """What the simulated camera sees in `count` rooms of a split, at one time in each.
+
+    Without a size, that of the difficulty in `PICTURE_SIZES`.
+    """
+    usual = PICTURE_SIZES[difficulty]
     scenes = []
     for seed in range(first_seed, first_seed + count):
-        room = sample_room(seed, split)
-        views = render([room], [camera_pose(room, 7.3 * seed)], height, width)
-        scenes.append(Scene(views.image[0].numpy(), views.label[0].numpy()))
+        room = sample_room(seed, split, difficulty)
+        frame = photograph(room, 7.3 * seed, height or usual[0], width or usual[1])
+        scenes.append(Scene(frame.image, frame.label))
     return scenes
 
 
@@ -97,10 +118,11 @@ def evaluate(
 ) -> dict:
     """Mean IoU (0..1) of each method and per-class IoU, over one set of scenes and one vocabulary.
 
-    Pixels whose class no phrase names do not count; for preset `paper` neither do those outside
-    its square crop. Also image-level results of the unmodified [CLS] token: `auc`, the mean
-    over phrases of the area under the ROC curve; `first_hit`, how often the object phrase and
-    the surface phrase with the largest score is in the picture.
+    `unseen_miou` is that over the combinations training never saw alone. Pixels whose class no
+    phrase names do not count; for preset `paper` neither do those outside its square crop. Also
+    image-level results of the unmodified [CLS] token: `auc`, the mean over phrases of the area
+    under the ROC curve; `first_hit`, how often the object phrase and the surface phrase with the
+    largest score is in the picture.
     """
     truth = [true_labels(scene.label, phrases) for scene in scenes]
     labels: dict[str, list[np.ndarray]] = {method: [] for method in methods}
@@ -128,12 +150,20 @@ def evaluate(
         iou = class_iou(counts)
         result[method] = {
             'miou': round(float(np.nanmean(iou)), 4),
+            'unseen_miou': _unseen_miou(phrases, iou),
             'accuracy': round(float(np.trace(counts) / counts.sum()), 4),
             'iou': {
                 n: round(float(v), 3) for n, v in zip(phrases, iou, strict=True) if np.isfinite(v)
             },
         }
     return result | {'image': _image_level(np.stack(scores), truth, phrases)}
+
+
+def _unseen_miou(phrases: Sequence[str], iou: np.ndarray) -> float | None:
+    """Mean over the phrases that are `UNSEEN_COMBINATIONS`; None where there are none."""
+    unseen = {' '.join(pair) for pair in UNSEEN_COMBINATIONS}
+    values = iou[[phrase in unseen for phrase in phrases]]
+    return round(float(np.nanmean(values)), 4) if np.isfinite(values).any() else None
 
 
 def _image_level(scores: np.ndarray, truth: list[np.ndarray], phrases: Sequence[str]) -> dict:
@@ -159,6 +189,12 @@ def _image_level(scores: np.ndarray, truth: list[np.ndarray], phrases: Sequence[
     return result
 
 
+def _summary(method: str, result: dict) -> str:
+    unseen = result['unseen_miou']
+    alone = '' if unseen is None else f' (unseen {100 * unseen:.1f})'
+    return f'{method} {100 * result["miou"]:.1f}{alone}'
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
@@ -170,23 +206,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--scenes', type=int, default=100)
     parser.add_argument('--first-seed', type=int, default=0, help='of the rooms')
     parser.add_argument('--splits', nargs='+', default=['held_out', 'unseen_combinations'])
+    parser.add_argument('--difficulties', nargs='+', default=list(DIFFICULTIES))
     parser.add_argument('--resolutions', type=int, nargs='+', default=[336])
     parser.add_argument('--vocabularies', nargs='+', default=list(VOCABULARIES))
+    parser.add_argument('--methods', nargs='+', default=list(METHODS), choices=METHODS)
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = all')
     parser.add_argument('--json', type=Path, help='write everything, per class too')
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     report = {}
-    for split in options.splits:
-        scenes = make_scenes(options.scenes, split, first_seed=options.first_seed)
-        for folder in options.folders:
-            for resolution in options.resolutions:
-                for name in options.vocabularies:
-                    result = evaluate(folder, scenes, VOCABULARIES[name], resolution)
-                    report[f'{folder.name}/{split}/{resolution}/{name}'] = result
-                    miou = '  '.join(f'{m} {100 * result[m]["miou"]:.1f}' for m in METHODS)
-                    print(f'{folder.name} {split} {resolution} {name}: {miou}  {result["image"]}')
+    for difficulty, split in itertools.product(options.difficulties, options.splits):
+        scenes = make_scenes(
+            options.scenes, split, first_seed=options.first_seed, difficulty=difficulty
+        )
+        for folder, resolution, name in itertools.product(
+            options.folders, options.resolutions, options.vocabularies
+        ):
+            result = evaluate(folder, scenes, VOCABULARIES[name], resolution, options.methods)
+            title = f'{folder.name} {difficulty} {split} {resolution} {name}'
+            report[title] = result
+            print(f'{title}: ' + '  '.join(_summary(m, result[m]) for m in options.methods))
+            print(f'    {result["image"]}', flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + '\n')
 

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliptrase_ros.segmentation.correlation import denoise_correlation
-from cliptrase_ros.toybox.captions import Level, presence
+from cliptrase_ros.toybox.captions import Level, compositions, presence
 
 # Of names, shapes and colours.
-LEVEL_WEIGHTS = (1.0, 0.7, 0.7)
+LEVEL_WEIGHTS = (1.0, 1.0, 1.0)
+SHAPES_LEVEL = 1
 MEAN_WEIGHT = 0.25
+COMPOSITION_WEIGHT = 2.0
 # Temperature of the correlation as an attention: clusters need rows that differ by about as much.
 SHARPNESS = 0.1
 # The share of a picture that a thing worth mentioning takes up, as a rule.
@@ -55,6 +57,17 @@ def patches(logits: Tensor, mentioned: Tensor, denied: Tensor) -> Tensor:
     return somewhere + room.mean()
 
 
+def composition(text: list[Tensor]) -> Tensor:
+    """The meaning of 'red ball' is that of 'red thing' and of 'ball' together.
+
+    text: per level (P, D), unit length. What a picture teaches about one name then holds for the
+    colour and for the shape, and so for pairs that no picture showed. 0 for perfect agreement.
+    """
+    name, shape, color = compositions().to(text[0].device).unbind(1)
+    parts = F.normalize(text[1][shape] + text[2][color], dim=-1)
+    return 1 - (text[0][name] * parts).sum(-1).mean()
+
+
 def regional(tokens: Tensor, correlation: Tensor) -> Tensor:
     """Patch tokens averaged over the patches that correlate with them, unit length (B, N, D).
 
@@ -72,20 +85,25 @@ def caption_loss(
     coverage: Tensor,
     scale: Tensor,
     dense: bool,
+    recoloured: Tensor,
 ) -> dict[str, Tensor]:
     """Loss terms; their sum is what training minimises.
 
     tokens (B, 1 + N, D): unit length, [CLS] first. correlation (B, 1 + N, 1 + N). text: per level
     (P, D), unit length. coverage (B, len(CLASSES)). dense: also on the recovered patch tokens,
-    not on [CLS] alone.
+    not on [CLS] alone. recoloured: bool (B,), pictures whose colours are not true, of which
+    only the shapes are said.
     """
     names = ('cls', 'mean', 'patch', 'region') if dense else ('cls',)
     terms = dict.fromkeys(names, tokens.new_zeros(()))
     if dense:
         regions = regional(tokens, correlation)
         mean = F.normalize(tokens[:, 1:].mean(1), dim=-1)
-    for level, features, weight in zip(levels, text, LEVEL_WEIGHTS, strict=True):
+    for index, (level, features) in enumerate(zip(levels, text, strict=True)):
+        weight = LEVEL_WEIGHTS[index]
         mentioned, denied = presence(level, coverage)
+        if index != SHAPES_LEVEL:
+            mentioned, denied = (said & ~recoloured[:, None] for said in (mentioned, denied))
         direction = scale * features.mT
         found = {'cls': contrast(tokens[:, 0] @ direction, mentioned, denied)}
         if dense:
@@ -93,4 +111,4 @@ def caption_loss(
             found['patch'] = patches(tokens[:, 1:] @ direction, mentioned, denied)
             found['region'] = patches(regions @ direction, mentioned, denied)
         terms = {name: terms[name] + weight * term for name, term in found.items()}
-    return terms
+    return terms | {'text': COMPOSITION_WEIGHT * composition(text)}

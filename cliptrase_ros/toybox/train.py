@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -33,7 +34,9 @@ class Settings:
     loss: 'dense' (captions on [CLS] and on the recovered patch tokens) or 'cls' (the control).
     tokens: image tokens per step; smaller windows make larger batches. learning_rate: at its
     peak. view_size: side of the rendered views in pixels. pool: views rendered once and reused;
-    0 renders new rooms at every step.
+    0 renders new rooms at every step. start_from: folder of a model whose weights are the first
+    ones; empty for random ones. frozen_blocks: of the image tower, and with them all before them,
+    that keep their first weights.
     """
 
     loss: str = 'dense'
@@ -45,6 +48,8 @@ class Settings:
     seed: int = 0
     view_size: int = 224
     pool: int = 16000
+    start_from: str = ''
+    frozen_blocks: int = 0
 
 
 class Trainer:
@@ -58,9 +63,14 @@ class Trainer:
             training_words(), model_config['text_cfg']['context_length']
         )
         self.model = towers.make_model(model_config, len(self.tokenizer.token_ids)).to(device)
+        if settings.start_from:
+            self._start_from(Path(settings.start_from))
         self.tower = towers.ImageTower(self.model.visual)
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        others = [p for p in self.model.parameters() if p.ndim < 2]
+        if settings.frozen_blocks:
+            self._freeze(settings.frozen_blocks)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim >= 2]
+        others = [p for p in trained if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [
                 {'params': decayed, 'weight_decay': settings.weight_decay},
@@ -77,6 +87,19 @@ class Trainer:
         self.steps_done = 0
         self.seconds = 0.0
 
+    def _start_from(self, folder: Path) -> None:
+        state = load_file(folder / towers.WEIGHTS_NAME, device=str(self.device))
+        if not torch.equal(state.pop('token_ids').cpu(), self.tokenizer.token_ids):
+            raise SystemExit(f'the model in {folder} knows other words')
+        self.model.load_state_dict(state)
+
+    def _freeze(self, blocks: int) -> None:
+        visual = self.model.visual
+        frozen = [visual.conv1, visual.ln_pre, *visual.transformer.resblocks[:blocks]]
+        parameters = [p for module in frozen for p in module.parameters()]
+        for parameter in [*parameters, visual.class_embedding, visual.positional_embedding]:
+            parameter.requires_grad = False
+
     def step(self, progress: float) -> dict[str, float]:
         """Train on one batch; progress 0..1 sets learning rate and window size."""
         settings, step = self.settings, self.steps_done
@@ -85,7 +108,7 @@ class Trainer:
         count = max(2, settings.tokens // ((height // patch) * (width // patch)))
         batch = self.source.batch(step, count, height, width)
         generator = torch.Generator().manual_seed(settings.seed * 7_919 + step)
-        pixels = views.augment(batch.pixels.to(self.device), generator)
+        pixels, recoloured = views.augment(batch.pixels.to(self.device), generator)
         pixels = (pixels - self.mean) / self.std
         coverage = batch.coverage.to(self.device)
 
@@ -95,7 +118,7 @@ class Trainer:
             group['lr'] = rate
         # On CPUs the fused attention's backward pass is several times slower than plain products.
         attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == 'cpu' else nullcontext()
-        with torch.autocast(self.device.type, torch.bfloat16), attention:
+        with self._autocast(), attention:
             features = self.tower(pixels)
             text = self._encode_text(generator)
         tokens = torch.cat([features.plain[:, :1], features.dense.tokens.float()[:, 1:]], 1)
@@ -107,6 +130,7 @@ class Trainer:
             coverage,
             self.model.logit_scale.exp(),
             dense=settings.loss == 'dense',
+            recoloured=recoloured,
         )
         loss = sum(terms.values())
         self.optimizer.zero_grad()
@@ -118,6 +142,11 @@ class Trainer:
             self.model.logit_scale.clamp_(0, math.log(100))
         self.steps_done += 1
         return {name: value.item() for name, value in {'loss': loss, **terms}.items()}
+
+    def _autocast(self):
+        # Processors without bfloat16 arithmetic are ten times slower with it.
+        slow = self.device.type == 'cpu' and 'AVX512' not in torch.backends.cpu.get_cpu_capability()
+        return nullcontext() if slow else torch.autocast(self.device.type, torch.bfloat16)
 
     def _encode_text(self, generator: torch.Generator) -> list[Tensor]:
         chosen = [prompts(level, generator) for level in levels()]
@@ -216,6 +245,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument('--view-size', type=int, default=default.view_size, help='pixels')
     parser.add_argument(
         '--pool', type=int, default=default.pool, help='views to render once; 0 = always new ones'
+    )
+    parser.add_argument(
+        '--start-from',
+        default=default.start_from,
+        help='folder of a model to start from; empty: random weights',
+    )
+    parser.add_argument(
+        '--frozen-blocks',
+        type=int,
+        default=default.frozen_blocks,
+        help='first blocks of the image tower that keep the weights they start from',
     )
     parser.add_argument('--pool-folder', type=Path, default=Path('toybox_views'))
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')

@@ -7,22 +7,39 @@ picture a class lies never reaches the training loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from cliptrase_ros.toybox.materials import COLORS
 from cliptrase_ros.toybox.renderer import render
-from cliptrase_ros.toybox.scenes import CLASSES, random_poses, sample_rooms, split_seed
+from cliptrase_ros.toybox.scenes import (
+    CLASSES,
+    UNSEEN_COMBINATIONS,
+    random_poses,
+    sample_rooms,
+    split_seed,
+)
 
 # Focal lengths in pixels. A 4:3 camera of 64 degrees has 239 at 224 lines and 358 at 336.
 FOCAL_RANGE = (130.0, 460.0)
 SHARD = 250
+# Shares of the pictures that are shown with all hues turned, and without colours.
+TURNED_SHARE = 0.25
+GRAY_SHARE = 0.08
+# Colours whose hues are closer than this may look alike, degrees.
+HUE_MARGIN = 20
+# Pixels.
+MOST_BLUR = 7
 # Of the shards (or of the steps, where nothing is pooled) every so many has easy rooms.
 EASY_EVERY = 4
 # The most that a camera is turned about its axis in a hard room, radians.
@@ -112,8 +129,12 @@ def _windows(
     return Batch(pixels.contiguous(), coverage / (height * width))
 
 
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Exposure, white balance, contrast and noise of a cheap camera; float32 0..1 from uint8."""
+def augment(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Motion blur, exposure, white balance, contrast and noise of a cheap camera; other colours.
+
+    pixels: uint8 (B, 3, H, W). Returns the pictures, float32 0..1, and which of them have lost
+    their colours or have others, bool (B,): these teach shapes that hold for every colour.
+    """
     count = len(pixels)
     device = pixels.device
     gain = (torch.rand(count, 1, 1, 1, generator=generator) * 0.5 + 0.75).to(device)
@@ -125,7 +146,77 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
         else torch.randn(pixels.shape, generator=generator)
     )
     strength = (torch.rand(count, 1, 1, 1, generator=generator) * 0.03).to(device)
-    return (pixels.float() / 255 * gain * balance + lift + noise * strength).clamp(0, 1)
+    image = _blur(pixels.float() / 255, generator)
+    matrix, recoloured = _recolouring(count, generator)
+    image = torch.einsum('bij,bjhw->bihw', matrix.to(device), image)
+    image = (image * gain * balance + lift + noise * strength).clamp(0, 1)
+    return image, recoloured.to(device)
+
+
+def _hue(color: Sequence[float]) -> float:
+    """Degrees, of a colour in linear light as a picture shows it."""
+    red, green, blue = (math.sqrt(channel) for channel in color)
+    return math.degrees(math.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
+
+
+@lru_cache(maxsize=1)
+def hue_turns() -> tuple[int, ...]:
+    """Degrees by which hues can be turned without making an unseen combination from a known one.
+
+    They are also so large that no colour stays itself.
+    """
+    hues = {name: _hue(color) for name, color in COLORS.items() if name != 'white'}
+
+    def near(first: float, second: float) -> bool:
+        return abs((first - second + 180) % 360 - 180) < HUE_MARGIN
+
+    unseen = [(finish, shape) for finish, shape in UNSEEN_COMBINATIONS if finish in hues]
+    return tuple(
+        turn
+        for turn in range(40, 321)
+        if not any(
+            near(hues[finish] + turn, hues[other])
+            for other, shape in unseen
+            for finish in hues
+            if (finish, shape) not in UNSEEN_COMBINATIONS
+        )
+    )
+
+
+def _recolouring(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A colour matrix (count, 3, 3) for each picture, and which are not the identity."""
+    draw = torch.rand(count, generator=generator)
+    turns = torch.tensor(hue_turns())
+    chosen = turns[torch.randint(len(turns), (count,), generator=generator)]
+    turned, gray = draw < TURNED_SHARE, draw > 1 - GRAY_SHARE
+    matrix = torch.where(turned[:, None, None], hue_matrices(chosen), torch.eye(3))
+    matrix = torch.where(gray[:, None, None], torch.full((3, 3), 1 / 3), matrix)
+    return matrix, turned | gray
+
+
+def hue_matrices(degrees: Tensor) -> Tensor:
+    """Turns of RGB about its axis of grays by angles (B,): float32 (B, 3, 3)."""
+    angle = torch.deg2rad(degrees.float())[:, None, None]
+    along = torch.full((3, 3), 1 / 3)
+    side = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    return along + angle.cos() * (torch.eye(3) - along) + angle.sin() * side
+
+
+def _blur(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the pictures drawn out along a line of up to `MOST_BLUR` pixels."""
+    count, _, height, width = image.shape
+    length = (torch.rand(count, 1, 1, generator=generator) - 0.5).clamp_min(0) * 2 * MOST_BLUR
+    angle = torch.rand(count, 1, 1, generator=generator) * math.pi
+    reach = MOST_BLUR // 2
+    offset = torch.arange(-reach, reach + 1.0)
+    y, x = offset[None, :, None], offset[None, None, :]
+    along = (x * angle.cos() + y * angle.sin()).abs() - length / 2
+    across = (y * angle.cos() - x * angle.sin()).abs()
+    kernel = (1 - along.clamp_min(0)).clamp_min(0) * (1 - across).clamp_min(0)
+    kernel = (kernel / kernel.sum((1, 2), keepdim=True)).to(image.device)
+    kernel = kernel.repeat_interleave(3, 0)[:, None]
+    padded = F.pad(image, (reach,) * 4, mode='replicate').flatten(0, 1)[None]
+    return F.conv2d(padded, kernel, groups=3 * count).view(count, 3, height, width)
 
 
 class PoolSource:
