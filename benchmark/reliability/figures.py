@@ -273,8 +273,7 @@ def table(figures: dict, soaked: dict | None) -> str:
                 '≥ 10,000, 0 crashes, every refusal counted',
                 f'{soaked["fuzzed_messages"]} and '
                 f'{sum(soaked["fuzzed_parameters"].values())} parameter values, '
-                f'{soaked["crashes"]} crashes, {sum(soaked["fuzzed_refused"].values())} refused, '
-                'as many as were bad',
+                f'{soaked["crashes"]} crashes, {sum(soaked["fuzzed_refused"].values())} refused',
             ),
         ]
     lines = ['| what | goal | measured |', '|---|---|---|']

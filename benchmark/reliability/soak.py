@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import fuzzing
@@ -290,13 +291,19 @@ def _report(arguments, watch, trend, answers, sent, accounts, ended_s) -> dict:
             'p50': round(float(np.percentile(answered_ms, 50)), 1),
             'p99': round(float(np.percentile(answered_ms, 99)), 1),
         },
-        'memory_mb': [round(trend[0]['memory_mb'], 1), round(trend[-1]['memory_mb'], 1)],
+        'memory_mb': _each_minute(trend),
         'growth_after_first_minute': growth,
         'threads': [trend[0]['threads'], trend[-1]['threads']],
         'files': [trend[0]['files'], trend[-1]['files']],
         'sigint_to_end_s': round(ended_s, 2),
         'faults': faults[:20],
     }
+
+
+def _each_minute(trend: list[dict]) -> list[float]:
+    """Memory at the beginning, at every full minute and at the end, MB."""
+    begins = [now for before, now in pairwise(trend) if now['at_s'] // 60 > before['at_s'] // 60]
+    return [round(sample['memory_mb'], 1) for sample in (trend[0], *begins, trend[-1])]
 
 
 def _growth(trend: list[dict]) -> dict[str, float] | None:
