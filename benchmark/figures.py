@@ -22,7 +22,9 @@ _ENCODER, _REST = '#7a93b8', '#d9822b'
 def main() -> None:
     """Rewrite the page's figures and the plot."""
     paths = sorted((ROOT / 'benchmark' / 'results').glob('*.json'))
-    reports = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
+    found = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
+    # Those of the soak and the node lie beside them and have no such key.
+    reports = [report for report in found if 'results' in report]
     PLOT.write_text(plot(reports), encoding='utf-8')
     sections = [table(report) for report in reports]
     figures = '\n\n'.join([f'![Engine over encoder](images/{PLOT.name})', *sections])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,18 +27,25 @@ def top(*arguments):
 def test_prints_what_a_node_reports(context):
     node = rclpy.create_node('somebody', context=context)
     publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
-    statistics = diagnostics.CameraStatistics()
+    camera = SimpleNamespace(
+        name='front',
+        topic='/front',
+        transport='raw',
+        subscribed=True,
+        masks_unknown=(),
+        statistics=diagnostics.CameraStatistics(),
+    )
     process = top('--once', '--timeout', '30')
     try:
         while process.poll() is None:
-            statistics.count('received')
-            statistics.count_label(0.05, 0.04)
+            camera.statistics.count('received')
+            camera.statistics.count_label(0.05, processing_s=0.04, engine_s=0.03)
             array = DiagnosticArray()
             array.status = [
                 diagnostics.status(
                     'cliptrase: engine', 'cpu', b'\0', 'labelling', {'vocabulary_version': 1}
                 ),
-                diagnostics.camera_status('cliptrase', 'front', statistics, True, '/front', 1.0),
+                diagnostics.camera_status('cliptrase', camera, 1.0),
             ]
             publisher.publish(array)
             try:
