@@ -10,6 +10,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.exceptions import (
     InvalidParameterTypeException,
     InvalidParameterValueException,
+    ParameterException,
 )
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -393,6 +394,20 @@ class Parameters:
         """
         known = [parameter for parameter in changes if parameter.name in _SPECS]
         return _checked(replace(self, **_converted(known)))
+
+
+def declared_values(node: Node, specs: Iterable[ParameterSpec]) -> dict[str, object]:
+    """Declare parameters on a node; returns the values it was started with, by name.
+
+    Raises ParameterError: a value of the wrong type or out of range.
+    """
+    try:
+        return {
+            spec.name: node.declare_parameter(spec.name, spec.default, spec.descriptor()).value
+            for spec in specs
+        }
+    except ParameterException as error:
+        raise ParameterError(str(error)) from error
 
 
 def declare_parameters(node: Node) -> Parameters:

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
@@ -18,7 +17,7 @@ from cliptrase_ros.point_messages import PointsError, read_points
 from cliptrase_ros.ros.camera import LATCHED_QOS
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.executable import run_node
-from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec
+from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec, declared_values
 from cliptrase_ros.viewer import ShownClass, ShownMask, Viewer
 
 NODE_NAME = 'rerun_viewer'
@@ -61,14 +60,7 @@ class RerunViewer(Node):
 
     def __init__(self, **node_arguments):
         super().__init__(NODE_NAME, **node_arguments)
-        values = {}
-        for spec in PARAMETERS:
-            try:
-                values[spec.name] = self.declare_parameter(
-                    spec.name, spec.default, spec.descriptor()
-                ).value
-            except ParameterException as error:
-                raise ParameterError(str(error)) from error
+        values = declared_values(self, PARAMETERS)
         self._show = list(values['show'])
         unknown = [name for name in self._show if name not in SHOWN]
         if unknown:

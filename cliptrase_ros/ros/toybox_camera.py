@@ -4,7 +4,6 @@ import sys
 
 import numpy as np
 import torch
-from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -14,7 +13,12 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.ros.conversions import compressed_picture_message, image_message
 from cliptrase_ros.ros.executable import run_node
-from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec, check_camera_name
+from cliptrase_ros.ros.parameters import (
+    ParameterError,
+    ParameterSpec,
+    check_camera_name,
+    declared_values,
+)
 from cliptrase_ros.toybox.renderer import intrinsics
 from cliptrase_ros.toybox.scenes import DIFFICULTIES, SPLITS, sample_room
 from cliptrase_ros.toybox.sequences import photograph
@@ -60,14 +64,7 @@ class ToyboxCamera(Node):
 
     def __init__(self, **node_arguments):
         super().__init__(NODE_NAME, **node_arguments)
-        values = {}
-        for spec in PARAMETERS:
-            try:
-                values[spec.name] = self.declare_parameter(
-                    spec.name, spec.default, spec.descriptor()
-                ).value
-            except ParameterException as error:
-                raise ParameterError(str(error)) from error
+        values = declared_values(self, PARAMETERS)
         check_camera_name('camera', values['camera'])
         try:
             self._room = sample_room(values['seed'], values['split'], values['difficulty'])
