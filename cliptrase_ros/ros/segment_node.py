@@ -104,6 +104,9 @@ class SegmentNode(LifecycleNodeMixin, Node):
         if self._worker is not None:
             self._worker.stop(_LAST_FRAME_S)
         super().destroy_node()
+        # rclpy leaves the lifecycle's services to the garbage collector: until it comes, others
+        # see a node that answers nothing.
+        self._state_machine.destroy_when_not_in_use()
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, begin to encode the vocabulary, and make the cameras' outputs."""

@@ -107,6 +107,23 @@ def test_phrase_the_text_tower_cannot_read_is_found_when_there_is_one(start_node
     assert change(client, 'configure')
 
 
+def test_destroyed_node_leaves_no_lifecycle_behind(start_node, client):
+    def services():
+        names = {name for name, _ in client.node.get_service_names_and_types()}
+        return names & {'/cliptrase/change_state', '/cliptrase/get_state'}
+
+    node = start_node()
+    client.wait_for(lambda: len(services()) == 2, 'the services')
+    # Without the help of the garbage collector, which comes when it likes.
+    gc.disable()
+    try:
+        node.executor.remove_node(node)
+        node.destroy_node()
+        client.wait_for(lambda: not services(), 'their end')
+    finally:
+        gc.enable()
+
+
 def test_services_are_answered_while_the_model_is_loaded(
     start_node, client, segmenter, monkeypatch
 ):
