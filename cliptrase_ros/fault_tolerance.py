@@ -83,6 +83,30 @@ class FaultTolerantEngine:
                 raise
         return self.segmenter.encode_vocabulary(vocabulary)
 
+    def warm_up(
+        self,
+        size: tuple[int, int],
+        batch: int,
+        vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
+    ) -> None:
+        """Make ready for images of a size, in batches no larger than memory allows.
+
+        size: (height, width), pixels. batch: most images at a time. Raises what the engine
+        raises for one.
+        """
+        while True:
+            try:
+                most = min(batch, self.largest_batch)
+                return self.segmenter.warm_up([size], most, settings, self._here(vocabulary))
+            except Exception as error:
+                if not self._met_device_fault(error):
+                    raise
+                if is_out_of_memory(error) and most > 1:
+                    self.largest_batch = most // 2
+                elif not self._move_to_cpu():
+                    raise
+
     def segment_each(
         self,
         images: Sequence[np.ndarray],

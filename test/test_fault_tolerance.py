@@ -142,6 +142,19 @@ def test_cpu_takes_over_where_it_may(failing, healthy, images, error):
     assert matters and type(error).__name__ in fault
 
 
+def test_warm_up_goes_on_where_images_can_be_labelled(failing, healthy):
+    engine = FaultTolerantEngine(failing, lambda: healthy)
+    engine.largest_batch = 8
+    vocabulary = encode(engine)
+    failing.error = OUT_OF_MEMORY[0]
+    engine.warm_up((48, 64), 6, vocabulary, SETTINGS)
+    # Smaller and smaller batches, then the CPU.
+    assert len(failing.calls) == 3 and engine.segmenter is healthy
+    failing.error = LOST[0]
+    with pytest.raises(RuntimeError, match='launch failure'):
+        FaultTolerantEngine(failing).warm_up((48, 64), 1, vocabulary, SETTINGS)
+
+
 def test_vocabulary_is_encoded_on_the_cpu_when_the_device_is_lost_meanwhile(failing, healthy):
     failing.encodes = False
     engine = FaultTolerantEngine(failing, lambda: healthy)

@@ -21,7 +21,16 @@ import fuzzing
 import numpy as np
 from cameras import CAMERAS, FUZZED
 from cliptrase_ros.msg import ClassMasks, Vocabulary
-from processes import Failure, Observer, end, observer, process, resources, segment_node
+from processes import (
+    Failure,
+    Observer,
+    end,
+    observer,
+    process,
+    resources,
+    segment_node,
+    take_own_domain,
+)
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from tqdm import tqdm
@@ -135,6 +144,7 @@ def main() -> int:
     parser.add_argument('--model', default='toybox')
     parser.add_argument('--json', type=Path, metavar='FILE')
     arguments = parser.parse_args()
+    take_own_domain()
     with tempfile.TemporaryDirectory() as folder:
         try:
             report = soak(arguments, Path(folder))

@@ -16,6 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from cliptrase_ros.image_messages import MAX_PIXELS, MAX_SIDE
+from cliptrase_ros.segmentation.preprocessing import MAX_ASPECT_RATIO
 from cliptrase_ros.segmentation.segmenter import (
     MAX_SMOOTHING,
     PRECISIONS,
@@ -251,6 +252,22 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         constraints=f'auto or one of {", ".join(PRECISIONS)}',
     ),
     ParameterSpec(
+        'threads',
+        Parameter.Type.INTEGER,
+        0,
+        'Processor cores that inference uses at most; 0 leaves one of them to others, or takes '
+        'what OMP_NUM_THREADS says.',
+        limits=(0, 1024),
+    ),
+    ParameterSpec(
+        'warm_up_sizes',
+        None,
+        '',
+        "Sizes of the images to come, 'WIDTHxHEIGHT' each: made ready for before the first of "
+        'them. On a GPU other sizes are slower for their first 16 images.',
+        constraints=f"{_ENTRIES}; '' for none",
+    ),
+    ParameterSpec(
         'cache_dir',
         Parameter.Type.STRING,
         '',
@@ -299,7 +316,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
 )
 
 #: Lists that may have no entries.
-_MAY_BE_EMPTY = ('background', 'mask_topics')
+_MAY_BE_EMPTY = ('background', 'mask_topics', 'warm_up_sizes')
 
 _SPECS = {spec.name: spec for spec in PARAMETERS}
 
@@ -327,6 +344,8 @@ class Parameters:
     sam_model: str
     device: str
     precision: str
+    threads: int
+    warm_up_sizes: tuple[tuple[int, int], ...]
     cache_dir: str
     always_on: bool
     autostart: bool
@@ -452,7 +471,7 @@ def _converted(parameters: Iterable[Parameter]) -> dict[str, object]:
                 f'be of type {spec.type.name}{_type_hint(spec)}'
             )
         converted[spec.name] = tuple(value) if isinstance(value, list) else value
-    for name in {'background', 'mask_topics', 'transport'} & converted.keys():
+    for name in {'background', 'mask_topics', 'transport', 'warm_up_sizes'} & converted.keys():
         entries = converted[name]
         if isinstance(entries, str):
             entries = tuple(entries.split(';'))
@@ -460,7 +479,21 @@ def _converted(parameters: Iterable[Parameter]) -> dict[str, object]:
         converted[name] = () if not any(p.strip() for p in entries) else entries
     for name in {'mask_topics', 'transport'} & converted.keys():
         converted[name] = tuple(clean_phrase(entry) for entry in converted[name])
+    if 'warm_up_sizes' in converted:
+        converted['warm_up_sizes'] = tuple(_size(entry) for entry in converted['warm_up_sizes'])
     return converted
+
+
+def _size(entry: str) -> tuple[int, int]:
+    """(height, width) of 'WIDTHxHEIGHT'."""
+    found = re.fullmatch(r'([0-9]{1,6})x([0-9]{1,6})', entry.strip())
+    width, height = map(int, found.groups()) if found else (0, 0)
+    if min(width, height) == 0 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ParameterError(
+            f"'warm_up_sizes' has {entry.strip()[:40]!r}; give sizes of images in pixels, "
+            "WIDTHxHEIGHT, for instance ['640x480', '1280x720']"
+        )
+    return height, width
 
 
 def _entries(name: str, value: object) -> str | tuple[str, ...]:
@@ -506,6 +539,12 @@ def _checked(values: Parameters) -> Parameters:
             "'refinement' is 'sam', but the node was started without one: start it with "
             "'sam_model', the folder of a SAM"
         )
+    for height, width in values.warm_up_sizes:
+        if width * height > values.max_image_megapixels * 1e6:
+            raise ParameterError(
+                f"'warm_up_sizes' has {width}x{height}; such images are refused, because "
+                f"'max_image_megapixels' is {values.max_image_megapixels:g}"
+            )
     _check_cameras(values.cameras)
     _check_transport(values.transport, values.cameras)
     _check_mask_topics(values.mask_topics)

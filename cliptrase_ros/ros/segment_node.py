@@ -193,6 +193,8 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 on_vocabulary=self._announce,
                 is_shutting_down=lambda: self._is_ending or not self.context.ok(),
                 logger=self.get_logger(),
+                warm_up_sizes=self._values.warm_up_sizes,
+                warm_up_batch=len(self._values.cameras),
             )
             try:
                 for name in self._values.cameras:
@@ -248,6 +250,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             device=device or values.device,
             precision=values.precision if device is None else 'auto',
             cache_dir=values.cache_dir or None,
+            threads=values.threads or None,
             sam_model=values.sam_model,
         )
         self.get_logger().info(

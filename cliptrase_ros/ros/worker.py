@@ -17,6 +17,7 @@ from cliptrase_ros.segmentation.segmenter import (
 )
 from cliptrase_ros.segmentation.smoothing import FrameMemory
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
+from cliptrase_ros.unused_memory import UnusedMemory
 
 #: Encoding gives way to a frame after this long, or one phrase if that takes longer: about as
 #: much time for the new words as for labelling by the old ones.
@@ -43,6 +44,8 @@ class VocabularyState:
 class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
+    warm_up_sizes: (height, width) of images to be ready for before the first one, pixels;
+    up to warm_up_batch of them at a time.
     on_vocabulary: called in the inference thread when a vocabulary comes into force, before the
     first label made with it, and again if it raises.
     clock: () -> nanoseconds and whether they are simulated. is_shutting_down: whether errors
@@ -58,10 +61,15 @@ class Worker:
         on_vocabulary: Callable[[Vocabulary], None],
         is_shutting_down: Callable[[], bool],
         logger: RcutilsLogger,
+        warm_up_sizes: Sequence[tuple[int, int]] = (),
+        warm_up_batch: int = 1,
     ):
         self.settings = settings
         self._engine = engine
+        self._sizes_to_warm_up = list(warm_up_sizes)
+        self._warm_up_batch = warm_up_batch
         self._memories: dict[str, tuple[int, FrameMemory]] = {}
+        self._unused_memory = UnusedMemory()
         self._clock = clock
         self._on_vocabulary = on_vocabulary
         self._is_shutting_down = is_shutting_down
@@ -152,6 +160,7 @@ class Worker:
                 # Turn by turn: a large vocabulary does not stop labelling by the old one, and
                 # frames that never cease do not keep a new one waiting.
                 worked = self._encode_some()
+                worked = self._warm_up_some() or worked
                 worked = self._serve_some() or worked
                 worked = self._publish_waiting() or worked
                 if not worked and not self._stopping:
@@ -230,8 +239,26 @@ class Worker:
                 self._in_force = encoded
             self._failure = failure
 
+    def _warm_up_some(self) -> bool:
+        if self._in_force is None or not self._sizes_to_warm_up:
+            return False
+        begin = time.monotonic()
+        height, width = size = self._sizes_to_warm_up.pop(0)
+        try:
+            self._engine.warm_up(size, self._warm_up_batch, self._in_force, self.settings)
+        except Exception as error:
+            self._logger.warning(
+                f'not ready for images of {width} x {height} beforehand: '
+                f'{type(error).__name__}: {error}'
+            )
+        else:
+            self._logger.info(
+                f'ready for images of {width} x {height}, in {time.monotonic() - begin:.1f} s'
+            )
+        return True
+
     def _serve_some(self) -> bool:
-        if self._in_force is None:
+        if self._in_force is None or self._sizes_to_warm_up:
             return False
         now_ns, _ = self._clock()
         batch = self._engine.largest_batch
@@ -285,6 +312,7 @@ class Worker:
             stamp_ns = _stamp_ns(frame)
             latency_s = (self._clock()[0] - stamp_ns) * 1e-9 if stamp_ns else None
             frame.camera.statistics.count_label(latency_s, time.monotonic() - begin, engine_s)
+        self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pictures)
 
     def _memory_of(self, frame: Frame) -> FrameMemory | None:
         """What is remembered of the camera's image before, unless there was a gap in time."""

@@ -212,6 +212,11 @@ def test_atomic_change_is_all_or_nothing(start_node, client):
         ({'mask_topics': ['red car', 'Red-Car']}, 'the same topic'),
         ({'mask_topics': 'road; 人'}, 'Latin letters'),
         ({'mask_topics': [1]}, 'Quote every entry'),
+        ({'warm_up_sizes': ['640*480']}, 'WIDTHxHEIGHT'),
+        ({'warm_up_sizes': '640x480; 0x480'}, "'0x480'"),
+        ({'warm_up_sizes': ['6400x100']}, 'WIDTHxHEIGHT'),
+        ({'warm_up_sizes': ['64x64'], 'max_image_megapixels': 0.001}, 'max_image_megapixels'),
+        ({'threads': -1}, 'out of range'),
     ],
 )
 def test_node_does_not_start_with_bad_parameters(start_node, values, reason):

@@ -28,7 +28,12 @@ def wait_for(condition):
 def start_worker():
     workers = []
 
-    def start(segmenter, on_vocabulary=lambda _: None, clock=lambda: (time.monotonic_ns(), False)):
+    def start(
+        segmenter,
+        on_vocabulary=lambda _: None,
+        clock=lambda: (time.monotonic_ns(), False),
+        **arguments,
+    ):
         worker = Worker(
             FaultTolerantEngine(segmenter),
             settings=SegmentationSettings(),
@@ -36,6 +41,7 @@ def start_worker():
             on_vocabulary=on_vocabulary,
             is_shutting_down=lambda: False,
             logger=get_logger('test_worker'),
+            **arguments,
         )
         workers.append(worker)
         worker.start()
@@ -119,3 +125,33 @@ def test_thread_survives_a_clock_that_fails_while_it_is_idle(start_worker, segme
     wait_for(lambda: len(calls) >= 3)
     worker.request_vocabulary(parse_vocabulary('road; tree', previous=worker.latest_vocabulary))
     wait_for(lambda: worker.vocabulary_state.in_force == 2)
+
+
+def test_ready_for_announced_sizes_before_the_first_image(start_worker, make_segmenter):
+    calls = []
+
+    class Watched(Segmenter):
+        def warm_up(self, sizes, batch, settings, vocabulary):
+            calls.extend((size, batch) for size in sizes)
+            if sizes == [(1, 1)]:
+                raise RuntimeError('no memory left')
+            super().warm_up(sizes, batch, settings, vocabulary)
+
+    class Watching:
+        name, last_taken_ns = 'camera', 0
+
+        def take(self, now_ns):
+            calls.append('an image')
+
+        def publish_waiting(self):
+            return False
+
+        def wait_ns(self, now_ns):
+            return None
+
+    sizes = [(48, 64), (1, 1), (64, 48)]
+    worker = start_worker(make_segmenter(Watched), warm_up_sizes=sizes, warm_up_batch=1)
+    worker.serve([Watching()])
+    worker.request_vocabulary(parse_vocabulary('road; tree'))
+    wait_for(lambda: 'an image' in calls)
+    assert calls[: calls.index('an image')] == [(size, 1) for size in sizes]
