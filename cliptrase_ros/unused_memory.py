@@ -1,4 +1,4 @@
-"""Memory that images of other sizes leave behind."""
+"""Memory of the process that nobody uses: given back, or not taken at all."""
 
 import ctypes
 import time
@@ -42,9 +42,25 @@ class UnusedMemory:
 
 
 def give_back_unused_memory() -> bool:
-    """Give free memory of the process back to the system; False where the C library cannot."""
+    """Give free memory of the process back to the system, if the C library can.
+
+    Returns whether there was any to give.
+    """
     try:
-        malloc_trim = ctypes.CDLL(None).malloc_trim
+        return bool(ctypes.CDLL(None).malloc_trim(0))
     except (OSError, AttributeError):
         return False
-    return bool(malloc_trim(0))
+
+
+def share_memory_between_threads() -> bool:
+    """Let the threads that start from now on allocate from common pools, two in all.
+
+    By default each has one of its own, and keeps there what another could use. Returns False
+    where the C library cannot.
+    """
+    # M_ARENA_MAX of glibc's malloc.h.
+    arena_max = -8
+    try:
+        return bool(ctypes.CDLL(None).mallopt(arena_max, 2))
+    except (OSError, AttributeError):
+        return False

@@ -29,6 +29,7 @@ from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.segmentation.weights import ModelError
+from cliptrase_ros.unused_memory import share_memory_between_threads
 
 NODE_NAME = 'cliptrase'
 
@@ -410,6 +411,7 @@ def _explain(error: Exception | None) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to end; returns the exit status."""
+    share_memory_between_threads()
     return run_node(SegmentNode, NODE_NAME, args)
 
 
