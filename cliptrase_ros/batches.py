@@ -10,6 +10,7 @@ from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
     Segmenter,
 )
+from cliptrase_ros.segmentation.smoothing import FrameMemory
 
 
 def default_batch(segmenter: Segmenter) -> int:
@@ -25,16 +26,21 @@ def segment_each(
     images: Sequence[np.ndarray],
     vocabulary: EncodedVocabulary,
     settings: SegmentationSettings,
+    before: Sequence[FrameMemory | None] = (),
 ) -> list[Segmentation | Exception]:
     """Segment images as one batch; where that fails, one by one.
 
-    images: uint8 (H, W, 3) RGB each. Returns, for each, its segmentation or what was raised.
+    images: uint8 (H, W, 3) RGB each. before: see `Segmenter.segment`. Returns, for each, its
+    segmentation or what was raised.
     """
     if not images:
         return []
     try:
-        return list(segmenter.segment(images, vocabulary, settings))
+        return list(segmenter.segment(images, vocabulary, settings, before))
     except Exception as error:
         if len(images) == 1:
             return [error]
-    return [segment_each(segmenter, [image], vocabulary, settings)[0] for image in images]
+    return [
+        segment_each(segmenter, [image], vocabulary, settings, [memory])[0]
+        for image, memory in zip(images, before or [None] * len(images), strict=True)
+    ]

@@ -21,7 +21,7 @@ from rosbags.rosbag2 import CompressionMode, Reader
 from cliptrase_ros.bag.cameras import camera_name
 from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagError, BagReader
-from cliptrase_ros.bag.types import definition_file, make_typestore
+from cliptrase_ros.bag.types import IMAGE, definition_file, make_typestore
 from cliptrase_ros.cli import main
 from cliptrase_ros.image_messages import decode_mask
 from cliptrase_ros.rate_limit import RateLimit
@@ -193,6 +193,39 @@ def test_labels_are_the_engines(run, typestore, tiny_model, tmp_path):
             [bags.picture(number)], encoded, SegmentationSettings(resolution=64)
         )
         assert (label.reshape(48, 64) == expected.label).all()
+
+
+def test_smoothing_is_that_of_each_camera(run, typestore, tiny_model, tmp_path):
+    """Batches must not keep a frame from what the one before has left."""
+    noise = np.random.default_rng(0)
+    noisy = [
+        (bags.picture(0) // 2 + noise.integers(0, 40, (48, 64, 3))).astype(np.uint8)
+        for _ in range(6)
+    ]
+    stamped = [(bags.START + bags.STEP * number, picture) for number, picture in enumerate(noisy)]
+    messages = [(stamp, bags.image(picture, stamp=stamp)) for stamp, picture in stamped]
+    contents = [(f'/{name}/image_raw', IMAGE, [bags.qos()], messages) for name in ('front', 'rear')]
+    source = bags.write_bag(tmp_path / 'in', contents)
+    options = ('--smoothing', '0.9', '--batch', '8', '--no-overlay')
+    assert run(source, tmp_path / 'out', *options)[0] == 0
+    _, written = read(tmp_path / 'out')
+    segmenter = load_segmenter(tiny_model, device='cpu')
+    encoded = segmenter.encode_vocabulary(parse_over_background(WORDS))
+    settings = SegmentationSettings(resolution=64, smoothing=0.9)
+    memory, expected, alone = None, [], []
+    for picture in noisy:
+        (result,) = segmenter.segment([picture], encoded, settings, [memory])
+        memory = result.memory
+        expected.append(result.label)
+        alone.append(segmenter.segment([picture], encoded, settings)[0].label)
+    assert any((a != b).any() for a, b in zip(expected, alone, strict=True))
+    for camera in ('front', 'rear'):
+        labels = [
+            typestore.deserialize_cdr(data, IMAGE).data.reshape(48, 64)
+            for name, _, data in written
+            if name == f'/cliptrase/{camera}/label'
+        ]
+        np.testing.assert_array_equal(labels, expected)
 
 
 def test_label_info_comes_again(run, tmp_path):

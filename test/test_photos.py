@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.photos.reading import UnreadableError, read_photo
+from cliptrase_ros.photos.reading import UnreadableError, read_photo, read_video
 from cliptrase_ros.photos.results import coco_run_lengths
 from cliptrase_ros.photos.sources import find_sources, output_files, unique_names
 from cliptrase_ros.segmentation.segmenter import (
@@ -245,6 +245,38 @@ def test_video(run, in_folder):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
     capture.release()
+
+
+def test_smoothing_joins_the_frames_of_a_video_and_no_photos(run, in_folder, tiny_model):
+    noise = np.random.default_rng(0)
+    noisy = [
+        (picture(0) // 2 + noise.integers(0, 40, (48, 64, 3))).astype(np.uint8) for _ in range(6)
+    ]
+    save_video('clip.avi', noisy, code='FFV1')
+    for number in range(2):
+        save(f'{number}.png', picture(number))
+    options = ('-o', 'out', '--smoothing', '0.9', '--batch', '4')
+    assert run('clip.avi', '0.png', '1.png', *options)[0] == 0
+    files = {(e['file'], e.get('frame')): e['label'] for e in report(in_folder / 'out')['images']}
+
+    def label_of(file, frame=None):
+        return np.asarray(Image.open(in_folder / 'out' / files[file, frame]))
+
+    segmenter = load_segmenter(tiny_model, device='cpu')
+    words = segmenter.encode_vocabulary(parse_over_background(WORDS))
+    settings = SegmentationSettings(resolution=64, smoothing=0.9)
+    frames = [frame.picture for frame in read_video(*find_sources(['clip.avi'], Path('other')))]
+    memory, differ = None, False
+    for number, frame in enumerate(frames):
+        (smooth,) = segmenter.segment([frame], words, settings, [memory])
+        memory = smooth.memory
+        label = label_of('clip.avi', number)
+        np.testing.assert_array_equal(label, smooth.label)
+        differ |= bool((label != segmenter.segment([frame], words, settings)[0].label).any())
+    assert differ
+    for number in range(2):
+        (alone,) = segmenter.segment([picture(number)], words, settings)
+        np.testing.assert_array_equal(label_of(f'{number}.png'), alone.label)
 
 
 def test_video_with_odd_sides_that_breaks_off(run, in_folder):

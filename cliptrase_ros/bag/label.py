@@ -19,6 +19,7 @@ from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera, check_node
 from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagError, BagReader, Topic
 from cliptrase_ros.batches import segment_each
+from cliptrase_ros.frame_memories import FrameMemories
 from cliptrase_ros.image_messages import (
     decompress_to_rgb,
     to_rgb,
@@ -179,6 +180,12 @@ class _Waiting:
     header: object = None
     picture: np.ndarray | None = None
 
+    @property
+    def image_ns(self) -> int:
+        """When the image was taken, or where that is not said, recorded."""
+        stamp = self.header.stamp
+        return stamp.sec * 1_000_000_000 + stamp.nanosec or self.stamp_ns
+
 
 class _Labelling:
     def __init__(
@@ -220,6 +227,7 @@ class _Labelling:
             )
             for c in cameras
         }
+        self._memories = FrameMemories()
         self._label_info_ns: dict[str, int] = {}
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
@@ -270,6 +278,9 @@ class _Labelling:
         item = _Waiting(connection, stamp_ns, data)
         camera = self._cameras.get(key)
         if camera is not None and self._limits[camera.name].takes(stamp_ns):
+            if self._segmentation.smoothing and any(w.camera is camera for w in self._waiting):
+                # It needs the labels of the one before.
+                self._flush()
             try:
                 message = self._typestore.deserialize_cdr(data, topic.type)
                 picture = self._decode(message, topic)
@@ -290,11 +301,15 @@ class _Labelling:
         return to_rgb(message) if topic.type == types.IMAGE else decompress_to_rgb(message)
 
     def _flush(self) -> None:
-        pictures = [item.picture for item in self._waiting if item.picture is not None]
+        images = [item for item in self._waiting if item.picture is not None]
         results = iter(
-            segment_each(self._segmenter, pictures, self._vocabulary, self._segmentation)
-            if pictures
-            else ()
+            segment_each(
+                self._segmenter,
+                [item.picture for item in images],
+                self._vocabulary,
+                self._segmentation,
+                [self._memories.before(item.camera.name, item.image_ns) for item in images],
+            )
         )
         for item in self._waiting:
             self._writer.write(item.connection, item.stamp_ns, item.data)
@@ -304,10 +319,10 @@ class _Labelling:
             if isinstance(result, Exception):
                 self._summary.refuse(item.camera.topic.name, result)
             else:
+                self._memories.keep(item.camera.name, item.image_ns, result.memory)
                 self._write_outputs(item, result)
                 if self._on_result is not None:
-                    stamp_ns = _stamp_ns(item.header) or item.stamp_ns
-                    self._on_result(item.camera, stamp_ns, item.picture, result)
+                    self._on_result(item.camera, item.image_ns, item.picture, result)
                 self._summary.labelled[item.camera.name] += 1
             self._on_image()
         self._waiting.clear()
@@ -329,7 +344,3 @@ class _Labelling:
             drawn = draw_overlay(item.picture, result.label, result.vocabulary)
             overlay = maker.image(drawn, 'rgb8', item.header)
             self._writer.write(outputs.overlay, stamp_ns, overlay)
-
-
-def _stamp_ns(header) -> int:
-    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

@@ -54,7 +54,7 @@ def add(commands) -> None:
         help='compress OUT with zstd or not (default: as IN)',
     )
     add_view(command, 'pictures and labels')
-    add_engine(command, 'images of a camera, by their times in the recording')
+    add_engine(command, 'images of a camera, by their times in the recording', 'images of a camera')
     command.set_defaults(run=run)
 
 

@@ -30,8 +30,10 @@ def add_words(command: argparse.ArgumentParser, required: bool = True) -> None:
     )
 
 
-def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
-    """Add what the engine is and how it works: as `add_model`, and preset and rate."""
+def add_engine(
+    command: argparse.ArgumentParser, what_rate_counts: str, what_smoothing_joins: str
+) -> None:
+    """Add what the engine is and how it works: as `add_model`, and preset, smoothing and rate."""
     engine = add_model(command)
     engine.add_argument(
         '--preset',
@@ -46,6 +48,14 @@ def add_engine(command: argparse.ArgumentParser, what_rate_counts: str) -> None:
         help='shorter side fed to CLIP (default: %(default)s)',
     )
     add_beyond_paper(engine)
+    engine.add_argument(
+        '--smoothing',
+        type=float,
+        default=0.0,
+        metavar='SHARE',
+        help='share of what a patch was before that is kept, against flicker between '
+        f'{what_smoothing_joins}; 0.5 is much (default: none)',
+    )
     engine.add_argument(
         '--min-confidence',
         type=float,
@@ -195,6 +205,7 @@ def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
             arguments.resolution,
             arguments.min_confidence,
             refinement=arguments.refinement,
+            smoothing=arguments.smoothing,
             window=arguments.window,
             stride=arguments.stride,
         )

@@ -47,7 +47,9 @@ def add(commands) -> None:
         '--rle', action='store_true', help='masks as COCO run lengths in segmentation.json'
     )
     add_view(command, 'pictures and labels')
-    add_engine(command, 'frames of a video or webcam, by its own time')
+    add_engine(
+        command, 'frames of a video or webcam, by its own time', 'frames of a video or webcam'
+    )
     command.set_defaults(run=run)
 
 

@@ -3,12 +3,13 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from cliptrase_ros.batches import segment_each
+from cliptrase_ros.frame_memories import FrameMemories
 from cliptrase_ros.photos.reading import (
     Frame,
     UnreadableError,
@@ -117,6 +118,7 @@ def segment_sources(
                 'preset': settings.preset,
                 'resolution': settings.resolution,
                 'refinement': settings.refinement,
+                'smoothing': settings.smoothing,
                 'min_confidence': settings.min_confidence,
                 'vocabulary': describe_vocabulary(vocabulary.vocabulary),
                 'images': entries,
@@ -160,6 +162,7 @@ class _Job:
         self._threads = threads
         self._on_image = on_image
         self._on_result = on_result
+        self._memories = FrameMemories()
         self._writes: deque[tuple[Future, OverlayVideo | None]] = deque()
 
     def label_photos(self, photos: Sequence[Source]) -> None:
@@ -190,6 +193,8 @@ class _Job:
     def label_video(self, source: Source) -> None:
         path = self._output.folder / output_files(source.name, source.kind)[1]
         video: OverlayVideo | None = None
+        # With smoothing, a frame needs the labels of the one before.
+        batch = 1 if self._settings.smoothing else self._output.batch
         frames: list[Frame] = []
         try:
             try:
@@ -200,7 +205,7 @@ class _Job:
                     elif frame.picture.shape[:2] != size:
                         raise UnreadableError(f'frame {frame.number} is of another size')
                     frames.append(frame)
-                    if len(frames) >= self._output.batch:
+                    if len(frames) >= batch:
                         self._label(frames, video)
                         frames = []
             except UnreadableError as error:
@@ -223,12 +228,19 @@ class _Job:
         if not frames:
             return
         pictures = [frame.picture for frame in frames]
-        results = segment_each(self._segmenter, pictures, self._vocabulary, self._settings)
+        if video is None:
+            settings, before = replace(self._settings, smoothing=0.0), ()
+        else:
+            settings = self._settings
+            before = [self._memories.before(str(f.source), _stamp_ns(f)) for f in frames]
+        results = segment_each(self._segmenter, pictures, self._vocabulary, settings, before)
         for frame, result in zip(frames, results, strict=True):
             if isinstance(result, Exception):
                 where = '' if frame.number is None else f', frame {frame.number}'
                 self._give_up(f'{frame.source}{where}', result)
             else:
+                if video is not None:
+                    self._memories.keep(str(frame.source), _stamp_ns(frame), result.memory)
                 if self._on_result is not None:
                     self._on_result(frame, result)
                 self._writes.append((self._threads.submit(self._write, frame, result), video))
@@ -260,3 +272,7 @@ class _Job:
     def _give_up(self, what: str, error: Exception) -> None:
         self._outcome.unreadable.append((what, ' '.join(str(error).split())))
         self._on_image()
+
+
+def _stamp_ns(frame: Frame) -> int:
+    return round(frame.time_s * 1e9)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from cliptrase_ros.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.frame_memories import FrameMemories
 from cliptrase_ros.ros.camera import Camera, Frame
 from cliptrase_ros.ros.conversions import ImageError
 from cliptrase_ros.segmentation.segmenter import (
@@ -15,17 +16,12 @@ from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
     Segmenter,
 )
-from cliptrase_ros.segmentation.smoothing import FrameMemory
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 from cliptrase_ros.unused_memory import UnusedMemory
 
 #: Encoding gives way to a frame after this long, or one phrase if that takes longer: about as
 #: much time for the new words as for labelling by the old ones.
 _ENCODING_TURN_S = 0.1
-
-
-#: Age of an image, by the stamps, from which it says nothing about the next one of its camera.
-_REMEMBERED_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Worker:
         self._engine = engine
         self._sizes_to_warm_up = list(warm_up_sizes)
         self._warm_up_batch = warm_up_batch
-        self._memories: dict[str, tuple[int, FrameMemory]] = {}
+        self._memories = FrameMemories()
         self._unused_memory = UnusedMemory()
         self._clock = clock
         self._on_vocabulary = on_vocabulary
@@ -293,7 +289,7 @@ class Worker:
                 frame.camera.refuse(error)
             except Exception as error:
                 frame.camera.fail(error)
-        before = [self._memory_of(frame) for frame in readable]
+        before = [self._memories.before(f.camera.name, _stamp_ns(f)) for f in readable]
         engine_begin = time.monotonic()
         results = self._engine.segment_each(pictures, vocabulary, settings, before)
         engine_s = time.monotonic() - engine_begin
@@ -301,7 +297,7 @@ class Worker:
             if isinstance(result, Exception):
                 frame.camera.fail(result)
                 continue
-            self._remember(frame, result.memory)
+            self._memories.keep(frame.camera.name, _stamp_ns(frame), result.memory)
             try:
                 frame.camera.publish(frame, picture, result)
             except Exception as error:
@@ -313,17 +309,6 @@ class Worker:
             latency_s = (self._clock()[0] - stamp_ns) * 1e-9 if stamp_ns else None
             frame.camera.statistics.count_label(latency_s, time.monotonic() - begin, engine_s)
         self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pictures)
-
-    def _memory_of(self, frame: Frame) -> FrameMemory | None:
-        """What is remembered of the camera's image before, unless there was a gap in time."""
-        stamp_ns, memory = self._memories.get(frame.camera.name, (0, None))
-        return memory if 0 < _stamp_ns(frame) - stamp_ns <= _REMEMBERED_NS else None
-
-    def _remember(self, frame: Frame, memory: FrameMemory | None) -> None:
-        if memory is None:
-            self._memories.pop(frame.camera.name, None)
-        else:
-            self._memories[frame.camera.name] = _stamp_ns(frame), memory
 
 
 def _stamp_ns(frame: Frame) -> int:

@@ -1,0 +1,25 @@
+"""What the last frame of each camera left for its next one, for labels that do not flicker."""
+
+from cliptrase_ros.segmentation.smoothing import FrameMemory
+
+#: Age of a frame, by the stamps, from which it says nothing about the next one of its camera.
+REMEMBERED_NS = 1_000_000_000
+
+
+class FrameMemories:
+    """The memories of cameras, by name; see `Segmenter.segment`."""
+
+    def __init__(self):
+        self._latest: dict[str, tuple[int, FrameMemory]] = {}
+
+    def before(self, camera: str, stamp_ns: int) -> FrameMemory | None:
+        """Memory of the camera's frame before this one; None after a gap or a jump in time."""
+        last_ns, memory = self._latest.get(camera, (0, None))
+        return memory if 0 < stamp_ns - last_ns <= REMEMBERED_NS else None
+
+    def keep(self, camera: str, stamp_ns: int, memory: FrameMemory | None) -> None:
+        """Keep what a frame leaves; None forgets."""
+        if memory is None:
+            self._latest.pop(camera, None)
+        else:
+            self._latest[camera] = stamp_ns, memory
