@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from cliptrase_ros.picture_headers import picture_size
+from cliptrase_ros.segmentation.runs import Runs, find_runs
 
 #: Longest side of an image that is believed, pixels; above, a header is taken for corrupt.
 MAX_SIDE = 16384
@@ -142,10 +143,11 @@ def pixels_of(image, encoding: Encoding) -> np.ndarray:
     return pixels[..., 0] if encoding.channels == 1 else pixels
 
 
-def to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def to_rgb(image, max_pixels: int = MAX_PIXELS, may_share: bool = False) -> np.ndarray:
     """Picture of a sensor_msgs/Image as a contiguous uint8 (H, W, 3) RGB array.
 
-    image: fields of sensor_msgs/Image; `data` is anything with the buffer protocol.
+    image: fields of sensor_msgs/Image; `data` is anything with the buffer protocol. may_share:
+    whether the picture may be the message's own bytes, where they are RGB without padding.
     Honours `step` and `is_bigendian`. 16 bits are scaled to 8 (65535 to 255, rounded).
     Raises ImageError as `check_image`.
     """
@@ -158,7 +160,11 @@ def to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         pixels = cv2.cvtColor(pixels, encoding.code)
     if encoding.bits == 16:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / 65535)
-    # Never a view into the message: what is labelled must not change under the engine.
+    return pixels if may_share else apart_from(image, pixels)
+
+
+def apart_from(image, pixels: np.ndarray) -> np.ndarray:
+    """The pixels, copied if they are the message's own bytes."""
     return pixels.copy() if np.may_share_memory(pixels, image.data) else pixels
 
 
@@ -258,44 +264,45 @@ class Box:
     height: int
 
 
-def label_run_lengths(label: np.ndarray) -> dict[int, tuple[Box, np.ndarray]]:
+def label_run_lengths(runs: Runs) -> dict[int, tuple[Box, np.ndarray]]:
     """Bounding box and mask of every value in a label image, as cliptrase_ros/ClassMask has them.
 
-    label: uint8 (H, W). Returns, by value, the box, and uint32 lengths of alternating runs inside
-    it, row-major, the first of zeros (0 long before a run of ones).
+    runs: of the label image. Returns, by value, the box, and uint32 lengths of alternating runs
+    inside it, row-major, the first of zeros (0 long before a run of ones).
     """
-    width = label.shape[1]
-    flat = np.ascontiguousarray(label).ravel()
-    # In one pass over the pixels, however many values: runs that end with their rows.
-    begins = np.empty(flat.size, bool)
-    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
-    begins[::width] = True
-    begin = np.flatnonzero(begins)
-    length = np.diff(begin, append=flat.size)
-    values = flat[begin]
-    order = np.argsort(values, kind='stable')
-    values, begin, length = values[order], begin[order], length[order]
-    split = np.flatnonzero(np.diff(values)) + 1
-    firsts = [0, *split.tolist()]
-    return {
-        int(values[first]): _inside_box(*np.divmod(begin[part], width), length[part])
-        for first, part in zip(firsts, map(slice, firsts, [*firsts[1:], values.size]), strict=True)
-    }
+    # All values at once: those of one value together, in order.
+    order = np.argsort(runs.value, kind='stable')
+    value, length = runs.value[order], runs.length[order]
+    row, column = np.divmod(runs.begin[order], runs.width)
+    starts = np.append(True, value[1:] != value[:-1])
+    first = np.flatnonzero(starts)
+    last = np.append(first[1:], value.size) - 1
+    top, left = row[first], np.minimum.reduceat(column, first)
+    height = row[last] + 1 - top
+    width = np.maximum.reduceat(column + length, first) - left
 
-
-def _inside_box(row: np.ndarray, column: np.ndarray, length: np.ndarray) -> tuple[Box, np.ndarray]:
-    """Box around runs of pixels in rows, and the lengths of alternating runs inside it."""
-    top, left = int(row[0]), int(column.min())
-    box = Box(left, top, int((column + length).max()) - left, int(row[-1]) + 1 - top)
-    begin = (row - top) * box.width + column - left
+    # Where they lie inside the box of their value.
+    box = np.cumsum(starts) - 1
+    begin = (row - top[box]) * width[box] + column - left[box]
     end = begin + length
     # Where one reaches the edge of the box and the next begins there, they are one.
-    apart = begin[1:] != end[:-1]
-    edges = np.stack([begin[np.append(True, apart)], end[np.append(apart, True)]], axis=1).ravel()
-    edges = np.concatenate(([0], edges, [box.width * box.height]))
-    if edges[-2] == edges[-1]:
-        edges = edges[:-1]
-    return box, np.diff(edges).astype(np.uint32)
+    begins = starts.copy()
+    begins[1:] |= begin[1:] != end[:-1]
+    joined = np.cumsum(begins) - 1
+    first, last = joined[first], joined[last]
+    begin, end = begin[begins], end[np.append(begins[1:], True)]
+    before = np.append(0, end[:-1])
+    before[first] = 0
+    lengths = np.stack([begin - before, end - begin], axis=1).astype(np.uint32)
+    # What is left of a box after its last run, if anything.
+    rest = (width * height - end[last]).astype(np.uint32)[:, None]
+    boxes = np.stack([left, top, width, height], axis=1).tolist()
+    return {
+        value: (Box(*sides), np.append(lengths[i : j + 1], after[after > 0]))
+        for value, sides, i, j, after in zip(
+            value[starts].tolist(), boxes, first.tolist(), last.tolist(), rest, strict=True
+        )
+    }
 
 
 def mask_run_lengths(mask: np.ndarray) -> tuple[Box, np.ndarray]:
@@ -303,7 +310,7 @@ def mask_run_lengths(mask: np.ndarray) -> tuple[Box, np.ndarray]:
 
     mask: bool (H, W) with at least one pixel set.
     """
-    return label_run_lengths(mask.astype(np.uint8))[1]
+    return label_run_lengths(find_runs(mask.astype(np.uint8)))[1]
 
 
 def run_lengths(pixels: np.ndarray) -> np.ndarray:

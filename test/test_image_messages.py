@@ -21,6 +21,7 @@ from cliptrase_ros.image_messages import (
     run_lengths,
     to_rgb,
 )
+from cliptrase_ros.segmentation.runs import find_runs
 
 PICTURES = npst.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)))
 
@@ -55,6 +56,7 @@ def test_orders_of_colours(pixels, padding, container):
         assert (result == pixels).all()
         assert result.flags['C_CONTIGUOUS']
         assert not np.may_share_memory(result, image.data)
+        assert (to_rgb(image, may_share=True) == pixels).all()
 
 
 @given(PICTURES, st.booleans())
@@ -143,7 +145,7 @@ def test_masks_survive(mask):
 def test_run_lengths_of_labels_are_the_label(label):
     label = label % 5
     drawn = np.full(label.shape, 99, np.uint8)
-    runs = label_run_lengths(label)
+    runs = label_run_lengths(find_runs(label))
     assert sorted(runs) == np.unique(label).tolist()
     for value, (box, lengths) in runs.items():
         assert lengths.dtype == np.uint32 and (lengths[1:] > 0).all()

@@ -18,10 +18,15 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from cliptrase_ros.ros.domain import own_domain
+
 ROOT = Path(__file__).resolve().parents[2]
 NODE_NAME = '/cliptrase'
 #: Seconds anything may take on a busy machine.
 PATIENCE_S = 300.0
+
+# Other nodes of this name on this machine would be taken for the one that is measured.
+own_domain()
 
 
 def take_own_domain() -> None:

@@ -5,6 +5,7 @@ from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.types import CLASS_MASKS, IMAGE, LABEL_INFO, VOCABULARY
 from cliptrase_ros.image_messages import label_run_lengths
+from cliptrase_ros.segmentation.runs import find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -47,9 +48,10 @@ class MessageMaker:
     def masks(self, segmentation: Segmentation, header) -> memoryview:
         """cliptrase_ros/ClassMasks of every class present, serialised."""
         masks = []
-        runs = label_run_lengths(segmentation.label)
-        for present in classes_present(segmentation):
-            box, lengths = runs[present.entry.id]
+        runs = find_runs(segmentation.label)
+        of_class = label_run_lengths(runs)
+        for present in classes_present(segmentation, runs):
+            box, lengths = of_class[present.entry.id]
             masks.append(
                 self._make(
                     'cliptrase_ros/msg/ClassMask',

@@ -62,10 +62,11 @@ class Frame:
     depth: DepthMatch | None = None
 
     def picture(self) -> np.ndarray:
-        """Decode it: uint8 (H, W, 3) RGB. Raises ImageError."""
+        """Decode it: uint8 (H, W, 3) RGB, perhaps the message's own bytes. Raises ImageError."""
         if isinstance(self.image, CompressedImage):
             return conversions.decompress_to_rgb(self.image, self.camera.max_pixels)
-        return conversions.to_rgb(self.image, self.camera.max_pixels)
+        # Nobody else has the message: rclpy makes one for each that is taken.
+        return conversions.to_rgb(self.image, self.camera.max_pixels, may_share=True)
 
 
 class Camera:

@@ -3,7 +3,6 @@
 import re
 import sys
 from array import array
-from dataclasses import asdict
 
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
@@ -25,6 +24,7 @@ from cliptrase_ros.image_messages import (
     label_run_lengths,
     mask_run_lengths,
 )
+from cliptrase_ros.segmentation.runs import find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -52,16 +52,18 @@ __all__ = [
 ]
 
 
-def to_rgb(image: Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def to_rgb(image: Image, max_pixels: int = MAX_PIXELS, may_share: bool = False) -> np.ndarray:
     """Picture of a sensor_msgs/Image as a contiguous uint8 (H, W, 3) RGB array.
 
+    may_share: whether it may be the message's own bytes, where they are RGB without padding.
     Honours `step` and `is_bigendian`. 16 bits are scaled to 8 as cv_bridge does (65535 to 255,
     rounded). Raises ImageError as `check_image`.
     """
     check_image(image, max_pixels)
     if _cv_bridge is not None and _cv_bridge_reads(image):
-        return np.ascontiguousarray(_cv_bridge.imgmsg_to_cv2(image, 'rgb8'))
-    return image_messages.to_rgb(image, max_pixels)
+        pixels = np.ascontiguousarray(_cv_bridge.imgmsg_to_cv2(image, 'rgb8'))
+        return pixels if may_share else image_messages.apart_from(image, pixels)
+    return image_messages.to_rgb(image, max_pixels, may_share)
 
 
 def _cv_bridge_reads(image: Image) -> bool:
@@ -195,16 +197,17 @@ def masks_message(
     """
     message = msg.ClassMasks(header=header, vocabulary_version=vocabulary.version)
     message.height, message.width = label.shape
-    runs = label_run_lengths(label)
+    runs = find_runs(label)
+    lengths = label_run_lengths(runs)
     message.masks = [
         msg.ClassMask(
             class_id=present.entry.id,
             class_name=present.entry.name,
             confidence=present.confidence,
             area=present.area,
-            **_mask_fields(*runs[present.entry.id]),
+            **_mask_fields(*lengths[present.entry.id]),
         )
-        for present in classes_present(Segmentation(label, confidence, vocabulary))
+        for present in classes_present(Segmentation(label, confidence, vocabulary), runs)
     ]
     return message
 
@@ -221,8 +224,8 @@ def encode_mask(mask: np.ndarray) -> dict:
 def _mask_fields(box: Box, lengths: np.ndarray) -> dict:
     # Taken as it is, as an array('B') of bytes is.
     run_lengths = array('I')
-    run_lengths.frombytes(lengths.tobytes())
-    return {'roi': RegionOfInterest(**asdict(box)), 'run_lengths': run_lengths}
+    run_lengths.frombytes(lengths.view(np.uint8))
+    return {'roi': RegionOfInterest(**vars(box)), 'run_lengths': run_lengths}
 
 
 _cv_bridge = _load_cv_bridge()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cliptrase_ros.segmentation.runs import Runs, find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyClass
 
@@ -20,15 +21,16 @@ class ClassPresence:
     confidence: float
 
 
-def classes_present(segmentation: Segmentation) -> list[ClassPresence]:
-    """Every class with a pixel in the label image, by ascending id; never `UNLABELLED`."""
-    label = segmentation.label.ravel()
-    # Over runs of one label, of which there are few, and not over pixels.
-    begin = np.append(0, np.flatnonzero(label[1:] != label[:-1]) + 1)
-    of_run = np.add.reduceat(segmentation.confidence.ravel(), begin, dtype=np.int64)
-    labels = label[begin]
-    area = np.bincount(labels, np.diff(begin, append=label.size), minlength=256)
-    total = np.bincount(labels, of_run, minlength=256)
+def classes_present(segmentation: Segmentation, runs: Runs | None = None) -> list[ClassPresence]:
+    """Every class with a pixel in the label image, by ascending id; never `UNLABELLED`.
+
+    runs: of the label image, where they are known.
+    """
+    runs = runs or find_runs(segmentation.label)
+    # A run is no longer than a row, so that 32 bits hold its sum.
+    of_run = np.add.reduceat(segmentation.confidence.ravel(), runs.begin, dtype=np.uint32)
+    area = np.bincount(runs.value, runs.length, minlength=256)
+    total = np.bincount(runs.value, of_run, minlength=256)
     entries = {entry.id: entry for entry in segmentation.vocabulary.classes}
     return [
         ClassPresence(

@@ -157,8 +157,10 @@ def test_sixteen_bits_are_scaled_and_rounded():
 def test_array_does_not_change_with_the_message():
     image = image_message(np.full((4, 4, 3), 5, np.uint8), 'rgb8', Header())
     rgb = to_rgb(image)
+    shared = to_rgb(image, may_share=True)
     image.data[0] = 99
     assert rgb[0, 0, 0] == 5
+    assert shared[0, 0, 0] == 99
 
 
 def test_odd_sized_chroma_and_mosaic_too_small_are_refused():

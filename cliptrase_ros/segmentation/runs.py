@@ -1,0 +1,30 @@
+"""Runs of equal pixels in the rows of a label image: few to count where pixels are many."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The R runs of a label image, row by row; one ends where its value does, or its row.
+
+    value: uint8 (R,). begin, length: int64 (R,), pixels; `begin` is counted over all rows.
+    width: of the image, pixels.
+    """
+
+    value: np.ndarray
+    begin: np.ndarray
+    length: np.ndarray
+    width: int
+
+
+def find_runs(label: np.ndarray) -> Runs:
+    """Runs of a label image, uint8 (H, W), in one pass over its pixels."""
+    width = label.shape[1]
+    flat = np.ascontiguousarray(label).ravel()
+    begins = np.empty(flat.size, bool)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    begins[::width] = True
+    begin = np.flatnonzero(begins)
+    return Runs(flat[begin], begin, np.diff(begin, append=flat.size), width)
