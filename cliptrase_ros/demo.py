@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from cliptrase_ros.evaluation.metrics import class_iou, confusion
 from cliptrase_ros.ros.demo_observer import CameraRecord, DemoObserver, Frame
+from cliptrase_ros.ros.domain import own_domain
 from cliptrase_ros.segmentation.vocabulary import class_color
 from cliptrase_ros.toybox.scenes import true_labels
 
 #: Camera name -> seed of the room it is in.
 CAMERAS = {'front': 1, 'rear': 0}
-#: Apart from whatever else runs on this machine.
+#: Apart from whatever else runs in the domain.
 NAMESPACE = '/cliptrase_demo'
 MODEL = 'toybox'
 VOCABULARY_BEFORE = ('floor', 'wall', 'ball', 'box', 'cone', 'cylinder')
@@ -45,11 +46,15 @@ ANIMATION_FRAME_MS = 180
 def run_demo(output: Path, phase_s: float, view: str | None = None) -> int:
     """Run the demo and leave pictures, an animation and report.json in `output`.
 
+    It has a ROS domain of its own, unless ROS_DOMAIN_ID is set.
+
     phase_s: how long each vocabulary is watched, seconds.
     view: whether to run the viewer as well: '' with a window, or the file it records to.
     Returns the exit status: 0, or 1 with a message on stderr if a process ended or fell silent.
     """
     output.mkdir(parents=True, exist_ok=True)
+    domain = own_domain()
+    print(f'In ROS domain {domain}; to look on: export ROS_DOMAIN_ID={domain}', file=sys.stderr)
     rclpy.init()
     observer = DemoObserver(list(CAMERAS), NAMESPACE)
     try:

@@ -1,6 +1,13 @@
 """The outputs of a segmentation node in the Rerun viewer, as they come."""
 
 import sys
+
+from cliptrase_ros.ros.executable import run_module
+
+if __name__ == '__main__':
+    # Before the imports that take seconds, so that a signal ends them in order.
+    sys.exit(run_module('cliptrase_ros.ros.rerun_viewer'))
+
 from collections import Counter, OrderedDict
 from functools import partial
 from pathlib import Path
@@ -215,7 +222,3 @@ def _stamp_ns(message) -> int:
 def main(args: list[str] | None = None) -> int:
     """Run the viewer until it is told to end; returns the exit status."""
     return run_node(RerunViewer, NODE_NAME, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,7 +1,14 @@
 """The node `cliptrase`: camera images in, a label for every pixel out, by words of the user."""
 
-import gc
 import sys
+
+from cliptrase_ros.ros.executable import run_module
+
+if __name__ == '__main__':
+    # Before the imports that take seconds, so that a signal ends them in order.
+    sys.exit(run_module('cliptrase_ros.ros.segment_node'))
+
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -413,7 +420,3 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to end; returns the exit status."""
     share_memory_between_threads()
     return run_node(SegmentNode, NODE_NAME, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

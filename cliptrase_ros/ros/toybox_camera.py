@@ -2,6 +2,12 @@
 
 import sys
 
+from cliptrase_ros.ros.executable import run_module
+
+if __name__ == '__main__':
+    # Before the imports that take seconds, so that a signal ends them in order.
+    sys.exit(run_module('cliptrase_ros.ros.toybox_camera'))
+
 import numpy as np
 import torch
 from rclpy.node import Node
@@ -130,7 +136,3 @@ def main(args: list[str] | None = None) -> int:
     # Small pictures: threads would only take the processors from whoever uses the images.
     torch.set_num_threads(1)
     return run_node(ToyboxCamera, NODE_NAME, args)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

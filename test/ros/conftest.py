@@ -242,9 +242,12 @@ class Processes:
         from ament_index_python.packages import get_package_prefix
 
         path = Path(get_package_prefix('cliptrase_ros'), 'lib', 'cliptrase_ros', executable)
+        return self.start_command([str(path)], *arguments, **parameters)
+
+    def start_command(self, command, *arguments, **parameters):
         for name, value in parameters.items():
             arguments += ('-p', f'{name}:={json.dumps(value)}')
-        command = [str(path), '--ros-args', *arguments]
+        command = [*command, '--ros-args', *arguments]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

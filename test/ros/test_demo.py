@@ -1,12 +1,14 @@
 """The demo as `make demo` runs it, with shorter phases."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
+from cliptrase_ros.ros.domain import own_domain
 from cliptrase_ros.segmentation.weights import select_device
 
 MODULE = 'import sys; from cliptrase_ros.cli import main; sys.exit(main())'
@@ -22,7 +24,17 @@ def demo_output(tmp_path_factory):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
+    assert f'export ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}\n' in done.stderr
     return folder
+
+
+def test_demo_has_a_domain_of_its_own_unless_one_is_set(monkeypatch):
+    # Put back what `own_domain` writes.
+    monkeypatch.setenv('ROS_DOMAIN_ID', '7')
+    assert own_domain() == '7'
+    monkeypatch.delenv('ROS_DOMAIN_ID')
+    assert 1 <= int(own_domain()) <= 100
+    assert own_domain() == os.environ['ROS_DOMAIN_ID']
 
 
 def test_report_tells_of_both_cameras_and_both_vocabularies(demo_output):

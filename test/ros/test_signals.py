@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def test_while_modules_are_imported(processes, client, number, library):
     client.wait_for(lambda: catches(process, number), 'the first lines of the executable')
     client.wait_for(lambda: library in imported(process), library)
     end(process, number)
+
+
+def test_while_a_node_started_as_a_module_is_imported(processes, client):
+    process = processes.start_command([sys.executable, '-m', 'cliptrase_ros.ros.segment_node'])
+    client.wait_for(lambda: 'libtorch_cpu' in imported(process), 'torch')
+    end(process, signal.SIGINT)
 
 
 @pytest.mark.parametrize('number', SIGNALS)
