@@ -52,3 +52,11 @@ def test_graphs_are_measured_by_the_calls_that_they_replay(tiny_architecture):
 def test_what_cannot_be_measured_is_said_before_anything_is(arguments, capsys):
     assert main(['bench', *arguments]) == 2
     assert arguments[1].split('/x')[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['--sizes', '--batches', '--runs', '--threads'])
+@pytest.mark.parametrize('value', ['0', 'many'])
+def test_numbers_are_positive(option, value, capsys):
+    with pytest.raises(SystemExit):
+        main(['bench', option, value])
+    assert f"{option}: '{value}' is not a whole number of at least 1" in capsys.readouterr().err

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -101,6 +103,9 @@ def test_folder(run, in_folder, tiny_model):
         'photos/x.bmp',
         'photos/x.png',
     ]
+    names = [field.name for field in fields(SegmentationSettings)]
+    given = SegmentationSettings(**{name: content[name] for name in names})
+    assert given == SegmentationSettings(resolution=64)
     assert content['vocabulary']['classes'][1] == {
         'id': 1,
         'name': 'box',
@@ -245,6 +250,21 @@ def test_video(run, in_folder):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
     capture.release()
+
+
+def test_every_core_is_used_unless_told(run, in_folder, monkeypatch):
+    save('x.png', picture(1))
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    try:
+        torch.set_num_threads(5)  # as PyTorch does itself where there are five
+        assert run('x.png')[0] == 0
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (5, 5)
+        assert run('x.png', '--threads', '2')[0] == 0
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 2)
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def test_smoothing_joins_the_frames_of_a_video_and_no_photos(run, in_folder, tiny_model):

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import open_clip
 import pytest
@@ -176,21 +177,29 @@ def test_a_phrase_longer_than_the_context_is_refused_by_name(segmenter):
 
 
 def test_threads_leave_a_core_to_others_unless_told(monkeypatch):
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), cv2.getNumThreads()
     try:
         limit_threads(1)
-        assert torch.get_num_threads() == 1
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (1, 1)
         monkeypatch.setenv('OMP_NUM_THREADS', '2')
+        cv2.setNumThreads(2)
         limit_threads()
-        assert torch.get_num_threads() == 1  # PyTorch has followed the variable, or was told
+        # PyTorch has followed the variable, or was told; OpenCV follows PyTorch.
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (1, 1)
         monkeypatch.delenv('OMP_NUM_THREADS')
-        monkeypatch.setattr('os.sched_getaffinity', lambda _: {0, 1, 2})
+        monkeypatch.setattr('os.sched_getaffinity', lambda _: {0, 1, 2}, raising=False)
         limit_threads()
-        assert torch.get_num_threads() == 2
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 2)
+        # As on macOS and Windows.
+        monkeypatch.delattr('os.sched_getaffinity')
+        monkeypatch.setattr('os.cpu_count', lambda: 4)
+        limit_threads()
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
         with pytest.raises(ValueError, match='threads'):
             limit_threads(0)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def image_tower(architecture):

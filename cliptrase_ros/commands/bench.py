@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cliptrase_ros.commands.common import CommandError
+from cliptrase_ros.commands.options import add_threads, at_least_one
 
 
 def add(commands) -> None:
@@ -26,15 +27,12 @@ def add(commands) -> None:
         choices=('float32', 'float16', 'bfloat16'),
         help='of the image tower (default: float16 and float32 on CUDA, float32 on a CPU)',
     )
-    command.add_argument('--sizes', type=_positive, nargs='+', metavar='PX', help='of squares')
-    command.add_argument('--batches', type=_positive, nargs='+', metavar='N')
-    command.add_argument('--runs', type=_positive, metavar='N', help='of which medians are taken')
+    command.add_argument('--sizes', type=at_least_one, nargs='+', metavar='PX', help='of squares')
+    command.add_argument('--batches', type=at_least_one, nargs='+', metavar='N')
     command.add_argument(
-        '--threads',
-        type=_positive,
-        metavar='N',
-        help='on a CPU (default: every core, or OMP_NUM_THREADS)',
+        '--runs', type=at_least_one, metavar='N', help='of which medians are taken'
     )
+    add_threads(command)
     command.add_argument(
         '--architecture',
         metavar='NAME',
@@ -76,14 +74,13 @@ def run(arguments: argparse.Namespace) -> int:
     suite = replace(suite, **{k: v if k == 'runs' else tuple(v) for k, v in chosen.items() if v})
 
     before = torch.get_num_threads()
-    if arguments.threads:
-        limit_threads(arguments.threads)
+    limit_threads(arguments.threads or before)
     try:
         report = run_suite(suite, device)
     except UnsupportedModelError as error:
         raise CommandError(error) from error
     finally:
-        torch.set_num_threads(before)
+        limit_threads(before)
     print(table(report))
     if arguments.json:
         try:
@@ -91,10 +88,3 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise CommandError(f'{arguments.json} cannot be written: {error}') from error
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value

@@ -128,7 +128,18 @@ def add_model(command: argparse.ArgumentParser):
         metavar='N',
         help='images of equal size at a time (default: 8 on a GPU, else 1)',
     )
+    add_threads(engine)
     return engine
+
+
+def add_threads(engine) -> None:
+    """Add --threads to a group of options."""
+    engine.add_argument(
+        '--threads',
+        type=at_least_one,
+        metavar='N',
+        help='processor cores to compute with (default: every one, or what OMP_NUM_THREADS says)',
+    )
 
 
 def add_view(command: argparse.ArgumentParser, what: str) -> None:
@@ -180,10 +191,9 @@ def rate(text: str) -> float:
 
 def at_least_one(text: str) -> int:
     """Read a positive whole number; for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not at least 1')
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+    return int(text)
 
 
 def parse_words(arguments: argparse.Namespace) -> Vocabulary:
@@ -221,6 +231,8 @@ def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
 
 def load_model(arguments: argparse.Namespace):
     """Engine and batch size, as the arguments of `add_model` say. Raises CommandError."""
+    import torch
+
     from cliptrase_ros.batches import default_batch
     from cliptrase_ros.segmentation.segmenter import load_segmenter
     from cliptrase_ros.segmentation.weights import ModelError
@@ -236,7 +248,9 @@ def load_model(arguments: argparse.Namespace):
             arguments.device,
             arguments.precision,
             arguments.cache_dir,
-            sam_model=sam_model,
+            # PyTorch's own default, every core: nothing else waits for one here as on a robot.
+            arguments.threads or torch.get_num_threads(),
+            sam_model,
         )
     except (ModelError, ValueError) as error:
         raise CommandError(error) from error

@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,11 +115,7 @@ def segment_sources(
             output.folder / REPORT,
             {
                 'model': segmenter.name,
-                'preset': settings.preset,
-                'resolution': settings.resolution,
-                'refinement': settings.refinement,
-                'smoothing': settings.smoothing,
-                'min_confidence': settings.min_confidence,
+                **asdict(settings),
                 'vocabulary': describe_vocabulary(vocabulary.vocabulary),
                 'images': entries,
                 'unreadable': [

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -422,7 +423,7 @@ def load_segmenter(
     model, pretrained, cache_dir: see `weights.load_model`. device: see `weights.select_device`.
     precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
     Features of phrases are kept on disk, see `text_cache.default_folder`.
-    threads: of PyTorch, in the whole process; see `limit_threads`.
+    threads: of PyTorch and OpenCV, in the whole process; see `limit_threads`.
     sam_model: folder of a SAM for refinement `sam`, see `sam.Sam`; '' for none.
     Raises weights.ModelError; sam.SamError; ValueError for a device or precision that does not
     exist.
@@ -436,7 +437,7 @@ def load_segmenter(
 
 
 def limit_threads(threads: int | None = None) -> None:
-    """Set how many threads PyTorch computes with, in the whole process.
+    """Set how many threads PyTorch and OpenCV compute with, in the whole process.
 
     threads: at least 1; None leaves one of the processor's cores to others, or what OMP_NUM_THREADS
     says. PyTorch's own default takes every core, and its threads wait for the slowest of them: one
@@ -445,11 +446,21 @@ def limit_threads(threads: int | None = None) -> None:
     """
     if threads is None:
         if 'OMP_NUM_THREADS' in os.environ:
-            return
-        threads = max(1, len(os.sched_getaffinity(0)) - 1)
+            # PyTorch has followed it already; OpenCV does not.
+            threads = torch.get_num_threads()
+        else:
+            threads = max(1, _usable_cores() - 1)
     if threads < 1:
         raise ValueError(f'threads is {threads}; it must be at least 1')
     torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
+def _usable_cores() -> int:
+    # Which cores a process may use is known on Linux only.
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _segmenter(
