@@ -1,7 +1,7 @@
 """An engine that goes on when the GPU runs out of memory or is lost."""
 
+import ctypes
 import gc
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +10,12 @@ import numpy as np
 import torch
 
 from cliptrase_ros.batches import default_batch
+from cliptrase_ros.segmentation.device_faults import (
+    describe,
+    is_device_lost,
+    is_out_of_memory,
+    release_frames,
+)
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     Segmentation,
@@ -24,24 +30,6 @@ REGROWTH_S = 60.0
 
 #: A fault counts as present for so long after it was met last, seconds.
 RECENT_S = 10.0
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device has too little memory: a smaller batch may help, or waiting."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and re.search(r'CUDA error: out of memory|_STATUS_ALLOC_FAILED', str(error)) is not None
-    )
-
-
-def is_device_lost(error: Exception) -> bool:
-    """Whether a device does not work any more: every later call in this process fails as well."""
-    lost = getattr(torch, 'AcceleratorError', ())
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, lost)
-        or re.search(r'CUDA error|_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)', str(error))
-        is not None
-    )
 
 
 class FaultTolerantEngine:
@@ -79,7 +67,7 @@ class FaultTolerantEngine:
         try:
             return self.segmenter.encode_vocabulary(vocabulary)
         except Exception as error:
-            if not self._met_device_fault(error) or not self._move_to_cpu():
+            if not self._met_device_fault(error) or not self._move_to_cpu(error):
                 raise
         return self.segmenter.encode_vocabulary(vocabulary)
 
@@ -104,7 +92,7 @@ class FaultTolerantEngine:
                     raise
                 if is_out_of_memory(error) and most > 1:
                     self.largest_batch = most // 2
-                elif not self._move_to_cpu():
+                elif not self._move_to_cpu(error):
                     raise
 
     def segment_each(
@@ -137,7 +125,7 @@ class FaultTolerantEngine:
                 elif is_out_of_memory(error) and not tried_again:
                     # With the memory that was given back.
                     tried_again = True
-                elif not self._move_to_cpu():
+                elif not self._move_to_cpu(error):
                     results += [error] * len(batch)
         return results
 
@@ -155,8 +143,9 @@ class FaultTolerantEngine:
         if not (is_out_of_memory(error) or is_device_lost(error)):
             return False
         with self._lock:
-            self._fault = f'{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}'
+            self._fault = describe(error)
             self._fault_at = time.monotonic()
+        release_frames(error)
         _give_memory_back()
         return True
 
@@ -165,7 +154,7 @@ class FaultTolerantEngine:
         if self.largest_batch < self._wanted_batch and quiet_s > REGROWTH_S:
             self.largest_batch = min(2 * self.largest_batch, self._wanted_batch)
 
-    def _move_to_cpu(self) -> bool:
+    def _move_to_cpu(self, fault: Exception) -> bool:
         if self._is_moved or self._make_cpu_segmenter is None:
             return False
         try:
@@ -174,6 +163,10 @@ class FaultTolerantEngine:
             with self._lock:
                 self._fault += f'; no CPU either: {type(error).__name__}: {error}'
             return False
+        if not is_out_of_memory(fault):
+            # Never freed: pinned memory that goes tells the device so, and on a lost one that
+            # ends the process.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.segmenter))
         with self._lock:
             self.segmenter, self._is_moved = segmenter, True
         self.largest_batch = self._wanted_batch = default_batch(segmenter)
@@ -197,7 +190,6 @@ class FaultTolerantEngine:
 def _give_memory_back() -> None:
     if not torch.cuda.is_initialized():
         return
-    # What was raised holds the frames of the stack, and they hold tensors.
     gc.collect()
     try:
         torch.cuda.empty_cache()

@@ -1,5 +1,8 @@
 """Labelling goes on when a GPU runs out of memory or is lost."""
 
+import copy
+import weakref
+
 import numpy as np
 import open_clip
 import pytest
@@ -140,6 +143,39 @@ def test_cpu_takes_over_where_it_may(failing, healthy, images, error):
         assert result.vocabulary is vocabulary.vocabulary
     fault, matters = engine.fault
     assert matters and type(error).__name__ in fault
+
+
+@pytest.mark.parametrize('error', OUT_OF_MEMORY + LOST, ids=str)
+def test_the_old_segmenter_is_freed_unless_its_device_is_lost(failing, healthy, images, error):
+    # Freeing the pinned memory of a lost device ends the process.
+    old = copy.copy(failing)
+    engine = FaultTolerantEngine(old, lambda: healthy)
+    vocabulary = encode(engine)
+    old.error, old = error, weakref.ref(old)
+    engine.segment_each(images, vocabulary, SETTINGS)
+    assert engine.segmenter is healthy
+    assert (old() is None) == (error in OUT_OF_MEMORY)
+
+
+def test_memory_that_an_error_holds_is_given_back(engine, images, monkeypatch):
+    class Held:
+        pass
+
+    held = []
+
+    def segment(*arguments):
+        tensor = Held()
+        held.append(weakref.ref(tensor))
+        raise OUT_OF_MEMORY[0]
+
+    given_back = []
+    monkeypatch.setattr(
+        fault_tolerance, '_give_memory_back', lambda: given_back.append(held[-1]() is None)
+    )
+    vocabulary = encode(engine)
+    monkeypatch.setattr(engine.segmenter, 'segment', segment)
+    engine.segment_each(images[:1], vocabulary, SETTINGS)
+    assert given_back == [True, True]
 
 
 def test_warm_up_goes_on_where_images_can_be_labelled(failing, healthy):

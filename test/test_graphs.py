@@ -125,35 +125,121 @@ def test_a_call_is_made_for_shapes_that_come_again(segmenter, vocabularies, fixe
     assert ready == [0, 0, 1]
 
 
-class Refuses(Direct):
-    def __init__(self, error):
+class Traced(Direct):
+    """Keeps what was recorded, waited for and forgotten, in order."""
+
+    def __init__(self):
         super().__init__(CPU)
-        self.error = error
-        self.attempts = 0
+        self.events = []
 
     def record(self, function):
-        self.attempts += 1
+        self.events.append('record')
+        return super().record(function)
+
+    def synchronise(self):
+        self.events.append('wait')
+
+    def clear(self):
+        self.events.append('forget')
+
+
+def test_graphs_are_forgotten_all_together_when_nothing_runs(vocabularies, fixed):
+    queue = Traced()
+    segmenter = fixed(queue, capacity=2, patience=2)
+
+    def label(width, times):
+        queue.events.clear()
+        for _ in range(times):
+            segmenter.segment([image(0)[:, :width]], vocabularies[0], SETTINGS)
+        return queue.events
+
+    for width in (96, 97):
+        assert label(width, 2) == ['record']
+    for width in (98, 99):
+        assert label(width, 2) == ['wait', 'record']
+    assert label(100, 2) == ['wait', 'wait', 'forget', 'record']
+    # The other one in use comes back at once, one that had given way does not.
+    assert label(96, 1) == [] and label(99, 1) == ['record']
+    assert len(segmenter.fixed_calls) == 2
+
+
+def test_announced_calls_are_all_kept(segmenter, vocabularies, fixed):
+    queue = Traced()
+    fixed(queue, capacity=2, patience=9)
+    sizes = [(96, 96), (96, 97), (96, 98)]
+    segmenter.warm_up(sizes, 2, SETTINGS, vocabularies[0])
+    assert queue.events == ['record'] * 6
+    # Other settings take the places of those before.
+    segmenter.warm_up(sizes, 2, replace(SETTINGS, preset='plus'), vocabularies[0])
+    assert len(segmenter.fixed_calls) == 6
+
+
+def test_a_lost_device_is_left_alone(vocabularies, fixed):
+    queue = Traced()
+    segmenter = fixed(queue)
+    segmenter.segment([image(0)], vocabularies[0], SETTINGS)
+
+    def fail():
+        raise RuntimeError('CUDA error: unspecified launch failure')
+
+    queue.synchronise = fail
+    segmenter.fixed_calls.clear()
+    assert len(segmenter.fixed_calls) == 1 and queue.events == ['record']
+
+
+class Refuses(Traced):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def record(self, function):
+        super().record(function)
         raise self.error
 
 
-def test_what_cannot_be_captured_is_labelled_without_and_said_once(
+def test_after_a_failed_capture_frames_are_labelled_without_and_it_is_said_once(
     segmenter, vocabularies, fixed, caplog
 ):
-    expected = segmenter.segment([image(0)], vocabularies[0], SETTINGS)
-    queue = Refuses(RuntimeError('operation not permitted when stream is capturing'))
+    images = [image(0), image(1, 144, 96)]
+    expected = segmenter.segment(images, vocabularies[0], SETTINGS)
+    error = RuntimeError('capture was invalidated')
+    error.__context__ = RuntimeError('operation not permitted when stream is capturing\nmore')
+    queue = Refuses(error)
     fixed(queue)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
-    assert queue.attempts == 1
+            assert_equal(segmenter.segment(images, vocabularies[0], SETTINGS), expected)
+    assert queue.events == ['record']
     (record,) = caplog.records
-    assert '128 x 96' in record.message and 'not permitted' in record.message
+    assert '128 x 96' in record.message and 'invalidated' in record.message
+    assert 'not permitted' in record.message
 
 
-def test_too_little_memory_is_told_to_the_caller(vocabularies, fixed):
-    segmenter = fixed(Refuses(torch.OutOfMemoryError('out of memory')))
-    with pytest.raises(torch.OutOfMemoryError):
+def behind(error, context):
+    error.__context__ = context
+    return error
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.OutOfMemoryError('CUDA out of memory'),
+        RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+        behind(RuntimeError('capture was invalidated'), torch.OutOfMemoryError('out of memory')),
+    ],
+    ids=['allocator', 'library', 'context'],
+)
+def test_too_little_memory_is_told_to_the_caller_once(segmenter, vocabularies, fixed, error):
+    expected = segmenter.segment([image(0)], vocabularies[0], SETTINGS)
+    queue = Refuses(error)
+    fixed(queue, patience=2)
+    assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
+    with pytest.raises(torch.OutOfMemoryError, match='memory|ALLOC'):
         segmenter.segment([image(0)], vocabularies[0], SETTINGS)
+    assert queue.events == ['record', 'wait', 'forget']
+    # As patient as before, lest it fail at every frame.
+    assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
+    assert queue.events == ['record', 'wait', 'forget']
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .device_faults import describe, is_out_of_memory, release_frames
 from .label_table import LabelTable
 from .method import Method
 from .pipeline import Bounds, LabelledFrames, Pipeline
@@ -93,34 +94,61 @@ class Direct:
         """A function that waits for the downloads so far."""
         return lambda: None
 
+    def synchronise(self) -> None:
+        """Wait for everything so far."""
+
+    def clear(self) -> None:
+        """Forget everything recorded, which must not be replayed any more."""
+
 
 class CudaGraphs:
-    """Captures functions as CUDA graphs, all in one memory pool, replayed on one stream."""
+    """Captures functions as CUDA graphs, all in one memory pool, replayed on one stream.
+
+    Graphs go together or not at all: they share the memory in which cuBLAS works on their stream,
+    and PyTorch frees it with the first of them (its issue 193402).
+    """
+
+    # PyTorch may not be fit for a second capture in a process in which one failed.
+    _has_failed = False
 
     def __init__(self, device: torch.device):
         self.device = device
         self.pinned = True
+        self._graphs: list[torch.cuda.CUDAGraph] = []
         with torch.cuda.device(device):
             self._upload, self._compute, self._download = (torch.cuda.Stream() for _ in range(3))
-            self._pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Capture the function; returns what replays it.
+        """Capture the function; returns what replays it, until `clear`.
 
         Other threads may go on using CUDA meanwhile.
         """
+        if CudaGraphs._has_failed:
+            raise RuntimeError('an earlier capture failed in this process')
         with torch.cuda.device(self.device):
             self._compute.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._compute):
                 for _ in range(_WARM_UP_RUNS):
                     function()
             self._compute.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
+            self._graphs.append(torch.cuda.CUDAGraph())
+            try:
+                self._capture(function, self._graphs[-1])
+            except Exception as error:
+                CudaGraphs._has_failed = not is_out_of_memory(error)
+                raise
+        return self._graphs[-1].replay
+
+    def _capture(self, function: Callable[[], None], graph: torch.cuda.CUDAGraph) -> None:
+        # A capture that cannot be ended leaves its stream the current one.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(
                 graph, pool=self._pool, stream=self._compute, capture_error_mode='thread_local'
-            ):
-                function()
-        return graph.replay
+            ),
+        ):
+            function()
 
     def uploading(self) -> AbstractContextManager:
         """Where frames are copied to the device."""
@@ -143,6 +171,20 @@ class CudaGraphs:
         event = torch.cuda.Event(blocking=True)
         event.record(self._download)
         return event.synchronize
+
+    def synchronise(self) -> None:
+        """Wait for everything so far."""
+        torch.cuda.synchronize(self.device)
+
+    def clear(self) -> None:
+        """Forget all graphs, which must not be replayed any more, and give back their memory."""
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+        # PyTorch takes no more graphs into a pool that all have left but something is kept in.
+        self._pool = torch.cuda.graph_pool_handle()
+        empty_pinned = getattr(torch._C, '_host_emptyCache', None)
+        if empty_pinned is not None:
+            empty_pinned()
 
 
 class FixedCall:
@@ -262,8 +304,10 @@ class Running:
 class FixedCalls:
     """Calls by shape, made when one is asked for often; the least recently used gives way.
 
-    For one thread. queue: `CudaGraphs` or `Direct`. capacity: most calls kept ready; their buffers
-    are some megabytes each. patience: a call is made when it has been asked for so often.
+    For one thread. queue: `CudaGraphs` or `Direct`. capacity: most calls kept ready, unless more
+    are announced by `make`; the buffers of each take 5 bytes a pixel of its frames on the device,
+    and as much pinned memory of the host. patience: a call is made when it has been asked for so
+    often.
     """
 
     def __init__(
@@ -281,7 +325,11 @@ class FixedCalls:
         self._patience = patience
         self._asked: OrderedDict[Shape, int] = OrderedDict()
         self._calls: OrderedDict[Shape, FixedCall] = OrderedDict()
-        self._refused: set[Shape] = set()
+        # Batches and sizes of frames that somebody wants to be ready, whatever the settings.
+        self._announced: set[tuple[int, tuple[int, int]]] = set()
+        # Calls that gave way since the last time when all were given up.
+        self._given_way = 0
+        self._cannot_record = False
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -298,39 +346,62 @@ class FixedCalls:
             self._calls.move_to_end(shape)
             return self._calls[shape]
         # Photos of many sizes would be captured more often than labelled.
-        self._asked[shape] = self._asked.pop(shape, 0) + 1
-        while len(self._asked) > _REMEMBERED_SHAPES:
-            self._asked.popitem(last=False)
+        self._ask(shape, self._asked.get(shape, 0) + 1)
         if self._asked[shape] < self._patience:
             return None
-        return self.make(batch, framing, method, table)
+        return self._made(shape, table)
 
     def make(
         self, batch: int, framing: Framing, method: Method, table: LabelTable
     ) -> FixedCall | None:
-        """The same, made if need be; None where it cannot be captured."""
-        shape = _shape(batch, framing, method, table)
-        if shape in self._refused:
-            return None
+        """The same, made if need be, beside all that were; None where it cannot be captured."""
+        self._announced.add((batch, framing.source))
+        return self._made(_shape(batch, framing, method, table), table)
+
+    def clear(self) -> None:
+        """Give back the memory of all calls; those that are asked for again are made at once."""
+        try:
+            self.queue.synchronise()
+        except RuntimeError:
+            # A lost device gives nothing back, and freeing pinned memory would end the process.
+            return
+        for shape in self._calls:
+            self._ask(shape, self._patience)
+        self._calls.clear()
+        self.queue.clear()
+        self._given_way = 0
+
+    def _ask(self, shape: Shape, times: int) -> None:
+        self._asked[shape] = times
+        self._asked.move_to_end(shape)
+        while len(self._asked) > _REMEMBERED_SHAPES:
+            self._asked.popitem(last=False)
+
+    def _made(self, shape: Shape, table: LabelTable) -> FixedCall | None:
         if shape not in self._calls:
-            while len(self._calls) >= self._capacity:
-                self._calls.popitem(last=False)
+            if self._cannot_record:
+                return None
+            self._make_room()
             try:
                 padded = table.padded(*shape.table_size)
                 call = FixedCall(self._pipeline, shape, self._bounds, padded, self.queue)
-            except torch.OutOfMemoryError:
-                self.clear()
-                raise
             except Exception as error:
+                # What there is of the call goes before the rest does.
+                release_frames(error)
+                if is_out_of_memory(error):
+                    self.clear()
+                    self._ask(shape, 0)
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    raise torch.OutOfMemoryError(describe(error)) from error
                 # Whatever CUDA or a kernel's compiler raise: the same work runs without a graph.
-                self._refused.add(shape)
+                self._cannot_record = True
                 _log.warning(
-                    'no CUDA graph for %d frames of %d x %d, which are labelled without one, '
-                    'slower: %s: %s',
-                    batch,
-                    *reversed(framing.source),
-                    type(error).__name__,
-                    str(error).partition('\n')[0],
+                    'no CUDA graph for %d frames of %d x %d; they and all others without one yet '
+                    'are labelled without, slower: %s',
+                    shape.batch,
+                    *reversed(shape.framing.source),
+                    describe(error),
                 )
                 return None
             self._calls[shape] = call
@@ -338,11 +409,16 @@ class FixedCalls:
         self._calls.move_to_end(shape)
         return self._calls[shape]
 
-    def clear(self) -> None:
-        """Give back the memory of all calls."""
-        self._calls.clear()
-        if self.queue.device.type == 'cuda':
-            torch.cuda.empty_cache()
+    def _make_room(self) -> None:
+        capacity = max(self._capacity, len(self._announced))
+        if len(self._calls) < capacity:
+            return
+        # Buffers that go may be in use. The graph stays, see `CudaGraphs`, until all go.
+        self.queue.synchronise()
+        self._calls.popitem(last=False)
+        self._given_way += 1
+        if self._given_way > capacity:
+            self.clear()
 
 
 def batches(count: int) -> Iterator[int]:
