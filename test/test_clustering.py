@@ -105,6 +105,30 @@ def test_the_median_kernel_gives_the_same_values():
     subprocess.run([sys.executable, '-c', INTERPRETED_MEDIAN], env=environment, check=True)
 
 
+COMPILED_MEDIAN = """
+import re
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from cliptrase_ros.segmentation.median_kernel import _PIXELS, _median
+signature = dict.fromkeys(('images', 'result'), '*fp32')
+signature |= dict.fromkeys(('height', 'width', 'pixels'), 'i32') | {'PIXELS': 'constexpr'}
+source = ASTSource(_median, signature, {'PIXELS': _PIXELS})
+for capability in (80, 90, 120):
+    kernel = triton.compile(source, GPUTarget('cuda', capability, 32))
+    assert kernel.asm['cubin']
+    # A pixel's window stays with one thread, in registers.
+    assert not re.search('shfl|redux|bar[.]sync|[.]local', kernel.asm['ptx'])
+"""
+
+
+def test_the_median_kernel_compiles_without_a_gpu(tmp_path):
+    pytest.importorskip('triton')
+    environment = {**os.environ, 'TRITON_CACHE_DIR': str(tmp_path)}
+    environment.pop('TRITON_INTERPRET', None)
+    subprocess.run([sys.executable, '-c', COMPILED_MEDIAN], env=environment, check=True)
+
+
 def test_cluster_maps_exclude_clusters_that_an_image_lacks():
     correlation = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
     clusters = torch.zeros(2, 16, dtype=torch.int64)

@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .device_faults import is_out_of_memory
+
 _log = logging.getLogger(__name__)
 
 _SIDE = 7
@@ -31,10 +33,12 @@ def median_7x7(images: Tensor) -> Tensor:
         try:
             from .median_kernel import median_7x7 as fused
 
-            return fused(images)
-        except torch.OutOfMemoryError:
-            raise
+            # Triton launches on the current device.
+            with torch.cuda.device(images.device):
+                return fused(images)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             # Compilers for GPUs are absent or fail in many ways; the network needs none.
             _use_kernel = False
             _log.warning('the median kernel cannot be used, medians are slower: %s', error)
