@@ -1,6 +1,7 @@
 """`cliptrase evaluate` as a user meets it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,12 +97,33 @@ def test_a_run_of_several_goes_on_behind_those_that_are_done(
 
 def test_unreadable_images_are_told_and_the_others_counted(capsys, tiny_model, folder, tmp_path):
     (folder / 'images' / 'a.jpg').write_bytes(b'no picture')
+    Image.new('RGB', (165, 5)).save(folder / 'images' / 'c.jpg')
+    Image.new('L', (165, 5)).save(folder / 'labels' / 'c.png')
     arguments = ['folder', '--root', folder, '--model', tiny_model, '--resolution', 64]
+    arguments += ['--protocol', 'whole']
     status, out, err = evaluate(capsys, *arguments, '-o', tmp_path / 'out')
     assert status == 1
-    assert 'a.jpg cannot be read' in err
-    report = json.loads((tmp_path / 'out' / 'folder-paper-paper-64.json').read_text())
-    assert report['images'] == 1 and list(report['unreadable']) == ['a']
+    assert 'a.jpg cannot be read' in err and 'c.jpg: an image of 165 x 5 pixels' in err
+    report = json.loads((tmp_path / 'out' / 'folder-whole-robot-64.json').read_text())
+    assert report['images'] == 1 and list(report['unreadable']) == ['a', 'c']
+
+
+def test_a_run_does_not_go_on_with_another_folder(
+    capsys, tiny_model, folder, tmp_path, monkeypatch
+):
+    other = shutil.copytree(folder, tmp_path / 'other')
+    options = ['--model', tiny_model, '--resolution', 64, '-o', tmp_path / 'out']
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Segmenter, 'label_indices', interrupt)
+        assert evaluate(capsys, 'folder', '--root', folder, *options)[0] == 130
+    status, out, err = evaluate(capsys, 'folder', '--root', other, *options)
+    assert (status, out) == (2, '') and 'differed in root' in err
+    monkeypatch.chdir(folder)
+    assert evaluate(capsys, 'folder', '--root', '.', *options)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -370,6 +370,11 @@ def shrink_label(root):
     Image.new('L', (3, 4)).save(root / 'labels' / 'a.png')
 
 
+def stretch_image(root):
+    Image.new('RGB', (33, 1)).save(root / 'images' / 'a.jpg')
+    Image.new('L', (33, 1)).save(root / 'labels' / 'a.png')
+
+
 @pytest.mark.parametrize(
     ('damage', 'said'),
     [
@@ -377,6 +382,7 @@ def shrink_label(root):
         (remove_label, 'does not exist'),
         (colour_label, 'not an image of class ids'),
         (shrink_label, '4 x 4 and 3 x 4'),
+        (stretch_image, 'a.jpg: an image of 33 x 1 pixels is too elongated'),
     ],
 )
 def test_unreadable_samples(damage, said, tmp_path):

@@ -69,6 +69,7 @@ def measure(
         stem += '-ablation'
     described = {
         'dataset': dataset.name,
+        'root': str(benchmark.root.resolve()) if benchmark.root else None,
         'samples': [len(benchmark.names), benchmark.names[0], benchmark.names[-1]],
         'protocol': protocol.name,
         'model': segmenter.name,

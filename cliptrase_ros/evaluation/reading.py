@@ -12,6 +12,7 @@ from PIL import Image
 
 from cliptrase_ros.evaluation.datasets import DATASETS, TOYBOX, Dataset, Layout
 from cliptrase_ros.evaluation.labels import BACKGROUND, CONVENTIONS, VALUES, values_table
+from cliptrase_ros.segmentation.preprocessing import check_aspect_ratio
 
 #: Names of classes of a `folder` dataset whose pixels do not count.
 NO_CLASS = ('unlabeled', 'unlabelled', 'ignore', 'ignored', 'void')
@@ -37,12 +38,13 @@ class Sample:
 class Benchmark:
     """A dataset that was found. names: of its samples. load: reads one, by name.
 
-    `load` raises UnreadableError.
+    `load` raises UnreadableError. root: the folder it is in; None for what is rendered.
     """
 
     dataset: Dataset
     names: tuple[str, ...]
     load: Callable[[str], Sample]
+    root: Path | None = None
 
 
 def open_dataset(name: str, root: Path | None, count: int | None = None) -> Benchmark:
@@ -146,7 +148,7 @@ def _benchmark(dataset: Dataset, home: Path, layout: Layout, names: Sequence[str
             images / f'{name}{layout.image_suffix}', labels / f'{name}{layout.label_suffix}', table
         )
 
-    return Benchmark(dataset, tuple(names), load)
+    return Benchmark(dataset, tuple(names), load, home)
 
 
 def load_sample(image_path: Path, label_path: Path, table: np.ndarray) -> Sample:
@@ -155,6 +157,10 @@ def load_sample(image_path: Path, label_path: Path, table: np.ndarray) -> Sample
     table: int16 (65536,), what the label image's values mean. Raises UnreadableError.
     """
     image = _open(image_path, lambda opened: np.asarray(opened.convert('RGB')))
+    try:
+        check_aspect_ratio(*image.shape[:2])
+    except ValueError as error:
+        raise UnreadableError(f'{image_path}: {error}') from error
     values = _open(label_path, np.asarray)
     if values.ndim != 2 or values.dtype.kind not in 'uib':
         raise UnreadableError(
@@ -197,7 +203,7 @@ def _open_folder(root: Path) -> Benchmark:
     def load(name: str) -> Sample:
         return load_sample(image_paths[name], label_paths[name], table)
 
-    return Benchmark(dataset, tuple(names), load)
+    return Benchmark(dataset, tuple(names), load, root)
 
 
 def _read_classes(path: Path) -> tuple[Dataset, np.ndarray]:

@@ -30,6 +30,15 @@ class Framing:
     window: tuple[int, int]
 
 
+def check_aspect_ratio(height: int, width: int) -> None:
+    """Raise ValueError for an image beyond `MAX_ASPECT_RATIO`."""
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f'an image of {width} x {height} pixels is too elongated to segment; the longer side '
+            f'may be {MAX_ASPECT_RATIO} times the shorter one'
+        )
+
+
 def centre_crop_framing(source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
     """Preset `paper`: the shorter side becomes the resolution, then a centred square."""
     side = _multiple(resolution, patch_size)

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import preprocessing
 from .backbone import DenseBackbone
 from .graphs import LARGEST_BATCH, CudaGraphs, FixedCalls, HostLabels, batches
 from .label_table import LabelTable, label_table
 from .method import PRESETS, Method
 from .pipeline import Pipeline
-from .preprocessing import Framing
+from .preprocessing import Framing, check_aspect_ratio
 from .sam import MaskSource, Sam, vote_in_masks
 from .smoothing import FrameMemory, Kind, gather, separate
 from .text import TextEncoder
@@ -504,9 +503,4 @@ def _check_image(image: np.ndarray) -> None:
         raise ValueError(
             f'an image must be uint8 of shape (H, W, 3), not {image.dtype} of shape {image.shape}'
         )
-    height, width = image.shape[:2]
-    if max(height, width) > preprocessing.MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(
-            f'an image of {width} x {height} pixels is too elongated to segment; the longer side '
-            f'may be {preprocessing.MAX_ASPECT_RATIO} times the shorter one'
-        )
+    check_aspect_ratio(*image.shape[:2])
