@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from cliptrase_ros.picture_headers import picture_size
-from cliptrase_ros.segmentation.runs import Runs, find_runs
+from cliptrase_ros.segmentation.runs import Runs
 
 #: Longest side of an image that is believed, pixels; above, a header is taken for corrupt.
 MAX_SIDE = 16384
@@ -303,14 +303,6 @@ def label_run_lengths(runs: Runs) -> dict[int, tuple[Box, np.ndarray]]:
             value[starts].tolist(), boxes, first.tolist(), last.tolist(), rest, strict=True
         )
     }
-
-
-def mask_run_lengths(mask: np.ndarray) -> tuple[Box, np.ndarray]:
-    """Bounding box and run lengths of one mask, as `label_run_lengths`.
-
-    mask: bool (H, W) with at least one pixel set.
-    """
-    return label_run_lengths(find_runs(mask.astype(np.uint8)))[1]
 
 
 def run_lengths(pixels: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Start the segmentation node: `ros2 launch cliptrase_ros segment.launch.py --show-args`."""
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros compares with typing's own)
 
+import yaml
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -15,6 +18,9 @@ from launch import LaunchContext, LaunchDescription
 CONFIG = Path(__file__).resolve().parent.parent / 'config'
 
 BOOLEANS = ['true', 'false']
+
+# What may stand for names of namespaces and nodes in a parameter file.
+WILDCARDS = {'*': '/[^/]+', '**': '(/[^/]+)*'}
 
 ARGUMENTS = (
     DeclareLaunchArgument(
@@ -32,13 +38,13 @@ ARGUMENTS = (
         'image_topic',
         default_value='',
         description="Image topics to read instead of NAME/image_raw, separated by ',', one for "
-        'each of `cameras` in order (a single one needs no `cameras`). With transport:=compressed '
+        'each camera in order, as `cameras` or params_file names them. With transport:=compressed '
         'TOPIC/compressed is read.',
     ),
     DeclareLaunchArgument(
         'transport',
         default_value='',
-        description="'raw' or 'compressed', or one for each of `cameras`, separated by ','. "
+        description="'raw' or 'compressed', or one for each camera, separated by ','. "
         'Empty: as params_file says.',
     ),
     DeclareLaunchArgument(
@@ -137,14 +143,13 @@ def _nodes(context: LaunchContext) -> list[Node]:
         argument.name: LaunchConfiguration(argument.name).perform(context).strip()
         for argument in ARGUMENTS
     }
-    cameras = _list(given['cameras'])
+    node = '/'.join(['', *filter(None, given['namespace'].split('/')), 'cliptrase'])
+    cameras = _list(given['cameras']) or _cameras_in(given['params_file'], node)
     topics = {
         'image': _list(given['image_topic']),
         'depth': _list(given['depth_topic']),
         'camera_info': _list(given['camera_info_topic']),
     }
-    if any(topics.values()) and not cameras:
-        cameras = ['camera']
     for name, listed in topics.items():
         if listed and len(listed) != len(cameras):
             raise RuntimeError(
@@ -167,7 +172,7 @@ def _nodes(context: LaunchContext) -> list[Node]:
             overrides['rate'] = float(given['rate'])
         except ValueError:
             raise RuntimeError(f'rate is {given["rate"]!r}; give a number') from None
-    if cameras:
+    if given['cameras']:
         overrides['cameras'] = ParameterValue(cameras, value_type=List[str])  # noqa: UP006
 
     remappings = []
@@ -194,8 +199,6 @@ def _nodes(context: LaunchContext) -> list[Node]:
         )
     ]
     if given['rviz'] == 'true':
-        shown = f'{given["namespace"].strip("/")}/cliptrase'.strip('/')
-        shown = f'/{shown}/{cameras[0] if cameras else "camera"}'
         nodes.append(
             Node(
                 package='rviz2',
@@ -203,12 +206,37 @@ def _nodes(context: LaunchContext) -> list[Node]:
                 arguments=['-d', str(CONFIG / 'segment.rviz')],
                 parameters=[{'use_sim_time': given['use_sim_time'] == 'true'}],
                 remappings=[
-                    (f'/cliptrase/camera/{output}', f'{shown}/{output}')
+                    (f'/cliptrase/camera/{output}', f'{node}/{cameras[0]}/{output}')
                     for output in ('overlay', 'label', 'points')
                 ],
             )
         )
     return nodes
+
+
+def _cameras_in(params_file: str, node: str) -> list[str]:
+    """Names of the cameras that a parameter file gives to a node, or the node's default."""
+    try:
+        content = yaml.safe_load(Path(params_file).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RuntimeError(f'params_file {params_file} cannot be read: {error}') from error
+    cameras = ['camera']
+    for parameters in _parameters(content, node):
+        named = parameters.get('cameras')
+        # Of anything but a list the node says what is wrong with it.
+        cameras = named if named and isinstance(named, list) else cameras
+    return [str(name) for name in cameras]
+
+
+def _parameters(content: object, node: str, pattern: str = '') -> Iterator[dict]:
+    """Whatever in a parameter file is meant for a node, in order."""
+    for key, inner in content.items() if isinstance(content, dict) else ():
+        if key != 'ros__parameters':
+            names = filter(None, str(key).split('/'))
+            parts = (WILDCARDS.get(name, f'/{re.escape(name)}') for name in names)
+            yield from _parameters(inner, node, pattern + ''.join(parts))
+        elif isinstance(inner, dict) and re.fullmatch(pattern, node):
+            yield inner
 
 
 def _list(text: str) -> list[str]:

@@ -22,7 +22,6 @@ from cliptrase_ros.image_messages import (
     decode_mask,
     decompress_to_rgb,
     label_run_lengths,
-    mask_run_lengths,
 )
 from cliptrase_ros.segmentation.runs import find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
@@ -43,7 +42,6 @@ __all__ = [
     'compressed_picture_message',
     'decode_mask',
     'decompress_to_rgb',
-    'encode_mask',
     'image_message',
     'masks_message',
     'points_message',
@@ -210,15 +208,6 @@ def masks_message(
         for present in classes_present(Segmentation(label, confidence, vocabulary), runs)
     ]
     return message
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """Bounding box and run lengths of a mask, as fields of cliptrase_ros/ClassMask.
-
-    mask: bool (H, W) with at least one pixel set.
-    Returns `roi` (sensor_msgs/RegionOfInterest) and `run_lengths` (array('I')).
-    """
-    return _mask_fields(*mask_run_lengths(mask))
 
 
 def _mask_fields(box: Box, lengths: np.ndarray) -> dict:

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -126,6 +127,59 @@ def test_every_launch_argument_is_described(launch_file):
         'rviz',
     }
     assert all(len(a.description) > 20 for a in arguments.values())
+
+
+@pytest.mark.parametrize(
+    ('key', 'namespace'),
+    [
+        ('/**', ''),
+        ('cliptrase', ''),
+        ('/robot/cliptrase', 'robot'),
+        ('/**/cliptrase', '/robot/arm'),
+        ('/*/cliptrase', 'robot/'),
+    ],
+)
+def test_cameras_of_the_parameter_file_are_remapped_and_shown(
+    launch_file, tmp_path, key, namespace
+):
+    content = {
+        '/**': {'ros__parameters': {'cameras': ['other']}},
+        'robot': {'somebody': {'ros__parameters': {'cameras': ['theirs']}}},
+        '/elsewhere/cliptrase': {'ros__parameters': {'cameras': ['theirs']}},
+    }
+    content[key] = {'ros__parameters': {'cameras': ['front', 'rear']}}
+    path = tmp_path / 'params.yaml'
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    arguments = {'params_file': str(path), 'namespace': namespace, 'rviz': 'true'}
+    node, rviz = launched(launch_file, **arguments, image_topic='/driver/a,/driver/b')
+    assert ('rear/image_raw', '/driver/b') in node
+    full_name = f'/{namespace.strip("/")}/cliptrase'.replace('//', '/')
+    assert ('/cliptrase/camera/overlay', f'{full_name}/front/overlay') in rviz
+    _, rviz = launched(launch_file, **arguments, cameras='left')
+    assert ('/cliptrase/camera/overlay', f'{full_name}/left/overlay') in rviz
+    with pytest.raises(RuntimeError, match=r'1 topics .* for 2 cameras \(front, rear\)'):
+        launched(launch_file, **arguments, image_topic='/driver/a')
+
+
+def test_a_parameter_file_that_cannot_be_read_is_named(launch_file, tmp_path):
+    with pytest.raises(RuntimeError, match='missing.yaml cannot be read'):
+        launched(launch_file, params_file=str(tmp_path / 'missing.yaml'))
+
+
+def launched(launch_file, **arguments):
+    """Remappings of the nodes that the launch file starts."""
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    content = runpy.run_path(str(launch_file))
+    context.launch_configurations.update(arguments)
+    for argument in content['ARGUMENTS']:
+        argument.visit(context)
+    remappings = []
+    for node in content['_nodes'](context):
+        node._perform_substitutions(context)
+        remappings.append(node.expanded_remapping_rules)
+    return remappings
 
 
 def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_folder):
