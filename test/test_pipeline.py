@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from reference_weights import reference_clip
 
-from cliptrase_ros.segmentation.backbone import DenseBackbone
+from cliptrase_ros.segmentation.backbone import (
+    DenseBackbone,
+    _embedded,
+    _embedded_by_product,
+)
+from cliptrase_ros.segmentation.constants import constant, kept_in
 from cliptrase_ros.segmentation.label_table import label_table
 from cliptrase_ros.segmentation.method import Method
 from cliptrase_ros.segmentation.pipeline import (
@@ -109,6 +114,29 @@ def test_without_recovery_the_tower_is_plain_clip():
         tokens = DenseBackbone(clip.visual)(pixels, recovery=False).tokens
         wanted = F.normalize(clip.encode_image(pixels), dim=-1)
     torch.testing.assert_close(tokens[:, 0], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_patches_are_embedded_alike_with_and_without_a_convolution(pipeline):
+    conv = pipeline.backbone.visual.conv1
+    pixels = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))
+    expected = _embedded(conv, pixels)
+    torch.testing.assert_close(_embedded_by_product(conv, pixels), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_constants_are_made_once_for_a_call_that_is_repeated():
+    made = []
+
+    @constant
+    def ones(count):
+        made.append(count)
+        return torch.ones(count)
+
+    first, second = {}, {}
+    for constants in (first, second, first):
+        with kept_in(constants):
+            assert len(ones(2)) == 2 and len(ones(3)) == 3
+    ones(2)
+    assert made == [2, 3, 2, 3, 2] and len(first) == len(second) == 2
 
 
 def test_attention_is_that_of_the_last_block():

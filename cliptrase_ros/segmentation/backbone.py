@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .constants import constant
 from .correlation import recover_correlation
 
 _REMEMBERED_GRIDS = 8
@@ -75,9 +76,9 @@ class DenseBackbone:
     def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """The last block's input, the projections of the block before it, and the grid."""
         visual = self.visual
-        patches = visual.conv1(pixels)
-        grid = tuple(patches.shape[-2:])
-        x = patches.flatten(2).mT
+        grid = tuple(side // self.patch_size for side in pixels.shape[-2:])
+        embed = _embedded_by_product if pixels.is_cuda else _embedded
+        x = embed(visual.conv1, pixels)
         cls_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([cls_token, x], dim=1) + self._positional_embedding(grid).to(x.dtype)
         x = visual.ln_pre(x)
@@ -93,8 +94,8 @@ class DenseBackbone:
             return embedding
         if embedding.requires_grad or embedding.device.type != 'cpu':
             return _resized_positions(embedding, trained, grid)
-        # As long as a hundredth of everything, for the same few grids again and again. Not on
-        # CUDA, where it is no work and graphs keep what they have seen.
+        # As long as a hundredth of everything, for the same few grids again and again. On CUDA
+        # the calls that are repeated keep it.
         key = (grid, embedding._version)
         if key not in self._positions:
             self._positions = dict(list(self._positions.items())[1 - _REMEMBERED_GRIDS :])
@@ -103,6 +104,18 @@ class DenseBackbone:
         return self._positions[key]
 
 
+def _embedded(conv: nn.Conv2d, pixels: Tensor) -> Tensor:
+    """Patches (B, N, W) of pixels (B, 3, H, W)."""
+    return conv(pixels).flatten(2).mT
+
+
+def _embedded_by_product(conv: nn.Conv2d, pixels: Tensor) -> Tensor:
+    """The same without cuDNN, which rounds float32 to TF32 unless a global switch forbids it."""
+    patches = F.pixel_unshuffle(pixels, conv.stride[0]).flatten(2).mT
+    return F.linear(patches, conv.weight.flatten(1), conv.bias)
+
+
+@constant
 def _resized_positions(embedding: Tensor, trained: int, grid: tuple[int, int]) -> Tensor:
     # A scale factor a little over grid / trained, not a target size, is what the published code
     # passes; bicubic sampling positions depend on it in the last digits.

@@ -31,13 +31,13 @@ def dbscan(rows: Tensor, eps: float, min_samples: int) -> Tensor:
     Returns int64 (B, N): cluster numbers from 0 in the order of each cluster's first core point;
     -1 for noise. A border point joins the lowest-numbered cluster with a core point within eps.
     """
-    core, reaches_core = _core_points(rows, eps, min_samples)
-    first_core = _own_index(core)
+    core, reaches_core, none = _core_points(rows, eps, min_samples)
+    own = first_core = _own_index(core, none)
     while True:
-        smallest = _smallest_reached(first_core, reaches_core)
-        if torch.equal(_only(core, smallest), first_core):
-            return _numbered(core, first_core, smallest)
-        first_core = _jumped(core, smallest)
+        smallest = _smallest_reached(first_core, reaches_core, none)
+        if torch.equal(torch.where(core, smallest, none), first_core):
+            return _numbered(core, own, first_core, smallest)
+        first_core = _jumped(core, smallest, none)
 
 
 def dbscan_bounded(rows: Tensor, eps: float, min_samples: int, steps: int) -> tuple[Tensor, Tensor]:
@@ -45,51 +45,50 @@ def dbscan_bounded(rows: Tensor, eps: float, min_samples: int, steps: int) -> tu
 
     Returns the cluster numbers, and bool (B,), whether the steps sufficed to find them.
     """
-    core, reaches_core = _core_points(rows, eps, min_samples)
-    first_core = _own_index(core)
+    core, reaches_core, none = _core_points(rows, eps, min_samples)
+    own = first_core = _own_index(core, none)
     for _ in range(steps):
-        first_core = _jumped(core, _smallest_reached(first_core, reaches_core))
-    smallest = _smallest_reached(first_core, reaches_core)
-    converged = (_only(core, smallest) == first_core).all(1)
-    return _numbered(core, first_core, smallest), converged
+        first_core = _jumped(core, _smallest_reached(first_core, reaches_core, none), none)
+    smallest = _smallest_reached(first_core, reaches_core, none)
+    converged = (torch.where(core, smallest, none) == first_core).all(1)
+    return _numbered(core, own, first_core, smallest), converged
 
 
 # Each core point ends at the smallest core index of its component: take the minimum of the core
 # points within eps, then jump along the indices found, until nothing changes. Index N means
-# "none". 32 bits, because these passes over N x N are limited by memory.
+# "none". 32 bits, because these passes over N x N are limited by memory. "None" is one tensor: as
+# a number, it would be made into one at every use, by one kernel more.
 
 
-def _core_points(rows: Tensor, eps: float, min_samples: int) -> tuple[Tensor, Tensor]:
-    """Bool (B, N), which are core points, and bool (B, N, N), which core points each reaches."""
+def _core_points(rows: Tensor, eps: float, min_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which are core points, bool (B, N); which of them each reaches, bool (B, N, N); "none"."""
     neighbours = _pairwise_squared_distance(rows) <= eps * eps
     core = neighbours.sum(-1) >= min_samples
-    return core, neighbours & core[:, None, :]
+    none = torch.full((), rows.shape[1], dtype=torch.int32, device=rows.device)
+    return core, neighbours & core[:, None, :], none
 
 
-def _own_index(core: Tensor) -> Tensor:
-    return _only(core, torch.arange(core.shape[1], device=core.device, dtype=torch.int32))
+def _own_index(core: Tensor, none: Tensor) -> Tensor:
+    index = torch.arange(core.shape[1], device=core.device, dtype=none.dtype)
+    return torch.where(core, index, none)
 
 
-def _only(core: Tensor, index: Tensor) -> Tensor:
-    return torch.where(core, index, core.shape[1]).int()
-
-
-def _smallest_reached(index: Tensor, reaches: Tensor) -> Tensor:
-    none = torch.full((), index.shape[1], dtype=index.dtype, device=index.device)
+def _smallest_reached(index: Tensor, reaches: Tensor, none: Tensor) -> Tensor:
     return torch.where(reaches, index[:, None, :], none).amin(-1)
 
 
-def _jumped(core: Tensor, index: Tensor) -> Tensor:
-    target = torch.where(core, index, 0).long()
-    return _only(core, index.gather(1, target))
+def _jumped(core: Tensor, index: Tensor, none: Tensor) -> Tensor:
+    # A core point reaches itself at least; where the others go does not matter.
+    target = index.clamp(max=index.shape[1] - 1).long()
+    return torch.where(core, index.gather(1, target), none)
 
 
-def _numbered(core: Tensor, first_core: Tensor, smallest: Tensor) -> Tensor:
+def _numbered(core: Tensor, own: Tensor, first_core: Tensor, smallest: Tensor) -> Tensor:
     # Cluster numbers rank the components by their first core index, so the smallest index
     # that a border point reaches is also its lowest-numbered cluster.
     points = core.shape[1]
     member_of = torch.where(core, first_core, smallest).long()
-    number = (first_core == _own_index(core)).logical_and(core).cumsum(1) - 1
+    number = (first_core == own).logical_and(core).cumsum(1) - 1
     noise = member_of == points
     return torch.where(noise, -1, number.gather(1, torch.where(noise, 0, member_of)))
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .constants import kept_in
 from .device_faults import describe, is_out_of_memory, release_frames
 from .label_table import LabelTable
 from .method import Method
@@ -221,16 +222,20 @@ class FixedCall:
         self._loaded: tuple[LabelTable, float] | None = None
         self._pending: Running | None = None
 
+        # A graph replays what it has seen being made; these are made in the runs before.
+        self._constants = {}
+
         def function() -> None:
-            result = pipeline(
-                self._frames,
-                shape.framing,
-                self._table,
-                self._min_confidence,
-                shape.method,
-                bounds,
-                self._before,
-            )
+            with kept_in(self._constants):
+                result = pipeline(
+                    self._frames,
+                    shape.framing,
+                    self._table,
+                    self._min_confidence,
+                    shape.method,
+                    bounds,
+                    self._before,
+                )
             for buffer, tensor in zip(self._output.tensors, result.tensors, strict=True):
                 buffer.copy_(tensor)
             if self._after is not None:

@@ -15,6 +15,7 @@ from torch.profiler import record_function as stage
 from . import preprocessing, sliding
 from .backbone import DenseBackbone, DenseFeatures
 from .clustering import cluster_maps, dbscan, dbscan_bounded, dbscan_parameters, vote
+from .constants import constant
 from .correlation import denoise_correlation
 from .label_table import LabelTable
 from .method import Method
@@ -382,6 +383,7 @@ def _enlarged_at(maps: Tensor, which: Tensor) -> Tensor:
     return torch.lerp(upper, lower, down[:, None])
 
 
+@constant
 def _between(target: int, source: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For each of `target` pixels the two of `source` it lies between, and how far along."""
     pixel = torch.arange(target, device=device)

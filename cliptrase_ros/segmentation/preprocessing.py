@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .constants import constant
+
 #: Most patches of one network input: bounds memory for frames of extreme aspect ratio.
 MAX_PATCHES = 8192
 
@@ -106,6 +108,7 @@ def to_camera_size(window: Tensor, framing: Framing, outside: int) -> Tensor:
     return bordered[:, rows[:, None], columns]
 
 
+@constant
 def _nearest(source: int, resized: int, offset: int, window: int, device: torch.device) -> Tensor:
     # Integer arithmetic: the floor of (pixel + 0.5) * resized / source.
     pixel = torch.arange(source, device=device)
