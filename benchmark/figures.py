@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from cliptrase_ros.benchmark.suite import table
+from cliptrase_ros.benchmark.suite import preset_name, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'docs' / 'performance.md'
@@ -45,6 +45,7 @@ def plot(reports: list[dict]) -> str:
         for result in report['results']:
             height, width = result['network']
             name = f'{width} x {height}, batch {result["batch"]}, {result["precision"]}'
+            name += '' if result['preset'] == 'paper' else f', {preset_name(result)}'
             name += ', graph' if result['graph'] else ''
             parts += [
                 _text(8, y + 14, name),

@@ -22,8 +22,14 @@ def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path
         (64, 1, 'float32', False),
         (64, 2, 'float32', False),
     ]
-    (whole,) = (r for r in report['results'] if r['preset'] == 'robot')
-    assert whole['network'] == [224, 304]
+    whole = [r for r in report['results'] if r['preset'] != 'paper']
+    assert [(r['preset'], r['refinement']) for r in whole] == [
+        ('robot', 'none'),
+        ('robot', 'edges'),
+        ('plus', 'none'),
+    ]
+    assert all(r['network'] == [224, 304] for r in whole)
+    assert [r['refinement'] for r in whole if 'edges' in r['stages_ms']] == ['edges']
     for result in report['results']:
         low, high = result['engine_ms_spread']
         assert 0 < low <= result['engine_ms'] <= high
@@ -33,7 +39,7 @@ def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path
         assert result['peak_memory_mb'] > 0
     assert report['text']['cut_ms'] > 0 and report['text']['cached_ms'] > 0
     printed = capsys.readouterr().out
-    assert report['device'] in printed and '304 x 224' in printed
+    assert report['device'] in printed and '304 x 224' in printed and 'robot, edges' in printed
 
 
 def test_graphs_are_measured_by_the_calls_that_they_replay(tiny_architecture):
@@ -44,6 +50,19 @@ def test_graphs_are_measured_by_the_calls_that_they_replay(tiny_architecture):
     result = measure_engine(segmenter, EngineCase(64, 3), 'float32', graph=True, runs=2)
     assert result['graph'] and result['batch'] == 3
     assert result['engine_ms'] > 0 and result['stages_ms']['tower'] > 0
+
+
+def test_what_was_not_captured_is_not_called_a_graph(tiny_architecture):
+    class Refuses(Direct):
+        def record(self, function):
+            raise RuntimeError('operation not permitted when stream is capturing')
+
+    cpu = torch.device('cpu')
+    segmenter = make_segmenter(tiny_architecture, cpu, 'float32')
+    segmenter.fixed_calls = calls = FixedCalls(segmenter.pipeline, Refuses(cpu))
+    result = measure_engine(segmenter, EngineCase(64, 1), 'float32', graph=True, runs=1)
+    assert not result['graph'] and result['engine_ms'] > 0
+    assert segmenter.fixed_calls is calls
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from cliptrase_ros.benchmark.subject import (
 )
 from cliptrase_ros.benchmark.timing import PeakMemory, interleaved, stages_ms, synchronise
 from cliptrase_ros.segmentation.clustering import dbscan, dbscan_parameters
+from cliptrase_ros.segmentation.graphs import LARGEST_BATCH
 from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
@@ -39,13 +40,15 @@ class EngineCase:
     """One size, batch and kind of frame.
 
     size: shorter side fed to CLIP, pixels. frame: (height, width) of the camera.
-    preset: `paper`, the square that both engine and encoder see, or `robot`, the whole frame.
+    preset: `paper`, the square that both engine and encoder see; others see the whole frame.
+    refinement: as of `SegmentationSettings`.
     """
 
     size: int
     batch: int
     frame: tuple[int, int] = (480, 640)
     preset: str = 'paper'
+    refinement: str = 'none'
 
 
 def make_segmenter(
@@ -72,22 +75,25 @@ def measure_engine(
 
     The encoder is the model's own `encode_image` at the same input size, precision and graph
     treatment, on pixels that are on the device already. graph: only where the segmenter has
-    CUDA graphs.
+    CUDA graphs; without one, and the result says so, where that cannot be captured.
     """
     device, dtype = segmenter.device, segmenter.pipeline.dtype
     frames = [camera_frame(seed, *case.frame) for seed in range(case.batch)]
-    settings = SegmentationSettings(preset=case.preset, resolution=case.size)
+    settings = SegmentationSettings(
+        preset=case.preset, resolution=case.size, refinement=case.refinement
+    )
     encoded = segmenter.encode_vocabulary(parse_vocabulary(VOCABULARY, BACKGROUND))
     patch_size = segmenter.pipeline.backbone.patch_size
     window = settings.method.framing(case.frame, case.size, patch_size).window
 
     calls = segmenter.fixed_calls
-    if not graph:
-        segmenter.fixed_calls = None
     try:
         memory = PeakMemory(device)
         if graph:
             segmenter.warm_up([case.frame], case.batch, settings, encoded)
+            graph = len(calls) == min(case.batch, LARGEST_BATCH).bit_length()
+        if not graph:
+            segmenter.fixed_calls = None
         segmenter.segment(frames, encoded, settings)
         peak = memory.megabytes()
         taken = _encoder_and_engine(
@@ -109,6 +115,7 @@ def measure_engine(
         'precision': precision,
         'graph': graph,
         'preset': case.preset,
+        'refinement': case.refinement,
         'frame': list(case.frame),
         'network': list(window),
         'encoder_ms': statistics.median(taken['encoder']),

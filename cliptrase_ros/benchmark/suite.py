@@ -19,6 +19,7 @@ from cliptrase_ros.benchmark.cases import (
 from cliptrase_ros.benchmark.subject import ARCHITECTURE
 from cliptrase_ros.benchmark.timing import device_name
 
+_FIGURES = ('encoder ms', 'engine ms', 'ratio', 'MB')
 _VERSIONS = ('torch', 'open_clip_torch', 'numpy')
 
 
@@ -27,7 +28,8 @@ class Suite:
     """What to measure.
 
     precisions: of the image tower. sizes, batches: every pair, on squares. frames: (height,
-    width) of whole frames labelled at preset `robot`, each at each of `frame_sizes`.
+    width) of whole frames labelled at preset `robot`, each at each of `frame_sizes`; the first at
+    the first with `edges` and at preset `plus` as well.
     patches: of DBSCAN alone. phrases: new words to encode. agreement: frames to compare half
     precision with float32 on. runs: of which medians are taken.
     """
@@ -100,6 +102,9 @@ def _engine_cases(suite: Suite) -> Iterator[EngineCase]:
     for size in suite.frame_sizes:
         for frame in suite.frames:
             yield EngineCase(size, 1, frame, 'robot')
+    for size, frame in zip(suite.frame_sizes[:1], suite.frames[:1], strict=False):
+        yield EngineCase(size, 1, frame, 'robot', 'edges')
+        yield EngineCase(size, 1, frame, 'plus')
 
 
 def _versions(device: torch.device) -> dict[str, str | None]:
@@ -116,10 +121,11 @@ def table(report: dict) -> str:
         f'medians of {report["runs"]} interleaved runs (least to most)',
         '',
         *_rows(
-            ('input', 'batch', 'precision', 'graph', 'encoder ms', 'engine ms', 'ratio', 'MB'),
+            ('input', 'preset', 'batch', 'precision', 'graph', *_FIGURES),
             (
                 (
                     f'{r["network"][1]} x {r["network"][0]}',
+                    preset_name(r),
                     r['batch'],
                     r['precision'],
                     'yes' if r['graph'] else 'no',
@@ -149,13 +155,20 @@ def table(report: dict) -> str:
     return '\n'.join(lines)
 
 
+def preset_name(result: dict) -> str:
+    """Preset of one of a report's results, and its refinement if there is one."""
+    refinement = result.get('refinement', 'none')
+    return result['preset'] if refinement == 'none' else f'{result["preset"]}, {refinement}'
+
+
 def _stage_rows(results: Sequence[dict]) -> list[str]:
     names = list(dict.fromkeys(name for r in results for name in r['stages_ms']))
     return _rows(
-        ('stages, ms', 'precision', *names),
+        ('stages, ms', 'preset', 'precision', *names),
         (
             (
                 f'{r["network"][1]} x {r["network"][0]}',
+                preset_name(r),
                 r['precision'],
                 *(f'{r["stages_ms"].get(name, 0):.2f}' for name in names),
             )

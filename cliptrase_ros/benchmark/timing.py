@@ -35,6 +35,10 @@ def stages_ms(function: Callable[[], object], runs: int, device: torch.device) -
     On CUDA the time of the kernels that each stage launches.
     """
     on_cuda = device.type == 'cuda'
+    if on_cuda:
+        # What CUPTI does at the end of a profile and the begin of the next does not suit graphs.
+        os.environ.setdefault('TEARDOWN_CUPTI', '0')
+        os.environ.setdefault('DISABLE_CUPTI_LAZY_REINIT', '1')
     seen: dict[str, list[float]] = {}
     for _ in range(runs):
         if on_cuda:
