@@ -18,6 +18,7 @@ from cliptrase_ros.rate_limit import RateLimiter
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.depth import DepthMatch
 from cliptrase_ros.ros.diagnostics import CameraStatistics
+from cliptrase_ros.ros.node_time import node_time
 from cliptrase_ros.ros.parameters import mask_topic_name
 from cliptrase_ros.ros.points import PointsOutput
 from cliptrase_ros.ros.subscribing import describe_publishers, subscribe_to_sensor
@@ -105,7 +106,8 @@ class Camera:
         self._lock = threading.Lock()
         # Listeners come and go in the executor's thread, states of the node change in another.
         self._subscription_lock = threading.Lock()
-        self._is_active = False
+        #: Whether images are labelled while somebody listens.
+        self.is_active = False
         self._waiting: Image | CompressedImage | None = None
         self._limiter = RateLimiter()
         self._rate = 0.0
@@ -142,12 +144,12 @@ class Camera:
 
     def activate(self) -> None:
         """Subscribe from now on while somebody listens."""
-        self._is_active = True
+        self.is_active = True
         self.update_subscription()
 
     def deactivate(self) -> None:
         """Unsubscribe, and forget the image that waits."""
-        self._is_active = False
+        self.is_active = False
         self.update_subscription()
 
     def destroy(self) -> None:
@@ -159,8 +161,8 @@ class Camera:
     def update_subscription(self) -> None:
         """Subscribe while somebody listens, unsubscribe when the last one has gone."""
         with self._subscription_lock:
-            points = self._is_active and self._points is not None and self._wants_points()
-            wanted = self._is_active and (
+            points = self.is_active and self._points is not None and self._wants_points()
+            wanted = self.is_active and (
                 self._always_on or points or any(self._wanted(key) for key in self._outputs)
             )
             if points:
@@ -315,7 +317,7 @@ class Camera:
         except conversions.ImageError as error:
             self.refuse(error)
             return
-        now_ns = self._node.get_clock().now().nanoseconds
+        now_ns = node_time(self._node).ns
         with self._lock:
             if self._subscription is None:
                 # On its way when the last listener left.

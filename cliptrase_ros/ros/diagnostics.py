@@ -128,6 +128,7 @@ class ReportedCamera(Protocol):
     name: str
     topic: str
     transport: str
+    is_active: bool
     subscribed: bool
     statistics: CameraStatistics
     masks_unknown: tuple[str, ...]
@@ -164,11 +165,12 @@ def camera_status(node_name: str, camera: ReportedCamera, elapsed_s: float) -> D
         message = f'mask_topics has {", ".join(camera.masks_unknown)}, the vocabulary does not'
     else:
         level = DiagnosticStatus.OK
-        message = (
-            f'{values["labelled_hz"]:.1f} label images a second'
-            if subscribed
-            else 'idle, because nobody listens to its outputs'
-        )
+        if subscribed:
+            message = f'{values["labelled_hz"]:.1f} label images a second'
+        elif camera.is_active:
+            message = 'idle, because nobody listens to its outputs'
+        else:
+            message = 'idle, because the node is not active'
     return status(
         f'{node_name}: camera {camera.name}',
         camera.name,

@@ -31,6 +31,7 @@ from cliptrase_ros.ros import diagnostics
 from cliptrase_ros.ros.camera import LATCHED_QOS, Camera, LabelInfo
 from cliptrase_ros.ros.conversions import vocabulary_message
 from cliptrase_ros.ros.executable import StartFailure, run_node
+from cliptrase_ros.ros.node_time import node_time
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
@@ -197,7 +198,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             self._worker = Worker(
                 self._engine,
                 settings=self._values.settings,
-                clock=self._now,
+                clock=lambda: node_time(self),
                 on_vocabulary=self._announce,
                 is_shutting_down=lambda: self._is_ending or not self.context.ok(),
                 logger=self.get_logger(),
@@ -270,12 +271,6 @@ class SegmentNode(LifecycleNodeMixin, Node):
         self.get_logger().error('the device fails; labelling goes on with the CPU')
         # Not what the device held: rounded to half precision, or lost with it.
         return self._given.to('cpu') if self._given else self._load('cpu')
-
-    def _now(self) -> tuple[int, bool]:
-        clock = self.get_clock()
-        now_ns = clock.now().nanoseconds
-        # Simulated time is 0 until somebody publishes it; images may come all the same.
-        return now_ns or time.monotonic_ns(), clock.ros_time_is_active
 
     def _header(self) -> Header:
         return Header(stamp=self.get_clock().now().to_msg())

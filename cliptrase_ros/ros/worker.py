@@ -11,6 +11,7 @@ from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.frame_memories import FrameMemories
 from cliptrase_ros.ros.camera import Camera, Frame
 from cliptrase_ros.ros.conversions import ImageError
+from cliptrase_ros.ros.node_time import NodeTime
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     SegmentationSettings,
@@ -44,7 +45,7 @@ class Worker:
     up to warm_up_batch of them at a time.
     on_vocabulary: called in the inference thread when a vocabulary comes into force, before the
     first label made with it, and again if it raises.
-    clock: () -> nanoseconds and whether they are simulated. is_shutting_down: whether errors
+    clock: () -> now, of the node. is_shutting_down: whether errors
     are only the middleware going away.
     """
 
@@ -53,7 +54,7 @@ class Worker:
         engine: FaultTolerantEngine,
         *,
         settings: SegmentationSettings,
-        clock: Callable[[], tuple[int, bool]],
+        clock: Callable[[], NodeTime],
         on_vocabulary: Callable[[Vocabulary], None],
         is_shutting_down: Callable[[], bool],
         logger: RcutilsLogger,
@@ -174,12 +175,12 @@ class Worker:
     def _idle_s(self) -> float | None:
         if self._in_force is None:
             return None
-        now_ns, simulated = self._clock()
-        waits = [w for w in (camera.wait_ns(now_ns) for camera in self._cameras) if w is not None]
+        now = self._clock()
+        waits = [w for w in (camera.wait_ns(now.ns) for camera in self._cameras) if w is not None]
         if not waits:
             return None
         # Simulated time may run at any speed, or jump.
-        return min(min(waits) * 1e-9, 0.01 if simulated else 1.0)
+        return min(min(waits) * 1e-9, 0.01 if now.is_simulated else 1.0)
 
     def _encode_some(self) -> bool:
         with self._lock:
@@ -256,7 +257,7 @@ class Worker:
     def _serve_some(self) -> bool:
         if self._in_force is None or self._sizes_to_warm_up:
             return False
-        now_ns, _ = self._clock()
+        now_ns = self._clock().ns
         batch = self._engine.largest_batch
         with self._serving:
             frames = []
@@ -271,7 +272,8 @@ class Worker:
         return bool(frames)
 
     def _publish_waiting(self) -> bool:
-        return any(camera.publish_waiting() for camera in self._cameras)
+        with self._serving:
+            return any(camera.publish_waiting() for camera in self._cameras)
 
     def _label(
         self,
@@ -305,8 +307,8 @@ class Worker:
                     return
                 frame.camera.fail(error)
                 continue
-            stamp_ns = _stamp_ns(frame)
-            latency_s = (self._clock()[0] - stamp_ns) * 1e-9 if stamp_ns else None
+            now, stamp_ns = self._clock(), _stamp_ns(frame)
+            latency_s = (now.ns - stamp_ns) * 1e-9 if stamp_ns and now.is_known else None
             frame.camera.statistics.count_label(latency_s, time.monotonic() - begin, engine_s)
         self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pictures)
 

@@ -43,6 +43,7 @@ def test_states_serve_and_free_what_they_say(start_node, client):
     client.label_of(client.send(client.image()))
 
     assert change(client, 'deactivate') and state(client) == 'inactive'
+    client.diagnostics(lambda s, _: s.message == 'idle, because the node is not active')
     client.wait_for(lambda: not publisher.get_subscription_count(), 'the end of the subscription')
     assert client.set_parameters(vocabulary='dog; tree')[0].successful
     history = client.received['/cliptrase/vocabulary']

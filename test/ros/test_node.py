@@ -323,6 +323,16 @@ def test_labelling_survives_a_clock_that_runs_backwards(start_node, client):
         client.wait_for(lambda: len(labels) - before >= 5, f'labels in loop {loop}')  # noqa: B023
 
 
+def test_no_latency_before_simulated_time_is_known(start_node, client):
+    start_node(use_sim_time=True)
+    client.listen_to_label()
+    header = client.send(client.image())
+    client.label_of(header)
+    client.diagnostics(
+        lambda _, v: 'processing_ms_mean' in v and not any('latency' in key for key in v)
+    )
+
+
 class Faulty(Segmenter):
     def encode_vocabulary(self, vocabulary):
         if 'unspeakable' in vocabulary.phrases:

@@ -31,6 +31,7 @@ def test_prints_what_a_node_reports(context):
         name='front',
         topic='/front',
         transport='raw',
+        is_active=True,
         subscribed=True,
         masks_unknown=(),
         statistics=diagnostics.CameraStatistics(),

@@ -88,6 +88,7 @@ def test_silence_counts_only_while_subscribed():
         name='front',
         topic='/front/image_raw',
         transport='raw',
+        is_active=True,
         statistics=statistics,
         masks_unknown=(),
         explain_silence=lambda: 'no publisher',

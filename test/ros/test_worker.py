@@ -10,6 +10,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 from rclpy.logging import get_logger
 
 from cliptrase_ros.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.ros.node_time import NodeTime
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -24,6 +25,10 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
+def now():
+    return NodeTime(time.monotonic_ns(), is_known=True, is_simulated=False)
+
+
 @pytest.fixture
 def start_worker():
     workers = []
@@ -31,7 +36,7 @@ def start_worker():
     def start(
         segmenter,
         on_vocabulary=lambda _: None,
-        clock=lambda: (time.monotonic_ns(), False),
+        clock=now,
         **arguments,
     ):
         worker = Worker(
@@ -50,6 +55,19 @@ def start_worker():
     yield start
     for worker in workers:
         worker.stop()
+
+
+class IdleCamera:
+    name, last_taken_ns = 'camera', 0
+
+    def take(self, now_ns):
+        return None
+
+    def publish_waiting(self):
+        return False
+
+    def wait_ns(self, now_ns):
+        return None
 
 
 def test_phrases_are_encoded_one_at_a_time_and_the_end_does_not_wait_for_all(
@@ -118,7 +136,7 @@ def test_thread_survives_a_clock_that_fails_while_it_is_idle(start_worker, segme
         # Once for each look for frames; the third call is the first that asks how long to wait.
         if len(calls) == 3:
             raise RuntimeError('no clock')
-        return time.monotonic_ns(), False
+        return now()
 
     worker = start_worker(segmenter, clock=clock)
     worker.request_vocabulary(parse_vocabulary('road'))
@@ -137,17 +155,9 @@ def test_ready_for_announced_sizes_before_the_first_image(start_worker, make_seg
                 raise RuntimeError('no memory left')
             super().warm_up(sizes, batch, settings, vocabulary)
 
-    class Watching:
-        name, last_taken_ns = 'camera', 0
-
+    class Watching(IdleCamera):
         def take(self, now_ns):
             calls.append('an image')
-
-        def publish_waiting(self):
-            return False
-
-        def wait_ns(self, now_ns):
-            return None
 
     sizes = [(48, 64), (1, 1), (64, 48)]
     worker = start_worker(make_segmenter(Watched), warm_up_sizes=sizes, warm_up_batch=1)
@@ -155,3 +165,30 @@ def test_ready_for_announced_sizes_before_the_first_image(start_worker, make_seg
     worker.request_vocabulary(parse_vocabulary('road; tree'))
     wait_for(lambda: 'an image' in calls)
     assert calls[: calls.index('an image')] == [(size, 1) for size in sizes]
+
+
+def test_nothing_is_published_after_a_pause(start_worker, segmenter):
+    begun, may_go_on, published = threading.Event(), threading.Event(), []
+
+    class Publishing(IdleCamera):
+        def publish_waiting(self):
+            begun.set()
+            assert may_go_on.wait(PATIENCE)
+            published.append(None)
+            return True
+
+    worker = start_worker(segmenter)
+    worker.serve([Publishing()])
+    assert begun.wait(PATIENCE)
+    pausing = threading.Thread(target=worker.pause)
+    pausing.start()
+    wait_for(lambda: not worker._cameras)
+    assert pausing.is_alive()
+    may_go_on.set()
+    pausing.join(PATIENCE)
+    count = len(published)
+    assert not pausing.is_alive() and count
+    worker.wake()
+    worker.request_vocabulary(parse_vocabulary('road'))
+    wait_for(lambda: worker.vocabulary_state.in_force)
+    assert len(published) == count
