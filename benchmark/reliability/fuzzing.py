@@ -7,6 +7,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from cliptrase_ros.image_messages import ENCODING_TABLE, ENCODINGS
+from cliptrase_ros.segmentation.preprocessing import MAX_ASPECT_RATIO
 
 #: Numbers at the edges of what a uint32 holds.
 EDGES = (0, 1, 2, 3, 255, 65535, 65536, 2**31 - 1, 2**31, 4_000_000_000, 2**32 - 1)
@@ -43,6 +44,15 @@ def image(rng: random.Random, frame_id: str) -> Image:
             message.header.stamp.sec = rng.choice((-(2**31), -1, 0, 2**31 - 1))
             message.header.stamp.nanosec = rng.choice((0, 999_999_999, 2**32 - 1))
     message.data = data
+    return message
+
+
+def elongated_image(frame_id: str, upright: bool) -> Image:
+    """An image with nothing wrong, as long as any that is labelled."""
+    height, width = (MAX_ASPECT_RATIO, 1) if upright else (1, MAX_ASPECT_RATIO)
+    message = Image(encoding='mono8', width=width, height=height, step=width)
+    message.header.frame_id = frame_id
+    message.data = bytes(range(MAX_ASPECT_RATIO))
     return message
 
 

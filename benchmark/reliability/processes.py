@@ -29,12 +29,6 @@ PATIENCE_S = 300.0
 own_domain()
 
 
-def take_own_domain() -> None:
-    """Leave the ROS domain of the surroundings, for this process and those it starts."""
-    # Higher ones have ports that the system hands out.
-    os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
-
-
 class Failure(AssertionError):
     """Something the node promises and does not keep."""
 
