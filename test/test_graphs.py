@@ -1,6 +1,7 @@
 """Calls of fixed shape over buffers that stay: what CUDA graphs replay, run without a graph."""
 
 import logging
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -191,10 +192,16 @@ class Refuses(Traced):
     def __init__(self, error):
         super().__init__()
         self.error = error
+        self.half_made = None
 
     def record(self, function):
         super().record(function)
+        self.half_made = weakref.ref(function)
         raise self.error
+
+    def clear(self):
+        super().clear()
+        assert self.half_made() is None
 
 
 def test_after_a_failed_capture_frames_are_labelled_without_and_it_is_said_once(
