@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     suite = Suite()
     if device.type == 'cuda':
-        suite = Suite(precisions=('float16', 'float32'), phrases=100, agreement=8, runs=21)
+        suite = Suite(precisions=('float16', 'float32'), phrases=100, agreement=8, runs=100)
     if arguments.architecture:
         suite = replace(suite, architecture=arguments.architecture)
     if arguments.quick:
