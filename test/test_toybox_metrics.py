@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cliptrase_ros.toybox import captions, losses, metrics, scenes
+from cliptrase_ros.toybox import captions, losses, materials, metrics, scenes
 
 
 def test_mean_iou_by_hand():
@@ -84,6 +84,9 @@ def test_losses_prefer_the_truth():
     first = (mentioned[:1], ~mentioned[:1])
     assert losses.patches(each, *first) < losses.patches(same, *first)
     assert losses.patches(each, *first) < losses.patches(absent, *first)
+    # Nor is it an answer that every patch shows a little of everything.
+    mixed = each.mean(1, keepdim=True).expand_as(each)
+    assert losses.patches(each, *first) + 0.1 < losses.patches(mixed, *first)
 
 
 def test_a_picture_without_mentions_gives_no_gradient_trouble():
@@ -95,7 +98,7 @@ def test_a_picture_without_mentions_gives_no_gradient_trouble():
 
 
 def test_compositions_name_their_parts():
-    names, shapes, colors = captions.levels()
+    names, shapes, colors, _ = captions.levels()
     rows = captions.compositions()
     objects = [c for c in scenes.CLASSES if c.kind == 'object']
     assert len(rows) == len(objects) - len(scenes.UNSEEN_COMBINATIONS)
@@ -117,7 +120,7 @@ def test_composition_is_zero_when_names_are_the_sum_of_their_parts():
     assert losses.composition(text) == pytest.approx(0, abs=1e-6)
 
 
-def test_recoloured_pictures_teach_shapes_alone():
+def test_colors_are_said_only_where_they_are_seen():
     levels = captions.levels()
     generator = torch.Generator().manual_seed(0)
 
@@ -129,16 +132,35 @@ def test_recoloured_pictures_teach_shapes_alone():
     coverage[0, scenes.CLASS_IDS['red ball']] = 0.3
     coverage[0, scenes.CLASS_IDS['carpet']] = 0.7
 
-    def loss(features, recoloured):
+    def loss(features, colorless):
         terms = losses.caption_loss(
-            tokens, correlation, features, levels, coverage, torch.tensor(10.0), True, recoloured
+            tokens, correlation, features, levels, coverage, torch.tensor(10.0), True, colorless
         )
         return sum(value for name, value in terms.items() if name != 'text')
 
+    def other(*indices):
+        return [unit(*t.shape) if index in indices else t for index, t in enumerate(text)]
+
     tokens, correlation = unit(1, 5, 16), torch.eye(5)[None]
-    recoloured, true = torch.tensor([True]), torch.tensor([False])
-    other_names = [unit(*text[0].shape), text[1], unit(*text[2].shape)]
-    other_shapes = [text[0], unit(*text[1].shape), text[2]]
-    assert loss(text, recoloured) == loss(other_names, recoloured)
-    assert loss(text, recoloured) != loss(other_shapes, recoloured)
-    assert loss(text, true) != loss(other_names, true)
+    gray, true = torch.tensor([True]), torch.tensor([False])
+    assert loss(text, gray) == loss(other(captions.NAMES, captions.FINISHES), gray)
+    assert loss(text, gray) != loss(other(captions.SHAPES), gray)
+    assert loss(text, gray) != loss(other(captions.COLORLESS), gray)
+    assert loss(text, true) == loss(other(captions.COLORLESS), true)
+    assert loss(text, true) != loss(other(captions.NAMES), true)
+
+
+def test_without_colors_a_striped_ball_is_a_ball_too():
+    level = captions.levels()[captions.COLORLESS]
+    column = {words[0]: index for index, words in enumerate(level.words)}
+    said = ' '.join(word for words in level.words for word in words)
+    assert not any(color in said for color in materials.COLORS)
+    coverage = torch.zeros(2, len(scenes.CLASSES))
+    coverage[0, scenes.CLASS_IDS['striped ball']] = 0.4
+    coverage[1, scenes.CLASS_IDS['red ball']] = 0.4
+    mentioned, denied = captions.presence(level, coverage)
+    assert mentioned[:, column['striped ball']].tolist() == [True, False]
+    assert denied[:, column['striped ball']].tolist() == [False, True]
+    assert mentioned[:, column['ball']].tolist() == [False, True]
+    assert not denied[:, column['ball']].any()
+    assert denied[:, column['cone']].all()

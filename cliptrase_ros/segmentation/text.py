@@ -21,6 +21,24 @@ _REMEMBERED_PHRASES = 4096
 _CACHE_VERSION = 1
 
 
+def causal_features(tower: nn.Module, tokens: Tensor) -> Tensor:
+    """What `encode_text` gives for a causal text tower of open_clip, several times faster.
+
+    tokens: int64 (n, context), the end token being the largest. Returns float (n, D), not of unit
+    length. The mask is causal: what follows the end token, where the feature is read, cannot
+    change it, so the context ends with the longest prompt.
+    """
+    end = tokens.argmax(-1)
+    length = int(end.max()) + 1
+    x = tower.token_embedding(tokens[:, :length]) + tower.positional_embedding[:length]
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    x = tower.ln_final(x[torch.arange(len(x), device=x.device), end])
+    projection = tower.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
 class TextEncoder:
     """Encodes phrases with the text tower of an open_clip model, each phrase once.
 
@@ -124,17 +142,7 @@ class TextEncoder:
         tower = self._tower
         if not self._is_causal:
             return self._model.encode_text(tokens)
-        # The mask is causal: what follows the end token, where the feature is read, cannot
-        # change it, so the context ends with the longest prompt.
-        end = tokens.argmax(-1)
-        length = int(end.max()) + 1
-        x = tower.token_embedding(tokens[:, :length]) + tower.positional_embedding[:length]
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = tower.ln_final(x[torch.arange(len(x), device=x.device), end])
-        projection = tower.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Module) else x @ projection
+        return causal_features(tower, tokens)
 
     @property
     def _is_causal(self) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
+from cliptrase_ros.toybox.materials import PATTERNS
 from cliptrase_ros.toybox.scenes import CLASSES, UNSEEN_COMBINATIONS, ToyClass
 
 # A class that covers less is not worth a word: the caption neither mentions nor denies it.
 MENTIONED_FROM = 0.025
 DENIED_BELOW = 0.001
+
+NAMES, SHAPES, FINISHES, COLORLESS = range(4)
 
 _SHAPE_WORDS = {
     'ball': ('ball', 'ball', 'ball', 'sphere'),
@@ -38,11 +41,13 @@ class Level:
     """Phrases of which every visible thing has exactly one.
 
     words: for each phrase the ways to say it. member: bool (len(CLASSES), len(words)), which
-    classes a phrase names; a class of no phrase never occurs in training.
+    classes a phrase names; a class of no phrase never occurs in training. fits: the same with
+    the classes that a phrase is true of although another one names them.
     """
 
     words: tuple[tuple[str, ...], ...]
     member: Tensor
+    fits: Tensor
 
 
 def _object_words(toy_class: ToyClass) -> tuple[str, ...]:
@@ -57,14 +62,26 @@ def _kind(toy_class: ToyClass) -> tuple[str, ...]:
     return (toy_class.kind,)
 
 
+def _shape(toy_class: ToyClass) -> tuple[str, ...]:
+    return _SHAPE_WORDS[toy_class.noun]
+
+
+def _finish(toy_class: ToyClass) -> tuple[str, ...]:
+    return tuple(f'{toy_class.adjective} {word}' for word in _OBJECT_WORDS)
+
+
+def _colorless(toy_class: ToyClass) -> tuple[str, ...]:
+    return _object_words(toy_class) if toy_class.adjective in PATTERNS else _shape(toy_class)
+
+
 @lru_cache(maxsize=1)
 def levels() -> tuple[Level, ...]:
-    """Names and materials; shapes and kinds of surface; colours and kinds of surface."""
-    namings = (
-        (_object_words, _material),
-        (lambda c: _SHAPE_WORDS[c.noun], _kind),
-        (lambda c: tuple(f'{c.adjective} {word}' for word in _OBJECT_WORDS), _kind),
-    )
+    """What is said of a picture, in the order of `NAMES`, `SHAPES`, `FINISHES`, `COLORLESS`.
+
+    Names and materials; shapes and kinds of surface; finishes and kinds of surface; and what
+    there is to say where colours are gone: shapes, with their patterns, and kinds of surface.
+    """
+    namings = ((_object_words, _material), (_shape, _kind), (_finish, _kind), (_colorless, _kind))
     result = []
     for name_object, name_surface in namings:
         phrases: dict[tuple[str, ...], list[int]] = {}
@@ -77,7 +94,13 @@ def levels() -> tuple[Level, ...]:
         member = torch.zeros(len(CLASSES), len(phrases), dtype=torch.bool)
         for column, indices in enumerate(phrases.values()):
             member[indices, column] = True
-        result.append(Level(tuple(phrases), member))
+        result.append(Level(tuple(phrases), member, member))
+    colorless, shapes = result[COLORLESS], result[SHAPES]
+    fits = [
+        shapes.member[:, shapes.words.index(words)] if words in shapes.words else column
+        for words, column in zip(colorless.words, colorless.member.mT, strict=True)
+    ]
+    result[COLORLESS] = replace(colorless, fits=torch.stack(fits, 1))
     return tuple(result)
 
 
@@ -87,7 +110,7 @@ def compositions() -> Tensor:
 
     Name, shape and colour; the combinations that training never sees have no row.
     """
-    names, shapes, colors = (level.member for level in levels())
+    names, shapes, colors = (levels()[index].member for index in (NAMES, SHAPES, FINISHES))
     kinds = [toy_class.kind for toy_class in CLASSES]
     rows = [
         [int(names[index].nonzero()), int(shapes[index].nonzero()), int(colors[index].nonzero())]
@@ -113,8 +136,8 @@ def presence(level: Level, coverage: Tensor) -> tuple[Tensor, Tensor]:
     coverage: (B, len(CLASSES)) shares of the picture. Returns two bool (B, phrases); a phrase
     for something barely visible is in neither.
     """
-    share = coverage @ level.member.to(coverage)
-    return share >= MENTIONED_FROM, share < DENIED_BELOW
+    share, any_share = (coverage @ table.to(coverage) for table in (level.member, level.fits))
+    return share >= MENTIONED_FROM, any_share < DENIED_BELOW
 
 
 def training_words() -> Sequence[str]:

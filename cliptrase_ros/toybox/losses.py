@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cliptrase_ros.segmentation.correlation import denoise_correlation
-from cliptrase_ros.toybox.captions import Level, compositions, presence
+from cliptrase_ros.toybox.captions import (
+    COLORLESS,
+    FINISHES,
+    NAMES,
+    SHAPES,
+    Level,
+    compositions,
+    presence,
+)
 
-# Of names, shapes and colours.
-LEVEL_WEIGHTS = (1.0, 1.0, 1.0)
-SHAPES_LEVEL = 1
+# Of names, shapes, finishes, and what is said without colours. If patches had to tell shapes apart
+# in general, it would pay to learn which shapes a colour never comes with. Among the names that
+# occur, and in pictures without colours, it does not.
+CONTRAST_WEIGHTS = (1.0, 1.0, 1.0, 0.0)
+PATCH_WEIGHTS = (1.5, 0.0, 1.5, 3.0)
 MEAN_WEIGHT = 0.25
 COMPOSITION_WEIGHT = 2.0
 # Temperature of the correlation as an attention: clusters need rows that differ by about as much.
@@ -48,12 +56,12 @@ def patches(logits: Tensor, mentioned: Tensor, denied: Tensor) -> Tensor:
     log_probability = logits.log_softmax(-1)
     possible = log_probability.masked_fill(denied[:, None], -torch.inf)
     somewhere = -possible.logsumexp(-1).mean()
-    # Floors and walls are nearly always there, so the plain middle of a thing could safely be
-    # called floor, and the thing be only where it differs from all others. Asking for more than
-    # a usual size would make things spread over their surroundings.
-    share = log_probability.logsumexp(1) - math.log(logits.shape[1])
-    missing = (math.log(USUAL_SHARE) - share).clamp_min(0)
-    room = (missing * mentioned).sum(-1) / mentioned.sum(-1).clamp_min(1)
+    # A share of the sum of probabilities could be had by every patch believing a little in
+    # everything that is mentioned. Asking for more patches than a usual share would make things
+    # spread over their surroundings.
+    count = max(1, round(USUAL_SHARE * logits.shape[1]))
+    surest = log_probability.topk(count, 1).values.mean(1)
+    room = -(surest * mentioned).sum(-1) / mentioned.sum(-1).clamp_min(1)
     return somewhere + room.mean()
 
 
@@ -63,9 +71,9 @@ def composition(text: list[Tensor]) -> Tensor:
     text: per level (P, D), unit length. What a picture teaches about one name then holds for the
     colour and for the shape, and so for pairs that no picture showed. 0 for perfect agreement.
     """
-    name, shape, color = compositions().to(text[0].device).unbind(1)
-    parts = F.normalize(text[1][shape] + text[2][color], dim=-1)
-    return 1 - (text[0][name] * parts).sum(-1).mean()
+    name, shape, color = compositions().to(text[NAMES].device).unbind(1)
+    parts = F.normalize(text[SHAPES][shape] + text[FINISHES][color], dim=-1)
+    return 1 - (text[NAMES][name] * parts).sum(-1).mean()
 
 
 def regional(tokens: Tensor, correlation: Tensor) -> Tensor:
@@ -85,30 +93,31 @@ def caption_loss(
     coverage: Tensor,
     scale: Tensor,
     dense: bool,
-    recoloured: Tensor,
+    colorless: Tensor,
 ) -> dict[str, Tensor]:
     """Loss terms; their sum is what training minimises.
 
     tokens (B, 1 + N, D): unit length, [CLS] first. correlation (B, 1 + N, 1 + N). text: per level
     (P, D), unit length. coverage (B, len(CLASSES)). dense: also on the recovered patch tokens,
-    not on [CLS] alone. recoloured: bool (B,), pictures whose colours are not true, of which
-    only the shapes are said.
+    not on [CLS] alone. colorless: bool (B,), pictures without colours, of which none are said.
     """
     names = ('cls', 'mean', 'patch', 'region') if dense else ('cls',)
     terms = dict.fromkeys(names, tokens.new_zeros(()))
     if dense:
         regions = regional(tokens, correlation)
         mean = F.normalize(tokens[:, 1:].mean(1), dim=-1)
-    for index, (level, features) in enumerate(zip(levels, text, strict=True)):
-        weight = LEVEL_WEIGHTS[index]
-        mentioned, denied = presence(level, coverage)
-        if index != SHAPES_LEVEL:
-            mentioned, denied = (said & ~recoloured[:, None] for said in (mentioned, denied))
+    weights = zip(CONTRAST_WEIGHTS, PATCH_WEIGHTS, strict=True)
+    for index, (level, features, weight) in enumerate(zip(levels, text, weights, strict=True)):
+        of_picture, of_patches = weight
         direction = scale * features.mT
-        found = {'cls': contrast(tokens[:, 0] @ direction, mentioned, denied)}
+        said = presence(level, coverage)
+        if index != SHAPES:
+            apt = colorless if index == COLORLESS else ~colorless
+            said = tuple(phrases & apt[:, None] for phrases in said)
+        found = {'cls': of_picture * contrast(tokens[:, 0] @ direction, *said)}
         if dense:
-            found['mean'] = MEAN_WEIGHT * contrast(mean @ direction, mentioned, denied)
-            found['patch'] = patches(tokens[:, 1:] @ direction, mentioned, denied)
-            found['region'] = patches(regions @ direction, mentioned, denied)
-        terms = {name: terms[name] + weight * term for name, term in found.items()}
+            found['mean'] = of_picture * MEAN_WEIGHT * contrast(mean @ direction, *said)
+            found['patch'] = of_patches * patches(tokens[:, 1:] @ direction, *said)
+            found['region'] = of_patches * patches(regions @ direction, *said)
+        terms = {name: terms[name] + term for name, term in found.items()}
     return terms | {'text': COMPOSITION_WEIGHT * composition(text)}

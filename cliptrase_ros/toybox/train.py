@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import math
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from cliptrase_ros.segmentation.text import causal_features
 from cliptrase_ros.toybox import towers, views
 from cliptrase_ros.toybox.captions import levels, prompts, training_words
 from cliptrase_ros.toybox.losses import caption_loss
@@ -32,24 +33,22 @@ class Settings:
     """What a run depends on; a checkpoint can only be resumed with the same.
 
     loss: 'dense' (captions on [CLS] and on the recovered patch tokens) or 'cls' (the control).
+    layers: blocks of the image tower.
     tokens: image tokens per step; smaller windows make larger batches. learning_rate: at its
     peak. view_size: side of the rendered views in pixels. pool: views rendered once and reused;
-    0 renders new rooms at every step. start_from: folder of a model whose weights are the first
-    ones; empty for random ones. frozen_blocks: of the image tower, and with them all before them,
-    that keep their first weights.
+    0 renders new rooms at every step.
     """
 
     loss: str = 'dense'
-    steps: int = 4500
-    tokens: int = 2400
+    layers: int = 8
+    steps: int = 2800
+    tokens: int = 1200
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 200
     seed: int = 0
     view_size: int = 224
-    pool: int = 16000
-    start_from: str = ''
-    frozen_blocks: int = 0
+    pool: int = 6000
 
 
 class Trainer:
@@ -57,20 +56,17 @@ class Trainer:
 
     def __init__(self, settings: Settings, config: dict, source, device: torch.device):
         torch.manual_seed(settings.seed)
-        self.settings, self.config, self.source, self.device = settings, config, source, device
-        model_config = config['model_cfg']
+        self.settings, self.source, self.device = settings, source, device
+        self.config = copy.deepcopy(config)
+        model_config = self.config['model_cfg']
+        model_config['vision_cfg']['layers'] = settings.layers
         self.tokenizer = towers.Tokenizer(
             training_words(), model_config['text_cfg']['context_length']
         )
         self.model = towers.make_model(model_config, len(self.tokenizer.token_ids)).to(device)
-        if settings.start_from:
-            self._start_from(Path(settings.start_from))
         self.tower = towers.ImageTower(self.model.visual)
-        if settings.frozen_blocks:
-            self._freeze(settings.frozen_blocks)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim >= 2]
-        others = [p for p in trained if p.ndim < 2]
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        others = [p for p in self.model.parameters() if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [
                 {'params': decayed, 'weight_decay': settings.weight_decay},
@@ -87,19 +83,6 @@ class Trainer:
         self.steps_done = 0
         self.seconds = 0.0
 
-    def _start_from(self, folder: Path) -> None:
-        state = load_file(folder / towers.WEIGHTS_NAME, device=str(self.device))
-        if not torch.equal(state.pop('token_ids').cpu(), self.tokenizer.token_ids):
-            raise SystemExit(f'the model in {folder} knows other words')
-        self.model.load_state_dict(state)
-
-    def _freeze(self, blocks: int) -> None:
-        visual = self.model.visual
-        frozen = [visual.conv1, visual.ln_pre, *visual.transformer.resblocks[:blocks]]
-        parameters = [p for module in frozen for p in module.parameters()]
-        for parameter in [*parameters, visual.class_embedding, visual.positional_embedding]:
-            parameter.requires_grad = False
-
     def step(self, progress: float) -> dict[str, float]:
         """Train on one batch; progress 0..1 sets learning rate and window size."""
         settings, step = self.settings, self.steps_done
@@ -108,7 +91,7 @@ class Trainer:
         count = max(2, settings.tokens // ((height // patch) * (width // patch)))
         batch = self.source.batch(step, count, height, width)
         generator = torch.Generator().manual_seed(settings.seed * 7_919 + step)
-        pixels, recoloured = views.augment(batch.pixels.to(self.device), generator)
+        pixels, colorless = views.augment(batch.pixels.to(self.device), generator)
         pixels = (pixels - self.mean) / self.std
         coverage = batch.coverage.to(self.device)
 
@@ -130,7 +113,7 @@ class Trainer:
             coverage,
             self.model.logit_scale.exp(),
             dense=settings.loss == 'dense',
-            recoloured=recoloured,
+            colorless=colorless,
         )
         loss = sum(terms.values())
         self.optimizer.zero_grad()
@@ -151,7 +134,7 @@ class Trainer:
     def _encode_text(self, generator: torch.Generator) -> list[Tensor]:
         chosen = [prompts(level, generator) for level in levels()]
         tokens = self.tokenizer([prompt for group in chosen for prompt in group]).to(self.device)
-        features = F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+        features = F.normalize(causal_features(self.model, tokens).float(), dim=-1)
         return list(features.split([len(group) for group in chosen]))
 
     def save(self, folder: Path) -> None:
@@ -235,6 +218,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument('output', type=Path, help='folder for checkpoint and model; continued')
     parser.add_argument('--loss', choices=LOSSES, default=default.loss, help='cls: the control')
+    parser.add_argument('--layers', type=int, default=default.layers, help='of the image tower')
     parser.add_argument('--steps', type=int, default=default.steps, help='most steps')
     parser.add_argument('--minutes', type=float, default=0.0, help='most minutes; 0 = no limit')
     parser.add_argument('--tokens', type=int, default=default.tokens, help='image tokens a step')
@@ -245,17 +229,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument('--view-size', type=int, default=default.view_size, help='pixels')
     parser.add_argument(
         '--pool', type=int, default=default.pool, help='views to render once; 0 = always new ones'
-    )
-    parser.add_argument(
-        '--start-from',
-        default=default.start_from,
-        help='folder of a model to start from; empty: random weights',
-    )
-    parser.add_argument(
-        '--frozen-blocks',
-        type=int,
-        default=default.frozen_blocks,
-        help='first blocks of the image tower that keep the weights they start from',
     )
     parser.add_argument('--pool-folder', type=Path, default=Path('toybox_views'))
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')

@@ -7,10 +7,8 @@ picture a class lies never reaches the training loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,11 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cliptrase_ros.toybox.materials import COLORS
 from cliptrase_ros.toybox.renderer import render
 from cliptrase_ros.toybox.scenes import (
     CLASSES,
-    UNSEEN_COMBINATIONS,
     random_poses,
     sample_rooms,
     split_seed,
@@ -33,11 +29,9 @@ from cliptrase_ros.toybox.scenes import (
 # Focal lengths in pixels. A 4:3 camera of 64 degrees has 239 at 224 lines and 358 at 336.
 FOCAL_RANGE = (130.0, 460.0)
 SHARD = 250
-# Shares of the pictures that are shown with all hues turned, and without colours.
-TURNED_SHARE = 0.25
-GRAY_SHARE = 0.08
-# Colours whose hues are closer than this may look alike, degrees.
-HUE_MARGIN = 20
+# The share of the pictures that are shown without colours; how strong those of the others are.
+GRAY_SHARE = 0.25
+SATURATION_RANGE = (0.6, 1.15)
 # Pixels.
 MOST_BLUR = 7
 # Of the shards (or of the steps, where nothing is pooled) every so many has easy rooms.
@@ -130,10 +124,10 @@ def _windows(
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Motion blur, exposure, white balance, contrast and noise of a cheap camera; other colours.
+    """Motion blur, exposure, white balance, contrast and noise of a cheap camera; no colours.
 
     pixels: uint8 (B, 3, H, W). Returns the pictures, float32 0..1, and which of them have lost
-    their colours or have others, bool (B,): these teach shapes that hold for every colour.
+    their colours, bool (B,): these teach shapes that hold for every colour.
     """
     count = len(pixels)
     device = pixels.device
@@ -147,59 +141,20 @@ def augment(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     )
     strength = (torch.rand(count, 1, 1, 1, generator=generator) * 0.03).to(device)
     image = _blur(pixels.float() / 255, generator)
-    matrix, recoloured = _recolouring(count, generator)
+    matrix, colorless = _recolouring(count, generator)
     image = torch.einsum('bij,bjhw->bihw', matrix.to(device), image)
     image = (image * gain * balance + lift + noise * strength).clamp(0, 1)
-    return image, recoloured.to(device)
-
-
-def _hue(color: Sequence[float]) -> float:
-    """Degrees, of a colour in linear light as a picture shows it."""
-    red, green, blue = (math.sqrt(channel) for channel in color)
-    return math.degrees(math.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
-
-
-@lru_cache(maxsize=1)
-def hue_turns() -> tuple[int, ...]:
-    """Degrees by which hues can be turned without making an unseen combination from a known one.
-
-    They are also so large that no colour stays itself.
-    """
-    hues = {name: _hue(color) for name, color in COLORS.items() if name != 'white'}
-
-    def near(first: float, second: float) -> bool:
-        return abs((first - second + 180) % 360 - 180) < HUE_MARGIN
-
-    unseen = [(finish, shape) for finish, shape in UNSEEN_COMBINATIONS if finish in hues]
-    return tuple(
-        turn
-        for turn in range(40, 321)
-        if not any(
-            near(hues[finish] + turn, hues[other])
-            for other, shape in unseen
-            for finish in hues
-            if (finish, shape) not in UNSEEN_COMBINATIONS
-        )
-    )
+    return image, colorless.to(device)
 
 
 def _recolouring(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A colour matrix (count, 3, 3) for each picture, and which are not the identity."""
-    draw = torch.rand(count, generator=generator)
-    turns = torch.tensor(hue_turns())
-    chosen = turns[torch.randint(len(turns), (count,), generator=generator)]
-    turned, gray = draw < TURNED_SHARE, draw > 1 - GRAY_SHARE
-    matrix = torch.where(turned[:, None, None], hue_matrices(chosen), torch.eye(3))
-    matrix = torch.where(gray[:, None, None], torch.full((3, 3), 1 / 3), matrix)
-    return matrix, turned | gray
-
-
-def hue_matrices(degrees: Tensor) -> Tensor:
-    """Turns of RGB about its axis of grays by angles (B,): float32 (B, 3, 3)."""
-    angle = torch.deg2rad(degrees.float())[:, None, None]
-    along = torch.full((3, 3), 1 / 3)
-    side = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
-    return along + angle.cos() * (torch.eye(3) - along) + angle.sin() * side
+    """A colour matrix (count, 3, 3) for each picture, and which of them take all colours away."""
+    low, high = SATURATION_RANGE
+    saturation = torch.rand(count, generator=generator) * (high - low) + low
+    colorless = torch.rand(count, generator=generator) < GRAY_SHARE
+    saturation = torch.where(colorless, 0.0, saturation)[:, None, None]
+    gray = torch.full((3, 3), 1 / 3)
+    return gray + saturation * (torch.eye(3) - gray), colorless
 
 
 def _blur(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -264,6 +219,11 @@ def window_sizes(
     """
     generator = _step_generator(seed + 7, step)
     whole = full // patch
-    low, high = (4, round(0.65 * whole)) if progress < 0.6 else (6, whole)
+    if progress < 0.4:
+        low, high = 4, 6
+    elif progress < 0.75:
+        low, high = 4, round(0.65 * whole)
+    else:
+        low, high = 6, whole
     sides = torch.randint(min(low, high), high + 1, (2,), generator=generator) * patch
     return int(sides[0]), int(sides[1])
