@@ -21,6 +21,11 @@ class ImageError(ValueError):
     """An image message that cannot be used; the message says what is wrong with it."""
 
 
+def header_stamp_ns(header) -> int:
+    """Stamp of a std_msgs/Header, nanoseconds."""
+    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How an encoding lies in memory, and what turns it into RGB.

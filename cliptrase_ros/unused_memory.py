@@ -1,5 +1,6 @@
 """Memory of the process that nobody uses: given back, or not taken at all."""
 
+import contextlib
 import ctypes
 import time
 from collections.abc import Hashable, Iterable
@@ -52,15 +53,13 @@ def give_back_unused_memory() -> bool:
         return False
 
 
-def share_memory_between_threads() -> bool:
+def share_memory_between_threads() -> None:
     """Let the threads that start from now on allocate from common pools, two in all.
 
-    By default each has one of its own, and keeps there what another could use. Returns False
-    where the C library cannot.
+    By default each has one of its own, and keeps there what another could use. Does nothing where
+    the C library cannot.
     """
     # M_ARENA_MAX of glibc's malloc.h.
     arena_max = -8
-    try:
-        return bool(ctypes.CDLL(None).mallopt(arena_max, 2))
-    except (OSError, AttributeError):
-        return False
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(arena_max, 2)

@@ -21,15 +21,7 @@ import fuzzing
 import numpy as np
 from cameras import CAMERAS, FUZZED
 from cliptrase_ros.msg import ClassMasks, Vocabulary
-from processes import (
-    Failure,
-    Observer,
-    end,
-    observer,
-    process,
-    resources,
-    segment_node,
-)
+from processes import Failure, Observer, end, observer, process, resources, segment_node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from tqdm import tqdm

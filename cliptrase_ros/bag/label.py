@@ -20,10 +20,7 @@ from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagError, BagReader, Topic
 from cliptrase_ros.batches import segment_each
 from cliptrase_ros.frame_memories import FrameMemories
-from cliptrase_ros.image_messages import (
-    decompress_to_rgb,
-    to_rgb,
-)
+from cliptrase_ros.image_messages import decompress_to_rgb, header_stamp_ns, to_rgb
 from cliptrase_ros.rate_limit import RateLimit
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import (
@@ -183,8 +180,7 @@ class _Waiting:
     @property
     def image_ns(self) -> int:
         """When the image was taken, or where that is not said, recorded."""
-        stamp = self.header.stamp
-        return stamp.sec * 1_000_000_000 + stamp.nanosec or self.stamp_ns
+        return header_stamp_ns(self.header) or self.stamp_ns
 
 
 class _Labelling:

@@ -16,7 +16,7 @@ from cliptrase_ros.depth_points import (
     depth_in_metres,
     intrinsics_of,
 )
-from cliptrase_ros.image_messages import ImageError
+from cliptrase_ros.image_messages import ImageError, header_stamp_ns
 
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 #: Stamps of picture and depth may differ by so much, as in the node, nanoseconds.
@@ -68,7 +68,7 @@ class BagPoints:
                     # The library raises what it likes over data that are no message.
                     self.refused.setdefault(name, f'depth cannot be read ({error})')
                     continue
-                camera.depth = (_stamp_ns(depth), depth)
+                camera.depth = (header_stamp_ns(depth.header), depth)
                 self._join(name, camera)
 
     def label(self, name: str, stamp_ns: int, label: np.ndarray) -> None:
@@ -132,7 +132,3 @@ def _belonging(topic: str, topics: Sequence[str], candidates: Collection[str]) -
         return None
     # All names begin with nothing before the first slash.
     return best if alike(topic, best) > 1 or len(topics) == len(candidates) == 1 else None
-
-
-def _stamp_ns(message) -> int:
-    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec

@@ -11,7 +11,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from cliptrase_ros.depth_points import check_depth
-from cliptrase_ros.image_messages import MAX_PIXELS, ImageError
+from cliptrase_ros.image_messages import MAX_PIXELS, ImageError, header_stamp_ns
 from cliptrase_ros.ros.subscribing import subscribe_to_sensor
 
 #: Depth and colour belong together if their stamps differ by no more, seconds: half a period at
@@ -101,7 +101,7 @@ class DepthStream:
 
     def match(self, header: Header) -> DepthMatch:
         """Find the depth of a picture, now and as it comes."""
-        match = DepthMatch(_stamp_ns(header))
+        match = DepthMatch(header_stamp_ns(header))
         with self._lock:
             for stamp_ns, depth in self._recent:
                 match.offer(depth, stamp_ns)
@@ -114,7 +114,7 @@ class DepthStream:
         except ImageError as error:
             self._on_refused(error)
             return
-        stamp_ns = _stamp_ns(depth.header)
+        stamp_ns = header_stamp_ns(depth.header)
         with self._lock:
             self._recent.append((stamp_ns, depth))
             for match in self._followed:
@@ -125,7 +125,3 @@ class DepthStream:
         self.info = info
         # A picture may wait for nothing else.
         self._on_depth()
-
-
-def _stamp_ns(header: Header) -> int:
-    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from cliptrase_ros.image_messages import MAX_PIXELS, MAX_SIDE
-from cliptrase_ros.segmentation.preprocessing import MAX_ASPECT_RATIO
+from cliptrase_ros.segmentation.preprocessing import is_too_elongated
 from cliptrase_ros.segmentation.segmenter import (
     MAX_SMOOTHING,
     PRECISIONS,
@@ -488,7 +488,7 @@ def _size(entry: str) -> tuple[int, int]:
     """(height, width) of 'WIDTHxHEIGHT'."""
     found = re.fullmatch(r'([0-9]{1,6})x([0-9]{1,6})', entry.strip())
     width, height = map(int, found.groups()) if found else (0, 0)
-    if min(width, height) == 0 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+    if min(width, height) == 0 or is_too_elongated(height, width):
         raise ParameterError(
             f"'warm_up_sizes' has {entry.strip()[:40]!r}; give sizes of images in pixels, "
             "WIDTHxHEIGHT, for instance ['640x480', '1280x720']"

@@ -18,7 +18,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
-from cliptrase_ros.image_messages import ImageError, decompress_to_rgb, mono8
+from cliptrase_ros.image_messages import ImageError, decompress_to_rgb, header_stamp_ns, mono8
 from cliptrase_ros.msg import ClassMasks, Vocabulary
 from cliptrase_ros.point_messages import PointsError, read_points
 from cliptrase_ros.ros.camera import LATCHED_QOS
@@ -136,7 +136,7 @@ class RerunViewer(Node):
             self.get_logger().warning(f'{topic}: {error}', throttle_duration_sec=5.0)
 
     def _at(self, message) -> None:
-        self._viewer.set_stamp(_stamp_ns(message))
+        self._viewer.set_stamp(header_stamp_ns(message.header))
 
     def _image(self, images: '_Images', camera: str, message) -> None:
         if images.take(message):
@@ -194,7 +194,7 @@ class _Images:
         """Whether to show an image now; otherwise it is kept for a while."""
         if not self._wait:
             return True
-        stamp = _stamp_ns(image)
+        stamp = header_stamp_ns(image.header)
         if self._labelled.pop(stamp, True) is None:
             return True
         _keep(self._images, stamp, image)
@@ -202,7 +202,7 @@ class _Images:
 
     def of_label(self, label: Image):
         """The image of a label image, None if it has not come yet."""
-        stamp = _stamp_ns(label)
+        stamp = header_stamp_ns(label.header)
         image = self._images.pop(stamp, None)
         if image is None:
             _keep(self._labelled, stamp, None)
@@ -213,10 +213,6 @@ def _keep(items: OrderedDict, key: int, value) -> None:
     items[key] = value
     if len(items) > _MOST_WAITING:
         items.popitem(last=False)
-
-
-def _stamp_ns(message) -> int:
-    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
 def main(args: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.frame_memories import FrameMemories
+from cliptrase_ros.image_messages import header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, Frame
 from cliptrase_ros.ros.conversions import ImageError
 from cliptrase_ros.ros.node_time import NodeTime
@@ -45,8 +46,8 @@ class Worker:
     up to warm_up_batch of them at a time.
     on_vocabulary: called in the inference thread when a vocabulary comes into force, before the
     first label made with it, and again if it raises.
-    clock: () -> now, of the node. is_shutting_down: whether errors
-    are only the middleware going away.
+    clock: () -> now, of the node. is_shutting_down: whether errors are only the middleware going
+    away.
     """
 
     def __init__(
@@ -291,7 +292,9 @@ class Worker:
                 frame.camera.refuse(error)
             except Exception as error:
                 frame.camera.fail(error)
-        before = [self._memories.before(f.camera.name, _stamp_ns(f)) for f in readable]
+        before = [
+            self._memories.before(f.camera.name, header_stamp_ns(f.image.header)) for f in readable
+        ]
         engine_begin = time.monotonic()
         results = self._engine.segment_each(pictures, vocabulary, settings, before)
         engine_s = time.monotonic() - engine_begin
@@ -299,7 +302,8 @@ class Worker:
             if isinstance(result, Exception):
                 frame.camera.fail(result)
                 continue
-            self._memories.keep(frame.camera.name, _stamp_ns(frame), result.memory)
+            stamp_ns = header_stamp_ns(frame.image.header)
+            self._memories.keep(frame.camera.name, stamp_ns, result.memory)
             try:
                 frame.camera.publish(frame, picture, result)
             except Exception as error:
@@ -307,15 +311,10 @@ class Worker:
                     return
                 frame.camera.fail(error)
                 continue
-            now, stamp_ns = self._clock(), _stamp_ns(frame)
+            now = self._clock()
             latency_s = (now.ns - stamp_ns) * 1e-9 if stamp_ns and now.is_known else None
             frame.camera.statistics.count_label(latency_s, time.monotonic() - begin, engine_s)
         self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pictures)
-
-
-def _stamp_ns(frame: Frame) -> int:
-    stamp = frame.image.header.stamp
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 def _slices(vocabulary: Vocabulary, segmenter: Segmenter) -> Iterator[Vocabulary]:

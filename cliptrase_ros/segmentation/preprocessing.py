@@ -32,9 +32,14 @@ class Framing:
     window: tuple[int, int]
 
 
+def is_too_elongated(height: int, width: int) -> bool:
+    """Whether an image is beyond `MAX_ASPECT_RATIO`."""
+    return max(height, width) > MAX_ASPECT_RATIO * min(height, width)
+
+
 def check_aspect_ratio(height: int, width: int) -> None:
     """Raise ValueError for an image beyond `MAX_ASPECT_RATIO`."""
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+    if is_too_elongated(height, width):
         raise ValueError(
             f'an image of {width} x {height} pixels is too elongated to segment; the longer side '
             f'may be {MAX_ASPECT_RATIO} times the shorter one'

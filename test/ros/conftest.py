@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,6 +231,23 @@ def client(context):
     client = Client(context)
     yield client
     client.close()
+
+
+@pytest.fixture
+def reported_camera():
+    """What diagnostics ask of a camera, without a node."""
+    from cliptrase_ros.ros.diagnostics import CameraStatistics
+
+    return SimpleNamespace(
+        name='front',
+        topic='/front/image_raw',
+        transport='raw',
+        is_active=True,
+        subscribed=True,
+        masks_unknown=(),
+        statistics=CameraStatistics(),
+        explain_silence=lambda: 'no publisher',
+    )
 
 
 class Processes:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -24,29 +23,20 @@ def top(*arguments):
     )
 
 
-def test_prints_what_a_node_reports(context):
+def test_prints_what_a_node_reports(context, reported_camera):
     node = rclpy.create_node('somebody', context=context)
     publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
-    camera = SimpleNamespace(
-        name='front',
-        topic='/front',
-        transport='raw',
-        is_active=True,
-        subscribed=True,
-        masks_unknown=(),
-        statistics=diagnostics.CameraStatistics(),
-    )
     process = top('--once', '--timeout', '30')
     try:
         while process.poll() is None:
-            camera.statistics.count('received')
-            camera.statistics.count_label(0.05, processing_s=0.04, engine_s=0.03)
+            reported_camera.statistics.count('received')
+            reported_camera.statistics.count_label(0.05, processing_s=0.04, engine_s=0.03)
             array = DiagnosticArray()
             array.status = [
                 diagnostics.status(
                     'cliptrase: engine', 'cpu', b'\0', 'labelling', {'vocabulary_version': 1}
                 ),
-                diagnostics.camera_status('cliptrase', camera, 1.0),
+                diagnostics.camera_status('cliptrase', reported_camera, 1.0),
             ]
             publisher.publish(array)
             try:

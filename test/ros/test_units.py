@@ -1,7 +1,5 @@
 """Parts that need no node: the rate limiter, the counting for diagnostics, the overlay."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cliptrase_ros.rate_limit import RateLimiter
-from cliptrase_ros.ros.diagnostics import SILENCE_S, CameraStatistics, camera_status
+from cliptrase_ros.ros.diagnostics import SILENCE_S, camera_status
 from cliptrase_ros.ros.parameters import mask_topic_name
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -82,21 +80,10 @@ def test_no_limit_means_always_due():
     assert taken(limiter, [5, 5, 6], 0.0) == [5, 5, 6]
 
 
-def test_silence_counts_only_while_subscribed():
-    statistics = CameraStatistics()
-    camera = SimpleNamespace(
-        name='front',
-        topic='/front/image_raw',
-        transport='raw',
-        is_active=True,
-        statistics=statistics,
-        masks_unknown=(),
-        explain_silence=lambda: 'no publisher',
-    )
-
+def test_silence_counts_only_while_subscribed(reported_camera):
     def report(subscribed):
-        camera.subscribed = subscribed
-        return camera_status('node', camera, 1.0)
+        reported_camera.subscribed = subscribed
+        return camera_status('node', reported_camera, 1.0)
 
     for _ in range(300):
         assert report(subscribed=False).level == DiagnosticStatus.OK
@@ -106,7 +93,7 @@ def test_silence_counts_only_while_subscribed():
     assert status.level == DiagnosticStatus.WARN and status.message == (
         'no image for 3 s on /front/image_raw; no publisher'
     )
-    statistics.count('received')
+    reported_camera.statistics.count('received')
     assert report(subscribed=True).level == DiagnosticStatus.OK
 
 
