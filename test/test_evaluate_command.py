@@ -126,6 +126,18 @@ def test_a_run_does_not_go_on_with_another_folder(
     assert evaluate(capsys, 'folder', '--root', '.', *options)[0] == 0
 
 
+def test_results_of_another_folder_are_kept(capsys, tiny_model, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / 'other')
+    options = ['--model', tiny_model, '--resolution', 64, '-o', tmp_path / 'out']
+    assert evaluate(capsys, 'folder', '--root', folder, *options)[0] == 0
+    (path,) = (tmp_path / 'out').iterdir()
+    first = path.read_bytes()
+    status, out, err = evaluate(capsys, 'folder', '--root', other, *options)
+    assert (status, out) == (2, '') and 'differed in root' in err
+    assert path.read_bytes() == first
+    assert evaluate(capsys, 'folder', '--root', folder, *options)[0] == 0
+
+
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [

@@ -120,7 +120,7 @@ def test_composition_is_zero_when_names_are_the_sum_of_their_parts():
     assert losses.composition(text) == pytest.approx(0, abs=1e-6)
 
 
-def test_colors_are_said_only_where_they_are_seen():
+def test_colors_are_said_where_they_are_seen_and_shapes_where_they_are_not():
     levels = captions.levels()
     generator = torch.Generator().manual_seed(0)
 
@@ -146,7 +146,7 @@ def test_colors_are_said_only_where_they_are_seen():
     assert loss(text, gray) == loss(other(captions.NAMES, captions.FINISHES), gray)
     assert loss(text, gray) != loss(other(captions.SHAPES), gray)
     assert loss(text, gray) != loss(other(captions.COLORLESS), gray)
-    assert loss(text, true) == loss(other(captions.COLORLESS), true)
+    assert loss(text, true) == loss(other(captions.SHAPES, captions.COLORLESS), true)
     assert loss(text, true) != loss(other(captions.NAMES), true)
 
 

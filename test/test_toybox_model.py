@@ -31,7 +31,7 @@ def test_held_out_rooms(segmenter, vocabulary, floor):
 def test_size_and_architecture(segmenter):
     assert (weights.TOYBOX_FOLDER / weights.WEIGHTS_NAME).stat().st_size <= 16 * MEGABYTE
     config = towers.read_config()['model_cfg']
-    assert config['vision_cfg']['layers'] == 12
+    assert config['vision_cfg']['layers'] == 8
     assert config['vision_cfg']['image_size'] // config['vision_cfg']['patch_size'] == 14
 
 

@@ -10,6 +10,10 @@ from safetensors.torch import load_file
 from cliptrase_ros.segmentation.weights import load_model_folder
 from cliptrase_ros.toybox import towers, train, views
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.optim, 'Muon'), reason='training needs PyTorch 2.9 or later'
+)
+
 TINY = train.Settings(
     layers=3, steps=30, tokens=400, warmup=5, view_size=96, pool=64, learning_rate=2e-3
 )

@@ -1,5 +1,6 @@
 """The engine on a benchmark: from an opened dataset to a result."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from cliptrase_ros.evaluation.datasets import Dataset
 from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.reading import Benchmark
 from cliptrase_ros.evaluation.report import Result, write_json
-from cliptrase_ros.evaluation.run import Labeller, Notes, run_benchmark
+from cliptrase_ros.evaluation.run import Labeller, Notes, ResumeError, run_benchmark
 from cliptrase_ros.segmentation.method import PRESETS, Method
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
@@ -44,7 +45,8 @@ def measure(
     with preset `paper`. ablation: measure the steps of the method instead of all of it.
     batch, workers, step: see `run_benchmark`. The notes stay, for a run of several benchmarks to go
     on behind those that are done; remove them in the end (`Result.notes`).
-    Raises ResumeError, OSError, and VocabularyError for a class name that the model cannot read.
+    Raises ResumeError, also where `output` holds this result for another model or other images,
+    OSError, and VocabularyError for a class name that the model cannot read.
     """
     dataset = benchmark.dataset
     if settings.preset == 'paper':
@@ -79,6 +81,8 @@ def measure(
         'background': dataset.background,
         'steps': {name: asdict(method) for name, method in methods.items()},
     }
+    path = output / f'{stem}.json'
+    _keep_other_results(path, described)
     notes = Notes(output / f'{stem}.partial.npz', described)
     progress = run_benchmark(
         benchmark,
@@ -97,8 +101,24 @@ def measure(
     )
     published = dataset.published.get(settings.resolution) if as_published else None
     result = Result(dataset, protocol, settings.resolution, described, progress, notes, published)
-    write_json(result, output / f'{stem}.json')
+    write_json(result, path)
     return result
+
+
+def _keep_other_results(path: Path, described: Mapping) -> None:
+    """Raise ResumeError where a file holds the result of another model or of other images."""
+    if not path.exists():
+        return
+    try:
+        earlier = json.loads(path.read_text())
+        different = [key for key in ('model', 'root') if earlier[key] != described[key]]
+    except (ValueError, LookupError, TypeError):
+        different = ['all']
+    if different:
+        raise ResumeError(
+            f'{path} holds the result of another run, which differed in {", ".join(different)}; '
+            'move it away, or write to another --output'
+        )
 
 
 def make_vocabulary(dataset: Dataset) -> Vocabulary:

@@ -17,9 +17,9 @@ from cliptrase_ros.toybox.captions import (
     presence,
 )
 
-# Of names, shapes, finishes, and what is said without colours. If patches had to tell shapes apart
-# in general, it would pay to learn which shapes a colour never comes with. Among the names that
-# occur, and in pictures without colours, it does not.
+# Of names, shapes, finishes, and what is said without colours. If shapes had to be told apart in
+# general, it would pay to learn which shapes a colour never comes with. Among the names that occur,
+# and in pictures without colours, it does not.
 CONTRAST_WEIGHTS = (1.0, 1.0, 1.0, 0.0)
 PATCH_WEIGHTS = (1.5, 0.0, 1.5, 3.0)
 MEAN_WEIGHT = 0.25
@@ -98,8 +98,9 @@ def caption_loss(
     """Loss terms; their sum is what training minimises.
 
     tokens (B, 1 + N, D): unit length, [CLS] first. correlation (B, 1 + N, 1 + N). text: per level
-    (P, D), unit length. coverage (B, len(CLASSES)). dense: also on the recovered patch tokens,
-    not on [CLS] alone. colorless: bool (B,), pictures without colours, of which none are said.
+    (P, D), unit length. coverage (B, len(CLASSES)). dense: also on the recovered patch
+    tokens, not on [CLS] alone. colorless: bool (B,), pictures without colours; shapes are said of
+    these alone, names and finishes of all others.
     """
     names = ('cls', 'mean', 'patch', 'region') if dense else ('cls',)
     terms = dict.fromkeys(names, tokens.new_zeros(()))
@@ -111,9 +112,8 @@ def caption_loss(
         of_picture, of_patches = weight
         direction = scale * features.mT
         said = presence(level, coverage)
-        if index != SHAPES:
-            apt = colorless if index == COLORLESS else ~colorless
-            said = tuple(phrases & apt[:, None] for phrases in said)
+        apt = colorless if index in (SHAPES, COLORLESS) else ~colorless
+        said = tuple(phrases & apt[:, None] for phrases in said)
         found = {'cls': of_picture * contrast(tokens[:, 0] @ direction, *said)}
         if dense:
             found['mean'] = of_picture * MEAN_WEIGHT * contrast(mean @ direction, *said)

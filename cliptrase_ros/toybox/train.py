@@ -33,17 +33,18 @@ class Settings:
     """What a run depends on; a checkpoint can only be resumed with the same.
 
     loss: 'dense' (captions on [CLS] and on the recovered patch tokens) or 'cls' (the control).
-    layers: blocks of the image tower.
-    tokens: image tokens per step; smaller windows make larger batches. learning_rate: at its
-    peak. view_size: side of the rendered views in pixels. pool: views rendered once and reused;
-    0 renders new rooms at every step.
+    layers: blocks of the image tower. tokens: image tokens per step; smaller windows make larger
+    batches. learning_rate, matrix_learning_rate: of AdamW and of Muon, at their peak. view_size:
+    side of the rendered views in pixels. pool: views rendered once and reused; 0 renders new rooms
+    at every step.
     """
 
     loss: str = 'dense'
     layers: int = 8
-    steps: int = 2800
+    steps: int = 9000
     tokens: int = 1200
     learning_rate: float = 1e-3
+    matrix_learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup: int = 200
     seed: int = 0
@@ -52,7 +53,7 @@ class Settings:
 
 
 class Trainer:
-    """Model, optimiser and step count; one `step` is one batch."""
+    """Model, optimisers and step count; one `step` is one batch."""
 
     def __init__(self, settings: Settings, config: dict, source, device: torch.device):
         torch.manual_seed(settings.seed)
@@ -65,17 +66,7 @@ class Trainer:
         )
         self.model = towers.make_model(model_config, len(self.tokenizer.token_ids)).to(device)
         self.tower = towers.ImageTower(self.model.visual)
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        others = [p for p in self.model.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {'params': decayed, 'weight_decay': settings.weight_decay},
-                {'params': others, 'weight_decay': 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
-        )
+        self.optimizers = make_optimizers(self.model, settings)
         preprocess = config['preprocess_cfg']
         self.mean, self.std = (
             torch.tensor(preprocess[key], device=device)[:, None, None] for key in ('mean', 'std')
@@ -96,9 +87,10 @@ class Trainer:
         coverage = batch.coverage.to(self.device)
 
         warm = min(1.0, (step + 1) / settings.warmup)
-        rate = settings.learning_rate * warm * (0.02 + 0.98 * math.cos(math.pi / 2 * progress) ** 2)
-        for group in self.optimizer.param_groups:
-            group['lr'] = rate
+        share = warm * (0.02 + 0.98 * math.cos(math.pi / 2 * progress) ** 2)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group['lr'] = share * optimizer.defaults['lr']
         # On CPUs the fused attention's backward pass is several times slower than plain products.
         attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == 'cpu' else nullcontext()
         with self._autocast(), attention:
@@ -116,10 +108,11 @@ class Trainer:
             colorless=colorless,
         )
         loss = sum(terms.values())
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         with torch.no_grad():
             # CLIP's own bound: cosines are multiplied by at most 100.
             self.model.logit_scale.clamp_(0, math.log(100))
@@ -143,7 +136,7 @@ class Trainer:
         state = {
             'settings': asdict(self.settings),
             'model': self.model.state_dict(),
-            'optimizer': self.optimizer.state_dict(),
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'steps_done': self.steps_done,
             'seconds': self.seconds,
         }
@@ -161,9 +154,40 @@ class Trainer:
         if state['settings'] != asdict(self.settings):
             raise SystemExit(f'{path} was made with other settings: {state["settings"]}')
         self.model.load_state_dict(state['model'])
-        self.optimizer.load_state_dict(state['optimizer'])
+        for optimizer, saved in zip(self.optimizers, state['optimizers'], strict=True):
+            optimizer.load_state_dict(saved)
         self.steps_done, self.seconds = state['steps_done'], state['seconds']
         return True
+
+
+def make_optimizers(model: torch.nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for everything else.
+
+    600 steps with Muon come as far as 2100 with AdamW alone, each 1.2 times as long.
+    """
+    if not hasattr(torch.optim, 'Muon'):
+        raise SystemExit(f'training needs PyTorch 2.9 or later, this is {torch.__version__}')
+    matrices, decayed, others = [], [], []
+    for name, parameter in model.named_parameters():
+        in_block = 'resblocks' in name and parameter.ndim == 2
+        group = matrices if in_block else decayed if parameter.ndim >= 2 else others
+        group.append(parameter)
+    adamw = torch.optim.AdamW(
+        [
+            {'params': decayed, 'weight_decay': settings.weight_decay},
+            {'params': others, 'weight_decay': 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    muon = torch.optim.Muon(
+        matrices,
+        lr=settings.matrix_learning_rate,
+        weight_decay=settings.weight_decay,
+        adjust_lr_fn='match_rms_adamw',
+    )
+    return [adamw, muon]
 
 
 def train(trainer: Trainer, folder: Path, minutes: float, save_every: float = 120.0) -> None:
@@ -223,6 +247,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument('--minutes', type=float, default=0.0, help='most minutes; 0 = no limit')
     parser.add_argument('--tokens', type=int, default=default.tokens, help='image tokens a step')
     parser.add_argument('--learning-rate', type=float, default=default.learning_rate)
+    parser.add_argument(
+        '--matrix-learning-rate', type=float, default=default.matrix_learning_rate, help='of Muon'
+    )
     parser.add_argument('--weight-decay', type=float, default=default.weight_decay)
     parser.add_argument('--warmup', type=int, default=default.warmup, help='steps')
     parser.add_argument('--seed', type=int, default=default.seed)

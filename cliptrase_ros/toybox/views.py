@@ -30,7 +30,7 @@ from cliptrase_ros.toybox.scenes import (
 FOCAL_RANGE = (130.0, 460.0)
 SHARD = 250
 # The share of the pictures that are shown without colours; how strong those of the others are.
-GRAY_SHARE = 0.25
+GRAY_SHARE = 0.35
 SATURATION_RANGE = (0.6, 1.15)
 # Pixels.
 MOST_BLUR = 7
