@@ -38,7 +38,12 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     'names': tuple(toy_class.name for toy_class in CLASSES),
     'shapes': ('ball', 'box', 'cone', 'cylinder', 'floor', 'wall'),
 }
-METHODS = ('plain', 'recovered', 'paper', 'robot')
+ENGINE = {
+    'paper': {'preset': 'paper'},
+    'robot': {'preset': 'robot'},
+    'plus+edges': {'preset': 'plus', 'refinement': 'edges'},
+}
+METHODS = ('plain', 'recovered', *ENGINE)
 Labeller = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
@@ -136,11 +141,11 @@ def evaluate(
             if name in labels:
                 labels[name] += result
         scores.append(simple.image_scores[0].numpy())
-        for preset in ('paper', 'robot'):
-            if preset in labels:
-                settings = SegmentationSettings(preset=preset, resolution=resolution)
+        for method, options in ENGINE.items():
+            if method in labels:
+                settings = SegmentationSettings(resolution=resolution, **options)
                 result = segmenter.segment([scene.image], vocabulary, settings)
-                labels[preset].append(result[0].label)
+                labels[method].append(result[0].label)
     result = {}
     for method, predicted in labels.items():
         counts = np.zeros((len(phrases), len(phrases) + 1), np.int64)
