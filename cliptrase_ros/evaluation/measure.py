@@ -113,7 +113,7 @@ def _keep_other_results(path: Path, described: Mapping) -> None:
         earlier = json.loads(path.read_text())
         different = [key for key in ('model', 'root') if earlier[key] != described[key]]
     except (ValueError, LookupError, TypeError):
-        different = ['all']
+        different = ['everything']
     if different:
         raise ResumeError(
             f'{path} holds the result of another run, which differed in {", ".join(different)}; '
