@@ -51,15 +51,6 @@ def measure(
     dataset = benchmark.dataset
     if settings.preset == 'paper':
         settings = replace(settings, image_prior=dataset.image_prior)
-    vocabulary = make_vocabulary(dataset)
-    table = segmenter.index_table(vocabulary)
-
-    def labeller(method: Method) -> Labeller:
-        def label(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return segmenter.label_indices(images, table, settings, method)
-
-        return label
-
     off = ABLATION if ablation else {settings.preset: {}}
     methods = {name: replace(settings.method, **switches) for name, switches in off.items()}
     stem = f'{dataset.name}-{protocol.name}-{settings.preset}-{settings.resolution}'
@@ -83,6 +74,14 @@ def measure(
     }
     path = output / f'{stem}.json'
     _keep_other_results(path, described)
+    table = segmenter.index_table(make_vocabulary(dataset))
+
+    def labeller(method: Method) -> Labeller:
+        def label(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return segmenter.label_indices(images, table, settings, method)
+
+        return label
+
     notes = Notes(output / f'{stem}.partial.npz', described)
     progress = run_benchmark(
         benchmark,

@@ -38,12 +38,13 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     'names': tuple(toy_class.name for toy_class in CLASSES),
     'shapes': ('ball', 'box', 'cone', 'cylinder', 'floor', 'wall'),
 }
-ENGINE = {
+#: Settings of the engine by method; the other methods go without it.
+ENGINE_METHODS = {
     'paper': {'preset': 'paper'},
     'robot': {'preset': 'robot'},
     'plus+edges': {'preset': 'plus', 'refinement': 'edges'},
 }
-METHODS = ('plain', 'recovered', *ENGINE)
+METHODS = ('plain', 'recovered', *ENGINE_METHODS)
 Labeller = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
@@ -141,7 +142,7 @@ def evaluate(
             if name in labels:
                 labels[name] += result
         scores.append(simple.image_scores[0].numpy())
-        for method, options in ENGINE.items():
+        for method, options in ENGINE_METHODS.items():
             if method in labels:
                 settings = SegmentationSettings(resolution=resolution, **options)
                 result = segmenter.segment([scene.image], vocabulary, settings)

@@ -98,9 +98,9 @@ def caption_loss(
     """Loss terms; their sum is what training minimises.
 
     tokens (B, 1 + N, D): unit length, [CLS] first. correlation (B, 1 + N, 1 + N). text: per level
-    (P, D), unit length. coverage (B, len(CLASSES)). dense: also on the recovered patch
-    tokens, not on [CLS] alone. colorless: bool (B,), pictures without colours; shapes are said of
-    these alone, names and finishes of all others.
+    (P, D), unit length. coverage (B, len(CLASSES)). dense: also on the recovered patch tokens,
+    not on [CLS] alone. colorless: bool (B,), pictures without colours; shapes are said of these
+    alone, names and finishes of all others.
     """
     names = ('cls', 'mean', 'patch', 'region') if dense else ('cls',)
     terms = dict.fromkeys(names, tokens.new_zeros(()))
