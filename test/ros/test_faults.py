@@ -204,6 +204,7 @@ def test_killed_node_comes_back_with_what_its_parameters_say(processes, client, 
     }
     client.listen_to_label()
     client.listen_to_vocabulary()
+    history = client.received['/cliptrase/vocabulary']
     for life in range(2):
         node = processes.start('segment_node', **parameters)
         publisher = client.connect()
@@ -215,9 +216,10 @@ def test_killed_node_comes_back_with_what_its_parameters_say(processes, client, 
             return len(labels) > count
 
         client.wait_for(labelled, f'labels in life {life}')
+        # Topics are discovered one by one: a late listener may see labels before the vocabulary.
+        client.wait_for(lambda life=life: len(history) > life, f'the vocabulary of life {life}')
         node.send_signal(signal.SIGKILL)
         node.wait(30)
-    history = client.received['/cliptrase/vocabulary']
     assert [[(c.id, c.name) for c in m.classes] for m in history] == [
         [(0, 'lake'), (1, 'road')]
     ] * 2
