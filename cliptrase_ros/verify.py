@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .segmentation.label_table import label_table
+from .segmentation.label_table import LabelTable, label_table
 from .segmentation.method import PRESETS
 from .segmentation.pipeline import Trace, trace
 from .segmentation.segmenter import Segmenter
@@ -31,9 +32,12 @@ _ARRAYS = {
     'labels': ('u', 2),
 }
 
-
 #: Share of labels that has to be equal in half precision.
 HALF_PRECISION_SHARE = 0.995
+
+#: Two classes tie at a pixel where their logits differ by less, as a share of them: float32 sums of
+#: some thousand terms, taken in another order, differ by about as much.
+TIE = 1e-6
 
 
 class RecordingError(ValueError):
@@ -67,6 +71,9 @@ class Agreement:
     """How far the engine agrees with a recording.
 
     clusters, raw_labels, labels: share of equal entries, 0..1, 1 only where all are.
+    ties: pixels whose raw label differs because the two classes tie there (`TIE`), so that the
+    rounding of a processor decides. equal: whether all clusters are equal, and all labels at all
+    other pixels.
     correlation, patch_logits: largest absolute difference. text_features: the same, for the
     features encoded anew from the phrases.
     """
@@ -74,14 +81,11 @@ class Agreement:
     clusters: float
     raw_labels: float
     labels: float
+    ties: int
+    equal: bool
     correlation: float
     patch_logits: float
     text_features: float
-
-    @property
-    def equal(self) -> bool:
-        """Whether clusters and labels are equal in every entry."""
-        return self.clusters == self.raw_labels == self.labels == 1.0
 
 
 def read_recording(path: Path) -> Recording:
@@ -156,25 +160,36 @@ class Verifier:
                 f'the recording has text features of {features.shape[1]} numbers, the model '
                 f'{self._loaded.name} of {encoded.shape[1]}: it was made with another architecture'
             )
-        result = self._run(recording, features)
+        table = self._table(recording, features)
+        result = self._run(recording, table)
         if result.correlation[0].shape != recording.correlation.shape:
             raise RecordingError(
                 f'the recording has {len(recording.clusters)} patches where the model '
                 f'{self._loaded.name} has {result.correlation.shape[1]}: it was made with another '
                 'architecture'
             )
+        clusters = _share(result.clusters[0], recording.clusters)
+        raw_labels, labels = (
+            ours[0] != torch.from_numpy(recorded.astype(np.int64))
+            for ours, recorded in (
+                (result.raw_labels, recording.raw_labels),
+                (result.labels, recording.labels),
+            )
+        )
+        ties = raw_labels & _tied(recording, result, table)
         return Agreement(
-            clusters=_share(result.clusters[0], recording.clusters),
+            clusters=clusters,
             raw_labels=_share(result.raw_labels[0], recording.raw_labels),
             labels=_share(result.labels[0], recording.labels),
+            ties=int(ties.sum()),
+            equal=clusters == 1 and not ((raw_labels | labels) & ~ties).any(),
             correlation=_difference(result.correlation[0], recording.correlation),
             patch_logits=_difference(result.patch_logits[0], recording.patch_logits),
             text_features=_difference(encoded, recording.text_features),
         )
 
-    def _run(self, recording: Recording, features: Tensor) -> Trace:
-        pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None]
-        table = label_table(
+    def _table(self, recording: Recording, features: Tensor) -> LabelTable:
+        return label_table(
             features,
             range(len(features)),
             range(len(recording.foreground)),
@@ -182,9 +197,28 @@ class Verifier:
             UNLABELLED,
             float(self._loaded.model.logit_scale.exp()),
         )
+
+    def _run(self, recording: Recording, table: LabelTable) -> Trace:
+        pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None]
         pipeline = self._segmenter.pipeline
         method = replace(PRESETS['paper'], image_prior=recording.mode == 'image_prior')
         return trace(pipeline.backbone, pipeline.normalise(pixels), table, method)
+
+
+def _tied(recording: Recording, result: Trace, table: LabelTable) -> Tensor:
+    """Where two labels before the vote, ours and the recorded one, tie: bool (H, W)."""
+    logits = result.patch_logits.double()
+    if recording.mode == 'image_prior':
+        logits = logits * table.logits(result.tokens)[:, 0, :, None, None]
+    size = recording.raw_labels.shape
+    enlarged = F.interpolate(logits, size=size, mode='bilinear', align_corners=False)[0]
+    foreground = len(recording.foreground)
+    found = enlarged[:foreground]
+    if recording.background:
+        found = torch.cat([found, enlarged[foreground:].amax(0, keepdim=True)])
+    recorded = torch.from_numpy(recording.raw_labels.astype(np.int64)).clamp(max=len(found) - 1)
+    ours, theirs = (found.gather(0, which[None])[0] for which in (result.raw_labels[0], recorded))
+    return (ours - theirs).abs() <= TIE * ours.abs()
 
 
 def _share(ours: Tensor, recorded: np.ndarray) -> float:

@@ -36,9 +36,13 @@ def recorded(tiny_architecture, checkpoint):
     from cliptrase_ros.segmentation.text import TextEncoder
 
     loaded = load_model(tiny_architecture, checkpoint)
+    features = TextEncoder(loaded.model, loaded.tokenizer).encode([*FOREGROUND, *BACKGROUND])
+    return record(loaded, features)
+
+
+def record(loaded, features):
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
-    features = TextEncoder(loaded.model, loaded.tokenizer).encode([*FOREGROUND, *BACKGROUND])
     scale = float(loaded.model.logit_scale.exp())
     table = label_table(features, range(len(features)), range(len(FOREGROUND)), 255, 255, scale)
     pixels = segmenter.pipeline.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
@@ -88,6 +92,24 @@ def test_verify_one_entry_differs(capsys, tiny_architecture, checkpoint, recorde
     assert out.count('100 %') == 5
     assert '99.99' in out or '98.4' in out
     assert out.endswith('1 of 2 equal\n')
+
+
+def test_verify_tells_a_tie_from_an_error(
+    capsys, tiny_architecture, checkpoint, recorded, tmp_path
+):
+    """Two phrases with equal features: every pixel of one could as well be the other's."""
+    features = torch.from_numpy(recorded['text_features'])[[0, 0, 2, 3, 4]]
+    twins = record(load_model(tiny_architecture, checkpoint), features)
+    pixel = tuple(np.argwhere(twins['raw_labels'] == 0)[0])
+    for other, ending in (
+        (1, '1 of 1 equal, but for 1 pixel where two classes tie'),
+        (2, '0 of 1 equal'),
+    ):
+        twins['raw_labels'][pixel] = other
+        np.savez(tmp_path / 'one.npz', **twins)
+        status, out, _ = verify(capsys, tiny_architecture, checkpoint, tmp_path / 'one.npz')
+        assert status == (other != 1)
+        assert out.endswith(f'{ending}\n')
 
 
 def test_verify_other_weights(capsys, tiny_architecture, tiny_state, recorded, tmp_path):
