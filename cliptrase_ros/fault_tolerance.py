@@ -1,17 +1,16 @@
 """An engine that goes on when the GPU runs out of memory or is lost."""
 
 import ctypes
-import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
 from cliptrase_ros.batches import default_batch
 from cliptrase_ros.segmentation.device_faults import (
     describe,
+    give_memory_back,
     is_device_lost,
     is_out_of_memory,
     release_frames,
@@ -49,6 +48,8 @@ class FaultTolerantEngine:
         self._make_cpu_segmenter = make_cpu_segmenter
         self._moved: tuple[EncodedVocabulary, EncodedVocabulary] | None = None
         self._is_moved = False
+        self._is_kept = False
+        self._no_cpu = ''
         self._fault = ''
         self._fault_at = -float('inf')
         self._lock = threading.Lock()
@@ -64,12 +65,18 @@ class FaultTolerantEngine:
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
         """Encode as the segmenter does, and raise what it raises where the CPU does not help."""
-        try:
-            return self.segmenter.encode_vocabulary(vocabulary)
-        except Exception as error:
-            if not self._met_device_fault(error) or not self._move_to_cpu(error):
-                raise
-        return self.segmenter.encode_vocabulary(vocabulary)
+        tried_again = False
+        while True:
+            try:
+                return self.segmenter.encode_vocabulary(vocabulary)
+            except Exception as error:
+                if not self._met_device_fault(error):
+                    raise
+                if is_out_of_memory(error) and not tried_again:
+                    # With the memory that was given back.
+                    tried_again = True
+                elif not self._move_to_cpu():
+                    raise
 
     def warm_up(
         self,
@@ -92,7 +99,7 @@ class FaultTolerantEngine:
                     raise
                 if is_out_of_memory(error) and most > 1:
                     self.largest_batch = most // 2
-                elif not self._move_to_cpu(error):
+                elif not self._move_to_cpu():
                     raise
 
     def segment_each(
@@ -125,7 +132,7 @@ class FaultTolerantEngine:
                 elif is_out_of_memory(error) and not tried_again:
                     # With the memory that was given back.
                     tried_again = True
-                elif not self._move_to_cpu(error):
+                elif not self._move_to_cpu():
                     results += [error] * len(batch)
         return results
 
@@ -140,13 +147,19 @@ class FaultTolerantEngine:
         ]
 
     def _met_device_fault(self, error: Exception) -> bool:
-        if not (is_out_of_memory(error) or is_device_lost(error)):
+        out_of_memory = is_out_of_memory(error)
+        if not (out_of_memory or is_device_lost(error)):
             return False
+        if not out_of_memory and not self._is_kept:
+            # Never freed: pinned memory that goes tells the device so, and on a lost one that
+            # ends the process.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.segmenter))
+            self._is_kept = True
         with self._lock:
-            self._fault = describe(error)
+            self._fault = describe(error) + self._no_cpu
             self._fault_at = time.monotonic()
         release_frames(error)
-        _give_memory_back()
+        give_memory_back()
         return True
 
     def _regrow(self) -> None:
@@ -154,23 +167,22 @@ class FaultTolerantEngine:
         if self.largest_batch < self._wanted_batch and quiet_s > REGROWTH_S:
             self.largest_batch = min(2 * self.largest_batch, self._wanted_batch)
 
-    def _move_to_cpu(self, fault: Exception) -> bool:
+    def _move_to_cpu(self) -> bool:
         if self._is_moved or self._make_cpu_segmenter is None:
             return False
         try:
             segmenter = self._make_cpu_segmenter()
         except Exception as error:
+            # Loading takes long, and would fail for the next image as well.
+            self._make_cpu_segmenter = None
+            self._no_cpu = f'; no CPU either: {type(error).__name__}: {error}'
             with self._lock:
-                self._fault += f'; no CPU either: {type(error).__name__}: {error}'
+                self._fault += self._no_cpu
             return False
-        if not is_out_of_memory(fault):
-            # Never freed: pinned memory that goes tells the device so, and on a lost one that
-            # ends the process.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.segmenter))
         with self._lock:
             self.segmenter, self._is_moved = segmenter, True
         self.largest_batch = self._wanted_batch = default_batch(segmenter)
-        _give_memory_back()
+        give_memory_back()
         return True
 
     def _here(self, vocabulary: EncodedVocabulary) -> EncodedVocabulary:
@@ -185,14 +197,3 @@ class FaultTolerantEngine:
         if memory is None or memory.memory.probability.device != self.segmenter.device:
             return None
         return memory
-
-
-def _give_memory_back() -> None:
-    if not torch.cuda.is_initialized():
-        return
-    gc.collect()
-    try:
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        # Of a device that is lost nothing can be had back.
-        return

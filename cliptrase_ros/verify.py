@@ -216,9 +216,13 @@ def _tied(recording: Recording, result: Trace, table: LabelTable) -> Tensor:
     found = enlarged[:foreground]
     if recording.background:
         found = torch.cat([found, enlarged[foreground:].amax(0, keepdim=True)])
-    recorded = torch.from_numpy(recording.raw_labels.astype(np.int64)).clamp(max=len(found) - 1)
-    ours, theirs = (found.gather(0, which[None])[0] for which in (result.raw_labels[0], recorded))
-    return (ours - theirs).abs() <= TIE * ours.abs()
+    recorded = torch.from_numpy(recording.raw_labels.astype(np.int64))
+    is_class = recorded < len(found)
+    ours, theirs = (
+        found.gather(0, which[None])[0]
+        for which in (result.raw_labels[0], recorded.where(is_class, 0))
+    )
+    return is_class & ((ours - theirs).abs() <= TIE * ours.abs())
 
 
 def _share(ours: Tensor, recorded: np.ndarray) -> float:

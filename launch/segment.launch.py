@@ -101,9 +101,10 @@ ARGUMENTS = (
     ),
     DeclareLaunchArgument(
         'use_sim_time',
-        default_value='false',
-        choices=BOOLEANS,
-        description='Take the time from /clock: with simulators and bags.',
+        default_value='',
+        choices=['', *BOOLEANS],
+        description='Take the time from /clock: with simulators and bags. Empty: as params_file '
+        'says, or false.',
     ),
     DeclareLaunchArgument(
         'namespace', default_value='', description='Namespace of the node and its topics.'
@@ -158,13 +159,14 @@ def _nodes(context: LaunchContext) -> list[Node]:
             )
 
     # Without a type, launch_ros reads the text as YAML: the class `no` would become False.
-    overrides = {'use_sim_time': given['use_sim_time'] == 'true'}
+    overrides = {}
     given['transport'] = '; '.join(_list(given['transport']))
     for name in ('vocabulary', 'transport', 'mask_topics', 'model', 'device'):
         if given[name]:
             overrides[name] = ParameterValue(given[name], value_type=str)
-    if given['autostart']:
-        overrides['autostart'] = given['autostart'] == 'true'
+    for name in ('autostart', 'use_sim_time'):
+        if given[name]:
+            overrides[name] = given[name] == 'true'
     if given['depth'] or topics['depth']:
         overrides['depth'] = given['depth'] != 'false'
     if given['rate']:

@@ -328,6 +328,15 @@ def test_again_under_another_name(run, tmp_path):
     assert {'/cliptrase/front/label', '/robot/other/front/label'} <= set(topics)
 
 
+def test_outputs_that_are_there_without_labels_are_not_mixed_with(run, tmp_path):
+    topics = bags.contents()
+    _, kind, profiles, messages = topics[1]
+    topics.append(('/cliptrase/front/overlay', kind, [], messages))
+    source = bags.write_bag(tmp_path / 'in', topics)
+    status, _, err = run(source, tmp_path / 'out')
+    assert status == 2 and 'already has /cliptrase/front/overlay' in err
+
+
 def split(folder, storage):
     """A recording in two files, as a recorder splits it."""
     first = bags.write_bag(folder / 'first', storage=storage)

@@ -66,7 +66,14 @@ def test_what_was_not_captured_is_not_called_a_graph(tiny_architecture):
 
 
 @pytest.mark.parametrize(
-    'arguments', [['--device', 'gpu'], ['--architecture', 'nothing'], ['--json', '/no/folder/x']]
+    'arguments',
+    [
+        ['--device', 'gpu'],
+        ['--architecture', 'nothing'],
+        ['--json', '/no/folder/x'],
+        ['--sizes', '32'],
+        ['--sizes', '2048'],
+    ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is(arguments, capsys):
     assert main(['bench', *arguments]) == 2

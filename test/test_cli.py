@@ -112,6 +112,17 @@ def test_verify_tells_a_tie_from_an_error(
         assert out.endswith(f'{ending}\n')
 
 
+def test_verify_takes_no_unknown_label_for_a_tie(
+    capsys, tiny_architecture, checkpoint, recorded, tmp_path
+):
+    raw_labels = recorded['raw_labels'].copy()
+    raw_labels[tuple(np.argwhere(raw_labels == len(FOREGROUND))[0])] = len(FOREGROUND) + 1
+    np.savez(tmp_path / 'one.npz', **{**recorded, 'raw_labels': raw_labels})
+    status, out, _ = verify(capsys, tiny_architecture, checkpoint, tmp_path / 'one.npz')
+    assert status == 1
+    assert out.endswith('0 of 1 equal\n')
+
+
 def test_verify_other_weights(capsys, tiny_architecture, tiny_state, recorded, tmp_path):
     state = {
         name: tensor if 'ln_' in name else tensor.flip(0) for name, tensor in tiny_state.items()

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cliptrase_ros.cli import main
 from cliptrase_ros.segmentation.segmenter import Segmenter
@@ -138,6 +140,27 @@ def test_results_of_another_folder_are_kept(capsys, tiny_model, folder, tmp_path
     assert evaluate(capsys, 'folder', '--root', folder, *options)[0] == 0
 
 
+def test_results_of_other_weights_and_of_all_images_are_kept(capsys, tiny_model, folder, tmp_path):
+    options = ['folder', '--root', folder, '--resolution', 64, '-o', tmp_path / 'out', '--model']
+    assert evaluate(capsys, *options, tiny_model)[0] == 0
+    (path,) = (tmp_path / 'out').iterdir()
+    first = path.read_bytes()
+    # A folder of the same name, with other weights.
+    other = tmp_path / 'other' / Path(tiny_model).name
+    shutil.copytree(tiny_model.removeprefix('local-dir:'), other)
+    weights = load_file(other / 'open_clip_model.safetensors')
+    weights['ln_final.bias'] = weights['ln_final.bias'] + 1
+    save_file(weights, other / 'open_clip_model.safetensors')
+    for changed, key in (
+        ([f'local-dir:{other}'], 'weights'),
+        ([tiny_model, '--limit', 1], 'samples'),
+        ([tiny_model, '--precision', 'bfloat16'], 'precision'),
+    ):
+        status, out, err = evaluate(capsys, *options, *changed)
+        assert (status, out) == (2, '') and f'differed in {key}' in err.replace('weights, pr', 'pr')
+    assert path.read_bytes() == first
+
+
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
@@ -146,6 +169,9 @@ def test_results_of_another_folder_are_kept(capsys, tiny_model, folder, tmp_path
         (['toybox', '--preset', 'none'], 'preset'),
         (['toybox', '--preset', 'plus', '--ablation'], 'choose paper or robot'),
         (['toybox', '--resolution', '4'], 'resolution'),
+        (['toybox', '--stride', '112'], 'give --window'),
+        (['toybox', '--window', '64', '--stride', '65'], 'the window, which is 64'),
+        (['toybox', '--stride', '2000'], '0 to 1024 pixels'),
     ],
 )
 def test_errors_are_one_line_before_anything_is_loaded(capsys, arguments, said, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import ExifTags, Image
 from reference_weights import reference_clip
 from sklearn.metrics import confusion_matrix
 from torchvision import transforms
@@ -17,7 +17,7 @@ from torchvision import transforms
 from cliptrase_ros.evaluation import metrics
 from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, Dataset
 from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
-from cliptrase_ros.evaluation.measure import measure
+from cliptrase_ros.evaluation.measure import PUBLISHED_MODEL, measure
 from cliptrase_ros.evaluation.protocols import Protocol, counted_truth, square
 from cliptrase_ros.evaluation.reading import (
     Benchmark,
@@ -347,6 +347,52 @@ def test_folder_with_wrong_classes(classes, said, tmp_path):
     root = write_folder(tmp_path / 'mine', classes, {'a': np.zeros((2, 2), np.uint8)})
     with pytest.raises(DatasetError, match=said):
         open_dataset('folder', root)
+
+
+def test_folder_as_windows_writes_it(tmp_path):
+    root = write_folder(tmp_path / 'mine', '', {'a': np.array([[0, 1]], np.uint8)})
+    (root / 'classes.txt').write_bytes('\ufeff0 unlabelled\r\n1 Straße\r\n'.encode())
+    benchmark = open_dataset('folder', root)
+    assert benchmark.dataset.classes == ('Straße',)
+    assert benchmark.load('a').truth.tolist() == [[IGNORED, 0]]
+    (root / 'classes.txt').write_bytes('1 Straße'.encode('cp1252'))
+    with pytest.raises(DatasetError, match='not UTF-8'):
+        open_dataset('folder', root)
+
+
+def test_folder_with_files_that_have_no_partner(tmp_path):
+    root = write_folder(tmp_path / 'mine', 'road\n', {'a': np.zeros((1, 2), np.uint8)})
+    Image.new('RGB', (2, 1)).save(root / 'images' / 'b.jpg')
+    for name in ('labels/a.json', 'labels/.c.png', 'images/notes.txt'):
+        (root / name).write_text('no picture')
+    benchmark = open_dataset('folder', root)
+    assert (benchmark.names, benchmark.alone) == (('a',), ('b',))
+    Image.new('RGB', (2, 1)).save(root / 'images' / 'a.png')
+    with pytest.raises(DatasetError, match=r'a\.jpg and a\.png'):
+        open_dataset('folder', root)
+
+
+def test_photos_of_a_folder_are_turned_upright(tmp_path):
+    root = write_folder(tmp_path / 'mine', 'road\n', {'a': np.zeros((2, 4), np.uint8)})
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new('RGB', (2, 4)).save(root / 'images' / 'a.jpg', exif=exif)
+    assert open_dataset('folder', root).load('a').image.shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ('name', 'is_the_papers'),
+    [
+        ('ViT-B-16-quickgelu (openai)', True),
+        ('ViT-B-16-quickgelu (ViT-B-16.pt)', True),
+        ('ViT-B-16-quickgelu (dfn2b)', False),
+        ('ViT-B-16 (laion2b_s34b_b88k)', False),
+        ('ViT-B-16-plus-240 (laion400m_e32)', False),
+        ('toybox', False),
+    ],
+)
+def test_published_figures_are_of_one_model(name, is_the_papers):
+    assert (PUBLISHED_MODEL.fullmatch(name) is not None) == is_the_papers
 
 
 def test_folder_that_lacks_something(tmp_path):

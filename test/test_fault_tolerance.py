@@ -170,7 +170,7 @@ def test_memory_that_an_error_holds_is_given_back(engine, images, monkeypatch):
 
     given_back = []
     monkeypatch.setattr(
-        fault_tolerance, '_give_memory_back', lambda: given_back.append(held[-1]() is None)
+        fault_tolerance, 'give_memory_back', lambda: given_back.append(held[-1]() is None)
     )
     vocabulary = encode(engine)
     monkeypatch.setattr(engine.segmenter, 'segment', segment)
@@ -199,8 +199,26 @@ def test_vocabulary_is_encoded_on_the_cpu_when_the_device_is_lost_meanwhile(fail
         encode(FaultTolerantEngine(failing))
 
 
+def test_vocabulary_is_tried_again_with_the_memory_given_back(failing, healthy, monkeypatch):
+    engine = FaultTolerantEngine(failing, lambda: healthy)
+    whole, calls = failing.encode_vocabulary, []
+
+    def encode_vocabulary(vocabulary):
+        calls.append(vocabulary)
+        if len(calls) == 1:
+            raise OUT_OF_MEMORY[0]
+        return whole(vocabulary)
+
+    monkeypatch.setattr(failing, 'encode_vocabulary', encode_vocabulary)
+    assert encode(engine).vocabulary.classes[0].name == 'road'
+    assert engine.segmenter is failing and len(calls) == 2
+
+
 def test_cpu_that_cannot_take_over_is_told(failing, images):
+    tries = []
+
     def fail():
+        tries.append(None)
         raise OSError('no such file')
 
     engine = FaultTolerantEngine(failing, fail)
@@ -208,6 +226,9 @@ def test_cpu_that_cannot_take_over_is_told(failing, images):
     engine.segmenter.error = LOST[0]
     assert engine.segment_each(images[:1], vocabulary, SETTINGS) == [LOST[0]]
     assert 'no such file' in engine.fault[0]
+    # Loading a model takes long: not again for every image.
+    engine.segment_each(images[:2], vocabulary, SETTINGS)
+    assert len(tries) == 1 and 'no such file' in engine.fault[0]
 
 
 def test_one_bad_image_costs_itself_alone(engine, images):

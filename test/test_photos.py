@@ -144,6 +144,33 @@ def test_again_into_the_same_folder(run, in_folder):
     assert report(in_folder / 'out')['vocabulary']['classes'][0]['name'] == 'dog'
 
 
+def test_again_with_less_leaves_nothing_of_before(run, in_folder):
+    for name in ('x.png', 'a/y.png'):
+        save(f'photos/{name}', picture(1))
+    save_video('photos/v.avi', [picture(seed) for seed in range(3)], code='MJPG')
+    assert run('photos', '-o', 'out')[0] == 0
+    Path('out/mine.txt').write_text('not of the report')
+    assert len(files_in(in_folder / 'out')) == 2 * 2 + 3 + 1 + 2
+    assert run('photos/x.png', '-o', 'out', words='dog')[0] == 0
+    assert files_in(in_folder / 'out') == [
+        'labels/x.png',
+        'mine.txt',
+        'overlays/x.jpg',
+        'segmentation.json',
+    ]
+
+
+def test_report_of_before_deletes_nothing_elsewhere(run, in_folder):
+    save('x.png', picture(1))
+    save('precious.png', picture(2))
+    entries = [{'label': '../precious.png', 'overlay': '../precious.png'}]
+    Path('out').mkdir()
+    for text in (json.dumps({'images': entries}), '{"images": 5}', 'no JSON'):
+        Path('out/segmentation.json').write_text(text)
+        assert run('x.png', '-o', 'out')[0] == 0
+    assert Path('precious.png').exists()
+
+
 def test_output_within_the_input(run, in_folder):
     save('photos/x.png', picture(1))
     for _ in range(2):

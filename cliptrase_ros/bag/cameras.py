@@ -116,7 +116,8 @@ def _no_pictures(data: bytes | None, topic: Topic, typestore: Typestore) -> str:
 
 def _refuse_clashes(reader: BagReader, cameras: Sequence[BagCamera], node: str) -> None:
     there = {name for name, _ in reader.topics}
-    names = ['vocabulary', *(f'{c.name}/label' for c in cameras)]
+    outputs = ('label', 'label_info', 'masks', 'overlay')
+    names = ['vocabulary', *(f'{c.name}/{output}' for c in cameras for output in outputs)]
     clashes = sorted(there & {f'{node}/{name}' for name in names})
     if clashes:
         raise BagError(

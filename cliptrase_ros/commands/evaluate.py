@@ -5,7 +5,13 @@ import sys
 from pathlib import Path
 
 from cliptrase_ros.commands.common import CommandError, progress_bar
-from cliptrase_ros.commands.options import add_beyond_paper, add_model, at_least_one, load_model
+from cliptrase_ros.commands.options import (
+    add_batch,
+    add_beyond_paper,
+    add_model,
+    at_least_one,
+    load_model,
+)
 from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, TOYBOX
 
 NAMES = (*DATASETS, *TOYBOX, 'folder')
@@ -70,7 +76,9 @@ def add(commands) -> None:
         metavar='N',
         help='threads that read images (default: %(default)s)',
     )
-    add_beyond_paper(add_model(command))
+    engine = add_model(command)
+    add_batch(engine)
+    add_beyond_paper(engine)
     command.set_defaults(run=run)
 
 
@@ -129,6 +137,12 @@ def _settings(arguments: argparse.Namespace, resolution: int):
 
 
 def _warn_of_missing(benchmark, limit: int | None) -> None:
+    if benchmark.alone:
+        print(
+            f'cliptrase evaluate: {len(benchmark.alone)} images or label images without the other '
+            f'are left out, the first is {benchmark.alone[0]}',
+            file=sys.stderr,
+        )
     found, wanted = len(benchmark.names), benchmark.dataset.images
     if wanted and limit is None and found != wanted:
         print(

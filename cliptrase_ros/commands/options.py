@@ -33,8 +33,9 @@ def add_words(command: argparse.ArgumentParser, required: bool = True) -> None:
 def add_engine(
     command: argparse.ArgumentParser, what_rate_counts: str, what_smoothing_joins: str
 ) -> None:
-    """Add what the engine is and how it works: as `add_model`, and preset, smoothing and rate."""
+    """Add what the engine is and how it works: `add_model`, batch, preset, smoothing and rate."""
     engine = add_model(command)
+    add_batch(engine)
     engine.add_argument(
         '--preset',
         default='robot',
@@ -99,7 +100,7 @@ def add_beyond_paper(engine) -> None:
 
 
 def add_model(command: argparse.ArgumentParser):
-    """Add what the engine is: model, device, batch. Returns the group of options."""
+    """Add what the engine is: model, device, threads. Returns the group of options."""
     engine = command.add_argument_group('engine')
     engine.add_argument(
         '--model',
@@ -122,14 +123,18 @@ def add_model(command: argparse.ArgumentParser):
         default='auto',
         help='auto, float32, float16 or bfloat16 (default: %(default)s)',
     )
+    add_threads(engine)
+    return engine
+
+
+def add_batch(engine) -> None:
+    """Add --batch to a group of options."""
     engine.add_argument(
         '--batch',
         type=at_least_one,
         metavar='N',
         help='images of equal size at a time (default: 8 on a GPU, else 1)',
     )
-    add_threads(engine)
-    return engine
 
 
 def add_threads(engine) -> None:
@@ -230,7 +235,7 @@ def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
 
 
 def load_model(arguments: argparse.Namespace):
-    """Engine and batch size, as the arguments of `add_model` say. Raises CommandError."""
+    """Engine and batch size, as the arguments say. Raises CommandError."""
     import torch
 
     from cliptrase_ros.batches import default_batch
@@ -239,6 +244,8 @@ def load_model(arguments: argparse.Namespace):
 
     # Not every command that loads a model labels with it.
     sam_model = getattr(arguments, 'sam_model', '')
+    if getattr(arguments, 'stride', 0) and not arguments.window:
+        raise CommandError('--stride says how far apart windows stand: give --window as well')
     if getattr(arguments, 'refinement', 'none') == 'sam' and not sam_model:
         raise CommandError('--refinement sam needs the folder of a SAM: --sam-model FOLDER')
     try:
@@ -254,4 +261,4 @@ def load_model(arguments: argparse.Namespace):
         )
     except (ModelError, ValueError) as error:
         raise CommandError(error) from error
-    return segmenter, arguments.batch or default_batch(segmenter)
+    return segmenter, getattr(arguments, 'batch', None) or default_batch(segmenter)

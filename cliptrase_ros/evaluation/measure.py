@@ -1,6 +1,7 @@
 """The engine on a benchmark: from an opened dataset to a result."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,8 +17,11 @@ from cliptrase_ros.segmentation.method import PRESETS, Method
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 
-#: The published figures are of this network.
-PUBLISHED_MODEL = 'ViT-B-16'
+#: The published figures are of this network with OpenAI's weights, which may come from a file.
+PUBLISHED_MODEL = re.compile(r'ViT-B-16-quickgelu \((openai|.*\..*)\)')
+
+# A result of the same name that differs in one of these is of something else.
+_DISTINGUISHING = ('root', 'samples', 'model', 'weights', 'precision', 'classes', 'background')
 
 #: The steps of the ablation: what is switched off.
 ABLATION: Mapping[str, Mapping[str, bool]] = {
@@ -45,7 +49,8 @@ def measure(
     with preset `paper`. ablation: measure the steps of the method instead of all of it.
     batch, workers, step: see `run_benchmark`. The notes stay, for a run of several benchmarks to go
     on behind those that are done; remove them in the end (`Result.notes`).
-    Raises ResumeError, also where `output` holds this result for another model or other images,
+    Raises ResumeError, also where `output` holds this result for another model or other images
+    (`--limit` too),
     OSError, and VocabularyError for a class name that the model cannot read.
     """
     dataset = benchmark.dataset
@@ -66,6 +71,7 @@ def measure(
         'samples': [len(benchmark.names), benchmark.names[0], benchmark.names[-1]],
         'protocol': protocol.name,
         'model': segmenter.name,
+        'weights': segmenter.weights_digest,
         'precision': str(segmenter.pipeline.dtype).removeprefix('torch.'),
         **asdict(settings),
         'classes': dataset.classes,
@@ -96,7 +102,7 @@ def measure(
         protocol.name == 'paper'
         and settings.refinement == 'none'
         and settings.method == replace(PRESETS['paper'], image_prior=dataset.image_prior)
-        and segmenter.name.startswith(PUBLISHED_MODEL)
+        and PUBLISHED_MODEL.fullmatch(segmenter.name)
     )
     published = dataset.published.get(settings.resolution) if as_published else None
     result = Result(dataset, protocol, settings.resolution, described, progress, notes, published)
@@ -110,7 +116,8 @@ def _keep_other_results(path: Path, described: Mapping) -> None:
         return
     try:
         earlier = json.loads(path.read_text())
-        different = [key for key in ('model', 'root') if earlier[key] != described[key]]
+        ours = json.loads(json.dumps({key: described[key] for key in _DISTINGUISHING}))
+        different = [key for key, value in ours.items() if earlier[key] != value]
     except (ValueError, LookupError, TypeError):
         different = ['everything']
     if different:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cliptrase_ros.evaluation.datasets import DATASETS, TOYBOX, Dataset, Layout
 from cliptrase_ros.evaluation.labels import BACKGROUND, CONVENTIONS, VALUES, values_table
@@ -38,13 +38,15 @@ class Sample:
 class Benchmark:
     """A dataset that was found. names: of its samples. load: reads one, by name.
 
-    `load` raises UnreadableError. root: the folder it is in; None for what is rendered.
+    `load` raises UnreadableError. root: the folder it is in; None for what is rendered. alone:
+    names of images without a label image, or the other way round.
     """
 
     dataset: Dataset
     names: tuple[str, ...]
     load: Callable[[str], Sample]
     root: Path | None = None
+    alone: tuple[str, ...] = ()
 
 
 def open_dataset(name: str, root: Path | None, count: int | None = None) -> Benchmark:
@@ -151,12 +153,19 @@ def _benchmark(dataset: Dataset, home: Path, layout: Layout, names: Sequence[str
     return Benchmark(dataset, tuple(names), load, home)
 
 
-def load_sample(image_path: Path, label_path: Path, table: np.ndarray) -> Sample:
+def load_sample(
+    image_path: Path, label_path: Path, table: np.ndarray, upright: bool = False
+) -> Sample:
     """Read a picture and its label image.
 
-    table: int16 (65536,), what the label image's values mean. Raises UnreadableError.
+    table: int16 (65536,), what the label image's values mean. upright: turn the picture as its
+    EXIF orientation says, which the published evaluation does not. Raises UnreadableError.
     """
-    image = _open(image_path, lambda opened: np.asarray(opened.convert('RGB')))
+
+    def convert(opened: Image.Image) -> np.ndarray:
+        return np.asarray((ImageOps.exif_transpose(opened) if upright else opened).convert('RGB'))
+
+    image = _open(image_path, convert)
     try:
         check_aspect_ratio(*image.shape[:2])
     except ValueError as error:
@@ -194,22 +203,40 @@ def _open_folder(root: Path) -> Benchmark:
             f'{" and no ".join(str(path) for path in missing)}'
         )
     dataset, table = _read_classes(classes_file)
-    label_paths = {path.stem: path for path in labels.iterdir() if path.is_file()}
-    image_paths = {path.stem: path for path in images.iterdir() if path.is_file()}
+    label_paths, image_paths = _pictures(labels), _pictures(images)
     names = sorted(set(label_paths) & set(image_paths))
     if not names:
         raise DatasetError(f'no file in {labels} has the name, without suffix, of one in {images}')
+    alone = tuple(sorted(set(label_paths) ^ set(image_paths)))
 
     def load(name: str) -> Sample:
-        return load_sample(image_paths[name], label_paths[name], table)
+        return load_sample(image_paths[name], label_paths[name], table, upright=True)
 
-    return Benchmark(dataset, tuple(names), load, root)
+    return Benchmark(dataset, tuple(names), load, root, alone)
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Pictures of a folder by name without suffix. Raises DatasetError where two share one."""
+    suffixes = Image.registered_extensions()
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name.startswith('.'):
+            continue
+        if path.stem in found:
+            raise DatasetError(f'{found[path.stem]} and {path.name} differ in their suffix alone')
+        found[path.stem] = path
+    return found
 
 
 def _read_classes(path: Path) -> tuple[Dataset, np.ndarray]:
     """Classes of a file with lines `ID NAME`, or `NAME` alone, numbered from 0."""
     entries: dict[int, str] = {}
-    for line in filter(None, map(str.strip, path.read_text().splitlines())):
+    try:
+        # Some editors put a mark of the encoding in front.
+        text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise DatasetError(f'{path} is not UTF-8 text: {error}') from error
+    for line in filter(None, map(str.strip, text.splitlines())):
         numbered = re.fullmatch(r'(\d+)[\s,;:]+(\S.*)', line)
         value, name = (int(numbered[1]), numbered[2]) if numbered else (len(entries), line)
         if value in entries or value >= VALUES:

@@ -25,7 +25,7 @@ from cliptrase_ros.photos.results import (
     write_label,
     write_overlay,
 )
-from cliptrase_ros.photos.sources import REPORT, Source, output_files
+from cliptrase_ros.photos.sources import REPORT, Source, output_files, remove_earlier_results
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
@@ -88,14 +88,15 @@ def segment_sources(
 ) -> Outcome:
     """Label every source and write the results.
 
-    What cannot be read or labelled is noted and the rest is done. The report is written at the
-    end, also after an interruption. on_image: called for every picture done with; on_result: for
-    every one that was labelled.
+    What an earlier report in the folder lists is deleted first. What cannot be read or labelled is
+    noted and the rest is done. The report is written at the end, also after an interruption.
+    on_image: called for every picture done with; on_result: for every one that was labelled.
     Raises OSError if the results cannot be written.
     """
     outcome = Outcome()
     entries: list[dict] = []
     output.folder.mkdir(parents=True, exist_ok=True)
+    remove_earlier_results(output.folder)
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
             photos = [source for source in sources if source.kind == 'photo']

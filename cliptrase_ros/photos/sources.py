@@ -1,6 +1,7 @@
 """What the user's words for inputs mean, and what the outputs for each are called."""
 
 import glob
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,22 @@ def check_output(output: Path) -> None:
             f'the output folder {output} holds other things than earlier results; choose another '
             '--output'
         )
+
+
+def remove_earlier_results(output: Path) -> None:
+    """Delete what the report of an earlier run in an output folder lists, in that folder alone.
+
+    Otherwise label images of another vocabulary could stay among the new ones. Raises OSError.
+    """
+    try:
+        images = json.loads((output / REPORT).read_text(encoding='utf-8'))['images']
+        files = {entry[kind] for entry in images for kind in ('label', 'overlay')}
+        paths = [(output / file).resolve() for file in files]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return
+    for path in paths:
+        if output.resolve() in path.parents:
+            path.unlink(missing_ok=True)
 
 
 def _is_webcam(text: str) -> bool:

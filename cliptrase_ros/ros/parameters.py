@@ -320,6 +320,8 @@ _MAY_BE_EMPTY = ('background', 'mask_topics', 'warm_up_sizes')
 
 _SPECS = {spec.name: spec for spec in PARAMETERS}
 
+PARAMETER_NAMES = frozenset(_SPECS)
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -379,7 +381,8 @@ class Parameters:
         parameters cannot be set in one go on the command line. Raises VocabularyError, also for
         what is beyond `max_phrases` and `max_phrase_length`.
         """
-        self._check_length(self.vocabulary)
+        self._check_length('vocabulary', self.vocabulary)
+        self._check_length('background', self.background)
         vocabulary = parse_over_background(self.vocabulary, self.background, previous)
         phrases = vocabulary.phrases
         if len(phrases) > self.max_phrases:
@@ -395,15 +398,15 @@ class Parameters:
                 )
         return vocabulary
 
-    def _check_length(self, entries: str | tuple[str, ...]) -> None:
+    def _check_length(self, name: str, entries: str | tuple[str, ...]) -> None:
         """Refuse by length alone what would take long to parse."""
         length = len(entries) if isinstance(entries, str) else sum(map(len, entries))
         # White space around phrases and separators may be as long as the phrases.
         limit = 2 * MAX_PHRASES * self.max_phrase_length
         if length > limit:
             raise VocabularyError(
-                f'the vocabulary is too long: {length} characters, of which at most {limit} are '
-                'read; drop some classes'
+                f'the {name} is too long: {length} characters, of which at most {limit} are '
+                'read; drop some phrases'
             )
 
     def changed(self, changes: Iterable[Parameter]) -> 'Parameters':
@@ -475,6 +478,8 @@ def _converted(parameters: Iterable[Parameter]) -> dict[str, object]:
         entries = converted[name]
         if isinstance(entries, str):
             entries = tuple(entries.split(';'))
+            if not clean_phrase(entries[-1]):
+                entries = entries[:-1]  # a trailing separator is no blank entry
         # A YAML list cannot be empty and keep its type: [''] is how one writes "none".
         converted[name] = () if not any(p.strip() for p in entries) else entries
     for name in {'mask_topics', 'transport'} & converted.keys():

@@ -103,14 +103,13 @@ class RerunViewer(Node):
         for status in diagnostics.status:
             camera = status.name.removeprefix(prefix)
             if status.name.startswith(prefix) and camera not in self._cameras:
-                topics = [entry.value for entry in status.values if entry.key == 'topic']
-                if topics:
+                values = {entry.key: entry.value for entry in status.values}
+                if 'topic' in values:
                     self._cameras.add(camera)
-                    self._watch(camera, topics[0])
+                    self._watch(camera, values['topic'], values.get('transport') == 'compressed')
 
-    def _watch(self, camera: str, image_topic: str) -> None:
+    def _watch(self, camera: str, image_topic: str, compressed: bool) -> None:
         images = _Images('label' in self._show)
-        compressed = image_topic.endswith('/compressed')
         outputs = {
             'image': (CompressedImage if compressed else Image, partial(self._image, images)),
             'label': (Image, partial(self._label, images)),

@@ -8,13 +8,11 @@ if __name__ == '__main__':
     # Before the imports that take seconds, so that a signal ends them in order.
     sys.exit(run_module('cliptrase_ros.ros.segment_node'))
 
-import gc
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -32,8 +30,9 @@ from cliptrase_ros.ros.camera import LATCHED_QOS, Camera, LabelInfo
 from cliptrase_ros.ros.conversions import vocabulary_message
 from cliptrase_ros.ros.executable import StartFailure, run_node
 from cliptrase_ros.ros.node_time import node_time
-from cliptrase_ros.ros.parameters import Parameters, declare_parameters
+from cliptrase_ros.ros.parameters import PARAMETER_NAMES, Parameters, declare_parameters
 from cliptrase_ros.ros.worker import VocabularyState, Worker
+from cliptrase_ros.segmentation.device_faults import give_memory_back, release_frames
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.segmentation.weights import ModelError
@@ -59,7 +58,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
 
     segmenter: an engine to use instead of the one the parameters describe.
     Raises ParameterError, VocabularyError. With `autostart`, spinning raises StartFailure if the
-    node cannot be configured.
+    node cannot be configured or activated.
     """
 
     def __init__(self, segmenter: Segmenter | None = None, **node_arguments):
@@ -70,8 +69,9 @@ class SegmentNode(LifecycleNodeMixin, Node):
         self._given = segmenter
         self._announced_version = 0
         self._requested_version = 0
-        #: Why the node could not be configured the last time, or None.
+        #: Why the node could not be configured or activated the last time, or None.
         self.failure: Exception | None = None
+        self._failed_to_be = ''
         # Parameters change in the executor's thread, what they are for in that of a transition.
         self._lock = threading.RLock()
         Node.__init__(self, NODE_NAME, **node_arguments)
@@ -122,17 +122,20 @@ class SegmentNode(LifecycleNodeMixin, Node):
         try:
             self._configure()
         except Exception as error:
-            self.failure = error
-            if not self._is_ending:
-                self.get_logger().error(f'cannot be configured: {_explain(error)}')
-            return FAILURE
+            return self._fail('configured', error)
         self.failure = None
         return SUCCESS
 
     def on_activate(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the cameras and label their images."""
-        for camera in self._cameras:
-            camera.activate()
+        try:
+            for camera in self._cameras:
+                camera.activate()
+        except Exception as error:
+            for camera in self._cameras:
+                camera.deactivate()
+            return self._fail('activated', error)
+        self.failure = None
         self._worker.serve(self._cameras)
         return SUCCESS
 
@@ -157,6 +160,15 @@ class SegmentNode(LifecycleNodeMixin, Node):
         """Free everything, so that the node can be configured again."""
         self._free()
         return SUCCESS
+
+    def _fail(self, wanted: str, error: Exception) -> TransitionCallbackReturn:
+        self._failed_to_be, self.failure = wanted, error
+        if not self._is_ending:
+            self.get_logger().error(f'cannot be {wanted}: {_explain(error)}')
+        # The next try must not find the model of this one in memory.
+        release_frames(error)
+        give_memory_back()
+        return FAILURE
 
     def _change_states_beside_the_executor(self) -> None:
         service = self._service_change_state
@@ -186,7 +198,8 @@ class SegmentNode(LifecycleNodeMixin, Node):
         self.destroy_timer(self._start_timer)
         if await self._beside_executor(self.trigger_configure) != SUCCESS:
             raise StartFailure(_explain(self.failure)) from self.failure
-        await self._beside_executor(self.trigger_activate)
+        if await self._beside_executor(self.trigger_activate) != SUCCESS:
+            raise StartFailure(_explain(self.failure)) from self.failure
 
     def _configure(self) -> None:
         segmenter = self._given or self._load()
@@ -246,9 +259,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
         for camera in cameras:
             camera.destroy()
         del worker, cameras
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        give_memory_back()
 
     def _load(self, device: str | None = None) -> Segmenter:
         values = self._values
@@ -268,9 +279,10 @@ class SegmentNode(LifecycleNodeMixin, Node):
         return segmenter
 
     def _load_on_cpu(self) -> Segmenter:
-        self.get_logger().error('the device fails; labelling goes on with the CPU')
         # Not what the device held: rounded to half precision, or lost with it.
-        return self._given.to('cpu') if self._given else self._load('cpu')
+        segmenter = self._given.to('cpu') if self._given else self._load('cpu')
+        self.get_logger().error('the device fails; labelling goes on with the CPU')
+        return segmenter
 
     def _header(self) -> Header:
         return Header(stamp=self.get_clock().now().to_msg())
@@ -287,6 +299,8 @@ class SegmentNode(LifecycleNodeMixin, Node):
             camera.publish_label_info(vocabulary, self._header(), self._values.min_confidence)
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        if not _concerns_us(changes):
+            return SetParametersResult(successful=True)
         try:
             with self._lock:
                 self._accepted = self._examine(changes)
@@ -324,7 +338,9 @@ class SegmentNode(LifecycleNodeMixin, Node):
             segmenter.check_vocabulary(vocabulary)
         return vocabulary
 
-    def _apply_parameters(self, _changes: list[Parameter]) -> None:
+    def _apply_parameters(self, changes: list[Parameter]) -> None:
+        if not _concerns_us(changes):
+            return
         with self._lock:
             if self._accepted is None:
                 return
@@ -373,7 +389,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
         level, message = DiagnosticStatus.OK, state
         if self.failure is not None:
             level = DiagnosticStatus.ERROR
-            message = f'cannot be configured: {_explain(self.failure)}'
+            message = f'cannot be {self._failed_to_be}: {_explain(self.failure)}'
         elif fault_matters:
             level = DiagnosticStatus.ERROR
             message = f'device fault, batches of {engine.largest_batch} on {device}: {fault}'
@@ -400,6 +416,12 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 'vocabulary_failure': vocabulary.failure,
             },
         )
+
+
+def _concerns_us(changes: list[Parameter]) -> bool:
+    # rclpy declares QoS overrides in the thread of a transition, while the executor may be between
+    # the check and the application of other changes.
+    return any(parameter.name in PARAMETER_NAMES for parameter in changes)
 
 
 def _explain(error: Exception | None) -> str:

@@ -1,5 +1,6 @@
 """What an error says about the device, and how to let go of the memory that it holds."""
 
+import gc
 import re
 import traceback
 from collections.abc import Iterator
@@ -23,6 +24,18 @@ def is_device_lost(error: BaseException) -> bool:
         or re.search(r'CUDA error|_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)', str(error))
         is not None
     )
+
+
+def give_memory_back() -> None:
+    """Collect garbage, and give what is free of the device's memory to whoever asks for it."""
+    gc.collect()
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        # Of a device that is lost nothing can be had back.
+        return
 
 
 def release_frames(error: BaseException) -> None:

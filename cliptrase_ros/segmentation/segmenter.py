@@ -1,8 +1,10 @@
 """Images and a vocabulary to label images: the one entry point of the engine."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -73,9 +75,8 @@ class SegmentationSettings:
         if self.window != 0 and not low <= self.window <= high:
             raise ValueError(f'window is {self.window}; it must be 0, or {low} to {high} pixels')
         if not 0 <= self.stride <= (self.window or high):
-            raise ValueError(
-                f'stride is {self.stride}; it must be 0 to the window, which is {self.window}'
-            )
+            most = f'the window, which is {self.window}' if self.window else f'{high} pixels'
+            raise ValueError(f'stride is {self.stride}; it must be 0 to {most}')
         if not 0 <= self.smoothing <= MAX_SMOOTHING:
             raise ValueError(f'smoothing is {self.smoothing}; it must be 0 to {MAX_SMOOTHING}')
         if self.refinement not in REFINEMENTS:
@@ -199,6 +200,15 @@ class Segmenter:
     def model(self) -> nn.Module:
         """The CLIP model itself; its image tower is in the segmenter's precision."""
         return self._loaded.model
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the model's weights in their precision; takes seconds for a large model."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @property
     def phrases_at_once(self) -> int:

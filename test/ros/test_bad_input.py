@@ -187,6 +187,7 @@ def test_atomic_change_is_all_or_nothing(start_node, client):
         ({'vocabulary': [1, 2]}, 'Quote every entry'),
         ({'vocabulary': [LONG]}, 'too long'),
         ({'background': ['wall', 'wall']}, 'background'),
+        ({'background': 'x' * 500_000}, 'the background is too long'),
         ({'rate': 5}, '5.0, not 5'),
         ({'rate': -1.0}, 'out of range'),
         ({'rate': 1e-9}, '0.001 or more'),

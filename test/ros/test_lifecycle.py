@@ -3,6 +3,7 @@
 import gc
 import shutil
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState, GetState
 
 from cliptrase_ros.ros import segment_node
+from cliptrase_ros.ros.camera import Camera
+from cliptrase_ros.ros.executable import StartFailure
 
 
 def change(client, label):
@@ -106,6 +109,39 @@ def test_phrase_the_text_tower_cannot_read_is_found_when_there_is_one(start_node
     assert 'too long' in status.message
     assert client.set_parameters(vocabulary=['road'])[0].successful
     assert change(client, 'configure')
+
+
+def test_failed_activation_says_why_and_can_be_tried_again(start_node, client, monkeypatch):
+    def fail(_camera):
+        raise RuntimeError('no more file descriptors')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Camera, 'activate', fail)
+        with pytest.raises(StartFailure, match='descriptors'):
+            start_node(cameras=['other'])
+        node = start_node(autostart=False)
+        assert change(client, 'configure') and not change(client, 'activate')
+    status, _ = client.diagnostics(lambda s, _: s.level == DiagnosticStatus.ERROR, camera=None)
+    assert 'cannot be activated' in status.message and 'descriptors' in status.message
+    assert node.state == 'inactive' and change(client, 'activate')
+    client.listen_to_label()
+    client.label_of(client.send(client.image()))
+    client.diagnostics(lambda s, _: s.level == DiagnosticStatus.OK, camera=None)
+
+
+def test_failed_configuration_keeps_no_model(start_node, client, make_segmenter, monkeypatch):
+    loaded = []
+
+    def load(*_arguments, **_keywords):
+        segmenter = make_segmenter()
+        loaded.append(weakref.ref(segmenter))
+        return segmenter
+
+    monkeypatch.setattr(segment_node, 'load_segmenter', load)
+    start_node(segmenter=None, autostart=False)
+    assert client.set_parameters(vocabulary=['road', ' '.join(['a'] * 90)])[0].successful
+    assert not change(client, 'configure')
+    client.wait_for(lambda: loaded[0]() is None, 'the end of the model')
 
 
 def test_destroyed_node_leaves_no_lifecycle_behind(start_node, client):

@@ -423,3 +423,29 @@ def test_label_info_comes_before_the_first_label_and_again(start_node, client):
     assert messages[0].threshold == 0.25
     assert client.set_parameters(vocabulary='tree; dog')[0].successful
     client.wait_for(lambda: len(messages[-1].class_map) == 2, 'the new names')
+
+
+def test_separator_at_the_end_is_no_blank_entry(start_node, client):
+    start_node(vocabulary='road; tree;', background='sky;', transport='raw;', mask_topics='road;')
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    (announced,) = client.received['/cliptrase/vocabulary']
+    assert list(ids(announced)) == ['road', 'tree'] and list(announced.background) == ['sky']
+
+
+def test_parameter_declared_meanwhile_loses_no_change(start_node, client):
+    """As rclpy declares QoS overrides, while the node is configured, in another thread."""
+    node = start_node()
+
+    def declare(changes):
+        if changes[0].name == 'vocabulary':
+            node.declare_parameter('qos_overrides./x.subscription.depth', 5)
+
+    # Called after the check, and before the node applies what it accepted.
+    node.add_post_set_parameters_callback(declare)
+    client.listen_to_vocabulary()
+    client.vocabulary_version()
+    assert client.set_parameters(vocabulary='lake')[0].successful
+    history = client.received['/cliptrase/vocabulary']
+    client.wait_for(lambda: len(history) == 2, 'the new class')
+    assert list(ids(history[1])) == ['lake']
