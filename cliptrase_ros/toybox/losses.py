@@ -114,10 +114,13 @@ def caption_loss(
         said = presence(level, coverage)
         apt = colorless if index in (SHAPES, COLORLESS) else ~colorless
         said = tuple(phrases & apt[:, None] for phrases in said)
-        found = {'cls': of_picture * contrast(tokens[:, 0] @ direction, *said)}
-        if dense:
+        found = {}
+        if of_picture:
+            found['cls'] = of_picture * contrast(tokens[:, 0] @ direction, *said)
+        if dense and of_picture:
             found['mean'] = of_picture * MEAN_WEIGHT * contrast(mean @ direction, *said)
+        if dense and of_patches:
             found['patch'] = of_patches * patches(tokens[:, 1:] @ direction, *said)
             found['region'] = of_patches * patches(regions @ direction, *said)
-        terms = {name: terms[name] + term for name, term in found.items()}
+        terms |= {name: terms[name] + term for name, term in found.items()}
     return terms | {'text': COMPOSITION_WEIGHT * composition(text)}
