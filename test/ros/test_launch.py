@@ -182,13 +182,18 @@ def launched(launch_file, **arguments):
     return remappings
 
 
-def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_folder):
+def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_folder, tmp_path):
     """In a process of its own: a launch service wants the main thread."""
     from cliptrase_ros.msg import Vocabulary
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from sensor_msgs.msg import Image, PointCloud2
 
+    params_file = tmp_path / 'robot.yaml'
+    params_file.write_text(
+        '/**:\n  ros__parameters: {use_sim_time: true, preset: plus, rate: 2.0}\n'
+    )
     arguments = {
+        'params_file': str(params_file),
         'namespace': 'robot',
         'cameras': 'left,right',
         'image_topic': '/driver/left,/driver/right',
@@ -242,7 +247,9 @@ def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_fol
         assert [c.name for c in messages[0].classes] == ['no', 'yes']
         assert client.parameter('rate') == 5.0
         assert client.parameter('cameras') == ['left', 'right']
-        assert client.parameter('preset') == 'robot'
+        # What no argument says is as the file has it.
+        assert client.parameter('preset') == 'plus'
+        assert client.parameter('use_sim_time') is True
         assert client.parameter('transport') == 'raw; compressed'
         client.listen('/robot/cliptrase/left/label', Image)
         client.listen('/robot/cliptrase/right/mask/no', Image)
