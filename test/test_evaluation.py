@@ -323,6 +323,7 @@ def test_folder_with_ids_synonyms_and_background(tmp_path):
     benchmark = open_dataset('folder', write_folder(tmp_path / 'mine', classes, {'a': values}))
     assert benchmark.dataset.classes == ('person: worker, pedestrian', 'car')
     assert benchmark.dataset.background == ('sky', 'wall')
+    assert benchmark.ids == (3, 7, 9)
     assert benchmark.load('a').truth.tolist() == [[IGNORED, 0], [BACKGROUND, 1]]
 
 

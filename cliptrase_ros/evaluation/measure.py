@@ -74,6 +74,7 @@ def measure(
         'weights': segmenter.weights_digest,
         'precision': str(segmenter.pipeline.dtype).removeprefix('torch.'),
         **asdict(settings),
+        'ids': benchmark.ids,
         'classes': dataset.classes,
         'background': dataset.background,
         'steps': {name: asdict(method) for name, method in methods.items()},

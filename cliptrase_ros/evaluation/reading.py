@@ -38,14 +38,16 @@ class Sample:
 class Benchmark:
     """A dataset that was found. names: of its samples. load: reads one, by name.
 
-    `load` raises UnreadableError. root: the folder it is in; None for what is rendered. alone:
-    names of images without a label image, or the other way round.
+    `load` raises UnreadableError. root: the folder it is in; None for what is rendered. ids:
+    what label images of a `folder` have for its classes and the background, in the order of the
+    file. alone: names of images without a label image, or the other way round.
     """
 
     dataset: Dataset
     names: tuple[str, ...]
     load: Callable[[str], Sample]
     root: Path | None = None
+    ids: tuple[int, ...] = ()
     alone: tuple[str, ...] = ()
 
 
@@ -202,7 +204,8 @@ def _open_folder(root: Path) -> Benchmark:
             f'a folder to evaluate has images/, labels/ and classes.txt; there is no '
             f'{" and no ".join(str(path) for path in missing)}'
         )
-    dataset, table = _read_classes(classes_file)
+    dataset, ids = _read_classes(classes_file)
+    table = values_table(ids)
     label_paths, image_paths = _pictures(labels), _pictures(images)
     names = sorted(set(label_paths) & set(image_paths))
     if not names:
@@ -212,7 +215,7 @@ def _open_folder(root: Path) -> Benchmark:
     def load(name: str) -> Sample:
         return load_sample(image_paths[name], label_paths[name], table, upright=True)
 
-    return Benchmark(dataset, tuple(names), load, root, alone)
+    return Benchmark(dataset, tuple(names), load, root, tuple(ids), alone)
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
@@ -228,8 +231,8 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_classes(path: Path) -> tuple[Dataset, np.ndarray]:
-    """Classes of a file with lines `ID NAME`, or `NAME` alone, numbered from 0."""
+def _read_classes(path: Path) -> tuple[Dataset, dict[int, int]]:
+    """Classes of a file with lines `ID NAME`, or `NAME` alone, numbered from 0; meaning of ids."""
     entries: dict[int, str] = {}
     try:
         # Some editors put a mark of the encoding in front.
@@ -259,5 +262,4 @@ def _read_classes(path: Path) -> tuple[Dataset, np.ndarray]:
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise DatasetError(f'{path} has the class {twice!r} twice')
-    dataset = Dataset('folder', path.parent.name, tuple(classes), background)
-    return dataset, values_table(meaning)
+    return Dataset('folder', path.parent.name, tuple(classes), background), meaning
