@@ -16,6 +16,7 @@ import bags
 import cv2
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from PIL import Image
 
 from cliptrase_ros import cli
@@ -267,3 +268,25 @@ def test_citation_is_of_this_version():
     assert citation['version'] == cli.package_version()
     assert citation['version'] in (ROOT / 'CHANGELOG.md').read_text()
     assert citation['preferred-citation']['year'] == 2024
+
+
+def test_packages_for_robots_have_the_limits_of_the_requirements():
+    required = {
+        requirement.name.lower().replace('-', '_'): requirement.specifier
+        for requirement in (
+            Requirement(line)
+            for line in (ROOT / 'requirements.txt').read_text().splitlines()
+            if line and not line.startswith('#')
+        )
+    }
+    checked = 0
+    for page in PAGES:
+        for program, arguments in commands(page):
+            if program != 'pip' or not any('open_clip_torch' in word for word in arguments):
+                continue
+            named = [Requirement(word) for word in arguments if re.match('[a-z_]+($|[<>=])', word)]
+            for one in named:
+                if one.name in required:
+                    assert one.specifier == required[one.name], f'{page.name}: {one}'
+                    checked += 1
+    assert checked >= 4 * 4

@@ -160,6 +160,7 @@ def draw_panel(path: Path, demo: subprocess.Popen) -> None:
     from rich.console import Console
 
     from cliptrase_ros.panel import Panel
+    from cliptrase_ros.ros.executable import initialized
 
     reports: list[tuple[float, float, DiagnosticArray]] = []
 
@@ -169,7 +170,7 @@ def draw_panel(path: Path, demo: subprocess.Popen) -> None:
         rates = [float(value.get('labelled_hz', 0)) for value in values]
         reports.append((min(rates, default=-1), sum(rates), array))
 
-    with rclpy.init(args=[]):
+    with initialized([]):
         node = rclpy.create_node('docs_pictures')
         node.create_subscription(DiagnosticArray, '/diagnostics', take, 10)
         while demo.poll() is None:
@@ -222,7 +223,7 @@ def draw_viewer(path: Path, recording: Path, folder: Path) -> None:
 
 
 def run_cliptrase(*arguments) -> None:
-    """Run the command; raises CalledProcessError."""
+    """Run the command; raises SystemExit where it fails."""
     if start_cliptrase(*arguments).wait() != 0:
         raise SystemExit(f'cliptrase {arguments[0]} failed')
 

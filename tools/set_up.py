@@ -80,14 +80,14 @@ def set_up_venv(wanted):
     """Make .venv/ and install into it, where needed; returns the key of its content."""
     stamp = read_stamp(VENV_STAMP)
     # A virtual environment names its own folder in its scripts: moved, it has to be made anew.
-    usable = VENV_PYTHON.exists() and stamp.get('root', str(ROOT)) == str(ROOT)
+    usable = has_pip() and stamp.get('root', str(ROOT)) == str(ROOT)
     if wanted and usable:
         usable = python_facts(wanted) == python_facts(VENV_PYTHON)
     if usable and stamp == venv_content():
         return digest(text=json.dumps(stamp))
 
     check_machine()
-    if not usable or not python_facts(VENV_PYTHON):
+    if not usable:
         make_venv(find_python(wanted))
     VENV_STAMP.unlink(missing_ok=True)
     install_requirements()
@@ -96,6 +96,15 @@ def set_up_venv(wanted):
     (VENV / 'COLCON_IGNORE').touch()
     VENV_STAMP.write_text(json.dumps(venv_content()))
     return digest(text=json.dumps(venv_content()))
+
+
+def has_pip():
+    """Whether .venv/ is whole: not if making it was interrupted, or if its Python has moved on."""
+    facts = python_facts(VENV_PYTHON)
+    return (
+        facts is not None
+        and (VENV / 'lib' / f'python{facts["version"]}' / 'site-packages' / 'pip').is_dir()
+    )
 
 
 def venv_content():

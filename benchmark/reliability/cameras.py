@@ -23,6 +23,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from cliptrase_ros import image_messages
+from cliptrase_ros.ros.executable import initialized
 
 #: Name: width, height, images a second, encoding.
 CAMERAS = {
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=60.0, help='over which they are sent')
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
-    with rclpy.init(args=[]):
+    with initialized([]):
         cameras = [WellBehaved(name) for name in CAMERAS]
         fuzzer = Fuzzer(cameras[0], arguments.fuzz, arguments.seconds, arguments.seed)
         executor = rclpy.executors.SingleThreadedExecutor()

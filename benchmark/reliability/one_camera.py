@@ -9,6 +9,8 @@ import rclpy
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
+from cliptrase_ros.ros.executable import initialized
+
 
 def main() -> None:
     """Publish until standard input is closed."""
@@ -19,7 +21,7 @@ def main() -> None:
     arguments = parser.parse_args()
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
-    with rclpy.init(args=[]):
+    with initialized([]):
         node = rclpy.create_node('one_camera')
         publisher = node.create_publisher(Image, '/camera/image_raw', qos_profile_sensor_data)
         image = Image(encoding='rgb8', width=arguments.width, height=arguments.height)

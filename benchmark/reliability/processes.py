@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
@@ -19,6 +18,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from cliptrase_ros.ros.domain import own_domain
+from cliptrase_ros.ros.executable import initialized
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_NAME = '/cliptrase'
@@ -152,7 +152,7 @@ def cpu_seconds(pid: int) -> float:
 @contextlib.contextmanager
 def observer() -> Iterator[Observer]:
     """A context of rclpy with an observer in it."""
-    with rclpy.init(args=[]):
+    with initialized([]):
         node = Observer()
         try:
             yield node

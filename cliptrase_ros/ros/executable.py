@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 #: After a signal the process ends within this time, whatever is still being computed, seconds.
 END_LIMIT_S = 2.0
@@ -54,6 +54,18 @@ def run_module(module: str) -> int:
     return importlib.import_module(module).main()
 
 
+@contextlib.contextmanager
+def initialized(args: list[str] | None) -> Iterator[None]:
+    """Initialise rclpy for a block, as `rclpy.init` does by itself from Kilted on."""
+    import rclpy
+
+    rclpy.init(args=args)
+    try:
+        yield
+    finally:
+        rclpy.try_shutdown()
+
+
 def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
     """Make a node and spin it until the process is told to end; returns the exit status.
 
@@ -66,7 +78,7 @@ def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
 
     _signals.install()
     status = 0
-    with rclpy.init(args=args):
+    with initialized(args):
         _signals.is_spinning = True
         try:
             try:

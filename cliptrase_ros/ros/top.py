@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 
 from cliptrase_ros.panel import Panel
+from cliptrase_ros.ros.executable import initialized
 
 # Shorter than a report's period, so that the age of a silent node is seen to grow.
 _REFRESH_S = 0.5
@@ -25,7 +26,7 @@ def run_top(once: bool = False, timeout_s: float = 10.0) -> int:
     # In a file or pipe there is no width to fit into.
     console = Console() if Console().is_terminal else Console(width=_FILE_WIDTH)
     try:
-        with rclpy.init(args=[]):
+        with initialized([]):
             node = rclpy.create_node('cliptrase_top')
             node.create_subscription(
                 DiagnosticArray,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,6 @@ ENGINE_METHODS = {
     'plus+edges': {'preset': 'plus', 'refinement': 'edges'},
 }
 METHODS = ('plain', 'recovered', *ENGINE_METHODS)
-Labeller = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)

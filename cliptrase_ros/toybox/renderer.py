@@ -61,13 +61,11 @@ def render(
     device: str | torch.device = 'cpu',
     *,
     focal: Tensor | None = None,
-    supersample: int = 1,
 ) -> Views:
     """Render B views, each of its own room.
 
     rooms: B rooms; poses: B poses (or one `Pose` with a leading dimension). focal (B,): focal
-    lengths in pixels, instead of those of `intrinsics`. supersample: rays per pixel along each
-    side for the image; depth and label are those of the sample nearest to the pixel's centre.
+    lengths in pixels, instead of those of `intrinsics`.
     """
     device = torch.device(device)
     if not isinstance(rooms, RoomBatch):
@@ -105,33 +103,23 @@ def render(
                 band = lines[top : top + rows]
                 span = slice(top * width, (top + len(band)) * width)
                 image[batch, span], depth[batch, span], label[batch, span] = _render_band(
-                    caster, columns, band, supersample
+                    caster, columns, band
                 )
     shape = (count, height, width)
     return Views(image.view(*shape, 3), depth.view(shape), label.view(shape))
 
 
-def _render_band(
-    caster: _Caster, columns: Tensor, lines: Tensor, supersample: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _render_band(caster: _Caster, columns: Tensor, lines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Image uint8 (B, P, 3), depth (B, P) and label (B, P) of some lines of the picture.
 
     columns, lines: pixels from the principal point.
     """
-    offsets = [(i + 0.5) / supersample - 0.5 for i in range(supersample)]
-    centre = offsets[supersample // 2]
-    total, depth, label = 0.0, None, None
-    for dy in offsets:
-        for dx in offsets:
-            y = (lines + dy)[:, None].expand(-1, len(columns)).reshape(-1)
-            x = (columns + dx)[None].expand(len(lines), -1).reshape(-1)
-            color, t, ids = caster.cast(x, y)
-            total = total + color
-            if dy == dx == centre:
-                depth, label = t, ids.to(torch.uint8)
+    y = lines[:, None].expand(-1, len(columns)).reshape(-1)
+    x = columns[None].expand(len(lines), -1).reshape(-1)
+    color, depth, ids = caster.cast(x, y)
     # Gamma 2 is close to sRGB and much cheaper.
-    pixels = ((total / supersample**2).clamp(0, 1).sqrt() * 255 + 0.5).to(torch.uint8)
-    return pixels.permute(1, 2, 0), depth, label
+    pixels = (color.clamp(0, 1).sqrt() * 255 + 0.5).to(torch.uint8)
+    return pixels.permute(1, 2, 0), depth, ids.to(torch.uint8)
 
 
 class _Caster:

@@ -71,10 +71,11 @@ def test_bad_compressed_images_are_refused_and_forgotten(start_node, client):
 def stranger():
     """A node of another participant, as of another process."""
     context = rclpy.Context()
-    with rclpy.init(context=context):
-        node = rclpy.create_node('stranger', context=context)
-        yield node
-        node.destroy_node()
+    rclpy.init(context=context)
+    node = rclpy.create_node('stranger', context=context)
+    yield node
+    node.destroy_node()
+    rclpy.try_shutdown(context=context)
 
 
 def silent(client, camera='camera'):

@@ -5,17 +5,28 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cliptrase_ros.rate_limit import RateLimiter
 from cliptrase_ros.ros.diagnostics import SILENCE_S, camera_status
+from cliptrase_ros.ros.executable import initialized
 from cliptrase_ros.ros.parameters import mask_topic_name
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 SECOND = 1_000_000_000
+
+
+def test_initialisation_of_jazzy_is_enough(monkeypatch):
+    """Before Kilted `rclpy.init` returned nothing, so that it was no context manager."""
+    init = rclpy.init
+    monkeypatch.setattr(rclpy, 'init', lambda **options: init(**options) and None)
+    with initialized([]):
+        assert rclpy.ok()
+    assert not rclpy.ok()
 
 
 def taken(limiter, times_ns, rate):
