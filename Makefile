@@ -4,6 +4,8 @@ SHELL := /bin/bash
 
 # Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
 PYTHON ?=
+# Of which ROS 2 the wheels are: kilted or jazzy; kilted, or what .venv has, when not given.
+ROS ?=
 # More arguments for pytest, e.g. PYTEST_ARGS='-k weights -x'.
 PYTEST_ARGS ?=
 # More arguments for the demo: --view opens the viewer, --view demo.rrd records for it.
@@ -19,7 +21,7 @@ RELIABILITY_ARGS ?=
 TEST_WORKERS ?= 2
 
 setup_python := $(or $(PYTHON),python3)
-set_up := $(setup_python) tools/set_up.py $(if $(PYTHON),--python '$(PYTHON)')
+set_up := $(setup_python) tools/set_up.py $(if $(PYTHON),--python '$(PYTHON)') $(if $(ROS),--ros '$(ROS)')
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22

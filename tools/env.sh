@@ -18,11 +18,13 @@ export LD_LIBRARY_PATH="$_prefix/lib:$_venv/lib$(printf ':%s' "${_bundled[@]}")$
 # The wheels find their libraries by starting Python a second time; the line above spares it that.
 export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1
 
-export ROS_VERSION=2 ROS_PYTHON_VERSION=3 ROS_DISTRO=kilted
+export ROS_VERSION=2 ROS_PYTHON_VERSION=3 ROS_DISTRO="$(<"$_venv/ros_distro")"
 export RMW_IMPLEMENTATION=rmw_fastrtps_cpp
 export ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 export ROS_LOG_DIR="$_root/build/ros_log"
 # Images do not fit the default shared-memory segment.
 export FASTDDS_DEFAULT_PROFILES_FILE="$_root/config/fastdds_large_data.xml"
+# Fast DDS 2, of Jazzy, calls it so.
+export FASTRTPS_DEFAULT_PROFILES_FILE="$FASTDDS_DEFAULT_PROFILES_FILE"
 
 unset _root _venv _prefix _site _bundled

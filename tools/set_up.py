@@ -23,11 +23,7 @@ VENV = ROOT / '.venv'
 VENV_PYTHON = VENV / 'bin' / 'python'
 VENV_STAMP = VENV / 'set_up.json'
 BUILD_STAMP = ROOT / 'build' / 'set_up.json'
-REQUIREMENTS = [
-    ROOT / 'requirements.txt',
-    ROOT / 'tools' / 'requirements-ros.txt',
-    ROOT / 'tools' / 'requirements-dev.txt',
-]
+ROS_DISTROS = ['kilted', 'jazzy']
 # The ROS 2 wheels exist for these.
 VERSIONS = ['3.10', '3.11', '3.12', '3.13']
 NEEDED_GIB = 10
@@ -44,12 +40,17 @@ def main():
         'step', nargs='?', choices=['venv', 'build'], default='build', help='how far to go'
     )
     parser.add_argument('--python', help='which Python the virtual environment is made with')
+    parser.add_argument(
+        '--ros',
+        choices=ROS_DISTROS,
+        help=f'whose wheels it has (default: those it has already, or {ROS_DISTROS[0]})',
+    )
     arguments = parser.parse_args()
     try:
         with one_at_a_time():
-            venv_key = set_up_venv(arguments.python)
+            venv_key = set_up_venv(arguments.python, arguments.ros)
             if arguments.step == 'build':
-                set_up_build(venv_key)
+                set_up_build(venv_key, read_stamp(VENV_STAMP)['ros'])
     except SetUpError as error:
         print(f'set-up: {error}', file=sys.stderr)
         return 1
@@ -76,26 +77,39 @@ def one_at_a_time():
 # ---------------------------------------------------------------- virtual environment
 
 
-def set_up_venv(wanted):
+def set_up_venv(wanted, wanted_ros):
     """Make .venv/ and install into it, where needed; returns the key of its content."""
     stamp = read_stamp(VENV_STAMP)
     # A virtual environment names its own folder in its scripts: moved, it has to be made anew.
     usable = has_pip() and stamp.get('root', str(ROOT)) == str(ROOT)
+    # Wheels of two distributions must not mix.
+    ros = wanted_ros or stamp.get('ros', ROS_DISTROS[0])
+    usable = usable and stamp.get('ros', ros) == ros
     if wanted and usable:
         usable = python_facts(wanted) == python_facts(VENV_PYTHON)
-    if usable and stamp == venv_content():
+    if usable and stamp == venv_content(ros):
         return digest(text=json.dumps(stamp))
 
     check_machine()
     if not usable:
         make_venv(find_python(wanted))
     VENV_STAMP.unlink(missing_ok=True)
-    install_requirements()
+    install_requirements(ros)
     adapt_exported_paths()
     # In a workspace of packages, colcon must not look for more of them in here.
     (VENV / 'COLCON_IGNORE').touch()
-    VENV_STAMP.write_text(json.dumps(venv_content()))
-    return digest(text=json.dumps(venv_content()))
+    (VENV / 'ros_distro').write_text(f'{ros}\n')
+    VENV_STAMP.write_text(json.dumps(venv_content(ros)))
+    return digest(text=json.dumps(venv_content(ros)))
+
+
+def requirements(ros):
+    """Files with the packages that a virtual environment has."""
+    tools = ROOT / 'tools'
+    return [
+        ROOT / 'requirements.txt',
+        *(tools / f'requirements-{name}.txt' for name in (ros, 'ros', 'dev')),
+    ]
 
 
 def has_pip():
@@ -107,12 +121,13 @@ def has_pip():
     )
 
 
-def venv_content():
+def venv_content(ros):
     """What the virtual environment is made of: where, by which Python, with which packages."""
     return {
         'root': str(ROOT),
         'python': (VENV / 'pyvenv.cfg').read_text(),
-        'requirements': digest([*REQUIREMENTS, Path(__file__)]),
+        'ros': ros,
+        'requirements': digest([*requirements(ros), Path(__file__)]),
     }
 
 
@@ -190,10 +205,10 @@ def make_venv(command):
     run([command, '-m', 'venv', '--clear', str(VENV)], log=ROOT / 'build' / 'venv.log')
 
 
-def install_requirements():
+def install_requirements(ros):
     """Install every requirement in one go, so that all of them bound each version."""
     say('installing torch, open_clip and ROS 2 (about 6 GB; some minutes)')
-    arguments = [argument for path in REQUIREMENTS for argument in ('-r', str(path))]
+    arguments = [argument for path in requirements(ros) for argument in ('-r', str(path))]
     run(
         [str(VENV_PYTHON), '-m', 'pip', 'install', '--progress-bar', 'off', *arguments],
         log=VENV / 'pip.log',
@@ -224,7 +239,7 @@ def adapt_exported_paths():
 # ---------------------------------------------------------------- colcon
 
 
-def set_up_build(venv_key):
+def set_up_build(venv_key, ros):
     """Build and install the package with colcon, where something that needs it has changed."""
     key = digest(
         [ROOT / 'package.xml', ROOT / 'CMakeLists.txt', *sorted(ROOT.glob('msg/*.msg'))],
@@ -242,7 +257,7 @@ def set_up_build(venv_key):
     say('building the ROS package')
     env = clean_env()
     env['AMENT_PREFIX_PATH'] = env['CMAKE_PREFIX_PATH'] = str(VENV)
-    env.update(ROS_VERSION='2', ROS_PYTHON_VERSION='3', ROS_DISTRO='kilted')
+    env.update(ROS_VERSION='2', ROS_PYTHON_VERSION='3', ROS_DISTRO=ros)
     run(
         [
             *(str(VENV / 'bin' / 'colcon'), 'build', '--base-paths', str(ROOT)),
