@@ -131,12 +131,13 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def _fast_dds_profile() -> list[SetEnvironmentVariable]:
-    # Fast DDS 3 reads the first, Fast DDS 2 (Jazzy) the second. Whoever has set one has a
-    # profile of their own.
+    # Fast DDS 2 (Jazzy) reads the second, Fast DDS 3 the first, and warns of the second. Whoever
+    # has set one has a profile of their own.
     names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
     if any(os.environ.get(name) for name in names):
         return []
-    return [SetEnvironmentVariable(name, str(CONFIG / 'fastdds_large_data.xml')) for name in names]
+    name = names[os.environ.get('ROS_DISTRO') == 'jazzy']
+    return [SetEnvironmentVariable(name, str(CONFIG / 'fastdds_large_data.xml'))]
 
 
 def _nodes(context: LaunchContext) -> list[Node]:

@@ -24,7 +24,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 export ROS_LOG_DIR="$_root/build/ros_log"
 # Images do not fit the default shared-memory segment.
 export FASTDDS_DEFAULT_PROFILES_FILE="$_root/config/fastdds_large_data.xml"
-# Fast DDS 2, of Jazzy, calls it so.
-export FASTRTPS_DEFAULT_PROFILES_FILE="$FASTDDS_DEFAULT_PROFILES_FILE"
+# Fast DDS 2, of Jazzy, calls it so; Fast DDS 3 warns of that name.
+[ "$ROS_DISTRO" != jazzy ] || export FASTRTPS_DEFAULT_PROFILES_FILE="$FASTDDS_DEFAULT_PROFILES_FILE"
 
 unset _root _venv _prefix _site _bundled
