@@ -14,13 +14,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import rclpy
 from PIL import Image
 from tqdm import tqdm
 
 from cliptrase_ros.evaluation.metrics import class_iou, confusion
 from cliptrase_ros.ros.demo_observer import CameraRecord, DemoObserver, Frame
 from cliptrase_ros.ros.domain import own_domain
+from cliptrase_ros.ros.executable import initialized
 from cliptrase_ros.segmentation.vocabulary import class_color
 from cliptrase_ros.toybox.scenes import true_labels
 
@@ -55,19 +55,18 @@ def run_demo(output: Path, phase_s: float, view: str | None = None) -> int:
     output.mkdir(parents=True, exist_ok=True)
     domain = own_domain()
     print(f'In ROS domain {domain}; to look on: export ROS_DOMAIN_ID={domain}', file=sys.stderr)
-    rclpy.init()
-    observer = DemoObserver(list(CAMERAS), NAMESPACE)
-    try:
-        with _processes(output, view) as processes:
-            called_s = _watch(observer, processes, phase_s)
-        report = _report(observer, called_s)
-        _draw(observer, output)
-    except DemoError as error:
-        print(f'demo: {error}', file=sys.stderr)
-        return 1
-    finally:
-        observer.destroy_node()
-        rclpy.try_shutdown()
+    with initialized(None):
+        observer = DemoObserver(list(CAMERAS), NAMESPACE)
+        try:
+            with _processes(output, view) as processes:
+                called_s = _watch(observer, processes, phase_s)
+            report = _report(observer, called_s)
+            _draw(observer, output)
+        except DemoError as error:
+            print(f'demo: {error}', file=sys.stderr)
+            return 1
+        finally:
+            observer.destroy_node()
     (output / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
     print(json.dumps(report, indent=2))
     print(f'Pictures: {output.resolve()}')

@@ -168,21 +168,17 @@ class Verifier:
                 f'{self._loaded.name} has {result.correlation.shape[1]}: it was made with another '
                 'architecture'
             )
-        clusters = _share(result.clusters[0], recording.clusters)
-        raw_labels, labels = (
-            ours[0] != torch.from_numpy(recorded.astype(np.int64))
-            for ours, recorded in (
-                (result.raw_labels, recording.raw_labels),
-                (result.labels, recording.labels),
-            )
+        clusters, raw_labels, labels = (
+            getattr(result, name)[0].numpy() == getattr(recording, name)
+            for name in ('clusters', 'raw_labels', 'labels')
         )
-        ties = raw_labels & _tied(recording, result, table)
+        ties = ~raw_labels & _tied(recording, result, table).numpy()
         return Agreement(
-            clusters=clusters,
-            raw_labels=_share(result.raw_labels[0], recording.raw_labels),
-            labels=_share(result.labels[0], recording.labels),
+            clusters=float(clusters.mean()),
+            raw_labels=float(raw_labels.mean()),
+            labels=float(labels.mean()),
             ties=int(ties.sum()),
-            equal=clusters == 1 and not ((raw_labels | labels) & ~ties).any(),
+            equal=bool(clusters.all() and ((raw_labels & labels) | ties).all()),
             correlation=_difference(result.correlation[0], recording.correlation),
             patch_logits=_difference(result.patch_logits[0], recording.patch_logits),
             text_features=_difference(encoded, recording.text_features),
@@ -223,10 +219,6 @@ def _tied(recording: Recording, result: Trace, table: LabelTable) -> Tensor:
         for which in (result.raw_labels[0], recorded.where(is_class, 0))
     )
     return is_class & ((ours - theirs).abs() <= TIE * ours.abs())
-
-
-def _share(ours: Tensor, recorded: np.ndarray) -> float:
-    return float((ours.numpy() == recorded).mean())
 
 
 def _difference(ours: Tensor, recorded: np.ndarray) -> float:

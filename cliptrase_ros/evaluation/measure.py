@@ -50,8 +50,7 @@ def measure(
     batch, workers, step: see `run_benchmark`. The notes stay, for a run of several benchmarks to go
     on behind those that are done; remove them in the end (`Result.notes`).
     Raises ResumeError, also where `output` holds this result for another model or other images
-    (`--limit` too),
-    OSError, and VocabularyError for a class name that the model cannot read.
+    (`--limit` too), OSError, and VocabularyError for a class name that the model cannot read.
     """
     dataset = benchmark.dataset
     if settings.preset == 'paper':

@@ -1,6 +1,5 @@
 """Images and a vocabulary to label images: the one entry point of the engine."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from .preprocessing import Framing, check_aspect_ratio
 from .sam import MaskSource, Sam, vote_in_masks
 from .smoothing import FrameMemory, Kind, gather, separate
 from .text import TextEncoder
-from .text_cache import default_folder
+from .text_cache import default_folder, fingerprint
 from .vocabulary import UNLABELLED, Vocabulary
 from .weights import LoadedModel, load_model, select_device
 
@@ -203,12 +202,9 @@ class Segmenter:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 of the model's weights in their precision; takes seconds for a large model."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """A name for the model's weights in their precision; takes seconds for a large model."""
+        weights = sorted(self.model.state_dict().items())
+        return fingerprint(*(fingerprint(name, _bytes(value)) for name, value in weights))
 
     @property
     def phrases_at_once(self) -> int:
@@ -416,6 +412,11 @@ class Segmenter:
             return labelled
 
         return finish
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    # NumPy has no bfloat16.
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def load_segmenter(
