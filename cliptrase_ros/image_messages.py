@@ -3,6 +3,7 @@
 Messages are taken by their fields, so that those of rclpy and those read from a bag both will do.
 """
 
+import re
 from dataclasses import dataclass
 
 import cv2
@@ -15,6 +16,10 @@ from cliptrase_ros.segmentation.runs import Runs
 MAX_SIDE = 16384
 #: Most pixels of an image that are believed (an 8K frame has 33 million).
 MAX_PIXELS = 64_000_000
+#: Most rows below the picture that decoders add to a plane, in multiples of which they work.
+MAX_EXTRA_ROWS = 64
+#: Fewest grey levels of 256 in which a picture of 16 bits can still be seen.
+MIN_LEVELS = 8
 
 
 class ImageError(ValueError):
@@ -86,6 +91,15 @@ ENCODING_TABLE = _encodings()
 #: Every encoding `to_rgb` understands.
 ENCODINGS = tuple(sorted(ENCODING_TABLE))
 
+_LISTED = ', '.join(ENCODINGS)
+# Numbers without a word about what they mean, and codecs whose frames need the ones before them.
+_MEASUREMENTS = re.compile(r'(8S|16[US]|32[SF]|64F)C\d')
+_VIDEO = re.compile(r'\b(h\.?26[456]|hevc|avc|av1|vp[89]|mpeg\d?|theora)\b', re.IGNORECASE)
+_NO_PICTURE = (
+    'depth, or what a sensor counts (a thermal camera, say); publish mono8, or mono16 scaled to '
+    '0..65535'
+)
+
 
 def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that `to_rgb` could not read, in microseconds and without touching pixels.
@@ -97,9 +111,10 @@ def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
     check_size(image.width, image.height, max_pixels)
     encoding = ENCODING_TABLE.get(image.encoding)
     if encoding is None:
+        is_measured = _MEASUREMENTS.match(image.encoding)
         raise ImageError(
-            f'encoding {image.encoding[:40]!r} is not known as a picture; '
-            f'publish one of {", ".join(ENCODINGS)}'
+            f'encoding {image.encoding[:40]!r} is not known as a picture'
+            + (f' but as {_NO_PICTURE}' if is_measured else f'; publish one of {_LISTED}')
         )
     check_layout(image, encoding)
 
@@ -107,13 +122,7 @@ def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
 def check_layout(image, encoding: Encoding) -> None:
     """Refuse an image whose size, step and data do not fit together. Raises ImageError."""
     size = f'{image.width} x {image.height}'
-    if (encoding.even_width and image.width % 2) or (encoding.even_height and image.height % 2):
-        raise ImageError(f'{image.encoding} image of {size} pixels; its chroma needs even sides')
-    if min(image.width, image.height) < encoding.min_side:
-        raise ImageError(
-            f'{image.encoding} image of {size} pixels; its mosaic needs '
-            f'{encoding.min_side} x {encoding.min_side}'
-        )
+    _check_sides(image.encoding, encoding, image.width, image.height)
     row = image.width * encoding.channels * encoding.bits // 8
     if image.step < row:
         raise ImageError(
@@ -128,23 +137,51 @@ def check_layout(image, encoding: Encoding) -> None:
             f'{len(image.data)} bytes of data, but {size} {image.encoding} pixels with step '
             f'{image.step} take {needed}'
         )
+    # Less than a page may follow, as buffers of drivers have it.
+    extra = len(image.data) - image.step * rows
+    if encoding.planes > 1 and extra >= 4096 and _first_plane(image, encoding) == image.height:
+        raise ImageError(
+            f'{image.encoding} image of {size} pixels with step {image.step} and {extra} bytes too '
+            'many to tell where its chroma begins; publish it without rows below the picture'
+        )
+
+
+def _check_sides(name: str, encoding: Encoding, width: int, height: int) -> None:
+    size = f'{name} image of {width} x {height} pixels'
+    if (encoding.even_width and width % 2) or (encoding.even_height and height % 2):
+        raise ImageError(f'{size}; its chroma needs even sides')
+    if min(width, height) < encoding.min_side:
+        raise ImageError(f'{size}; its mosaic needs {encoding.min_side} x {encoding.min_side}')
+
+
+def _first_plane(image, encoding: Encoding) -> int:
+    """Rows of brightness before the chroma: hardware decoders add some below the picture."""
+    rows, rest = divmod(len(image.data), image.step)
+    padded, odd = divmod(rows, encoding.planes)
+    is_padded = not rest and not odd and image.height <= padded < image.height + MAX_EXTRA_ROWS
+    return int(padded) if is_padded else image.height
 
 
 def pixels_of(image, encoding: Encoding) -> np.ndarray:
     """Pixels of an image that `check_layout` has passed, as they are stored: (rows, W[, C]).
 
-    uint8, uint16 or float32 in the byte order of the message: a view into it, honouring `step`.
+    uint8, uint16 or float32 in the byte order of the message: a view into it, honouring `step`; a
+    copy where there are rows between its planes.
     """
     dtype = np.dtype(np.uint8)
     if encoding.bits > 8:
         kind = 'f' if encoding.is_float else 'u'
         dtype = np.dtype(f'{">" if image.is_bigendian else "<"}{kind}{encoding.bits // 8}')
+    first = _first_plane(image, encoding)
     pixels = np.ndarray(
-        (int(image.height * encoding.planes), image.width, encoding.channels),
+        (int(first * encoding.planes), image.width, encoding.channels),
         dtype,
         image.data,
         strides=(image.step, encoding.channels * dtype.itemsize, dtype.itemsize),
     )
+    if first > image.height:
+        chroma = int(image.height * (encoding.planes - 1))
+        pixels = np.concatenate([pixels[: image.height], pixels[first : first + chroma]])
     return pixels[..., 0] if encoding.channels == 1 else pixels
 
 
@@ -154,18 +191,38 @@ def to_rgb(image, max_pixels: int = MAX_PIXELS, may_share: bool = False) -> np.n
     image: fields of sensor_msgs/Image; `data` is anything with the buffer protocol. may_share:
     whether the picture may be the message's own bytes, where they are RGB without padding.
     Honours `step` and `is_bigendian`. 16 bits are scaled to 8 (65535 to 255, rounded).
-    Raises ImageError as `check_image`.
+    Raises ImageError as `check_image` and `check_levels`.
     """
     check_image(image, max_pixels)
     encoding = ENCODING_TABLE[image.encoding]
     # Only the conversion copies.
     pixels = pixels_of(image, encoding)
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('='))
+    check_levels(pixels, encoding)
+    pixels = _rgb8(pixels, encoding)
+    return pixels if may_share else apart_from(image, pixels)
+
+
+def check_levels(pixels: np.ndarray, encoding: Encoding) -> None:
+    """Refuse a mono16 picture of which 8 bits would show next to nothing. Raises ImageError.
+
+    Sensors of 10 to 14 bits, thermal cameras above all, put their counts into 16 bits as they are.
+    What has no contrast in 16 bits either passes: a wall, a covered lens.
+    """
+    if encoding != ENCODING_TABLE['mono16']:
+        return
+    low, high = int(pixels.min()), int(pixels.max())
+    if 256 <= high - low < 256 * MIN_LEVELS:
+        raise ImageError(
+            f'mono16 image of {low} to {high} where 0 is black and 65535 white: nothing could be '
+            'seen in it; publish it scaled to that range, or as mono8'
+        )
+
+
+def _rgb8(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
     if encoding.code is not None:
         pixels = cv2.cvtColor(pixels, encoding.code)
-    if encoding.bits == 16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=255 / 65535)
-    return pixels if may_share else apart_from(image, pixels)
+    return cv2.convertScaleAbs(pixels, alpha=255 / 65535) if encoding.bits == 16 else pixels
 
 
 def apart_from(image, pixels: np.ndarray) -> np.ndarray:
@@ -178,9 +235,14 @@ def check_compressed(image) -> None:
 
     image: fields of sensor_msgs/CompressedImage. Raises ImageError.
     """
-    source, _, codec = image.format.partition(';')
-    if 'compressedDepth' in codec or source.strip().startswith(('16UC1', '32FC1')):
-        raise ImageError(f'format {image.format[:60]!r} is depth, not a picture')
+    original, codec, _ = _split_format(image.format)
+    if 'compressedDepth' in codec or _MEASUREMENTS.match(original):
+        raise ImageError(f'format {image.format[:60]!r} is {_NO_PICTURE}')
+    if _VIDEO.search(image.format):
+        raise ImageError(
+            f'format {image.format[:60]!r} is video, of which one message alone is no picture; '
+            'let the camera send JPEG, or decode the video into sensor_msgs/Image'
+        )
 
 
 def check_compressed_stream(image, max_pixels: int = MAX_PIXELS) -> None:
@@ -192,22 +254,26 @@ def check_compressed_stream(image, max_pixels: int = MAX_PIXELS) -> None:
     check_compressed(image)
     if _size_before_decoding(image, max_pixels) is None:
         raise ImageError(
-            f'{len(image.data)} bytes of format {image.format[:60]!r} are neither JPEG nor PNG'
+            f'{len(image.data)} bytes of format {image.format[:60]!r} are neither JPEG nor PNG; '
+            "set the camera's format (of image_transport: its parameter ending in "
+            'compressed.format) to jpeg or png, or have the images decoded and take those'
         )
 
 
 def decompress_to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Picture of a sensor_msgs/CompressedImage as a uint8 (H, W, 3) RGB array.
 
-    JPEG, PNG or anything else OpenCV reads, whatever `format` says of it. Raises ImageError.
+    JPEG, PNG or anything else OpenCV reads, with colours as the file has them, unless `format` says
+    that they are those of the raw image. Raises ImageError as `check_compressed` and
+    `check_levels`, and for what cannot be read.
     """
     check_compressed(image)
     promised = _size_before_decoding(image, max_pixels)
     data = np.frombuffer(image.data, np.uint8)
-    # A camera's rows are its rows: labels must lie on the pixels that others have.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(data, flags) if data.size else None
+        # Unturned, whatever orientation the file has: labels must lie on the pixels that others
+        # have.
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     except cv2.error as error:
         raise ImageError(f'compressed image cannot be read: {error.err}') from error
     if pixels is None or promised not in (None, pixels.shape[1::-1]):
@@ -215,7 +281,44 @@ def decompress_to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             f'{data.size} bytes of format {image.format[:60]!r} cannot be read as an image'
         )
     check_size(pixels.shape[1], pixels.shape[0], max_pixels)
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    encoding = _decoded_encoding(image.format, pixels)
+    check_levels(pixels, encoding)
+    return _rgb8(pixels, encoding)
+
+
+def _split_format(text: str) -> tuple[str, str, str]:
+    """Encoding of the raw image, codec, and encoding of what was compressed.
+
+    image_transport writes `ENCODING; CODEC compressed ENCODING`, the last one often empty. Drivers
+    that compress by themselves write the codec alone, or what they like.
+    """
+    original, _, rest = text.partition(';')
+    codec, _, target = rest.strip().partition(' compressed')
+    return original.strip(), codec, target.strip()
+
+
+def _decoded_encoding(format: str, pixels: np.ndarray) -> Encoding:
+    """What decoded pixels are: grey, BGR or BGRA as in any file, or as the raw image had them.
+
+    image_transport turns images into BGR or grey before it compresses them, and says so at the end
+    of the format. Left as they are: mosaics in PNG, in JPEG by old versions or if asked for, and
+    everything in TIFF.
+    """
+    original, codec, target = _split_format(format)
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    bits = 8 * pixels.itemsize
+    if (original.startswith('bayer_') or codec == 'tiff') and target in ('', original):
+        # JPEG keeps 8 bits of 16.
+        encoding = ENCODING_TABLE.get(re.sub(r'(8|16)$', str(bits), original))
+        if encoding is not None and (encoding.channels, encoding.planes) == (channels, 1):
+            _check_sides(original, encoding, *pixels.shape[1::-1])
+            return encoding
+    usual = {1: 'mono', 3: 'bgr', 4: 'bgra'}.get(channels)
+    if usual is None or pixels.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f'format {format[:60]!r} with {channels} x {pixels.dtype} a pixel is {_NO_PICTURE}'
+        )
+    return ENCODING_TABLE[f'{usual}{bits}']
 
 
 def _size_before_decoding(image, max_pixels: int) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import bags
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -786,3 +787,26 @@ def test_metadata_has_what_rosbag2_wants(run, tmp_path, storage, compression):
             assert {'history', 'depth', 'reliability', 'durability', 'liveliness'} < set(profile)
             for duration in ('deadline', 'lifespan', 'liveliness_lease_duration'):
                 assert set(profile[duration]) == {'sec', 'nsec'}
+
+
+def test_a_compressed_mosaic_is_labelled_as_the_raw_one(run, typestore, tmp_path):
+    mosaic = bags.picture(3)[..., 0]
+    _, data = cv2.imencode('.png', mosaic)
+    png = bags.compressed(bags.picture(0), format='bayer_rggb8; png compressed ')
+    png.data = data.ravel()
+    topics = [
+        ('/raw/image_raw', bags.image(mosaic, 'bayer_rggb8')),
+        ('/packed/image_raw/compressed', png),
+    ]
+    source = bags.write_bag(
+        tmp_path / 'in',
+        [(name, message.__msgtype__, [], [(bags.START, message)]) for name, message in topics],
+    )
+    status, _, err = run(source, tmp_path / 'out')
+    assert (status, err) == (0, '')
+    overlays = {
+        name: typestore.deserialize_cdr(message, IMAGE).data.tobytes()
+        for name, _, message in read(tmp_path / 'out')[1]
+        if name.endswith('/overlay')
+    }
+    assert overlays['/cliptrase/packed/overlay'] == overlays['/cliptrase/raw/overlay']

@@ -55,10 +55,12 @@ def to_rgb(image: Image, max_pixels: int = MAX_PIXELS, may_share: bool = False) 
 
     may_share: whether it may be the message's own bytes, where they are RGB without padding.
     Honours `step` and `is_bigendian`. 16 bits are scaled to 8 as cv_bridge does (65535 to 255,
-    rounded). Raises ImageError as `check_image`.
+    rounded). Raises ImageError as `check_image` and `check_levels`.
     """
     check_image(image, max_pixels)
     if _cv_bridge is not None and _cv_bridge_reads(image):
+        encoding = ENCODING_TABLE[image.encoding]
+        image_messages.check_levels(image_messages.pixels_of(image, encoding), encoding)
         pixels = np.ascontiguousarray(_cv_bridge.imgmsg_to_cv2(image, 'rgb8'))
         return pixels if may_share else image_messages.apart_from(image, pixels)
     return image_messages.to_rgb(image, max_pixels, may_share)

@@ -20,8 +20,11 @@ from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.conversions import (
     ENCODINGS,
     ImageError,
+    check_compressed_stream,
     check_image,
+    compressed_label_message,
     decode_mask,
+    decompress_to_rgb,
     image_message,
     masks_message,
     points_message,
@@ -104,6 +107,8 @@ def images(draw):
     rows = int(height * spec.planes)
     row = width * spec.channels * spec.bits // 8
     data = draw(arrays.arrays(np.uint8, (rows, row)))
+    if encoding == 'mono16':
+        data[0, :4] = 0, 0, 255, 255  # something to see
     image = Image(encoding=encoding, height=height, width=width, step=row, data=data.tobytes())
     return image, data
 
@@ -156,10 +161,30 @@ def test_sixteen_bits_are_scaled_and_rounded():
 def test_array_does_not_change_with_the_message():
     image = image_message(np.full((4, 4, 3), 5, np.uint8), 'rgb8', Header())
     rgb = to_rgb(image)
-    shared = to_rgb(image, may_share=True)
+    # cv_bridge, where it is installed, shares nothing.
+    shared = image_messages.to_rgb(image, may_share=True)
     image.data[0] = 99
     assert rgb[0, 0, 0] == 5
     assert shared[0, 0, 0] == 99
+
+
+def test_counts_of_a_thermal_camera_are_refused():
+    """Whether cv_bridge reads them or not; and by name where the encoding is no picture's."""
+    counts = np.linspace(7800, 8600, 48, dtype=np.uint16).reshape(6, 8)
+    with pytest.raises(ImageError, match='mono16 image of 7800 to 8600 where 0 is black'):
+        to_rgb(image_message(counts, 'mono16', Header()))
+    with pytest.raises(ImageError, match='thermal'):
+        check_image(image_message(counts, '16UC1', Header()))
+
+
+def test_a_compressed_mosaic_is_read_as_the_raw_one():
+    mosaic = np.random.default_rng(0).integers(0, 256, (12, 16), np.uint8)
+    png = compressed_label_message(mosaic, Header())
+    png.format = 'bayer_grbg8; png compressed '
+    check_compressed_stream(png)
+    raw = to_rgb(image_message(mosaic, 'bayer_grbg8', Header()))
+    np.testing.assert_array_equal(decompress_to_rgb(png), raw)
+    assert np.ptp(raw, axis=2).max() > 50
 
 
 def test_odd_sized_chroma_and_mosaic_too_small_are_refused():
