@@ -33,6 +33,8 @@ NEEDS = {
     'ros2': 'a ROS 2 distribution',
     'rosdep': 'a ROS 2 distribution',
     'colcon': 'a ROS 2 distribution',
+    'sudo': 'a machine of its own',
+    'docker': 'a registry',
     'pip': 'a network',
     'hf': 'a network',
     'git': 'a network',

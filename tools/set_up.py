@@ -263,7 +263,6 @@ def set_up_build(venv_key, ros):
             *(str(VENV / 'bin' / 'colcon'), 'build', '--base-paths', str(ROOT)),
             *('--symlink-install', '--event-handlers', 'console_cohesion+', '--cmake-args'),
             *(f'-DPython3_EXECUTABLE={VENV_PYTHON}', '-DCMAKE_BUILD_TYPE=Release'),
-            '-DBUILD_TESTING=OFF',
         ],
         log=ROOT / 'build' / 'colcon.log',
         env=env,

@@ -20,6 +20,10 @@ os.environ.setdefault('ROS_LOG_DIR', str(ROOT / 'build' / 'ros_log'))
 os.environ.setdefault(
     'FASTDDS_DEFAULT_PROFILES_FILE', str(ROOT / 'config' / 'fastdds_large_data.xml')
 )
+if os.environ.get('ROS_DISTRO') == 'jazzy':  # whose Fast DDS calls it so
+    os.environ.setdefault(
+        'FASTRTPS_DEFAULT_PROFILES_FILE', os.environ['FASTDDS_DEFAULT_PROFILES_FILE']
+    )
 
 #: Seconds anything may take on a busy machine before a test gives up.
 PATIENCE = 90.0
