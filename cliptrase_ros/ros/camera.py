@@ -196,6 +196,7 @@ class Camera:
                 return None
             image, self._waiting = self._waiting, None
             self._limiter.take(now_ns, self._rate)
+        self.trace(image.header, 'taken')
         if self._points is None or not self._wants_points():
             return Frame(self, image)
         return Frame(self, image, self._points.match(image.header))
@@ -203,9 +204,12 @@ class Camera:
     def publish(self, frame: Frame, picture: np.ndarray, result: Segmentation) -> None:
         """Publish what somebody listens to. picture: uint8 (H, W, 3) RGB, the frame's."""
         header = frame.image.header
-        for key, (publisher, make) in self._outputs.items():
-            if self._always_on or self._wanted(key):
-                publisher.publish(make(header, picture, result))
+        wanted = [key for key in self._outputs if self._always_on or self._wanted(key)]
+        for key in wanted:
+            publisher, make = self._outputs[key]
+            publisher.publish(make(header, picture, result))
+        points = '' if frame.depth is None else ', points as soon as their depth is there'
+        self.trace(header, f'published as {", ".join(wanted) or "nothing"}{points}')
         if frame.depth is not None:
             self._points.publish(header, frame.depth, picture, result)
 
@@ -221,6 +225,11 @@ class Camera:
             self._label_info.publish(
                 LabelInfo(header=header, class_map=classes, threshold=threshold)
             )
+
+    def trace(self, header: Header, what: str) -> None:
+        """Say at debug level what becomes of an image."""
+        stamp = f'{header.stamp.sec}.{header.stamp.nanosec:09d}'
+        self._node.get_logger().debug(f'{self.name} {stamp}: {what}')
 
     def explain_silence(self) -> str:
         """Say why no image may arrive: who publishes with what QoS, or on which other topic."""
@@ -322,10 +331,13 @@ class Camera:
             if self._subscription is None:
                 # On its way when the last listener left.
                 self.statistics.count('dropped_unwanted')
+                self.trace(image.header, 'dropped, because nobody listens any more')
                 return
             if self._waiting is not None:
                 limited = self._limiter.wait_ns(now_ns, self._rate) > 0
                 self.statistics.count('dropped_rate' if limited else 'dropped_busy')
+                why = 'sooner than rate allows' if limited else 'while others were labelled'
+                self.trace(self._waiting.header, f'dropped, because a newer one came {why}')
             self._waiting = image
         self._on_image()
 
