@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros compares with typing's own)
 
 import yaml
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.utilities import prefix_namespace
 
 from launch import LaunchContext, LaunchDescription
 
@@ -113,14 +115,20 @@ ARGUMENTS = (
         'log_level',
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description='Least severe messages that are shown.',
+        description="Least severe messages of the node that are shown; 'debug' tells what becomes "
+        'of each image.',
     ),
     DeclareLaunchArgument(
         'rviz',
         default_value='false',
         choices=BOOLEANS,
-        description='Show overlay, labels and, when switched on there, points of the first camera '
-        'in RViz.',
+        description='Show overlay, confidence and, with depth, points of the first camera in RViz.',
+    ),
+    DeclareLaunchArgument(
+        'rviz_frame',
+        default_value='',
+        description="Fixed frame of RViz, for points: the frame of the camera's images or one that "
+        'transforms lead to. Empty: camera_optical_frame, the frame of toybox_camera.',
     ),
 )
 
@@ -145,7 +153,11 @@ def _nodes(context: LaunchContext) -> list[Node]:
         argument.name: LaunchConfiguration(argument.name).perform(context).strip()
         for argument in ARGUMENTS
     }
-    node = '/'.join(['', *filter(None, given['namespace'].split('/')), 'cliptrase'])
+    # A launch file that includes this one may have pushed a namespace.
+    pushed = context.launch_configurations.get('ros_namespace', '')
+    namespace = prefix_namespace(pushed, given['namespace'])
+    node = '/'.join(['', *filter(None, namespace.split('/')), 'cliptrase'])
+    logger = node[1:].replace('/', '.')
     cameras = _list(given['cameras']) or _cameras_in(given['params_file'], node)
     topics = {
         'image': _list(given['image_topic']),
@@ -158,6 +170,16 @@ def _nodes(context: LaunchContext) -> list[Node]:
                 f'{name}_topic has {len(listed)} topics ({", ".join(listed)}) for {len(cameras)} '
                 f'cameras ({", ".join(cameras)}); give one for each, in order'
             )
+
+    if given['rviz'] == 'true':
+        # Found missing later, the launch would end and leave the node running.
+        try:
+            get_package_prefix('rviz2')
+        except PackageNotFoundError:
+            raise RuntimeError(
+                'rviz:=true needs the package rviz2, which is not installed; install it '
+                '(apt install ros-$ROS_DISTRO-rviz2), or leave rviz:=true out'
+            ) from None
 
     # Without a type, launch_ros reads the text as YAML: the class `no` would become False.
     overrides = {}
@@ -197,7 +219,8 @@ def _nodes(context: LaunchContext) -> list[Node]:
             namespace=given['namespace'],
             parameters=[given['params_file'], overrides],
             remappings=remappings,
-            ros_arguments=['--log-level', given['log_level']],
+            # Of the node alone: at debug, rcl and the middleware say more than anybody can read.
+            ros_arguments=['--log-level', f'{logger}:={given["log_level"]}'],
             output='screen',
         )
     ]
@@ -206,11 +229,14 @@ def _nodes(context: LaunchContext) -> list[Node]:
             Node(
                 package='rviz2',
                 executable='rviz2',
-                arguments=['-d', str(CONFIG / 'segment.rviz')],
+                arguments=[
+                    *('-d', str(CONFIG / 'segment.rviz')),
+                    *(('-f', given['rviz_frame']) if given['rviz_frame'] else ()),
+                ],
                 parameters=[{'use_sim_time': given['use_sim_time'] == 'true'}],
                 remappings=[
                     (f'/cliptrase/camera/{output}', f'{node}/{cameras[0]}/{output}')
-                    for output in ('overlay', 'label', 'points')
+                    for output in ('overlay', 'confidence', 'points')
                 ],
             )
         )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -74,7 +75,9 @@ def test_launch_file_overrides_parameters_that_exist(launch_syntax):
 
 def test_launch_file_reads_arguments_that_are_declared_and_described(launch_syntax):
     arguments, read = declared_arguments(launch_syntax), keys_of(launch_syntax, 'given')
-    assert {'vocabulary', 'image_topic', 'rviz', 'namespace'} <= read <= set(arguments)
+    assert (
+        {'vocabulary', 'image_topic', 'rviz', 'rviz_frame', 'namespace'} <= read <= set(arguments)
+    )
     assert all(len(description) > 20 for description in arguments.values())
 
 
@@ -87,6 +90,52 @@ def test_launch_file_names_files_and_executables_that_exist(launch_syntax):
     ours = texts(*(k.value for k in keywords if k.arg == 'executable')) - {'rviz2'}
     built = re.search(r'foreach\(executable (.*?)\)', (ROOT / 'CMakeLists.txt').read_text())
     assert ours and ours <= set(built[1].split())
+
+
+def rviz_config():
+    return yaml.safe_load((ROOT / 'config' / 'segment.rviz').read_text())
+
+
+def rviz_topics():
+    """Topic by display."""
+    displays = rviz_config()['Visualization Manager']['Displays']
+    return {display['Name']: display['Topic']['Value'] for display in displays}
+
+
+def test_rviz_shows_topics_that_the_node_has(start_node):
+    node = start_node(depth=True)
+    own = dict(node.get_publisher_names_and_types_by_node(node.get_name(), node.get_namespace()))
+    for display in rviz_config()['Visualization Manager']['Displays']:
+        assert display['Enabled']
+        kind = display['Class'].removeprefix('rviz_default_plugins/')
+        assert own[display['Topic']['Value']] == [f'sensor_msgs/msg/{kind}']
+
+
+def test_rviz_has_a_place_for_every_panel():
+    config = rviz_config()
+    window = config['Window Geometry']
+    # RViz takes whatever is in memory for these two where they are missing.
+    assert (window['Hide Left Dock'], window['Hide Right Dock']) == (False, False)
+    docks = bytes.fromhex(window['QMainWindow State'])
+    images = [name for name, topic in rviz_topics().items() if not topic.endswith('/points')]
+    for panel in ('Displays', *images):
+        assert window[panel] == {'collapsed': False}
+        assert panel.encode('utf-16-be') in docks
+
+
+def test_points_of_the_simulated_camera_show_without_transforms(client, context):
+    from sensor_msgs.msg import Image
+
+    from cliptrase_ros.ros.toybox_camera import ToyboxCamera
+
+    camera = ToyboxCamera(context=context)
+    client.executor.add_node(camera)
+    client.listen('/camera/image_raw', Image)
+    messages = client.received['/camera/image_raw']
+    client.wait_for(lambda: messages, 'an image')
+    camera.destroy_node()
+    options = rviz_config()['Visualization Manager']['Global Options']
+    assert options['Fixed Frame'] == messages[0].header.frame_id
 
 
 @pytest.fixture
@@ -125,6 +174,7 @@ def test_every_launch_argument_is_described(launch_file):
         'namespace',
         'log_level',
         'rviz',
+        'rviz_frame',
     }
     assert all(len(a.description) > 20 for a in arguments.values())
 
@@ -140,7 +190,7 @@ def test_every_launch_argument_is_described(launch_file):
     ],
 )
 def test_cameras_of_the_parameter_file_are_remapped_and_shown(
-    launch_file, tmp_path, key, namespace
+    launch_file, with_rviz, tmp_path, key, namespace
 ):
     content = {
         '/**': {'ros__parameters': {'cameras': ['other']}},
@@ -152,11 +202,14 @@ def test_cameras_of_the_parameter_file_are_remapped_and_shown(
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     arguments = {'params_file': str(path), 'namespace': namespace, 'rviz': 'true'}
     node, rviz = launched(launch_file, **arguments, image_topic='/driver/a,/driver/b')
-    assert ('rear/image_raw', '/driver/b') in node
+    assert ('rear/image_raw', '/driver/b') in node.remappings
     full_name = f'/{namespace.strip("/")}/cliptrase'.replace('//', '/')
-    assert ('/cliptrase/camera/overlay', f'{full_name}/front/overlay') in rviz
+    assert set(rviz.remappings) == {
+        (topic, topic.replace('/cliptrase/camera', f'{full_name}/front'))
+        for topic in rviz_topics().values()
+    }
     _, rviz = launched(launch_file, **arguments, cameras='left')
-    assert ('/cliptrase/camera/overlay', f'{full_name}/left/overlay') in rviz
+    assert ('/cliptrase/camera/overlay', f'{full_name}/left/overlay') in rviz.remappings
     with pytest.raises(RuntimeError, match=r'1 topics .* for 2 cameras \(front, rear\)'):
         launched(launch_file, **arguments, image_topic='/driver/a')
 
@@ -166,8 +219,40 @@ def test_a_parameter_file_that_cannot_be_read_is_named(launch_file, tmp_path):
         launched(launch_file, params_file=str(tmp_path / 'missing.yaml'))
 
 
+def test_a_level_is_that_of_the_nodes_own_logger(launch_file):
+    (node,) = launched(launch_file, namespace='robot/arm', log_level='debug')
+    assert '--log-level robot.arm.cliptrase:=debug' in node.command
+    # As a launch file that includes this one in a namespace leaves it.
+    (node,) = launched(launch_file, ros_namespace='/fleet', namespace='robot', log_level='warn')
+    assert '--log-level fleet.robot.cliptrase:=warn' in node.command
+
+
+def test_the_fixed_frame_of_rviz_is_the_configurations_or_the_one_given(launch_file, with_rviz):
+    _, rviz = launched(launch_file, rviz='true')
+    assert f'-d {launch_file.resolve().parents[1] / "config" / "segment.rviz"} ' in rviz.command
+    assert ' -f ' not in rviz.command
+    _, rviz = launched(launch_file, rviz='true', rviz_frame='base_link')
+    assert ' -f base_link ' in rviz.command
+
+
+def test_without_rviz2_nothing_is_started(launch_file, monkeypatch):
+    # Also where it is installed: a machine with this package alone.
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(launch_file.parents[3]))
+    with pytest.raises(RuntimeError, match='rviz:=true needs the package rviz2'):
+        launched(launch_file, rviz='true')
+
+
+@pytest.fixture
+def with_rviz(tmp_path, monkeypatch):
+    """RViz counts as installed, which is all that the launch file asks about it."""
+    marker = tmp_path / 'rviz' / 'share' / 'ament_index' / 'resource_index' / 'packages' / 'rviz2'
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path / 'rviz'), prepend=os.pathsep)
+
+
 def launched(launch_file, **arguments):
-    """Remappings of the nodes that the launch file starts."""
+    """The nodes that the launch file starts, each with its remappings and its command line."""
     from launch import LaunchContext
 
     context = LaunchContext()
@@ -175,11 +260,12 @@ def launched(launch_file, **arguments):
     context.launch_configurations.update(arguments)
     for argument in content['ARGUMENTS']:
         argument.visit(context)
-    remappings = []
+    nodes = []
     for node in content['_nodes'](context):
         node._perform_substitutions(context)
-        remappings.append(node.expanded_remapping_rules)
-    return remappings
+        command = ' '.join(getattr(part, 'text', '') for word in node.cmd for part in word)
+        nodes.append(SimpleNamespace(remappings=node.expanded_remapping_rules, command=command))
+    return nodes
 
 
 def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_folder, tmp_path):
@@ -206,7 +292,7 @@ def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_fol
         'model': f'local-dir:{tiny_model_folder}',
         'device': 'cpu',
         'rate': '5',
-        'log_level': 'warn',
+        'log_level': 'debug',
     }
     script = (
         'import sys\n'
@@ -265,3 +351,5 @@ def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_fol
         process.wait(timeout=60)
         reader.join()
     assert 'Traceback' not in ''.join(lines)
+    # Of the middleware, which says hundreds of lines a second, nothing.
+    assert all('[robot.cliptrase]' in line for line in lines if '[DEBUG]' in line)
