@@ -12,8 +12,9 @@ from torch import Tensor
 from cliptrase_ros.segmentation import preprocessing
 from cliptrase_ros.segmentation.clustering import cluster_maps, dbscan, dbscan_parameters
 from cliptrase_ros.segmentation.correlation import denoise_correlation
+from cliptrase_ros.segmentation.lettering import text_mask
 from cliptrase_ros.segmentation.method import Method
-from cliptrase_ros.segmentation.overlay import draw_overlay
+from cliptrase_ros.segmentation.overlay import draw_overlay, legend_name
 from cliptrase_ros.segmentation.pipeline import largest_enlarged
 from cliptrase_ros.segmentation.preprocessing import Framing
 from cliptrase_ros.segmentation.segmenter import (
@@ -199,7 +200,7 @@ def _mark(picture: np.ndarray, explanation: Explanation) -> np.ndarray:
     return picture
 
 
-_TILE, _GAP, _MARGIN, _BAR = 300, 16, 20, 8
+_TILE, _GAP, _MARGIN, _BAR, _NAME = 300, 16, 20, 8, 15
 _INK, _PALE, _PAPER = (30, 30, 34), (110, 110, 118), (255, 255, 255)
 
 
@@ -233,7 +234,10 @@ def draw_panel(
     for line in legend:
         for left, color, name in line:
             draw.rectangle((_MARGIN + left, top, _MARGIN + left + 16, top + 16), color)
-            draw.text((_MARGIN + left + 23, top), name, _INK, ImageFont.load_default(15))
+            mask = Image.fromarray(text_mask(name, _NAME))
+            # Its middle at that of the colour.
+            place = (_MARGIN + left + 23, top + 8 - mask.height // 2)
+            panel.paste(_INK, place, mask)
         top += 28
     return np.asarray(panel)
 
@@ -258,12 +262,13 @@ def _legend_lines(
     classes: Sequence[VocabularyClass], width: int
 ) -> list[list[tuple[int, tuple[int, int, int], str]]]:
     """Lines of (left, colour, name) that fit the width."""
-    lines, left, font = [], width + 1, ImageFont.load_default(15)
+    lines, left = [], width + 1
     for entry in classes:
-        length = 23 + round(font.getlength(entry.name)) + 24
+        name = legend_name(entry)
+        length = 23 + text_mask(name, _NAME).shape[1] + 24
         if left + length > width:
             lines.append([])
             left = 0
-        lines[-1].append((left, entry.color, entry.name))
+        lines[-1].append((left, entry.color, name))
         left += length
     return lines

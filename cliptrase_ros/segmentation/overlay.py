@@ -1,13 +1,12 @@
 """Drawing: a label image over its picture, with a legend."""
 
-import unicodedata
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from cliptrase_ros.segmentation.vocabulary import Vocabulary
-
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
+from cliptrase_ros.segmentation.lettering import can_be_drawn, line_height, text_mask
+from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 
 
 def draw_overlay(
@@ -30,45 +29,40 @@ def draw_overlay(
     overlay = image.copy()
     cv2.copyTo(blended, cv2.LUT(label, known), overlay)
     if legend:
-        counts = np.bincount(label.ravel(), minlength=256)
+        counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
         present = [c for c in vocabulary.classes if counts[c.id]]
         _draw_legend(overlay, sorted(present, key=lambda c: -counts[c.id]))
     return overlay
 
 
-def _draw_legend(image: np.ndarray, classes: list) -> None:
+def legend_name(entry: VocabularyClass) -> str:
+    """What a legend calls a class: its name, after its id where no font has all of its letters."""
+    return entry.name if can_be_drawn(entry.name) else f'id {entry.id} {entry.name}'
+
+
+def _draw_legend(image: np.ndarray, classes: Sequence[VocabularyClass]) -> None:
+    """Draw into an image. classes: those present, the largest first."""
     # Readable on a thumbnail and not gigantic on 4K.
-    scale = float(np.clip(image.shape[0] / 900.0, 0.35, 1.6))
-    thickness = max(1, round(1.2 * scale))
-    line = max(12, round(34 * scale))
-    rows = max(1, (image.shape[0] - line // 2) // line)
+    size = 6 + round(min(image.shape[:2]) / 45)
+    line = line_height(size)
+    swatch, margin = round(line * 0.7), line // 4
+    # However many classes there are, the picture remains to be seen.
+    rows = max(1, image.shape[0] * 2 // 3 // line)
     shown = classes[:rows] if len(classes) <= rows else classes[: rows - 1]
-    names = [(c.color, _ascii(c.name)) for c in shown]
+    # By id: rows that change places from frame to frame cannot be read.
+    names = [(c.color, legend_name(c)) for c in sorted(shown, key=lambda c: c.id)]
     if len(shown) < len(classes):
         names.append(((128, 128, 128), f'+{len(classes) - len(shown)} more'))
     if not names:
         return
-    swatch, margin = round(line * 0.7), line // 4
-    width = max(cv2.getTextSize(text, _FONT, scale, thickness)[0][0] for _, text in names)
-    right = min(image.shape[1], swatch + width + 3 * margin)
-    bottom = min(image.shape[0], line * len(names) + margin)
-    image[:bottom, :right] = image[:bottom, :right] // 3
-    for row, (color, text) in enumerate(names):
+    texts = [text_mask(text, size)[:, : image.shape[1] // 2] for _, text in names]
+    right = swatch + 3 * margin + max(text.shape[1] for text in texts)
+    box = image[: line * len(names) + margin, :right]
+    box //= 3
+    for row, ((color, _), text) in enumerate(zip(names, texts, strict=True)):
         top = row * line + margin
-        cv2.rectangle(image, (margin, top), (margin + swatch, top + swatch), color, cv2.FILLED)
-        cv2.putText(
-            image,
-            text,
-            (2 * margin + swatch, top + swatch),
-            _FONT,
-            scale,
-            (255, 255, 255),
-            thickness,
-            cv2.LINE_AA,
-        )
-
-
-def _ascii(text: str) -> str:
-    # OpenCV's fonts have no other letters; accents are dropped, the rest shows as '?'.
-    plain = ''.join(c for c in unicodedata.normalize('NFKD', text) if not unicodedata.combining(c))
-    return plain.encode('ascii', 'replace').decode()
+        box[top : top + swatch, margin : margin + swatch] = color
+        # A little higher, so that letters stand beside the middle of their colour.
+        place = box[top - margin // 2 :, 2 * margin + swatch :][:line, : text.shape[1]]
+        ink = text[: place.shape[0], : place.shape[1], None].astype(np.uint16)
+        place[:] = (place * (255 - ink) + 255 * ink) // 255
