@@ -24,7 +24,7 @@ def folder(tmp_path):
     root = tmp_path / 'mine'
     (root / 'images').mkdir(parents=True)
     (root / 'labels').mkdir()
-    (root / 'classes.txt').write_text('0 unlabelled\n1 red ball\n2 carpet: rug\n')
+    (root / 'classes.txt').write_text('0 unlabelled\n1 red ball\n2 carpet = rug\n')
     for name, color in (('a', (200, 20, 20)), ('b', (20, 20, 200))):
         Image.new('RGB', (96, 64), color).save(root / 'images' / f'{name}.jpg')
         values = np.repeat(np.array([[1, 2]], np.uint8), 48, 1).repeat(64, 0)

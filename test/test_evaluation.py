@@ -17,7 +17,7 @@ from torchvision import transforms
 from cliptrase_ros.evaluation import metrics
 from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, Dataset
 from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
-from cliptrase_ros.evaluation.measure import PUBLISHED_MODEL, measure
+from cliptrase_ros.evaluation.measure import PUBLISHED_MODEL, make_vocabulary, measure
 from cliptrase_ros.evaluation.protocols import Protocol, counted_truth, square
 from cliptrase_ros.evaluation.reading import (
     Benchmark,
@@ -318,10 +318,11 @@ def write_folder(root, classes, labels):
 
 
 def test_folder_with_ids_synonyms_and_background(tmp_path):
-    classes = '0 unlabeled\n3 person: worker, pedestrian\n7 background: sky, wall\n9 car\n'
+    classes = '0 unlabeled\n3 person: worker, pedestrian\n7 background = sky, wall\n9 car = van\n'
     values = np.array([[0, 3], [7, 9]], np.uint8)
     benchmark = open_dataset('folder', write_folder(tmp_path / 'mine', classes, {'a': values}))
-    assert benchmark.dataset.classes == ('person: worker, pedestrian', 'car')
+    phrases = [entry.phrases for entry in make_vocabulary(benchmark.dataset).classes]
+    assert phrases == [('person', 'worker', 'pedestrian'), ('car', 'van')]
     assert benchmark.dataset.background == ('sky', 'wall')
     assert benchmark.ids == (3, 7, 9)
     assert benchmark.load('a').truth.tolist() == [[IGNORED, 0], [BACKGROUND, 1]]

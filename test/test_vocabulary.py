@@ -15,9 +15,10 @@ def ids_by_name(vocabulary):
     return {c.name: c.id for c in vocabulary.classes}
 
 
-def test_a_string_and_a_list_say_the_same():
-    text = parse_vocabulary('road; person: pedestrian,  road   worker;')
-    listed = parse_vocabulary(['road', 'person: pedestrian, road worker'])
+@pytest.mark.parametrize('sign', [' = ', ': ', '=', ':', ' : '])
+def test_a_string_and_a_list_say_the_same(sign):
+    text = parse_vocabulary(f'road; person{sign}pedestrian,  road   worker;')
+    listed = parse_vocabulary(['road', f'person{sign}pedestrian, road worker'])
     assert text == listed
     assert text.classes[1].synonyms == ('pedestrian', 'road worker')
     assert text.phrases == ('road', 'person', 'pedestrian', 'road worker')
@@ -61,6 +62,11 @@ def test_number_of_phrases_is_limited():
         (['road', ' '], 'blank'),
         (['person: '], 'blank'),
         (['person: worker,,driver'], 'blank'),
+        ('road; = street', 'blank'),
+        ('person =', 'blank'),
+        ('road = street, car = van', "'=' or ':' in the synonym 'car = van'"),
+        ('ratio: 16:9', "'=' or ':' in the synonym '16:9'"),
+        ('person = a: b', "'=' or ':' in the synonym 'a: b'"),
         ('road;;person', 'blank'),
         (['\u200b'], 'empty'),
         (['road', '\ufeff\u200d'], 'blank'),
@@ -76,8 +82,10 @@ def test_unusable_vocabularies_are_refused_with_the_reason(entries, reason):
         parse_vocabulary(entries)
 
 
-@pytest.mark.parametrize('background', [['road'], ['sky', 'sky'], [' '], ['\u200b']])
-def test_background_must_not_repeat_or_be_blank(background):
+@pytest.mark.parametrize(
+    'background', [['road'], ['sky', 'sky'], [' '], ['\u200b'], ['sky = clouds'], ['sky: clouds']]
+)
+def test_background_must_not_repeat_or_be_blank_or_have_synonyms(background):
     with pytest.raises(VocabularyError, match='background'):
         parse_vocabulary(['road'], background)
 

@@ -42,8 +42,8 @@ class Published:
 class Dataset:
     """A benchmark.
 
-    name: as the command takes it. title: for people. classes: phrases by index; `name: synonym,
-    synonym` has synonyms, while commas without a colon belong to the phrase.
+    name: as the command takes it. title: for people. classes: phrases by index; `name =
+    synonym, synonym` (or `name: ...`) has synonyms, commas alone belong to the phrase.
     background: phrases that stand for "none of the classes"; empty where what is none of them
     does not count. layouts: tried in order. images: how many are evaluated, 0 = not fixed.
     image_prior: the paper multiplies logits by those of the [CLS] token here.

@@ -15,7 +15,11 @@ from cliptrase_ros.evaluation.report import Result, write_json
 from cliptrase_ros.evaluation.run import Labeller, Notes, ResumeError, run_benchmark
 from cliptrase_ros.segmentation.method import PRESETS, Method
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
-from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
+from cliptrase_ros.segmentation.vocabulary import (
+    Vocabulary,
+    VocabularyClass,
+    name_and_synonyms,
+)
 
 #: The published figures are of this network with OpenAI's weights, which may come from a file.
 PUBLISHED_MODEL = re.compile(r'ViT-B-16-quickgelu \((openai|.*\..*)\)')
@@ -131,14 +135,8 @@ def make_vocabulary(dataset: Dataset) -> Vocabulary:
     """The classes of a dataset, which may be more than a label image of bytes can hold."""
     return Vocabulary(
         tuple(
-            VocabularyClass(index, *_name_and_synonyms(entry))
-            for index, entry in enumerate(dataset.classes)
+            VocabularyClass(index, name, tuple(filter(None, synonyms)))
+            for index, (name, synonyms) in enumerate(map(name_and_synonyms, dataset.classes))
         ),
         dataset.background,
     )
-
-
-def _name_and_synonyms(entry: str) -> tuple[str, tuple[str, ...]]:
-    name, colon, rest = entry.partition(':')
-    synonyms = (phrase.strip() for phrase in rest.split(',')) if colon else ()
-    return name.strip(), tuple(filter(None, synonyms))

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from cliptrase_ros.evaluation.datasets import DATASETS, TOYBOX, Dataset, Layout
 from cliptrase_ros.evaluation.labels import BACKGROUND, CONVENTIONS, VALUES, values_table
 from cliptrase_ros.segmentation.preprocessing import check_aspect_ratio
+from cliptrase_ros.segmentation.vocabulary import name_and_synonyms
 
 #: Names of classes of a `folder` dataset whose pixels do not count.
 NO_CLASS = ('unlabeled', 'unlabelled', 'ignore', 'ignored', 'void')
@@ -240,19 +241,18 @@ def _read_classes(path: Path) -> tuple[Dataset, dict[int, int]]:
     except UnicodeDecodeError as error:
         raise DatasetError(f'{path} is not UTF-8 text: {error}') from error
     for line in filter(None, map(str.strip, text.splitlines())):
-        numbered = re.fullmatch(r'(\d+)[\s,;:]+(\S.*)', line)
+        numbered = re.fullmatch(r'(\d+)[\s,;:=]+(\S.*)', line)
         value, name = (int(numbered[1]), numbered[2]) if numbered else (len(entries), line)
         if value in entries or value >= VALUES:
             raise DatasetError(f"{path}: the id of {line!r} is another class's, or over 65535")
         entries[value] = name
     classes, meaning, background = [], {}, ()
     for value, name in entries.items():
-        phrase, _, rest = name.partition(':')
-        if phrase.strip().casefold() in NO_CLASS:
+        phrase, synonyms = name_and_synonyms(name)
+        if phrase.casefold() in NO_CLASS:
             continue
-        if phrase.strip().casefold() == 'background':
-            background = tuple(word.strip() for word in rest.split(',') if word.strip())
-            background = background or ('background',)
+        if phrase.casefold() == 'background':
+            background = tuple(filter(None, synonyms)) or ('background',)
             meaning[value] = BACKGROUND
         else:
             meaning[value] = len(classes)

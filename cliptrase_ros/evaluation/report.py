@@ -12,6 +12,7 @@ from cliptrase_ros.evaluation.datasets import Dataset, Published
 from cliptrase_ros.evaluation.metrics import Scores, class_iou, scores
 from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.run import Notes, Progress
+from cliptrase_ros.segmentation.vocabulary import name_and_synonyms
 
 _HEADS = ('pAcc', 'mAcc', 'fwIoU', 'mIoU')
 
@@ -43,7 +44,7 @@ class Result:
 
 def write_json(result: Result, path: Path) -> None:
     """Write a result with the figures of each class; percentages, null where undefined."""
-    names = [name.partition(':')[0] for name in result.dataset.classes]
+    names = [name_and_synonyms(entry)[0] for entry in result.dataset.classes]
     if result.dataset.background:
         names.append('background')
     methods = {

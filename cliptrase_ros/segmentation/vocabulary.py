@@ -1,6 +1,7 @@
 """The classes a user names, their stable ids and colours, and the parsing of user text."""
 
 import colorsys
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ MAX_PHRASES = 1024
 
 #: Scene words that stand for "none of the classes" where the user says nothing else.
 DEFAULT_BACKGROUND = ('wall', 'floor', 'ceiling', 'sky', 'building')
+
+# What stands between a name and its synonyms. '=' means nothing to YAML, as which command lines of
+# ROS are read; ': ' makes a mapping there.
+_SYNONYMS_FOLLOW = re.compile('[=:]')
 
 
 class VocabularyError(ValueError):
@@ -97,16 +102,16 @@ def parse_vocabulary(
 ) -> Vocabulary:
     """Make a vocabulary from user text.
 
-    entries: class descriptions, each `name` or `name: synonym, synonym`; or one string with
-    entries separated by `;`. Phrases are cleaned as by `clean_phrase`.
+    entries: class descriptions, each `name` or `name = synonym, synonym` (`:` does as well as
+    `=`); or one string with entries separated by `;`. Phrases are cleaned as by `clean_phrase`.
     background: phrases whose pixels become `UNLABELLED`.
     previous: the vocabulary in force. A class of the same name keeps its id, also one that
     was retired earlier in the run; a new class takes an id never used in the run, and only
     when there is none the one that was retired longest ago.
 
     Raises VocabularyError: no class, more than 255, more than 1024 phrases, a blank entry or
-    synonym, a phrase that stands for two classes (compared without regard to case) or for a
-    class and the background.
+    synonym, a phrase with `=` or `:` in it, one that stands for two classes (compared without
+    regard to case) or for a class and the background.
     """
     parsed = _parse_entries(entries)
     background = tuple(clean_phrase(phrase) for phrase in background)
@@ -158,14 +163,24 @@ def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, tuple[str, .
 
 
 def _parse_entry(entry: str, position: int) -> tuple[str, tuple[str, ...]]:
-    name, colon, rest = entry.partition(':')
-    phrases = [clean_phrase(p) for p in ((name, *rest.split(',')) if colon else (name,))]
-    if not all(phrases):
+    name, synonyms = name_and_synonyms(entry)
+    if not all((name, *synonyms)):
         raise VocabularyError(
             f'entry {position} of the vocabulary, {_quote(entry)}, is blank or has a blank '
-            "synonym; write 'name' or 'name: synonym, synonym'"
+            "synonym; write 'name' or 'name = synonym, synonym'"
         )
-    return phrases[0], tuple(phrases[1:])
+    for synonym in filter(_SYNONYMS_FOLLOW.search, synonyms):
+        raise VocabularyError(
+            f"entry {position} of the vocabulary, {_quote(entry)}, has '=' or ':' in the synonym "
+            f"{_quote(synonym)}; write 'name = synonym, synonym', with ';' between classes"
+        )
+    return name, synonyms
+
+
+def name_and_synonyms(entry: str) -> tuple[str, tuple[str, ...]]:
+    """Take an entry apart at its first `=` or `:`; phrases are cleaned, '' where blank."""
+    name, *rest = _SYNONYMS_FOLLOW.split(entry, maxsplit=1)
+    return clean_phrase(name), tuple(clean_phrase(p) for listed in rest for p in listed.split(','))
 
 
 def clean_phrase(phrase: str) -> str:
@@ -214,6 +229,10 @@ def _refuse_duplicates(
     for phrase in background:
         if not phrase:
             raise VocabularyError('the background has a blank phrase; remove it')
+        if _SYNONYMS_FOLLOW.search(phrase):
+            raise VocabularyError(
+                f"the background has {_quote(phrase)}, but no synonyms; write 'sky; clouds'"
+            )
         key = phrase.casefold()
         if key in owner:
             raise VocabularyError(
