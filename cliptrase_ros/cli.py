@@ -12,7 +12,7 @@ from cliptrase_ros.commands.common import CommandError
 
 PACKAGE = 'cliptrase_ros'
 EXAMPLES = """examples:
-  cliptrase segment photos/ -v 'road; grass; person: pedestrian, worker'
+  cliptrase segment photos/ -v 'road; grass; person = pedestrian, worker'
   cliptrase bag drive labelled -v 'road; car' --view
   cliptrase segment photos/ -v 'red ball; floor; wall' --model toybox    (needs no download)
 """

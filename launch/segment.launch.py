@@ -75,7 +75,7 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'vocabulary',
         default_value='',
-        description="The classes, separated by ';', for instance 'road; person: pedestrian, "
+        description="The classes, separated by ';', for instance 'road; person = pedestrian, "
         "worker'. Empty: as params_file says.",
     ),
     DeclareLaunchArgument(

@@ -20,7 +20,7 @@ def add_words(command: argparse.ArgumentParser, required: bool = True) -> None:
         '--vocabulary',
         required=required,
         metavar='WORDS',
-        help="the classes: 'road; person: pedestrian, worker'",
+        help="the classes: 'road; person = pedestrian, worker'",
     )
     command.add_argument(
         '--background',

@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from cliptrase_ros.ros.arguments import explain_refusal, unread
+
 #: After a signal the process ends within this time, whatever is still being computed, seconds.
 END_LIMIT_S = 2.0
 
@@ -56,10 +58,16 @@ def run_module(module: str) -> int:
 
 @contextlib.contextmanager
 def initialized(args: list[str] | None) -> Iterator[None]:
-    """Initialise rclpy for a block, as `rclpy.init` does by itself from Kilted on."""
+    """Initialise rclpy for a block, as `rclpy.init` does by itself from Kilted on.
+
+    Raises StartFailure: arguments, or variables of the environment, that rcl cannot read.
+    """
     import rclpy
 
-    rclpy.init(args=args)
+    try:
+        rclpy.init(args=args)
+    except RuntimeError as error:
+        raise StartFailure(explain_refusal(error)) from error
     try:
         yield
     finally:
@@ -71,21 +79,29 @@ def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
 
     make_node: returns an rclpy Node. One that raises ValueError when it is made, or StartFailure
     when it spins, cannot start: its message is logged under `name`, and the status is 1.
+    args: of the process, without its name; None for those it has. What of them the node does not
+    read is logged.
     """
     import rclpy
+    from rclpy.exceptions import ParameterException
     from rclpy.executors import ExternalShutdownException
     from rclpy.logging import get_logger
 
     _signals.install()
     status = 0
-    with initialized(args):
-        _signals.is_spinning = True
+    arguments = sys.argv[1:] if args is None else args
+    with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(initialized(arguments))
+            _signals.is_spinning = True
             try:
                 node = make_node()
-            except ValueError as error:
+            except (ValueError, ParameterException) as error:
+                # The latter of parameters that every node has: use_sim_time.
                 raise StartFailure(str(error)) from error
             try:
+                for sentence in unread(node, arguments):
+                    node.get_logger().warning(sentence)
                 rclpy.spin(node)
             finally:
                 node.destroy_node()

@@ -3,15 +3,11 @@
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import (
-    InvalidParameterTypeException,
-    InvalidParameterValueException,
-    ParameterException,
-)
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -69,7 +65,7 @@ class ParameterSpec:
             additional_constraints=self.constraints,
             read_only=not self.live,
             # Types are held to here, not by rclpy, whose refusal names numbers instead of types.
-            dynamic_typing=self.live or self.type is None,
+            dynamic_typing=True,
         )
         if self.type is not None:
             descriptor.type = self.type.value
@@ -89,16 +85,16 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'vocabulary',
         None,
         [
-            'person: man, woman, child',
+            'person = man, woman, child',
             'chair',
-            'table: desk',
+            'table = desk',
             'door',
             'car',
             'road',
             'grass',
             'tree',
         ],
-        "The classes to label by, each 'name' or 'name: synonym, synonym'.",
+        "The classes to label by, each 'name' or 'name = synonym, synonym'.",
         live=True,
         constraints=f'{_ENTRIES}; 1 to 255 classes, no blanks, no phrase twice; at most '
         f'{MAX_PHRASES} phrases, synonyms and background included',
@@ -181,10 +177,9 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'stride',
         Parameter.Type.INTEGER,
         0,
-        'How far apart windows stand, pixels; 0 is half a window.',
+        'How far apart windows stand, pixels, a window at most; 0 is half a window.',
         live=True,
         limits=(0, RESOLUTION_RANGE[1]),
-        constraints='at most `window`',
     ),
     ParameterSpec(
         'cameras',
@@ -222,8 +217,8 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         'model',
         Parameter.Type.STRING,
         'ViT-B-16-quickgelu',
-        "Architecture as open_clip names it, or 'toybox' for the small model that comes with "
-        'this package.',
+        "Architecture as open_clip names it, 'toybox' for the small model that comes with this "
+        "package, or 'local-dir:FOLDER' for a model of your own.",
     ),
     ParameterSpec(
         'pretrained',
@@ -318,6 +313,13 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
 #: Lists that may have no entries.
 _MAY_BE_EMPTY = ('background', 'mask_topics', 'warm_up_sizes')
 
+#: How to write a value of a type, where YAML easily reads another.
+_TYPE_HINTS = {
+    Parameter.Type.DOUBLE: 'write a decimal point: 5.0, not 5',
+    Parameter.Type.STRING: 'write it in quotes of its own: "\'no\'"',
+    Parameter.Type.STRING_ARRAY: "write a list of strings: ['front', 'rear']",
+}
+
 _SPECS = {spec.name: spec for spec in PARAMETERS}
 
 PARAMETER_NAMES = frozenset(_SPECS)
@@ -366,7 +368,8 @@ class Parameters:
             refinement=self.refinement,
             smoothing=self.smoothing,
             window=self.window,
-            stride=self.stride,
+            # Set one after the other, in any order: one never keeps the other from being set.
+            stride=min(self.stride, self.window),
         )
 
     def transport_of(self, camera: str) -> str:
@@ -418,18 +421,15 @@ class Parameters:
         return _checked(replace(self, **_converted(known)))
 
 
-def declared_values(node: Node, specs: Iterable[ParameterSpec]) -> dict[str, object]:
+def declared_values(node: Node, specs: Sequence[ParameterSpec]) -> dict[str, object]:
     """Declare parameters on a node; returns the values it was started with, by name.
 
     Raises ParameterError: a value of the wrong type or out of range.
     """
-    try:
-        return {
-            spec.name: node.declare_parameter(spec.name, spec.default, spec.descriptor()).value
-            for spec in specs
-        }
-    except ParameterException as error:
-        raise ParameterError(str(error)) from error
+    parameters = [_declared(node, spec) for spec in specs]
+    for spec, parameter in zip(specs, parameters, strict=True):
+        _check_type(spec, parameter)
+    return {parameter.name: parameter.value for parameter in parameters}
 
 
 def declare_parameters(node: Node) -> Parameters:
@@ -439,12 +439,7 @@ def declare_parameters(node: Node) -> Parameters:
     """
     parameters = []
     for spec in PARAMETERS:
-        try:
-            parameter = node.declare_parameter(spec.name, spec.default, spec.descriptor())
-        except InvalidParameterTypeException as error:
-            raise ParameterError(f'{error}{_type_hint(spec)}') from error
-        except InvalidParameterValueException as error:
-            raise ParameterError(str(error)) from error
+        parameter = _declared(node, spec)
         if parameter.type_ == Parameter.Type.NOT_SET and spec.name in _MAY_BE_EMPTY:
             # In a list without entries rcl sees no value at all.
             parameter = Parameter(spec.name, value='')
@@ -452,27 +447,35 @@ def declare_parameters(node: Node) -> Parameters:
     return _checked(Parameters(**_converted(parameters)))
 
 
+def _declared(node: Node, spec: ParameterSpec) -> Parameter:
+    try:
+        return node.declare_parameter(spec.name, spec.default, spec.descriptor())
+    except ParameterException as error:
+        raise ParameterError(str(error)) from error
+
+
+def _check_type(spec: ParameterSpec, parameter: Parameter) -> None:
+    if parameter.type_ == Parameter.Type.NOT_SET:
+        raise ParameterError(f"'{spec.name}' is empty; give it a value{_type_hint(spec)}")
+    if spec.type is not None and parameter.type_ != spec.type:
+        raise ParameterError(
+            f"'{spec.name}' is {str(parameter.value)[:60]!r}, of type {parameter.type_.name}; it "
+            f'must be of type {spec.type.name}{_type_hint(spec)}'
+        )
+
+
 def _type_hint(spec: ParameterSpec) -> str:
-    if spec.type is Parameter.Type.DOUBLE:
-        return ' (write a decimal point: 5.0, not 5)'
-    if spec.type is Parameter.Type.STRING_ARRAY:
-        return " (write a list of strings: ['front', 'rear'])"
-    return ''
+    hint = _TYPE_HINTS.get(spec.type)
+    return f' ({hint})' if hint else ''
 
 
 def _converted(parameters: Iterable[Parameter]) -> dict[str, object]:
     converted = {}
     for parameter in parameters:
         spec, value = _SPECS[parameter.name], parameter.value
-        if parameter.type_ == Parameter.Type.NOT_SET:
-            raise ParameterError(f"'{spec.name}' is empty; give it a value{_type_hint(spec)}")
+        _check_type(spec, parameter)
         if spec.type is None:
             value = _entries(spec.name, value)
-        elif parameter.type_ != spec.type:
-            raise ParameterError(
-                f"'{spec.name}' is {str(value)[:60]!r}, of type {parameter.type_.name}; it must "
-                f'be of type {spec.type.name}{_type_hint(spec)}'
-            )
         converted[spec.name] = tuple(value) if isinstance(value, list) else value
     for name in {'background', 'mask_topics', 'transport', 'warm_up_sizes'} & converted.keys():
         entries = converted[name]
@@ -523,8 +526,8 @@ def _entries(name: str, value: object) -> str | tuple[str, ...]:
 
 def _quoting(name: str) -> str:
     return (
-        f"Quote every entry, \"['road', 'no']\", or give one string, 'road; no', for instance: "
-        f"ros2 param set /cliptrase {name} \"['road', 'person: pedestrian']\""
+        'Quote every entry, or give one string of several: '
+        f'ros2 param set /cliptrase {name} "[\'road\', \'no\']", or "road; no"'
     )
 
 

@@ -83,17 +83,20 @@ class ToyboxCamera(Node):
         self._frame_id = values['frame_id'] or f'{name}_optical_frame'
 
         def publisher(message_type, topic: str):
-            return self.create_publisher(
-                message_type,
-                f'{name}/{topic}',
-                # Reliable suits both kinds of subscribers; best effort would shut one kind out.
-                QoSProfile(
-                    history=HistoryPolicy.KEEP_LAST,
-                    depth=5,
-                    reliability=ReliabilityPolicy.RELIABLE,
-                ),
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
+            try:
+                return self.create_publisher(
+                    message_type,
+                    f'{name}/{topic}',
+                    # Reliable suits both kinds of subscribers; best effort would shut one kind out.
+                    QoSProfile(
+                        history=HistoryPolicy.KEEP_LAST,
+                        depth=5,
+                        reliability=ReliabilityPolicy.RELIABLE,
+                    ),
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                )
+            except RuntimeError as error:
+                raise ParameterError(f'look at the qos_overrides of {topic}: {error}') from error
 
         self._image = publisher(Image, 'image_raw')
         self._compressed = publisher(CompressedImage, 'image_raw/compressed')
@@ -101,6 +104,14 @@ class ToyboxCamera(Node):
         self._depth = publisher(Image, 'depth/image_raw')
         self._label_truth = publisher(Image, 'label_truth')
         self.create_timer(self._period_s, self._publish)
+        published = (
+            *(self._image, self._compressed, self._camera_info),
+            *(self._depth, self._label_truth),
+        )
+        self.get_logger().info(
+            f'{self._width}x{self._height} at {values["rate"]:g} Hz on '
+            f'{", ".join(publisher.topic_name for publisher in published)}'
+        )
 
     def _publish(self) -> None:
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)

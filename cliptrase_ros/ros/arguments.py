@@ -1,0 +1,106 @@
+"""The command line of a node: what rcl says of one it cannot read, and what nobody reads.
+
+Imports nothing that takes time.
+"""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+_VALUES_ARE_YAML = (
+    """values are read as YAML: write synonyms with '=', "road; person = pedestrian", and quote """
+    """every entry of a list, "['road', 'no']", and text with ': ' or ' #' in it, "'a: b'\""""
+)
+
+
+def explain_refusal(error: Exception) -> str:
+    """Say why `rclpy.init` refuses, and what to write instead."""
+    said = re.sub(r', at \S+:\d+|^failed to initialize \w+: ', '', str(error)).strip()
+    if type(error).__name__ == 'UnknownROSArgsError':
+        return f'unknown arguments after --ros-args: {said}; parameters are given as -p NAME:=VALUE'
+    if "remap rule: '" in said:
+        return f'{said}; write -r FROM:=TO'
+    if found := re.search("parameter override rule: '(.*)'", said, re.DOTALL):
+        if ':=' not in found[1]:
+            return f'{said}; write -p NAME:=VALUE'
+        if found[1].endswith(':='):
+            return f"""{said}; write {found[1]}"''" for an empty text"""
+        return f'{said}; {_VALUES_ARE_YAML}'
+    if found := re.search("params file: '--params-file (.*?)'", said, re.DOTALL):
+        if not Path(found[1]).is_file():
+            return f'there is no parameter file {found[1]}'
+        return f'{said}; {_VALUES_ARE_YAML}'
+    return said
+
+
+def unread(node, arguments: Sequence[str]) -> Iterator[str]:
+    """Say, a sentence each, what was given to a node and is not read by it.
+
+    node: an rclpy Node that has declared its parameters. arguments: of its process.
+    """
+    stray, given = _apart(arguments)
+    if stray:
+        yield f'{" ".join(stray)} is not read: arguments of ROS come after --ros-args'
+    name = node.get_fully_qualified_name()
+    for flag, value in given:
+        if flag == '--params-file':
+            meant = _nodes_in_file(value)
+            if not any(_is_for(node, name) for node in meant):
+                others = f' (it is for {", ".join(meant)})' if meant else ''
+                yield f'{value} has nothing for the node {name}{others}, and is not read'
+        elif meant := re.match('([^:=]+):[^:=]+:=', value):
+            other = f'/{meant[1].lstrip("/")}'
+            if not _is_for(other, name):
+                yield f'-p {value} is for the node {other}, not for {name}, and is not read'
+    declared = node.list_parameters([], 0).names
+    # rclpy has no other way to ask for them.
+    for parameter in sorted(node._parameter_overrides.keys() - set(declared)):
+        whole = parameter.partition('.')[0]
+        if whole in declared:
+            instead = f"': ' in the value of {whole!r} makes such names; quote it, or write '='"
+        elif nearest := difflib.get_close_matches(parameter, declared, 1):
+            instead = f'do you mean {nearest[0]!r}?'
+        else:
+            instead = f'`ros2 param list {name}` has those there are'
+        yield f'the parameter {parameter!r} is not read, there is none of that name: {instead}'
+
+
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """What is none of ROS's arguments, and its parameters as (flag, value)."""
+    stray, given = [], []
+    is_ros = False
+    for word, value in itertools.pairwise([*arguments, '']):
+        if word == '--ros-args' or (is_ros and word == '--'):
+            is_ros = word == '--ros-args'
+        elif not is_ros:
+            stray.append(word)
+        elif word in ('-p', '--param', '--params-file'):
+            given.append((word, value))
+    return stray, given
+
+
+def _nodes_in_file(path: str) -> list[str]:
+    try:
+        # Texts alone: what the values are does not matter here.
+        content = yaml.load(Path(path).read_bytes(), yaml.BaseLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return ['/**']  # rcl could read it, and has
+    return sorted(set(_nodes_in(content)))
+
+
+def _nodes_in(content: object, name: str = '') -> Iterator[str]:
+    """Full names, or patterns, of the nodes that a parameter file is for."""
+    for key, inner in content.items() if isinstance(content, dict) else ():
+        if key == 'ros__parameters':
+            yield name
+        else:
+            yield from _nodes_in(inner, f'{name}/{key.strip("/")}')
+
+
+def _is_for(pattern: str, name: str) -> bool:
+    # As rclpy does it: '*' stands for one part of a name, '**' for any number of them.
+    return bool(re.fullmatch(pattern.replace('/*', r'(/\w+)'), name))
