@@ -1,18 +1,22 @@
 """Command lines of `ros2` in the documentation, through the parsers of the real tools to nodes."""
 
+import re
+import shlex
+
 import pytest
 import yaml
-from pages import every, ids
+from pages import ROOT, every, ids
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 import rclpy
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterDescriptor
 from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
-from rclpy.parameter import Parameter, get_parameter_value
+from rclpy.parameter import Parameter, get_parameter_value, parameter_value_to_python
 
 from cliptrase_ros.ros import rerun_viewer, toybox_camera
 from cliptrase_ros.ros.arguments import unread
@@ -45,7 +49,22 @@ def announced(client):
 
 
 def test_lines_are_found():
-    assert len(PARAM_SET) >= 4 and len(RUN) >= 8 and len(LAUNCH) >= 7
+    assert len(PARAM_SET) >= 4 and len(RUN) >= 8 and len(LAUNCH) >= 7 and len(ADVISED) >= 6
+
+
+GUIDE = (ROOT / 'docs' / 'vocabulary.md').read_text()
+ADVISED = re.findall(r'`(".*?")`', GUIDE[GUIDE.index('### What YAML does') :])
+
+
+@pytest.mark.parametrize('typed', ADVISED)
+def test_what_the_guide_advises_is_text_to_both_parsers(started, typed):
+    (value,) = shlex.split(typed)
+    by_param_set = parameter_value_to_python(get_parameter_value(value))
+    node = started(['--ros-args', '-p', f'words:={value}'], lambda **o: Node('any', **o))
+    by_run = node.declare_parameter('words', '', ParameterDescriptor(dynamic_typing=True)).value
+    texts = by_run if isinstance(by_run, list) else [by_run]
+    assert texts == by_param_set or texts == [by_param_set]
+    assert all(isinstance(text, str) for text in texts)
 
 
 @pytest.mark.parametrize(('page', 'arguments'), PARAM_SET, ids=ids(PARAM_SET))

@@ -16,6 +16,7 @@ from cliptrase_ros.depth_points import POINT
 from cliptrase_ros.ros.camera import LabelInfo
 from cliptrase_ros.ros.conversions import image_message
 from cliptrase_ros.ros.parameters import PARAMETERS
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +61,7 @@ def test_parameters_are_known_and_classes_match(ours, source):
     types = source['class_types']
     assert set(source) <= SOURCE | set(types)
     assigned = [name for kind in types for name in source[kind]['classes']]
-    assert sorted(assigned) == sorted(entry.split(':')[0] for entry in ours['vocabulary'])
+    assert sorted(assigned) == sorted(c.name for c in parse_vocabulary(ours['vocabulary']).classes)
     for kind in types:
         assert set(source[kind]) <= CLASS_TYPE
         assert 0 <= source[kind]['base_cost'] <= source[kind]['max_cost'] <= 254

@@ -217,12 +217,23 @@ def test_what_cannot_be_refined_is_refused_with_the_reason(start_node, client):
     start_node()
     (result,) = client.set_parameters(refinement='sam')
     assert not result.successful and 'sam_model' in result.reason
-    assert all(r.successful for r in client.set_parameters(window=64, stride=32))
-    (result,) = client.set_parameters(stride=128)
-    assert not result.successful and 'window' in result.reason
+
+
+def test_window_and_stride_are_set_in_any_order(start_node, client):
+    start_node(resolution=96)
     client.listen_to_label()
-    client.label_of(client.send(client.image(100, 200)))
-    assert client.set_parameters(window=0)[0].successful
+
+    def label_with(**values):
+        for name, value in values.items():
+            (result,) = client.set_parameters(**{name: value})
+            assert result.successful, result.reason
+        return pixels(client.label_of(client.send(client.image(96, 200, seed=5))))
+
+    # A stride beyond the window counts as the window.
+    wide = label_with(stride=500, window=64)
+    np.testing.assert_array_equal(wide, label_with(stride=64))
+    assert (wide != label_with(stride=16)).any()
+    label_with(window=0)
 
 
 def test_nothing_is_subscribed_or_computed_for_nobody(start_node, client):
