@@ -6,6 +6,7 @@ executables and launch arguments exist. What nodes make of the command lines of 
 test/ros/test_command_lines.py.
 """
 
+import itertools
 import re
 import shlex
 import shutil
@@ -66,11 +67,29 @@ def test_every_command_is_run_or_marked():
     assert len(every('cliptrase')) >= 20
 
 
+#: Arguments of the command lines that `cliptrase --help` shows.
+EXAMPLES = [
+    shlex.split(line) for line in re.findall(r'^  cliptrase (.*?)(?: {4}.*)?$', cli.EXAMPLES, re.M)
+]
+
+
 def test_examples_of_the_help_parse():
-    lines = re.findall(r'^  cliptrase (.*?)(?: {4}.*)?$', cli.EXAMPLES, re.M)
-    assert len(lines) == cli.EXAMPLES.count('  cliptrase ')
-    for line in lines:
-        assert cli._parser().parse_args(shlex.split(line)).run
+    assert len(EXAMPLES) == cli.EXAMPLES.count('  cliptrase ')
+    for arguments in EXAMPLES:
+        assert cli._parser().parse_args(arguments).run
+
+
+def test_words_are_text_to_yaml():
+    """They are copied from one command line to another, and ROS reads its own as YAML."""
+    lines = EXAMPLES + [arguments for name in ('cliptrase', 'ros2') for _, arguments in every(name)]
+    words = [
+        value.removeprefix('vocabulary:=')
+        for line in lines
+        for flag, value in itertools.pairwise(line)
+        if flag in ('-v', '--vocabulary') or value.startswith('vocabulary:=')
+    ]
+    assert len(words) >= 20
+    assert words == [yaml.safe_load(value) for value in words]
 
 
 CLIPTRASE = every('cliptrase')
