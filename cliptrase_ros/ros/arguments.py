@@ -49,7 +49,7 @@ def unread(node, arguments: Sequence[str]) -> Iterator[str]:
     for flag, value in given:
         if flag == '--params-file':
             meant = _nodes_in_file(value)
-            if not any(_is_for(node, name) for node in meant):
+            if not any(_is_for(pattern, name) for pattern in meant):
                 others = f' (it is for {", ".join(meant)})' if meant else ''
                 yield f'{value} has nothing for the node {name}{others}, and is not read'
         elif meant := re.match('([^:=]+):[^:=]+:=', value):
