@@ -21,7 +21,8 @@ from rosbags.rosbag2 import CompressionMode, Reader
 
 from cliptrase_ros.bag.cameras import camera_name
 from cliptrase_ros.bag.messages import MessageMaker
-from cliptrase_ros.bag.reader import BagError, BagReader
+from cliptrase_ros.bag.folder import BagError
+from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import IMAGE, definition_file, make_typestore
 from cliptrase_ros.cli import main
 from cliptrase_ros.image_messages import decode_mask
@@ -89,7 +90,7 @@ def recording(tmp_path_factory):
 
 def read_ours(path, typestore):
     with BagReader(path, typestore) as reader:
-        messages = [(t.name, stamp, bytes(data)) for t, stamp, data in reader.messages()]
+        messages = [(m.topic.name, m.stamp_ns, bytes(m.data)) for m in reader.messages()]
         return messages, reader.damage
 
 
@@ -567,7 +568,7 @@ def test_image_the_engine_refuses(run, tmp_path):
         ),
         (['in', 'out', '--node', 'cliptrase'], 'full name'),
         (['blind', 'out'], 'no image topic found; the topics are /odd'),
-        (['depth', 'out'], 'no topic with pictures found; /front/depth/image_raw: its first'),
+        (['depth', 'out'], 'no topic with pictures found; /front/depth/image_raw: encoding'),
         (['in', 'out', '--background', 'red ball;;', '--preset', 'best'], "preset is 'best'"),
         (['in', 'out', '--resolution', '5'], 'resolution is 5'),
         (['in', 'out', '--device', 'tpu'], "device is 'tpu'"),
@@ -615,7 +616,7 @@ def test_nothing_half_written_is_left(run, tmp_path, monkeypatch, error):
         if written > 9:
             raise error
 
-    monkeypatch.setattr('cliptrase_ros.bag.label.Writer.write', write)
+    monkeypatch.setattr('cliptrase_ros.bag.label.BagWriter.write', write)
     status, _, err = run(source, tmp_path / 'out')
     assert status == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert 'Traceback' not in err

@@ -1,15 +1,14 @@
 """Which topics of a recording are labelled, and under what names."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rosbags.typesys.store import Typestore
-
-from cliptrase_ros.bag.reader import BagError, BagReader, Topic
-from cliptrase_ros.bag.types import COMPRESSED_IMAGE, IMAGE
-from cliptrase_ros.image_messages import check_compressed, check_image
+from cliptrase_ros.bag.folder import BagError
+from cliptrase_ros.bag.reader import BagReader, Found, Topic
+from cliptrase_ros.bag.types import CAMERA_TOPICS, COMPRESSED_IMAGE, IMAGE, VOCABULARY_TOPIC
+from cliptrase_ros.image_messages import ENCODING_TABLE, check_compressed, check_image
 
 #: Name of the node whose topics are added.
 DEFAULT_NODE = '/cliptrase'
@@ -25,48 +24,97 @@ class BagCamera:
     topic: Topic
 
 
-def choose_cameras(
-    reader: BagReader, wanted: Sequence[str], typestore: Typestore, node: str = DEFAULT_NODE
-) -> list[BagCamera]:
+@dataclass
+class Choice:
+    """The cameras of a recording, and the image topics that are none.
+
+    left_out: why there is nothing to label, by topic. refused: (count, first reason) by topic of
+    images none of which can be labelled.
+    """
+
+    cameras: list[BagCamera] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def choose_cameras(reader: BagReader, wanted: Sequence[str], node: str = DEFAULT_NODE) -> Choice:
     """Choose the image topics to label.
 
     wanted: `TOPIC` or `TOPIC=NAME` each; empty for every topic that holds pictures, raw rather
-    than compressed where there are both of one camera, and nothing of the node itself.
+    than compressed where both of one camera do, and nothing of the node itself.
     Raises BagError: a topic that is not there, or that holds no pictures; none found.
     """
     images = {topic.name: topic for topic in reader.topics.values() if topic.type in _IMAGE_TYPES}
-    named = [entry.partition('=') for entry in wanted]
+    choice = Choice()
     if wanted:
-        chosen = [(_wanted_topic(reader, images, name), given) for name, _, given in named]
+        for entry in wanted:
+            name, _, given = entry.partition('=')
+            topic = _wanted_topic(reader, images, name)
+            if reason := _look_for_pictures(reader, topic).reason:
+                choice.left_out[name] = reason
+            else:
+                choice.cameras.append(_camera(topic, given, choice.cameras))
+        if choice.left_out:
+            raise BagError(_reasons(choice.left_out))
     else:
-        found = {n: t for n, t in images.items() if not n.startswith(f'{node}/')}
-        chosen = [
-            (topic, '')
-            for name, topic in found.items()
-            if not (topic.type == COMPRESSED_IMAGE and name.rpartition('/')[0] in found)
-        ]
-    cameras: list[BagCamera] = []
-    reasons = []
-    for topic, given in chosen:
-        if reason := _no_pictures(reader.first(topic), topic, typestore):
-            reasons.append(f'{topic.name}: {reason}')
-            continue
-        name = given or _free_name(camera_name(topic.name), {c.name for c in cameras})
-        if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name) or name in {c.name for c in cameras}:
-            raise BagError(
-                f'camera name {name!r} is taken, or not made of letters, digits and underscores'
-            )
-        cameras.append(BagCamera(name, topic))
-    if wanted and reasons:
-        raise BagError('; '.join(reasons))
-    if not cameras:
+        _choose_all(reader, [t for n, t in images.items() if not n.startswith(f'{node}/')], choice)
+    if not choice.cameras:
+        reasons = choice.left_out | {name: reason for name, (_, reason) in choice.refused.items()}
         raise BagError(
-            f'no topic with pictures found; {"; ".join(reasons)}'
+            f'no topic with pictures found; {_reasons(reasons)}'
             if reasons
             else f'no image topic found; the topics are {_listed(reader)}'
         )
-    _refuse_clashes(reader, cameras, node)
-    return cameras
+    _refuse_clashes(reader, choice.cameras, node)
+    return choice
+
+
+def _choose_all(reader: BagReader, topics: Sequence[Topic], choice: Choice) -> None:
+    looks = {topic.name: _look_for_pictures(reader, topic) for topic in topics}
+    good = {name for name, look in looks.items() if not look.reason}
+    raw_of = {
+        topic.name: topic.name.rpartition('/')[0]
+        for topic in topics
+        if topic.type == COMPRESSED_IMAGE
+    }
+    for topic in topics:
+        name, look = topic.name, looks[topic.name]
+        if raw_of.get(name) in good:
+            choice.left_out[name] = f'{raw_of[name]} is labelled'
+        elif name in good:
+            choice.cameras.append(_camera(topic, '', choice.cameras))
+        elif look.refused and not any(raw == name and one in good for one, raw in raw_of.items()):
+            choice.refused[name] = (look.refused, look.reason)
+        else:
+            choice.left_out[name] = look.reason
+
+
+def _camera(topic: Topic, given: str, cameras: Sequence[BagCamera]) -> BagCamera:
+    taken = {camera.name for camera in cameras}
+    name = given or _free_name(camera_name(topic.name), taken)
+    if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name) or name in taken:
+        raise BagError(
+            f'camera name {name!r} is taken, or not made of letters, digits and underscores'
+        )
+    return BagCamera(name, topic)
+
+
+def _look_for_pictures(reader: BagReader, topic: Topic) -> Found:
+    # The first may be empty or odd, as drivers send when they start.
+    return reader.find(topic, check_image if topic.type == IMAGE else check_compressed, _is_matrix)
+
+
+def _is_matrix(image) -> bool:
+    """Whether an image is of numbers that are no picture, such as depth or optical flow."""
+    encoding = image.encoding if hasattr(image, 'encoding') else image.format
+    first = re.split(r'[; ]', encoding.strip())[0]
+    return 'compressedDepth' in encoding or (
+        first not in ENCODING_TABLE and re.fullmatch(r'\d+[USF]C\d+', first) is not None
+    )
+
+
+def _reasons(reasons: Mapping[str, str]) -> str:
+    return '; '.join(f'{name}: {reason}' for name, reason in reasons.items())
 
 
 def camera_name(topic: str) -> str:
@@ -100,24 +148,9 @@ def _listed(reader: BagReader) -> str:
     return ', '.join(f'{topic.name} ({topic.type})' for topic in reader.topics.values())
 
 
-def _no_pictures(data: bytes | None, topic: Topic, typestore: Typestore) -> str:
-    if data is None:
-        return 'it has no messages'
-    if topic.serialization != 'cdr':
-        return f'it is serialised as {topic.serialization}; only cdr can be read'
-    try:
-        message = typestore.deserialize_cdr(data, topic.type)
-        (check_image if topic.type == IMAGE else check_compressed)(message)
-    except Exception as error:
-        # The library raises what it likes over data that are no message.
-        return f'its first message is no picture ({error})'
-    return ''
-
-
 def _refuse_clashes(reader: BagReader, cameras: Sequence[BagCamera], node: str) -> None:
     there = {name for name, _ in reader.topics}
-    outputs = ('label', 'label_info', 'masks', 'overlay')
-    names = ['vocabulary', *(f'{c.name}/{output}' for c in cameras for output in outputs)]
+    names = [VOCABULARY_TOPIC, *(f'{c.name}/{output}' for c in cameras for output in CAMERA_TOPICS)]
     clashes = sorted(there & {f'{node}/{name}' for name in names})
     if clashes:
         raise BagError(

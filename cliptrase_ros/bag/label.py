@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
+from rosbags.rosbag2 import WriterError
 from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag import types
 from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera, check_node
+from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.messages import MessageMaker
-from cliptrase_ros.bag.reader import BagError, BagReader, Topic
+from cliptrase_ros.bag.reader import BagMessage, BagReader
+from cliptrase_ros.bag.writer import BagWriter
 from cliptrase_ros.batches import segment_each
 from cliptrase_ros.frame_memories import FrameMemories
 from cliptrase_ros.image_messages import decompress_to_rgb, header_stamp_ns, to_rgb
@@ -35,8 +37,6 @@ LABEL_INFO_PERIOD_NS = 5_000_000_000
 
 OnResult = Callable[[BagCamera, int, np.ndarray, Segmentation], None]
 
-# What stands in a bag whose types no definition is known of; the writer insists on a hash.
-_UNKNOWN_HASH = f'RIHS01_{"0" * 64}'
 # Messages wait for a batch of images; not without bound.
 _MOST_WAITING_BYTES = 256_000_000
 
@@ -71,13 +71,15 @@ class BagSummary:
     """What came of a recording.
 
     copied: messages. labelled: images by camera name. refused: (count, first reason) by topic
-    of images that could not be labelled. damage: what of the input is missing.
+    of images that could not be labelled. damage: what of the input is missing. not_kept: what of
+    it the storage has no place for, '' if nothing.
     """
 
     copied: int = 0
     labelled: Counter = field(default_factory=Counter)
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
     damage: tuple[str, ...] = ()
+    not_kept: str = ''
 
     def refuse(self, topic: str, error: Exception) -> None:
         """Count an image that could not be labelled."""
@@ -96,28 +98,22 @@ def label_bag(
     typestore: Typestore,
     on_image: Callable[[], None] = lambda: None,
     on_result: OnResult | None = None,
-    on_message: Callable[[Topic, bytes], None] | None = None,
+    on_message: Callable[[BagMessage], None] | None = None,
 ) -> BagSummary:
     """Write a recording with everything of the input and the labels of its images.
 
-    Every message keeps its bytes, time and place in the order; an image's labels follow it, with
-    its time and header. on_image: called when an image has been dealt with; on_result: with the
-    camera, the stamp in nanoseconds, the picture and its labels, when it has been labelled;
-    on_message: with every message of the input.
+    Every message keeps its bytes, times and place in the order; an image's labels follow it, with
+    its time and header. Attachments and metadata of MCAP are kept where the output is MCAP.
+    on_image: called when an image has been dealt with; on_result: with the camera, the stamp in
+    nanoseconds, the picture and its labels, when it has been labelled; on_message: with every
+    message of the input.
     The destination appears, complete, at the very end. Raises BagError.
     """
     storage = settings.storage or reader.storage
     compress = reader.compressed if settings.compress is None else settings.compress
     try:
         with _appearing(destination) as folder:
-            writer = Writer(
-                folder,
-                version=Writer.VERSION_LATEST,
-                storage_plugin=StoragePlugin[storage.upper()],
-            )
-            if compress:
-                mode = CompressionMode.STORAGE if storage == 'mcap' else CompressionMode.MESSAGE
-                writer.set_compression(mode, CompressionFormat.ZSTD)
+            writer = BagWriter(folder, storage, compress)
             for key, value in reader.custom_data.items():
                 writer.set_custom_data(key, value)
             with writer:
@@ -161,18 +157,8 @@ def _appearing(destination: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    label: Connection
-    label_info: Connection
-    masks: Connection
-    overlay: Connection | None
-
-
-@dataclass(frozen=True)
 class _Waiting:
-    connection: Connection
-    stamp_ns: int
-    data: bytes
+    message: BagMessage
     camera: BagCamera | None = None
     header: object = None
     picture: np.ndarray | None = None
@@ -180,13 +166,13 @@ class _Waiting:
     @property
     def image_ns(self) -> int:
         """When the image was taken, or where that is not said, recorded."""
-        return header_stamp_ns(self.header) or self.stamp_ns
+        return header_stamp_ns(self.header) or self.message.stamp_ns
 
 
 class _Labelling:
     def __init__(
         self,
-        writer: Writer,
+        writer: BagWriter,
         reader: BagReader,
         cameras: Sequence[BagCamera],
         segmenter: Segmenter,
@@ -196,7 +182,7 @@ class _Labelling:
         typestore: Typestore,
         on_image: Callable[[], None],
         on_result: OnResult | None,
-        on_message: Callable[[Topic, bytes], None] | None,
+        on_message: Callable[[BagMessage], None] | None,
     ):
         self._writer = writer
         self._reader = reader
@@ -210,17 +196,16 @@ class _Labelling:
         self._on_message = on_message
         self._maker = MessageMaker(typestore)
         self._summary = BagSummary()
-        self._copies = {key: self._copy_of(topic) for key, topic in reader.topics.items()}
+        self._copies = {key: writer.add_topic(topic) for key, topic in reader.topics.items()}
         self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
         self._limits = {c.name: RateLimit(settings.rate) for c in cameras}
-        self._vocabulary_output = self._add('vocabulary', types.VOCABULARY, latched=True)
+        self._vocabulary_output = self._add(types.VOCABULARY_TOPIC, types.VOCABULARY, True)
         self._outputs = {
-            c.name: _Outputs(
-                self._add(f'{c.name}/label', types.IMAGE),
-                self._add(f'{c.name}/label_info', types.LABEL_INFO, latched=True),
-                self._add(f'{c.name}/masks', types.CLASS_MASKS),
-                self._add(f'{c.name}/overlay', types.IMAGE) if settings.overlay else None,
-            )
+            c.name: {
+                name: self._add(f'{c.name}/{name}', message_type, latched)
+                for name, (message_type, latched) in types.CAMERA_TOPICS.items()
+                if name != 'overlay' or settings.overlay
+            }
             for c in cameras
         }
         self._memories = FrameMemories()
@@ -230,16 +215,16 @@ class _Labelling:
         self._waiting_images = 0
 
     def run(self) -> BagSummary:
-        for topic, stamp_ns, data in self._reader.messages():
+        for message in self._reader.messages():
             if self._summary.copied == 0:
                 announcement = self._maker.vocabulary(
-                    self._vocabulary.vocabulary, self._maker.header(stamp_ns)
+                    self._vocabulary.vocabulary, self._maker.header(message.stamp_ns)
                 )
-                self._writer.write(self._vocabulary_output, stamp_ns, announcement)
+                self._writer.write(self._vocabulary_output, message.stamp_ns, announcement)
             self._summary.copied += 1
             if self._on_message is not None:
-                self._on_message(topic, data)
-            self._take(topic, stamp_ns, data)
+                self._on_message(message)
+            self._take(message)
             if (
                 self._waiting_images == 0
                 or self._waiting_images >= self._settings.batch
@@ -247,20 +232,13 @@ class _Labelling:
             ):
                 self._flush()
         self._flush()
+        for extra in self._reader.extras():
+            self._writer.copy_extra(extra)
         self._summary.damage = tuple(self._reader.damage)
+        self._summary.not_kept = self._writer.not_kept()
         return self._summary
 
-    def _copy_of(self, topic: Topic) -> Connection:
-        return self._writer.add_connection(
-            topic.name,
-            topic.type,
-            msgdef=topic.definition,
-            rihs01=topic.type_hash or _UNKNOWN_HASH,
-            serialization_format=topic.serialization,
-            offered_qos_profiles=topic.qos,
-        )
-
-    def _add(self, name: str, message_type: str, latched: bool = False) -> Connection:
+    def _add(self, name: str, message_type: str, latched: bool) -> Connection:
         return self._writer.add_connection(
             f'{self._settings.node}/{name}',
             message_type,
@@ -268,19 +246,17 @@ class _Labelling:
             offered_qos_profiles=[types.output_qos(latched)],
         )
 
-    def _take(self, topic: Topic, stamp_ns: int, data: bytes) -> None:
-        key = (topic.name, topic.type)
-        connection = self._copies[key]
-        item = _Waiting(connection, stamp_ns, data)
-        camera = self._cameras.get(key)
-        if camera is not None and self._limits[camera.name].takes(stamp_ns):
+    def _take(self, message: BagMessage) -> None:
+        topic, item = message.topic, _Waiting(message)
+        camera = self._cameras.get((topic.name, topic.type))
+        if camera is not None and self._limits[camera.name].takes(message.stamp_ns):
             if self._segmentation.smoothing and any(w.camera is camera for w in self._waiting):
                 # It needs the labels of the one before.
                 self._flush()
             try:
-                message = self._typestore.deserialize_cdr(data, topic.type)
-                picture = self._decode(message, topic)
-                item = _Waiting(connection, stamp_ns, data, camera, message.header, picture)
+                image = self._typestore.deserialize_cdr(message.data, topic.type)
+                picture = to_rgb(image) if topic.type == types.IMAGE else decompress_to_rgb(image)
+                item = _Waiting(message, camera, image.header, picture)
                 self._waiting_images += 1
                 self._waiting_bytes += picture.nbytes
             except Exception as error:
@@ -290,11 +266,7 @@ class _Labelling:
         elif camera is not None:
             self._on_image()
         self._waiting.append(item)
-        self._waiting_bytes += len(data)
-
-    @staticmethod
-    def _decode(message, topic: Topic) -> np.ndarray:
-        return to_rgb(message) if topic.type == types.IMAGE else decompress_to_rgb(message)
+        self._waiting_bytes += len(message.data)
 
     def _flush(self) -> None:
         images = [item for item in self._waiting if item.picture is not None]
@@ -308,15 +280,22 @@ class _Labelling:
             )
         )
         for item in self._waiting:
-            self._writer.write(item.connection, item.stamp_ns, item.data)
+            topic = item.message.topic
+            self._writer.copy(self._copies[topic.name, topic.type], item.message)
             if item.picture is None:
                 continue
             result = next(results)
-            if isinstance(result, Exception):
-                self._summary.refuse(item.camera.topic.name, result)
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                outputs = self._make_outputs(item, result)
+            except Exception as error:
+                self._summary.refuse(topic.name, error)
             else:
                 self._memories.keep(item.camera.name, item.image_ns, result.memory)
-                self._write_outputs(item, result)
+                for name, data in outputs.items():
+                    connection = self._outputs[item.camera.name][name]
+                    self._writer.write(connection, item.message.stamp_ns, data)
                 if self._on_result is not None:
                     self._on_result(item.camera, item.image_ns, item.picture, result)
                 self._summary.labelled[item.camera.name] += 1
@@ -324,19 +303,19 @@ class _Labelling:
         self._waiting.clear()
         self._waiting_bytes = self._waiting_images = 0
 
-    def _write_outputs(self, item: _Waiting, result) -> None:
-        outputs, maker, stamp_ns = self._outputs[item.camera.name], self._maker, item.stamp_ns
+    def _make_outputs(self, item: _Waiting, result: Segmentation) -> dict[str, memoryview]:
+        """Messages by the topic of the camera, in the order they are written."""
+        outputs, maker, stamp_ns = {}, self._maker, item.message.stamp_ns
         last_ns = self._label_info_ns.get(item.camera.name)
         if last_ns is None or not 0 <= stamp_ns - last_ns < LABEL_INFO_PERIOD_NS:
-            self._label_info_ns[item.camera.name] = stamp_ns
-            information = maker.label_info(
+            outputs['label_info'] = maker.label_info(
                 result.vocabulary, self._segmentation.min_confidence, item.header
             )
-            self._writer.write(outputs.label_info, stamp_ns, information)
-        label = maker.image(result.label, 'mono8', item.header)
-        self._writer.write(outputs.label, stamp_ns, label)
-        self._writer.write(outputs.masks, stamp_ns, maker.masks(result, item.header))
-        if outputs.overlay is not None:
+        outputs['label'] = maker.image(result.label, 'mono8', item.header)
+        outputs['masks'] = maker.masks(result, item.header)
+        if self._settings.overlay:
             drawn = draw_overlay(item.picture, result.label, result.vocabulary)
-            overlay = maker.image(drawn, 'rgb8', item.header)
-            self._writer.write(outputs.overlay, stamp_ns, overlay)
+            outputs['overlay'] = maker.image(drawn, 'rgb8', item.header)
+        if 'label_info' in outputs:
+            self._label_info_ns[item.camera.name] = stamp_ns
+        return outputs

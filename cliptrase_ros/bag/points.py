@@ -8,15 +8,16 @@ import numpy as np
 from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.cameras import BagCamera
-from cliptrase_ros.bag.reader import BagReader, Topic
+from cliptrase_ros.bag.reader import BagMessage, BagReader
 from cliptrase_ros.bag.types import IMAGE
 from cliptrase_ros.depth_points import (
+    DEPTH_ENCODINGS,
     back_project,
     check_depth,
     depth_in_metres,
     intrinsics_of,
 )
-from cliptrase_ros.image_messages import ImageError, header_stamp_ns
+from cliptrase_ros.image_messages import ENCODING_TABLE, ImageError, header_stamp_ns
 
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 #: Stamps of picture and depth may differ by so much, as in the node, nanoseconds.
@@ -48,8 +49,8 @@ class BagPoints:
         self.refused: dict[str, str] = {}
         self._typestore = typestore
         self._show = show
-        depths = self._first_messages(reader, IMAGE, check_depth)
-        infos = self._first_messages(reader, CAMERA_INFO, lambda message: None)
+        depths = _first_messages(reader, IMAGE, check_depth, _is_picture)
+        infos = _first_messages(reader, CAMERA_INFO, lambda message: None)
         self._cameras: dict[str, _Camera] = {}
         topics = [camera.topic.name for camera in cameras]
         for camera in cameras:
@@ -58,12 +59,13 @@ class BagPoints:
             if depth and info:
                 self._cameras[camera.name] = _Camera(depth, infos[info])
 
-    def take(self, topic: Topic, data: bytes) -> None:
+    def take(self, message: BagMessage) -> None:
         """Take in a message of the recording, of any topic."""
+        topic = message.topic
         for name, camera in self._cameras.items():
             if topic.name == camera.depth_topic and topic.type == IMAGE:
                 try:
-                    depth = self._typestore.deserialize_cdr(data, IMAGE)
+                    depth = self._typestore.deserialize_cdr(message.data, IMAGE)
                 except Exception as error:
                     # The library raises what it likes over data that are no message.
                     self.refused.setdefault(name, f'depth cannot be read ({error})')
@@ -102,19 +104,15 @@ class BagPoints:
         positions = np.stack([right, down, depth], axis=2)[measured]
         self._show(name, stamp_ns, positions, label[measured])
 
-    def _first_messages(self, reader: BagReader, kind: str, check) -> dict[str, object]:
-        messages = {}
-        for topic in reader.topics.values():
-            data = reader.first(topic) if topic.type == kind else None
-            if data is None:
-                continue
-            try:
-                message = self._typestore.deserialize_cdr(data, kind)
-                check(message)
-            except Exception:
-                continue
-            messages[topic.name] = message
-        return messages
+
+def _first_messages(reader: BagReader, kind: str, *checks) -> dict[str, object]:
+    topics = (topic for topic in reader.topics.values() if topic.type == kind)
+    found = {topic.name: reader.find(topic, *checks).message for topic in topics}
+    return {name: message for name, message in found.items() if message is not None}
+
+
+def _is_picture(image) -> bool:
+    return image.encoding in ENCODING_TABLE and image.encoding not in DEPTH_ENCODINGS
 
 
 def _belonging(topic: str, topics: Sequence[str], candidates: Collection[str]) -> str | None:

@@ -1,35 +1,33 @@
 """Reading rosbag2 recordings: folders or single files, MCAP or SQLite, compressed, damaged."""
 
-import re
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import yaml
+from mcap.records import Attachment, Metadata, Schema
 from rosbags.interfaces import Connection, MessageDefinitionFormat, Qos
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import get_types_from_idl, get_types_from_msg
 from rosbags.typesys.store import Typestore
 
-from cliptrase_ros.bag.salvage import BreakError, SalvagedMcap, SalvagedSqlite
+from cliptrase_ros.bag.folder import BagError, Description, find_files, storage_of
+from cliptrase_ros.bag.mcap_file import ROSBAG2_METADATA, McapFile
+from cliptrase_ros.bag.salvage import BreakError, SalvagedSqlite
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-_STORAGES = {'.mcap': 'mcap', '.db3': 'sqlite3'}
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
 # builtin_interfaces/Time counts seconds in 31 bits.
 _END_OF_TIME_NS = 2**31 * 1_000_000_000
 _IDL_RULE = '=' * 80 + '\n'
-
-
-class BagError(Exception):
-    """A recording that cannot be read or written; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Topic:
 
     type: as in `sensor_msgs/msg/Image`. definition: text of the message definition, '' if the
     recording has none. type_hash: RIHS01, '' if unknown. serialization: 'cdr' for nearly all.
-    qos: offered profiles, with which the topic is to be played. count: messages, None if unknown.
+    qos: offered profiles, with which the topic is to be played. count: messages, None if unknown;
+    it is what the file says, which may be wrong. schema, metadata: what an MCAP file says of it.
     """
 
     name: str
@@ -48,32 +47,63 @@ class Topic:
     serialization: str
     qos: tuple[Qos, ...]
     count: int | None
+    schema: Schema | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class BagMessage(NamedTuple):
+    """A message of a recording.
+
+    stamp_ns: log time, nanoseconds. data: serialised. publish_ns, sequence: as MCAP has them; None
+    and 0 where the storage has no place for them.
+    """
+
+    topic: Topic
+    stamp_ns: int
+    data: bytes
+    publish_ns: int | None = None
+    sequence: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of looking for a message.
+
+    message: None if there is none. refused: how many would not do. reason: why, '' if one did.
+    """
+
+    message: object | None
+    refused: int
+    reason: str
 
 
 @dataclass(frozen=True)
 class _File:
     name: str
-    reader: Reader | SalvagedMcap | SalvagedSqlite
+    reader: Reader | McapFile | SalvagedSqlite
 
 
 class BagReader:
     """A recording, opened: a context manager.
 
     topics: by (name, type), in the order of the files. damage: what is missing or could not be
-    read, a sentence each; it grows while messages are read. storage: 'mcap' or 'sqlite3'.
-    compressed: whether messages, chunks or files are. custom_data: of the metadata.
+    read, a sentence each; it grows while messages are read. notes: what is not as metadata.yaml
+    says, though nothing is missing. storage: 'mcap' or 'sqlite3'. compressed: whether messages,
+    chunks or files are. custom_data: of the metadata.
     Raises BagError if nothing can be read at all.
     """
 
     def __init__(self, path: Path, typestore: Typestore):
         self.damage: list[str] = []
+        self.notes: list[str] = []
         self.custom_data: dict[str, str] = {}
         self.storage = 'mcap'
         self.compressed = False
         self.topics: dict[tuple[str, str], Topic] = {}
         self._typestore = typestore
+        self._described = False
         self._hashes: dict[str, str] = {}
-        self._expected: int | None = None
+        self._counted: int | None = None
         self._files: list[_File] = []
         self._stack = ExitStack()
         try:
@@ -88,10 +118,8 @@ class BagReader:
     def __exit__(self, *exception) -> None:
         self._stack.close()
 
-    def messages(
-        self, wanted: Collection[Topic] | None = None
-    ) -> Iterator[tuple[Topic, int, bytes]]:
-        """Messages of every topic, or of some: topic, log time in nanoseconds, data.
+    def messages(self, wanted: Collection[Topic] | None = None) -> Iterator[BagMessage]:
+        """Messages of every topic, or of some.
 
         File after file, by log time. Where a file is damaged, the rest of it is missing and
         `damage` says so.
@@ -109,7 +137,8 @@ class BagReader:
             messages = file.reader.messages(connections)
             while True:
                 try:
-                    connection, stamp, data = next(messages)
+                    # MCAP has publish time and sequence number as well.
+                    connection, stamp, data, *sent = next(messages)
                     if data[:4] == _ZSTD_MAGIC:
                         data = zstd.decompress(data)
                 except StopIteration:
@@ -122,27 +151,69 @@ class BagReader:
                     self._note(f'{file.name}: damaged, the rest of it is missing (time {stamp})')
                     break
                 read += 1
-                yield self.topics[connection.topic, connection.msgtype], stamp, data
+                topic = self.topics[connection.topic, connection.msgtype]
+                yield BagMessage(topic, stamp, data, *sent)
             if reason := getattr(file.reader, 'reason', ''):
                 self._note(f'{file.name}: {reason}')
-        if names is None and self._expected is not None and read != self._expected:
-            self._note(f'{read} messages could be read, metadata.yaml counts {self._expected}')
+        if names is None and self._counted is not None and read != self._counted:
+            sentence = f'{read} messages could be read, metadata.yaml counts {self._counted}'
+            self._note(sentence, self.damage if read < self._counted else self.notes)
 
-    def first(self, topic: Topic) -> bytes | None:
-        """Data of the first message of a topic, None if there is none."""
-        return next((data for _, _, data in self.messages([topic])), None)
+    def find(
+        self,
+        topic: Topic,
+        check: Callable[[object], None],
+        is_other: Callable[[object], bool] = lambda message: False,
+    ) -> Found:
+        """Find the first message of a topic that is of a kind; no more are read than that takes.
 
-    def _note(self, sentence: str) -> None:
-        if sentence not in self.damage:
-            self.damage.append(sentence)
+        check: raises for a message that is not. is_other: whether a message that is not shows
+        that none of the topic will be.
+        """
+        refused, reason = 0, ''
+        for message in self.messages([topic]):
+            content = None
+            try:
+                if topic.serialization != 'cdr':
+                    raise ValueError(f'serialised as {topic.serialization}; only cdr can be read')
+                content = self._typestore.deserialize_cdr(message.data, topic.type)
+                check(content)
+            except Exception as error:
+                # The library raises what it likes over data that are no message.
+                if content is not None and is_other(content):
+                    return Found(None, 0, str(error))
+                refused, reason = refused + 1, reason or str(error)
+            else:
+                return Found(content, refused, '')
+        return Found(None, refused, reason or 'it has no messages')
+
+    def extras(self) -> Iterator[Attachment | Metadata]:
+        """Attachments and metadata of MCAP files, without what rosbag2 itself writes there."""
+        for file in self._files:
+            if isinstance(file.reader, McapFile):
+                for extra in file.reader.extras():
+                    if isinstance(extra, Attachment) or extra.name != ROSBAG2_METADATA:
+                        yield extra
+                if file.reader.reason:
+                    self._note(f'{file.name}: {file.reader.reason}')
+
+    def _note(self, sentence: str, notes: list[str] | None = None) -> None:
+        notes = self.damage if notes is None else notes
+        if sentence not in notes:
+            notes.append(sentence)
 
     def _open(self, path: Path) -> None:
         try:
-            paths = self._find_files(path)
+            files = find_files(path)
         except OSError as error:
             raise BagError(f'{path} cannot be read: {error.strerror}') from error
-        for file in paths:
-            storage = _STORAGES.get(Path(file.name.removesuffix('.zstd')).suffix)
+        self.damage += files.damage
+        self.notes += files.notes
+        self._describe(files.description)
+        self._described = bool(files.description.names)
+        self._counted = files.description.message_count
+        for file in files.paths:
+            storage = storage_of(file)
             if storage is None:
                 raise BagError(f'{file} is neither .mcap nor .db3, nor one of them with .zstd')
             self.storage = storage
@@ -153,94 +224,60 @@ class BagReader:
                 continue
             except OSError as error:
                 raise BagError(f'{file} cannot be read: {error}') from error
+            if any(c.ext.serialization_format == 'ros1' for c in reader.connections):
+                name = file.name.partition('.')[0]
+                raise BagError(
+                    f'{file} is a recording of ROS 1; convert the .bag it was made from: '
+                    f'rosbags-convert --src {name}.bag --dst {name}'
+                )
             self._files.append(_File(file.name, reader))
             for connection in reader.connections:
-                self._add_topic(connection, counted=not isinstance(reader, SalvagedSqlite))
+                self._add_topic(connection, reader)
         if not self.topics:
             reasons = '; '.join(self.damage) or 'it has no topics'
             raise BagError(f'nothing can be read of {path}: {reasons}')
 
-    def _find_files(self, path: Path) -> list[Path]:
-        if path.suffix == '.bag' and path.is_file():
-            raise BagError(
-                f'{path} is a recording of ROS 1; convert it first: rosbags-convert --src {path} '
-                f'--dst {path.with_suffix("")}'
-            )
-        if not path.exists():
-            raise BagError(f'{path} does not exist')
-        if path.is_file():
-            return [path]
-        metadata = path / 'metadata.yaml'
-        if not metadata.exists():
-            self._note('metadata.yaml is missing: the recording was not ended in order')
-            return self._guess_files(path)
-        try:
-            information = yaml.safe_load(metadata.read_text(encoding='utf-8'))
-            information = information['rosbag2_bagfile_information']
-            names = [PurePath(name).name for name in information['relative_file_paths']]
-            self.custom_data = {
-                str(key): str(value)
-                for key, value in (information.get('custom_data') or {}).items()
-            }
-            for entry in information.get('topics_with_message_count') or ():
-                topic = entry['topic_metadata']
-                self._hashes[topic['type']] = topic.get('type_description_hash') or ''
-            self.compressed = bool(information.get('compression_format'))
-            self._expected = information.get('message_count')
-        except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
-            reason = ' '.join(str(error).split())
-            self._note(f'metadata.yaml is damaged ({type(error).__name__}: {reason})')
-            return self._guess_files(path)
-        for name in names:
-            if not (path / name).is_file():
-                self._note(f'{name} is missing, though metadata.yaml names it')
-        return [path / name for name in names if (path / name).is_file()]
-
-    @staticmethod
-    def _guess_files(folder: Path) -> list[Path]:
-        def number(path: Path) -> tuple[int, str]:
-            # NAME_10 comes after NAME_9.
-            digits = re.search(r'_(\d+)\.', path.name)
-            return (int(digits[1]) if digits else 0, path.name)
-
-        files = (path for path in folder.iterdir() if path.is_file())
-        known = [p for p in files if Path(p.name.removesuffix('.zstd')).suffix in _STORAGES]
-        if not known:
-            raise BagError(f'{folder} is no recording: it has no .mcap and no .db3 file')
-        return sorted(known, key=number)
-
-    def _open_file(self, path: Path) -> Reader | SalvagedMcap | SalvagedSqlite:
+    def _open_file(self, path: Path) -> Reader | McapFile | SalvagedSqlite:
         name = path.name
         if path.suffix == '.zstd':
             self.compressed = True
             path = self._unpack(path)
+        if self.storage == 'mcap':
+            file = McapFile(path)
+            if not self._described:
+                self._take_description(file)
+            self.compressed = self.compressed or file.compressed
+            return file
         log = path.with_name(f'{path.name}-wal')
         if log.is_file() and log.stat().st_size:
             self._note(f'{name}: the recorder was stopped before it could tidy up')
             return self._salvage(path)
         try:
-            reader = self._stack.enter_context(Reader(path))
+            return self._stack.enter_context(Reader(path))
         except PermissionError:
             raise
         except Exception:
             # Whatever the library makes of a damaged file; a closer look says more.
-            salvaged = self._salvage(path)
-            if salvaged.reason:
-                self._note(f'{name}: {salvaged.reason}')
-            return salvaged
-        if self.storage == 'mcap':
-            chunks = reader.storage.chunks
-            self.compressed = self.compressed or any(chunk.compression for chunk in chunks)
-            if not chunks:
-                # Without an index the library insists on messages in order of time.
-                return self._salvage(path)
-        return reader
+            return self._salvage(path)
 
-    def _salvage(self, path: Path) -> SalvagedMcap | SalvagedSqlite:
-        salvage = SalvagedMcap if path.suffix == '.mcap' else SalvagedSqlite
-        salvaged = salvage(path)
+    def _salvage(self, path: Path) -> SalvagedSqlite:
+        salvaged = SalvagedSqlite(path)
         self._stack.callback(salvaged.close)
         return salvaged
+
+    def _describe(self, description: Description) -> None:
+        self.compressed = self.compressed or description.compressed
+        self.custom_data |= description.custom_data
+        self._hashes |= description.hashes
+
+    def _take_description(self, file: McapFile) -> None:
+        """Take what rosbag2 has written into a file."""
+        for extra in file.extras():
+            if isinstance(extra, Metadata) and extra.name == ROSBAG2_METADATA:
+                # A recording is worth having without.
+                with suppress(Exception):
+                    text = extra.metadata['serialized_metadata']
+                    self._describe(Description.of(yaml.safe_load(text)))
 
     def _unpack(self, path: Path) -> Path:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory())
@@ -257,16 +294,20 @@ class BagReader:
                 self._note(f'{path.name}: its compression breaks off ({error})')
         return target
 
-    def _add_topic(self, connection: Connection, counted: bool) -> None:
+    def _add_topic(self, connection: Connection, reader: object) -> None:
         key = (connection.topic, connection.msgtype)
         known = self.topics.get(key)
+        schema, metadata = None, {}
+        if isinstance(reader, McapFile):
+            channel = reader.channels[connection.id]
+            schema, metadata = reader.schemas.get(channel.schema_id), channel.metadata
         definition = connection.msgdef
         text = '' if definition.format is MessageDefinitionFormat.NONE else definition.data
         if not text and known:
             text = known.definition
         if not text and connection.msgtype in self._typestore.fielddefs:
             text, _ = self._typestore.generate_msgdef(connection.msgtype, ros_version=2)
-        count = connection.msgcount if counted else None
+        count = None if isinstance(reader, SalvagedSqlite) else connection.msgcount
         if known:
             count = None if count is None or known.count is None else known.count + count
         profiles = [*(known.qos if known else ())]
@@ -281,6 +322,8 @@ class BagReader:
             connection.ext.serialization_format,
             tuple(profiles),
             count,
+            known.schema if known else schema,
+            {**metadata, **(known.metadata if known else {})},
         )
 
     def _compute_hash(self, connection: Connection, text: str) -> str:

@@ -19,6 +19,16 @@ CLASS_MASKS = 'cliptrase_ros/msg/ClassMasks'
 VOCABULARY = 'cliptrase_ros/msg/Vocabulary'
 LABEL_INFO = 'vision_msgs/msg/LabelInfo'
 
+#: Topics of a camera, NODE/CAMERA/ before them: type, and whether it is latched.
+CAMERA_TOPICS = {
+    'label': (IMAGE, False),
+    'label_info': (LABEL_INFO, True),
+    'masks': (CLASS_MASKS, False),
+    'overlay': (IMAGE, False),
+}
+#: The topic of the node itself, NODE/ before it; latched.
+VOCABULARY_TOPIC = 'vocabulary'
+
 _PACKAGE = 'cliptrase_ros'
 _OWN = ('ClassMask', 'ClassMasks', 'Vocabulary', 'VocabularyClass')
 # Of another package, which need not be installed where bags are labelled.

@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_view(arguments)
 
     from cliptrase_ros.bag.cameras import check_destination, check_node, choose_cameras
-    from cliptrase_ros.bag.reader import BagError, BagReader
+    from cliptrase_ros.bag.folder import BagError
+    from cliptrase_ros.bag.reader import BagReader
     from cliptrase_ros.bag.types import make_typestore
 
     points = None
@@ -72,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_destination(arguments.input, arguments.output)
         typestore = make_typestore()
         with BagReader(arguments.input, typestore) as reader:
-            cameras = choose_cameras(reader, arguments.topic, typestore, arguments.node)
+            choice = choose_cameras(reader, arguments.topic, arguments.node)
+            cameras = choice.cameras
             segmenter, encoded, segmentation, batch = load_engine(arguments, vocabulary)
 
             from cliptrase_ros.bag.label import BagSettings, label_bag
@@ -100,19 +102,27 @@ def run(arguments: argparse.Namespace) -> int:
                 )
     except (BagError, FileNotFoundError) as error:
         raise CommandError(error) from error
-    for sentence in summary.damage:
+    for sentence in (*reader.notes, *summary.damage):
         print(f'cliptrase bag: {arguments.input}: {sentence}', file=sys.stderr)
-    for topic, (count, reason) in summary.refused.items():
+    refused = choice.refused | summary.refused
+    for topic, (count, reason) in refused.items():
         print(f'cliptrase bag: {topic}: {count} not labelled: {reason}', file=sys.stderr)
     for camera, reason in points.refused.items() if points else ():
         print(f'cliptrase bag: {camera}: no points to view: {reason}', file=sys.stderr)
+    if summary.not_kept:
+        print(
+            f'cliptrase bag: SQLite has no place for {summary.not_kept}; --storage mcap keeps them',
+            file=sys.stderr,
+        )
     for camera in cameras:
         print(
             f'{camera.topic.name}: {summary.labelled[camera.name]} images labelled, in '
             f'{arguments.node}/{camera.name}/'
         )
+    for topic, reason in choice.left_out.items():
+        print(f'{topic}: not labelled: {reason}')
     print(f'{summary.copied} messages and the labels are in {arguments.output}')
-    return 1 if summary.damage or summary.refused else 0
+    return 1 if summary.damage or refused else 0
 
 
 def _shower(viewer, points):
