@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ COMMANDS = (segment, bag, top, demo, evaluate, explain, verify, bench)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 (a check failed) or 2 (an error)."""
+    # A name that cannot be shown here must not end what is otherwise done.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == 'strict':
+            stream.reconfigure(errors='backslashreplace')
     parser = _parser()
     parsed = parser.parse_args(arguments)
     try:

@@ -1,6 +1,7 @@
 """`cliptrase bag`: recordings in, the same recordings with labels out."""
 
 import functools
+import io
 import json
 import os
 import shutil
@@ -16,12 +17,15 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mcap.reader import make_reader
+from mcap.writer import CompressionType, IndexType
+from mcap.writer import Writer as McapWriter
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, Reader
 
-from cliptrase_ros.bag.cameras import camera_name
-from cliptrase_ros.bag.messages import MessageMaker
+from cliptrase_ros.bag.cameras import camera_name, choose_cameras
 from cliptrase_ros.bag.folder import BagError
+from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import IMAGE, definition_file, make_typestore
 from cliptrase_ros.cli import main
@@ -34,6 +38,11 @@ from cliptrase_ros.segmentation.segmenter import (
     load_segmenter,
 )
 from cliptrase_ros.segmentation.vocabulary import parse_over_background
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 WORDS = 'red ball; box: crate, carton'
 STORAGES = [
@@ -306,6 +315,282 @@ def test_raw_wins_over_compressed(run, tmp_path):
     ]
 
 
+def empty_image(stamp):
+    image = bags.image(bags.picture(0), stamp=stamp)
+    image.height = image.width = image.step = 0
+    image.encoding, image.data = '', image.data[:0]
+    return image
+
+
+def camera(name, frames=3, odd=()):
+    """A topic of images, the first of which are odd."""
+    stamps = [bags.START + i * bags.STEP for i in range(frames)]
+    good = [bags.image(bags.picture(i), stamp=stamp) for i, stamp in enumerate(stamps)]
+    return (name, IMAGE, [], list(zip(stamps, [*odd, *good[len(odd) :]], strict=True)))
+
+
+def compressed_camera(name, frames=3):
+    stamps = [bags.START + i * bags.STEP for i in range(frames)]
+    images = [(stamp, bags.compressed(bags.picture(0), stamp=stamp)) for stamp in stamps]
+    return (name, 'sensor_msgs/msg/CompressedImage', [], images)
+
+
+def test_odd_images_at_the_beginning_cost_themselves_only(run, tmp_path):
+    unknown = bags.image(bags.picture(0))
+    unknown.encoding = 'h264'
+    odd = [empty_image(bags.START), b'\0\1\0\0nonsense', unknown]
+    topics = [camera('/good/image_raw', 5), camera('/late/image_raw', 5, odd)]
+    source = bags.write_bag(tmp_path / 'in', topics)
+    status, out, err = run(source, tmp_path / 'out', '--no-overlay')
+    assert status == 1
+    assert '/good/image_raw: 5 images labelled' in out
+    assert '/late/image_raw: 2 images labelled' in out
+    assert '/late/image_raw: 3 not labelled: image of 0 x 0 pixels' in err
+
+
+def test_topic_none_of_whose_images_can_be_labelled_is_said(run, tmp_path):
+    odd = [empty_image(bags.START + i) for i in range(3)]
+    topics = [camera('/good/image_raw'), camera('/never/image_raw', odd=odd), bags.contents()[3]]
+    topics.append(('/silent/image_raw', IMAGE, [], []))
+    source = bags.write_bag(tmp_path / 'in', topics)
+    status, out, err = run(source, tmp_path / 'out', '--no-overlay')
+    assert status == 1
+    assert err.count('\n') == 1
+    assert '/never/image_raw: 3 not labelled: image of 0 x 0 pixels' in err
+    assert '/silent/image_raw: not labelled: it has no messages' in out
+    assert "/front/depth/image_raw: not labelled: encoding '16UC1' is of measurements" in out
+    assert set(read(tmp_path / 'out')[0]) == {
+        *(name for name, *_ in topics),
+        '/cliptrase/vocabulary',
+        *(f'/cliptrase/good/{output}' for output in ('label', 'label_info', 'masks')),
+    }
+
+
+@pytest.mark.parametrize(
+    'raw',
+    [
+        ('/a/image_raw', IMAGE, [], []),
+        camera('/a/image_raw', odd=[empty_image(bags.START + i) for i in range(3)]),
+    ],
+    ids=['without messages', 'without pictures'],
+)
+def test_compressed_stands_in_for_a_raw_topic_without_pictures(run, tmp_path, raw):
+    topics = [raw, compressed_camera('/a/image_raw/compressed')]
+    status, out, err = run(bags.write_bag(tmp_path / 'in', topics), tmp_path / 'out')
+    assert (status, err) == (0, '')
+    assert '/a/image_raw/compressed: 3 images labelled, in /cliptrase/a/' in out
+    assert '/a/image_raw: not labelled: i' in out
+
+
+def test_judging_topics_reads_no_more_than_it_takes(typestore, tmp_path, monkeypatch):
+    odd = [empty_image(bags.START)]
+    topics = [*bags.contents(9), camera('/late/image_raw', 9, odd)]
+    source = bags.write_bag(tmp_path / 'in', topics)
+    read, messages = Counter(), BagReader.messages
+
+    def counted(self, wanted=None):
+        for message in messages(self, wanted):
+            read[message.topic.name] += 1
+            yield message
+
+    monkeypatch.setattr(BagReader, 'messages', counted)
+    with BagReader(source, typestore) as reader:
+        chosen = choose_cameras(reader, [])
+    assert [c.name for c in chosen.cameras] == ['front', 'rear', 'late']
+    assert read == {
+        '/front/image_raw': 1,
+        '/rear/image_raw/compressed': 1,
+        '/front/depth/image_raw': 1,
+        '/late/image_raw': 2,
+    }
+
+
+def test_counts_in_metadata_are_not_believed(typestore, tmp_path):
+    source = bags.write_bag(tmp_path / 'in')
+    nothing = yaml.safe_load((source / 'metadata.yaml').read_text())
+    topics = nothing['rosbag2_bagfile_information']['topics_with_message_count']
+    change_metadata(
+        source,
+        message_count=3,
+        topics_with_message_count=[{**topic, 'message_count': 0} for topic in topics],
+    )
+    with BagReader(source, typestore) as reader:
+        assert [c.name for c in choose_cameras(reader, []).cameras] == ['front', 'rear']
+        assert len(list(reader.messages())) == 17
+        assert reader.notes == ['17 messages could be read, metadata.yaml counts 3']
+        assert reader.damage == []
+
+
+def write_mcap(path, frames=3, **options):
+    """Write an MCAP file with all that rosbag2 itself does not write."""
+    definition, _ = bags.STORE.generate_msgdef(IMAGE, ros_version=2)
+    with path.open('wb') as file:
+        writer = McapWriter(file, **options)
+        writer.start('ros2')
+        writer.add_attachment(bags.START, 5, 'calibration.yaml', 'text/yaml', b'fx: 100')
+        schema = writer.register_schema(IMAGE, 'ros2msg', definition.encode())
+        images = writer.register_channel('/cam/image_raw', 'cdr', schema, {'driver': 'v4l2'})
+        schema = writer.register_schema('site.Event', 'protobuf', b'\x0a\xff')
+        events = writer.register_channel('/events', 'protobuf', schema)
+        for i in range(frames):
+            stamp = bags.START + i * bags.STEP
+            image = bags.image(bags.picture(i), stamp=stamp)
+            data = bytes(bags.STORE.serialize_cdr(image, IMAGE))
+            writer.add_message(images, stamp, data, stamp - 5_000_000, sequence=i + 7)
+            writer.add_message(events, stamp + 1, b'\x08\x01', stamp - 1, sequence=i)
+        writer.add_metadata('vehicle', {'name': 'toy'})
+        writer.finish()
+    return path
+
+
+def read_mcap(path):
+    """Messages of `write_mcap`'s topics, descriptions of the topics, attachments, metadata."""
+    with path.open('rb') as file:
+        reader = make_reader(file)
+        rows = [row for row in reader.iter_messages() if not row[1].topic.startswith('/cliptrase')]
+        return (
+            [(c.topic, m.log_time, m.publish_time, m.sequence, m.data) for _, c, m in rows],
+            {
+                c.topic: (s.name, s.encoding, s.data, c.message_encoding, c.metadata.get('driver'))
+                for s, c, _ in rows
+            },
+            list(reader.iter_attachments()),
+            {m.name: m.metadata for m in reader.iter_metadata() if m.name != 'rosbag2'},
+        )
+
+
+def test_mcap_keeps_what_only_mcap_has(run, tmp_path):
+    """Publish times, sequence numbers, attachments, metadata, schemas of other kinds."""
+    source = write_mcap(tmp_path / 'in.mcap', chunk_size=20_000)
+    status, _, err = run(source, tmp_path / 'out', '--no-overlay')
+    assert (status, err) == (0, '')
+    assert read_mcap(tmp_path / 'out' / 'out.mcap') == read_mcap(source)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'chunk_size': 20_000},
+        {'compression': CompressionType.LZ4, 'use_statistics': False},
+        {'compression': CompressionType.NONE, 'repeat_channels': False, 'repeat_schemas': False},
+        {'index_types': IndexType.NONE},
+        {'index_types': IndexType.CHUNK},
+        {'use_chunking': False},
+    ],
+    ids=lambda options: '-'.join(options),
+)
+def test_mcap_is_read_however_it_was_written(typestore, tmp_path, options):
+    whole, _, attachments, metadata = read_mcap(write_mcap(tmp_path / 'whole.mcap'))
+    with BagReader(write_mcap(tmp_path / 'in.mcap', **options), typestore) as reader:
+        messages = [
+            (m.topic.name, m.stamp_ns, m.publish_ns, m.sequence, m.data) for m in reader.messages()
+        ]
+        extras = list(reader.extras())
+        assert messages == whole
+        assert extras[:1] == attachments
+        assert {extra.name: extra.metadata for extra in extras[1:]} == metadata
+        assert reader.damage == reader.notes == []
+
+
+def test_messages_of_overlapping_chunks_come_by_time(typestore, tmp_path):
+    """A recorder writes them as they arrive, and readers put them in order."""
+    order = [5, 0, 3, 9, 1, 8, 2, 7, 6, 4]
+    with (tmp_path / 'in.mcap').open('wb') as file:
+        writer = McapWriter(file, chunk_size=300)
+        writer.start('ros2')
+        schema = writer.register_schema('std_msgs/msg/String', 'ros2msg', b'string data')
+        channel = writer.register_channel('/chatter', 'cdr', schema)
+        for number in order:
+            writer.add_message(channel, bags.START + number // 2, bytes([number] * 150), 0)
+        writer.finish()
+    with BagReader(tmp_path / 'in.mcap', typestore) as reader:
+        numbers = [message.data[0] for message in reader.messages()]
+    # Of equal times as they stand in the file.
+    assert numbers == sorted(order, key=lambda number: number // 2)
+
+
+def test_publish_times_of_a_file_that_breaks_off(run, tmp_path):
+    source = write_mcap(tmp_path / 'in.mcap', use_chunking=False)
+    with source.open('rb+') as file:
+        file.truncate(source.stat().st_size * 2 // 3)
+    status, _, err = run(source, tmp_path / 'out', '--no-overlay')
+    assert status == 1
+    assert 'breaks off' in err
+    messages, _, attachments, _ = read_mcap(tmp_path / 'out' / 'out.mcap')
+    expected = read_mcap(write_mcap(tmp_path / 'whole.mcap'))
+    assert 2 <= len(messages) < 6
+    assert messages == expected[0][: len(messages)]
+    assert attachments == expected[2]
+
+
+def test_what_sqlite_has_no_place_for_is_said(run, tmp_path):
+    source = write_mcap(tmp_path / 'in.mcap')
+    status, _, err = run(source, tmp_path / 'out', '--storage', 'sqlite3')
+    assert status == 0
+    assert (
+        'SQLite has no place for publish times and sequence numbers of 6 messages and attachments '
+        'and metadata (calibration.yaml, vehicle); --storage mcap keeps them' in err
+    )
+    assert err.count('\n') == 1
+
+
+def test_damaged_attachment_costs_itself(typestore, tmp_path):
+    source = write_mcap(tmp_path / 'in.mcap')
+    content = source.read_bytes()
+    name = content.index(b'calibration.yaml')
+    # The length of its name says more than the record has.
+    source.write_bytes(content[: name - 4] + b'\xff\xff\0\0' + content[name:])
+    with BagReader(source, typestore) as reader:
+        assert len(list(reader.messages())) == 6
+        assert [extra.name for extra in reader.extras()] == ['vehicle']
+        assert 'attachment or metadata at byte' in reader.damage[0]
+
+
+def test_chunk_damaged_within_costs_what_follows(typestore, tmp_path):
+    source = write_mcap(
+        tmp_path / 'in.mcap', 9, compression=CompressionType.NONE, chunk_size=20_000
+    )
+    whole = read_ours(source, typestore)[0]
+    content = source.read_bytes()
+    place = content.index(whole[10][2])
+    source.write_bytes(content[:place] + b'\xff' + content[place + 1 :])
+    messages, damage = read_ours(source, typestore)
+    assert 4 <= len(messages) < len(whole)
+    assert messages == whole[: len(messages)]
+    assert 'chunk' in damage[0] and 'damaged' in damage[0]
+
+
+def test_custom_data_of_a_single_file_are_kept(typestore, tmp_path):
+    source = bags.write_bag(tmp_path / 'in')
+    with BagReader(source / 'in.mcap', typestore) as reader:
+        assert reader.custom_data == {'site': 'hall 3'}
+
+
+def test_ros1_in_mcap(run, tmp_path):
+    source = tmp_path / 'drive_1.mcap'
+    with source.open('wb') as file:
+        writer = McapWriter(file)
+        writer.start('ros1')
+        schema = writer.register_schema('sensor_msgs/Image', 'ros1msg', b'uint32 height')
+        channel = writer.register_channel('/cam/image_raw', 'ros1', schema)
+        writer.add_message(channel, bags.START, b'1234', bags.START)
+        writer.finish()
+    status, _, err = run(source, tmp_path / 'out', '--topic', '/cam/image_raw')
+    assert status == 2
+    assert 'recording of ROS 1; convert the .bag it was made from: rosbags-convert --src' in err
+    assert_nothing_left(tmp_path, 'drive_1.mcap')
+
+
+@pytest.mark.parametrize('name', ['drive.bag', 'drive.bag.active', 'drive'])
+def test_ros1_is_known_by_its_content(typestore, tmp_path, name):
+    (tmp_path / 'folder').mkdir()
+    file = tmp_path / 'folder' / name
+    file.write_bytes(b'#ROSBAG V2.0\n')
+    for path in (file, tmp_path / 'folder'):
+        with pytest.raises(BagError, match='recording of ROS 1'):
+            BagReader(path, typestore)
+
+
 def test_single_file_and_other_storage(run, tmp_path):
     source = bags.write_bag(tmp_path / 'in')
     status, _, err = run(
@@ -327,7 +612,11 @@ def test_again_under_another_name(run, tmp_path):
     assert '--node /NAME' in err
     assert run(tmp_path / 'once', tmp_path / 'twice', '--node', '/robot/other')[0] == 0
     topics, _ = read(tmp_path / 'twice')
-    assert {'/cliptrase/front/label', '/robot/other/front/label'} <= set(topics)
+    assert '/cliptrase/front/label' in topics
+    # The labels and overlays of the first time are no cameras of the second.
+    assert {name.split('/')[3] for name in topics if name.startswith('/robot/other/')} == {
+        *('front', 'rear', 'vocabulary')
+    }
 
 
 def test_outputs_that_are_there_without_labels_are_not_mixed_with(run, tmp_path):
@@ -381,6 +670,111 @@ def test_file_of_a_split_is_missing(typestore, tmp_path):
         'bag_11.mcap is missing, though metadata.yaml names it',
         f'{len(expected)} messages could be read, metadata.yaml counts {len(expected) + 3}',
     ]
+
+
+def change_metadata(folder, **changes):
+    path = folder / 'metadata.yaml'
+    content = yaml.safe_load(path.read_text())
+    content['rosbag2_bagfile_information'].update(changes)
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ('named', 'there', 'notes'),
+    [
+        (['in.mcap'], ['in.mcap'], []),
+        # As Foxy wrote it, from the folder above.
+        (['in/in.mcap'], ['in.mcap'], []),
+        (
+            ['/home/u/old/in.mcap'],
+            ['in.mcap'],
+            ['metadata.yaml names /home/u/old/in.mcap; in.mcap of the folder is read'],
+        ),
+        (
+            ['in.mcap.zstd'],
+            ['in.mcap'],
+            ['metadata.yaml names in.mcap.zstd; in.mcap of the folder is read'],
+        ),
+        (
+            ['in.mcap'],
+            ['in.mcap.zstd'],
+            ['metadata.yaml names in.mcap; in.mcap.zstd of the folder is read'],
+        ),
+        # Unpacked, and the packed file kept.
+        (['in.mcap.zstd'], ['in.mcap', 'in.mcap.zstd'], []),
+        (
+            ['in.mcap'],
+            ['monday.mcap'],
+            ['metadata.yaml names in.mcap; monday.mcap of the folder is read'],
+        ),
+        ([], ['in.mcap'], ['metadata.yaml names no file; in.mcap of the folder is read']),
+        (
+            ['in.mcap'],
+            ['in.mcap', 'other.mcap'],
+            ['other.mcap is left out: metadata.yaml does not name it'],
+        ),
+        # What macOS leaves beside a file on other disks.
+        (['in.mcap'], ['in.mcap', '._in.mcap'], []),
+    ],
+)
+def test_metadata_that_name_another_file(typestore, tmp_path, named, there, notes):
+    source = bags.write_bag(tmp_path / 'in', compression=CompressionMode.FILE)
+    expected = read(source)[1]
+    packed = source / 'in.mcap.zstd'
+    contents = {'.mcap': zstd.decompress(packed.read_bytes()), '.zstd': packed.read_bytes()}
+    packed.unlink()
+    for name in there:
+        (source / name).write_bytes(contents[Path(name).suffix])
+    change_metadata(source, relative_file_paths=named)
+    with BagReader(source, typestore) as reader:
+        messages = [(m.topic.name, m.stamp_ns, bytes(m.data)) for m in reader.messages()]
+        assert (messages, reader.notes, reader.damage) == (expected, notes, [])
+        assert reader.compressed == ('in.mcap.zstd' in there)
+
+
+def test_difference_that_loses_nothing_is_said(run, tmp_path):
+    source = bags.write_bag(tmp_path / 'in')
+    (source / 'in.mcap').rename(source / 'monday.mcap')
+    status, out, err = run(source, tmp_path / 'out', '--no-overlay')
+    assert status == 0
+    assert 'metadata.yaml names in.mcap; monday.mcap of the folder is read' in err
+    assert '/front/image_raw: 4 images labelled' in out
+
+
+@pytest.mark.parametrize(
+    ('named', 'note', 'missing'),
+    [
+        # Renamed altogether, or the first of them only.
+        (['old_9.mcap', 'old_10.mcap'], 'old_9.mcap, old_10.mcap; bag_9.mcap, bag_10.mcap', ''),
+        (['old_9.mcap', 'bag_10.mcap'], 'old_9.mcap; bag_9.mcap', ''),
+        (
+            ['old_9.mcap', 'old_10.mcap', 'old_11.mcap'],
+            '',
+            'old_9.mcap, old_10.mcap, old_11.mcap; bag_9.mcap, bag_10.mcap',
+        ),
+    ],
+)
+def test_split_under_other_names(typestore, tmp_path, named, note, missing):
+    bag, expected = split(tmp_path, 'mcap')
+    (bag / 'metadata.yaml').write_text('rosbag2_bagfile_information: {relative_file_paths: []}')
+    change_metadata(bag, relative_file_paths=named)
+    with BagReader(bag, typestore) as reader:
+        messages = [(m.topic.name, m.stamp_ns, bytes(m.data)) for m in reader.messages()]
+        assert messages == expected
+        for sentences, files in ((reader.notes, note), (reader.damage, missing)):
+            expected_sentence = f'metadata.yaml names {files} of the folder is read'
+            assert sentences == ([expected_sentence] if files else [])
+
+
+def test_half_packed_file_beside_the_whole_one(typestore, tmp_path):
+    """As a recorder leaves them that was killed while it compressed."""
+    source = bags.write_bag(tmp_path / 'in')
+    expected = read(source)[1]
+    (source / 'metadata.yaml').unlink()
+    (source / 'in.mcap.zstd').write_bytes(zstd.compress((source / 'in.mcap').read_bytes())[:900])
+    messages, damage = read_ours(source, typestore)
+    assert messages == expected
+    assert len(damage) == 1
 
 
 @pytest.mark.parametrize('text', ['', ': [', 'rosbag2_bagfile_information: 5', '- a', '\0'])
@@ -534,6 +928,44 @@ def test_image_the_engine_refuses(run, tmp_path):
     assert status == 1
     assert 'too elongated' in err
     assert '1 images labelled' in out
+
+
+def test_labels_that_cannot_be_made_cost_their_image(run, tmp_path, monkeypatch):
+    source = bags.write_bag(tmp_path / 'in', [camera('/cam/image_raw')])
+    drawn = []
+
+    def fail_once(picture, *rest):
+        drawn.append(picture)
+        if len(drawn) == 2:
+            raise ValueError('no font')
+        return picture
+
+    monkeypatch.setattr('cliptrase_ros.bag.label.draw_overlay', fail_once)
+    status, out, err = run(source, tmp_path / 'out')
+    assert status == 1
+    assert '/cam/image_raw: 1 not labelled: no font' in err
+    assert '/cam/image_raw: 2 images labelled' in out
+    counts = Counter(name for name, *_ in read(tmp_path / 'out')[1])
+    assert [counts[f'/cliptrase/cam/{name}'] for name in ('label', 'masks', 'overlay')] == [2] * 3
+    assert counts['/cam/image_raw'] == 3
+
+
+def test_name_that_cannot_be_shown(run, tmp_path, monkeypatch):
+    """A terminal that has no such letters must not cost the summary."""
+    bags.write_bag(tmp_path / 'in', [camera('/cam/image_raw', 1)])
+    shown = io.TextIOWrapper(io.BytesIO(), 'ascii')
+    monkeypatch.setattr(sys, 'stdout', shown)
+    assert run(tmp_path / 'in', tmp_path / 'öut')[0] == 0
+    shown.flush()
+    assert b'\\xf6ut' in shown.buffer.getvalue().splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere names are Unicode')
+def test_name_that_metadata_cannot_have(run, tmp_path):
+    source = bags.write_bag(tmp_path / 'in', [camera('/cam/image_raw', 1)])
+    status, _, err = run(source, os.fsdecode(bytes(tmp_path / 'caf') + b'\xe9'))
+    assert status == 2
+    assert 'not being UTF-8' in err
 
 
 @pytest.mark.parametrize(

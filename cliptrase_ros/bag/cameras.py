@@ -7,7 +7,13 @@ from pathlib import Path
 
 from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.reader import BagReader, Found, Topic
-from cliptrase_ros.bag.types import CAMERA_TOPICS, COMPRESSED_IMAGE, IMAGE, VOCABULARY_TOPIC
+from cliptrase_ros.bag.types import (
+    CAMERA_TOPICS,
+    CLASS_MASKS,
+    COMPRESSED_IMAGE,
+    IMAGE,
+    VOCABULARY_TOPIC,
+)
 from cliptrase_ros.image_messages import ENCODING_TABLE, check_compressed, check_image
 
 #: Name of the node whose topics are added.
@@ -41,7 +47,7 @@ def choose_cameras(reader: BagReader, wanted: Sequence[str], node: str = DEFAULT
     """Choose the image topics to label.
 
     wanted: `TOPIC` or `TOPIC=NAME` each; empty for every topic that holds pictures, raw rather
-    than compressed where both of one camera do, and nothing of the node itself.
+    than compressed where both of one camera do, and nothing that is labels already.
     Raises BagError: a topic that is not there, or that holds no pictures; none found.
     """
     images = {topic.name: topic for topic in reader.topics.values() if topic.type in _IMAGE_TYPES}
@@ -57,7 +63,7 @@ def choose_cameras(reader: BagReader, wanted: Sequence[str], node: str = DEFAULT
         if choice.left_out:
             raise BagError(_reasons(choice.left_out))
     else:
-        _choose_all(reader, [t for n, t in images.items() if not n.startswith(f'{node}/')], choice)
+        _choose_all(reader, [t for t in images.values() if not _is_output(reader, t, node)], choice)
     if not choice.cameras:
         reasons = choice.left_out | {name: reason for name, (_, reason) in choice.refused.items()}
         raise BagError(
@@ -72,21 +78,25 @@ def choose_cameras(reader: BagReader, wanted: Sequence[str], node: str = DEFAULT
 def _choose_all(reader: BagReader, topics: Sequence[Topic], choice: Choice) -> None:
     looks = {topic.name: _look_for_pictures(reader, topic) for topic in topics}
     good = {name for name, look in looks.items() if not look.reason}
-    raw_of = {
-        topic.name: topic.name.rpartition('/')[0]
-        for topic in topics
-        if topic.type == COMPRESSED_IMAGE
-    }
+    compressed = (topic.name for topic in topics if topic.type == COMPRESSED_IMAGE)
+    raw_of = {name: name.rpartition('/')[0] for name in compressed}
+    replaced = {raw for name, raw in raw_of.items() if name in good}
     for topic in topics:
         name, look = topic.name, looks[topic.name]
         if raw_of.get(name) in good:
             choice.left_out[name] = f'{raw_of[name]} is labelled'
         elif name in good:
             choice.cameras.append(_camera(topic, '', choice.cameras))
-        elif look.refused and not any(raw == name and one in good for one, raw in raw_of.items()):
+        elif look.refused and name not in replaced:
             choice.refused[name] = (look.refused, look.reason)
         else:
             choice.left_out[name] = look.reason
+
+
+def _is_output(reader: BagReader, topic: Topic, node: str) -> bool:
+    """Whether a topic is what this node publishes, or one of another name."""
+    beside = f'{topic.name.rpartition("/")[0]}/masks'
+    return topic.name.startswith(f'{node}/') or (beside, CLASS_MASKS) in reader.topics
 
 
 def _camera(topic: Topic, given: str, cameras: Sequence[BagCamera]) -> BagCamera:
@@ -101,16 +111,17 @@ def _camera(topic: Topic, given: str, cameras: Sequence[BagCamera]) -> BagCamera
 
 def _look_for_pictures(reader: BagReader, topic: Topic) -> Found:
     # The first may be empty or odd, as drivers send when they start.
-    return reader.find(topic, check_image if topic.type == IMAGE else check_compressed, _is_matrix)
+    check = check_image if topic.type == IMAGE else check_compressed
+    return reader.find(topic, check, _measurements)
 
 
-def _is_matrix(image) -> bool:
-    """Whether an image is of numbers that are no picture, such as depth or optical flow."""
+def _measurements(image) -> str:
     encoding = image.encoding if hasattr(image, 'encoding') else image.format
     first = re.split(r'[; ]', encoding.strip())[0]
-    return 'compressedDepth' in encoding or (
-        first not in ENCODING_TABLE and re.fullmatch(r'\d+[USF]C\d+', first) is not None
-    )
+    numbers = first not in ENCODING_TABLE and re.fullmatch(r'\d+[USF]C\d+', first)
+    if numbers or 'compressedDepth' in encoding:
+        return f'encoding {encoding[:60]!r} is of measurements such as depth, not of pictures'
+    return ''
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:
@@ -171,3 +182,9 @@ def check_destination(source: Path, destination: Path) -> None:
         raise BagError(f'{destination} exists already; remove it or choose another name')
     if source.resolve() in destination.resolve().parents:
         raise BagError(f'{destination} lies within the recording {source}')
+    try:
+        destination.name.encode()
+    except UnicodeEncodeError as error:
+        raise BagError(
+            f'{destination} is a name that metadata.yaml cannot have, not being UTF-8'
+        ) from error

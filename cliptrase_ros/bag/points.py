@@ -49,7 +49,7 @@ class BagPoints:
         self.refused: dict[str, str] = {}
         self._typestore = typestore
         self._show = show
-        depths = _first_messages(reader, IMAGE, check_depth, _is_picture)
+        depths = _first_messages(reader, IMAGE, check_depth, _picture)
         infos = _first_messages(reader, CAMERA_INFO, lambda message: None)
         self._cameras: dict[str, _Camera] = {}
         topics = [camera.topic.name for camera in cameras]
@@ -111,8 +111,9 @@ def _first_messages(reader: BagReader, kind: str, *checks) -> dict[str, object]:
     return {name: message for name, message in found.items() if message is not None}
 
 
-def _is_picture(image) -> bool:
-    return image.encoding in ENCODING_TABLE and image.encoding not in DEPTH_ENCODINGS
+def _picture(image) -> str:
+    known = image.encoding in ENCODING_TABLE and image.encoding not in DEPTH_ENCODINGS
+    return 'pictures' if known else ''
 
 
 def _belonging(topic: str, topics: Sequence[str], candidates: Collection[str]) -> str | None:

@@ -163,12 +163,12 @@ class BagReader:
         self,
         topic: Topic,
         check: Callable[[object], None],
-        is_other: Callable[[object], bool] = lambda message: False,
+        other: Callable[[object], str] = lambda message: '',
     ) -> Found:
         """Find the first message of a topic that is of a kind; no more are read than that takes.
 
-        check: raises for a message that is not. is_other: whether a message that is not shows
-        that none of the topic will be.
+        check: raises for a message that is not. other: what a message that is not shows the whole
+        topic to be, '' if nothing.
         """
         refused, reason = 0, ''
         for message in self.messages([topic]):
@@ -180,8 +180,8 @@ class BagReader:
                 check(content)
             except Exception as error:
                 # The library raises what it likes over data that are no message.
-                if content is not None and is_other(content):
-                    return Found(None, 0, str(error))
+                if content is not None and (kind := other(content)):
+                    return Found(None, 0, kind)
                 refused, reason = refused + 1, reason or str(error)
             else:
                 return Found(content, refused, '')
