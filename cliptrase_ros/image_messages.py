@@ -92,8 +92,9 @@ ENCODING_TABLE = _encodings()
 ENCODINGS = tuple(sorted(ENCODING_TABLE))
 
 _LISTED = ', '.join(ENCODINGS)
-# Numbers without a word about what they mean, and codecs whose frames need the ones before them.
-_MEASUREMENTS = re.compile(r'(8S|16[US]|32[SF]|64F)C\d')
+#: Encodings of numbers without a word about what they mean, such as depth.
+MEASUREMENTS = re.compile(r'(8S|16[US]|32[SF]|64F)C\d')
+# Codecs whose frames need the ones before them.
 _VIDEO = re.compile(r'\b(h\.?26[456]|hevc|avc|av1|vp[89]|mpeg\d?|theora)\b', re.IGNORECASE)
 _NO_PICTURE = (
     'depth, or what a sensor counts (a thermal camera, say); publish mono8, or mono16 scaled to '
@@ -111,7 +112,7 @@ def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
     check_size(image.width, image.height, max_pixels)
     encoding = ENCODING_TABLE.get(image.encoding)
     if encoding is None:
-        is_measured = _MEASUREMENTS.match(image.encoding)
+        is_measured = MEASUREMENTS.match(image.encoding)
         raise ImageError(
             f'encoding {image.encoding[:40]!r} is not known as a picture'
             + (f' but as {_NO_PICTURE}' if is_measured else f'; publish one of {_LISTED}')
@@ -236,7 +237,7 @@ def check_compressed(image) -> None:
     image: fields of sensor_msgs/CompressedImage. Raises ImageError.
     """
     original, codec, _ = _split_format(image.format)
-    if 'compressedDepth' in codec or _MEASUREMENTS.match(original):
+    if 'compressedDepth' in codec or MEASUREMENTS.match(original):
         raise ImageError(f'format {image.format[:60]!r} is {_NO_PICTURE}')
     if _VIDEO.search(image.format):
         raise ImageError(

@@ -358,7 +358,7 @@ def test_topic_none_of_whose_images_can_be_labelled_is_said(run, tmp_path):
     assert err.count('\n') == 1
     assert '/never/image_raw: 3 not labelled: image of 0 x 0 pixels' in err
     assert '/silent/image_raw: not labelled: it has no messages' in out
-    assert "/front/depth/image_raw: not labelled: encoding '16UC1' is of measurements" in out
+    assert "/front/depth/image_raw: not labelled: encoding '16UC1' is not known as a picture" in out
     assert set(read(tmp_path / 'out')[0]) == {
         *(name for name, *_ in topics),
         '/cliptrase/vocabulary',

@@ -113,6 +113,10 @@ def bag_with_depth(path, late_s=0.0, height=48):
         metres[0] = 0
         message = bags.image(metres, '16UC1', stamp + int(late_s * 1e9))
         depth.append((stamp + 9 if late_s else stamp - 2, message))
+    # As drivers send when they start.
+    empty = bags.image(np.zeros((1, 1), np.uint16), '16UC1', bags.START - 9)
+    empty.height = empty.width = 0
+    depth.insert(0, (bags.START - 9, empty))
     topics[3] = ('/front/depth/image_raw', 'sensor_msgs/msg/Image', [], depth)
     topics.append(('/front/camera_info', 'sensor_msgs/msg/CameraInfo', [], camera_info))
     return bags.write_bag(path, topics)

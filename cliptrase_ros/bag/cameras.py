@@ -14,7 +14,7 @@ from cliptrase_ros.bag.types import (
     IMAGE,
     VOCABULARY_TOPIC,
 )
-from cliptrase_ros.image_messages import ENCODING_TABLE, check_compressed, check_image
+from cliptrase_ros.image_messages import MEASUREMENTS, check_compressed, check_image
 
 #: Name of the node whose topics are added.
 DEFAULT_NODE = '/cliptrase'
@@ -111,17 +111,10 @@ def _camera(topic: Topic, given: str, cameras: Sequence[BagCamera]) -> BagCamera
 
 def _look_for_pictures(reader: BagReader, topic: Topic) -> Found:
     # The first may be empty or odd, as drivers send when they start.
-    check = check_image if topic.type == IMAGE else check_compressed
-    return reader.find(topic, check, _measurements)
-
-
-def _measurements(image) -> str:
-    encoding = image.encoding if hasattr(image, 'encoding') else image.format
-    first = re.split(r'[; ]', encoding.strip())[0]
-    numbers = first not in ENCODING_TABLE and re.fullmatch(r'\d+[USF]C\d+', first)
-    if numbers or 'compressedDepth' in encoding:
-        return f'encoding {encoding[:60]!r} is of measurements such as depth, not of pictures'
-    return ''
+    if topic.type == IMAGE:
+        return reader.find(topic, check_image, lambda image: MEASUREMENTS.match(image.encoding))
+    # What is checked is the format alone, and that is one for all.
+    return reader.find(topic, check_compressed, lambda image: True)
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:

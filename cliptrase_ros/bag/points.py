@@ -36,7 +36,7 @@ class BagPoints:
     """Finds the depth of cameras in a recording, and makes points when depth and labels are there.
 
     show: called with the camera's name, the picture's stamp in nanoseconds, float32 (N, 3) metres
-    in the optical frame, and uint8 (N,) class ids. refused: why some camera has no points.
+    in the optical frame, and uint8 (N,) class ids. refused: why some camera has no points at all.
     """
 
     def __init__(
@@ -47,9 +47,10 @@ class BagPoints:
         show: Callable[[str, int, np.ndarray, np.ndarray], None],
     ):
         self.refused: dict[str, str] = {}
+        self._shown: set[str] = set()
         self._typestore = typestore
         self._show = show
-        depths = _first_messages(reader, IMAGE, check_depth, _picture)
+        depths = _first_messages(reader, IMAGE, check_depth, _is_picture)
         infos = _first_messages(reader, CAMERA_INFO, lambda message: None)
         self._cameras: dict[str, _Camera] = {}
         topics = [camera.topic.name for camera in cameras]
@@ -66,9 +67,10 @@ class BagPoints:
             if topic.name == camera.depth_topic and topic.type == IMAGE:
                 try:
                     depth = self._typestore.deserialize_cdr(message.data, IMAGE)
+                    check_depth(depth)
                 except Exception as error:
                     # The library raises what it likes over data that are no message.
-                    self.refused.setdefault(name, f'depth cannot be read ({error})')
+                    self._refuse(name, f'depth cannot be read ({error})')
                     continue
                 camera.depth = (header_stamp_ns(depth.header), depth)
                 self._join(name, camera)
@@ -98,11 +100,17 @@ class BagPoints:
                 depth, intrinsics_of(camera.info, depth.shape[1], depth.shape[0])
             )
         except ImageError as error:
-            self.refused.setdefault(name, str(error))
+            self._refuse(name, str(error))
             return
         measured = np.isfinite(depth)
         positions = np.stack([right, down, depth], axis=2)[measured]
         self._show(name, stamp_ns, positions, label[measured])
+        self._shown.add(name)
+        self.refused.pop(name, None)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        if name not in self._shown:
+            self.refused.setdefault(name, reason)
 
 
 def _first_messages(reader: BagReader, kind: str, *checks) -> dict[str, object]:
@@ -111,9 +119,8 @@ def _first_messages(reader: BagReader, kind: str, *checks) -> dict[str, object]:
     return {name: message for name, message in found.items() if message is not None}
 
 
-def _picture(image) -> str:
-    known = image.encoding in ENCODING_TABLE and image.encoding not in DEPTH_ENCODINGS
-    return 'pictures' if known else ''
+def _is_picture(image) -> bool:
+    return image.encoding in ENCODING_TABLE and image.encoding not in DEPTH_ENCODINGS
 
 
 def _belonging(topic: str, topics: Sequence[str], candidates: Collection[str]) -> str | None:

@@ -69,7 +69,8 @@ class BagMessage(NamedTuple):
 class Found:
     """What came of looking for a message.
 
-    message: None if there is none. refused: how many would not do. reason: why, '' if one did.
+    message: None if there is none. refused: how many of the kind would not do. reason: why there
+    is none, '' if there is one.
     """
 
     message: object | None
@@ -163,12 +164,12 @@ class BagReader:
         self,
         topic: Topic,
         check: Callable[[object], None],
-        other: Callable[[object], str] = lambda message: '',
+        settles: Callable[[object], bool] = lambda message: False,
     ) -> Found:
         """Find the first message of a topic that is of a kind; no more are read than that takes.
 
-        check: raises for a message that is not. other: what a message that is not shows the whole
-        topic to be, '' if nothing.
+        check: raises for a message that is not. settles: whether such a message shows that none of
+        the topic is.
         """
         refused, reason = 0, ''
         for message in self.messages([topic]):
@@ -180,8 +181,8 @@ class BagReader:
                 check(content)
             except Exception as error:
                 # The library raises what it likes over data that are no message.
-                if content is not None and (kind := other(content)):
-                    return Found(None, 0, kind)
+                if content is not None and settles(content):
+                    return Found(None, 0, str(error))
                 refused, reason = refused + 1, reason or str(error)
             else:
                 return Found(content, refused, '')
