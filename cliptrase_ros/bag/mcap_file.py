@@ -123,8 +123,6 @@ class McapFile:
         try:
             with self._path.open('rb') as file:
                 index = SeekingReader(file).get_summary()
-        except OSError:
-            raise
         except Exception:
             # Whatever the library makes of a damaged file; reading through it says more.
             return None

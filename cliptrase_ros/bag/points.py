@@ -110,7 +110,7 @@ class BagPoints:
 
     def _refuse(self, name: str, reason: str) -> None:
         if name not in self._shown:
-            self.refused.setdefault(name, reason)
+            self.refused[name] = reason
 
 
 def _first_messages(reader: BagReader, kind: str, *checks) -> dict[str, object]:
