@@ -10,7 +10,7 @@ from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
-from cliptrase_ros.segmentation.smoothing import no_memory, smooth
+from cliptrase_ros.segmentation.smoothing import gather, no_memory, smooth
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 GRID = (6, 8)
@@ -114,12 +114,39 @@ def test_a_segmenter_remembers_only_through_what_it_is_given(segmenter, words):
     assert labels(segmenter, words, None, replace(SETTINGS, smoothing=0.0)).memory is None
 
 
+def test_the_same_words_encoded_again_have_the_same_memory(segmenter, words):
+    (first,) = segmenter.segment([picture(0)], words, SETTINGS)
+    # Other ids, as after a class that came and went: the columns mean the same.
+    vocabulary = parse_vocabulary('road; person; tree', ['sky'])
+    classes = tuple(replace(entry, id=entry.id + 7) for entry in vocabulary.classes)
+    for again in (vocabulary, replace(vocabulary, classes=classes)):
+        after = labels(segmenter, segmenter.encode_vocabulary(again), first.memory)
+        expected = labels(segmenter, words, first.memory)
+        np.testing.assert_array_equal(after.confidence, expected.confidence)
+        assert (after.confidence != labels(segmenter, words, None).confidence).any()
+
+
+def test_memory_of_another_device_is_left_there(segmenter, words):
+    (first,) = segmenter.segment([picture(0)], words, SETTINGS)
+    here = first.memory.kind
+    there = replace(first.memory, kind=replace(here, device=torch.device('cuda:0')))
+    empty = segmenter.pipeline.no_memory(1, here.framing, words.table)
+    assert gather([first.memory, there], here, empty).known.tolist() == [True, False]
+
+
 def test_memory_of_other_words_sizes_or_settings_does_not_count(segmenter, words):
     (first,) = segmenter.segment([picture(0)], words, SETTINGS)
-    other = segmenter.encode_vocabulary(parse_vocabulary('car; dog'))
     wide = np.ascontiguousarray(picture(1)[:80])
+    # As many columns as the words have, but of other meaning: another word, another order, a class
+    # that has become background, a synonym.
+    others = [
+        ('road; person; bush', ['sky']),
+        ('person; road; tree', ['sky']),
+        ('road; person', ['tree', 'sky']),
+        ('road; person; tree: bush', ['sky']),
+    ]
     for arguments in (
-        {'words': other},
+        *({'words': segmenter.encode_vocabulary(parse_vocabulary(*other))} for other in others),
         {'image': wide},
         {'settings': replace(SETTINGS, resolution=64)},
         {'settings': replace(SETTINGS, preset='robot')},

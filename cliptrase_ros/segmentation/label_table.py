@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .text_cache import fingerprint
 
 #: Stands for the cosine of a column that no phrase belongs to: finite, because interpolation
 #: multiplies it by zero.
@@ -38,6 +41,15 @@ class LabelTable:
     def size(self) -> tuple[int, int]:
         """(P, C), padding included."""
         return len(self.columns), len(self.ids) - 1
+
+    @cached_property
+    def words_digest(self) -> str:
+        """A name for what the columns mean, whatever their ids; of a table without padding.
+
+        Waits for the device when it is first asked for.
+        """
+        tensors = (self.features, self.columns, self.foreground)
+        return fingerprint(*(tensor.cpu().numpy().tobytes() for tensor in tensors))
 
     def padded(self, phrases: int, columns: int) -> 'LabelTable':
         """The same labels in a table of this size, which is not smaller."""

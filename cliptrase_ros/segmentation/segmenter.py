@@ -377,7 +377,9 @@ class Segmenter:
     ) -> Callable[[], HostLabels]:
         """Begin to label images of one size; what is returned waits for the labels."""
         framing = self._framing(images[0].shape[:2], settings, method)
-        kind = Kind(table, framing, method)
+        kind = None
+        if method.smoothing:
+            kind = Kind(table.words_digest, framing, method, self.device)
         table = table.to(self.device)
 
         def label_exactly(some: Sequence[int]) -> HostLabels:

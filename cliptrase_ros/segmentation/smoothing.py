@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .label_table import LabelTable
 from .method import Method
 from .preprocessing import Framing
 
@@ -49,16 +48,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Kind:
-    """What frames have to have in common for one's memory to serve the other."""
+    """What frames have to have in common for one's memory to serve the other.
 
-    table: LabelTable
+    words: of their table, see `LabelTable.words_digest`. device: where they are labelled.
+    """
+
+    words: str
     framing: Framing
     method: Method
-
-    def equals(self, other: 'Kind') -> bool:
-        """Whether it is the same table, not one that is like it, and all else is equal."""
-        same_table = self.table is other.table
-        return same_table and (self.framing, self.method) == (other.framing, other.method)
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def gather(before: Sequence[FrameMemory | None], kind: Kind, nothing: Memory) ->
     """
     chosen = []
     for one in before:
-        if one is None or not one.kind.equals(kind):
+        if one is None or one.kind != kind:
             chosen.append(nothing)
             continue
         # Vocabularies are padded in some calls and not in others.
