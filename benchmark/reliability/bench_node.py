@@ -14,7 +14,12 @@ import torch
 
 from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.segment_node import NODE_NAME, SegmentNode
-from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, limit_threads
+from cliptrase_ros.segmentation.segmenter import (
+    Segmentation,
+    Segmenter,
+    limit_threads,
+    threads_beside_others,
+)
 from cliptrase_ros.unused_memory import share_memory_between_threads
 
 ARCHITECTURE = 'ViT-B-16-quickgelu'
@@ -65,7 +70,7 @@ def main() -> int:
     """Run the node."""
     # What the node itself does where it loads a model.
     share_memory_between_threads()
-    limit_threads()
+    limit_threads(threads_beside_others())
     kind = {'random': Segmenter, 'none': MadeBefore}[os.environ['ENGINE']]
     segmenter = make_segmenter(kind)
     return run_node(lambda: SegmentNode(segmenter), NODE_NAME, None)

@@ -33,7 +33,11 @@ from cliptrase_ros.ros.node_time import node_time
 from cliptrase_ros.ros.parameters import PARAMETER_NAMES, Parameters, declare_parameters
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back, release_frames
-from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
+from cliptrase_ros.segmentation.segmenter import (
+    Segmenter,
+    load_segmenter,
+    threads_beside_others,
+)
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.segmentation.weights import ModelError
 from cliptrase_ros.unused_memory import share_memory_between_threads
@@ -270,7 +274,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             device=device or values.device,
             precision=values.precision if device is None else 'auto',
             cache_dir=values.cache_dir or None,
-            threads=values.threads or None,
+            threads=values.threads or threads_beside_others(),
             sam_model=values.sam_model,
         )
         self.get_logger().info(

@@ -435,37 +435,42 @@ def load_segmenter(
     model, pretrained, cache_dir: see `weights.load_model`. device: see `weights.select_device`.
     precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
     Features of phrases are kept on disk, see `text_cache.default_folder`.
-    threads: of PyTorch and OpenCV, in the whole process; see `limit_threads`.
+    threads: of PyTorch and OpenCV in the whole process, see `limit_threads`; None leaves them as
+    they are.
     sam_model: folder of a SAM for refinement `sam`, see `sam.Sam`; '' for none.
     Raises weights.ModelError; sam.SamError; ValueError for a device or precision that does not
     exist.
     """
     selected = select_device(device)
     _check_precision(precision)
-    limit_threads(threads)
+    if threads is not None:
+        limit_threads(threads)
     loaded = load_model(model, pretrained, cache_dir)
     mask_source = Sam(sam_model, selected) if sam_model else None
     return _segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
 
 
-def limit_threads(threads: int | None = None) -> None:
+def limit_threads(threads: int) -> None:
     """Set how many threads PyTorch and OpenCV compute with, in the whole process.
 
-    threads: at least 1; None leaves one of the processor's cores to others, or what OMP_NUM_THREADS
-    says. PyTorch's own default takes every core, and its threads wait for the slowest of them: one
-    other process on one core then costs several times what that core is worth.
-    Raises ValueError.
+    threads: at least 1. Raises ValueError.
     """
-    if threads is None:
-        if 'OMP_NUM_THREADS' in os.environ:
-            # PyTorch has followed it already; OpenCV does not.
-            threads = torch.get_num_threads()
-        else:
-            threads = max(1, _usable_cores() - 1)
     if threads < 1:
         raise ValueError(f'threads is {threads}; it must be at least 1')
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
+
+
+def threads_beside_others() -> int:
+    """How many threads leave one of the processor's cores to others, or what OMP_NUM_THREADS says.
+
+    PyTorch's own default takes every core, and its threads wait for the slowest of them: one other
+    process on one core then costs several times what that core is worth.
+    """
+    if 'OMP_NUM_THREADS' in os.environ:
+        # PyTorch has followed it already.
+        return torch.get_num_threads()
+    return max(1, _usable_cores() - 1)
 
 
 def _usable_cores() -> int:

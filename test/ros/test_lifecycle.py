@@ -144,6 +144,23 @@ def test_failed_configuration_keeps_no_model(start_node, client, make_segmenter,
     client.wait_for(lambda: loaded[0]() is None, 'the end of the model')
 
 
+@pytest.mark.parametrize(('given', 'threads'), [(0, 5), (3, 3)])
+def test_inference_leaves_a_core_to_others_unless_told(
+    start_node, client, segmenter, monkeypatch, given, threads
+):
+    asked = []
+
+    def load(*_arguments, **keywords):
+        asked.append(keywords['threads'])
+        return segmenter
+
+    monkeypatch.setattr(segment_node, 'load_segmenter', load)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr('os.sched_getaffinity', lambda _: set(range(6)))
+    start_node(segmenter=None, autostart=False, threads=given)
+    assert change(client, 'configure') and asked == [threads]
+
+
 def test_destroyed_node_leaves_no_lifecycle_behind(start_node, client):
     def services():
         names = {name for name, _ in client.node.get_service_names_and_types()}
