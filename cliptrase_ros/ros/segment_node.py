@@ -167,7 +167,8 @@ class SegmentNode(LifecycleNodeMixin, Node):
 
     def _fail(self, wanted: str, error: Exception) -> TransitionCallbackReturn:
         self._failed_to_be, self.failure = wanted, error
-        if not self._is_ending:
+        # Of the start by itself the process tells: it ends with it.
+        if not self._is_ending and self._start_timer is None:
             self.get_logger().error(f'cannot be {wanted}: {_explain(error)}')
         # The next try must not find the model of this one in memory.
         release_frames(error)
@@ -204,6 +205,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             raise StartFailure(_explain(self.failure)) from self.failure
         if await self._beside_executor(self.trigger_activate) != SUCCESS:
             raise StartFailure(_explain(self.failure)) from self.failure
+        self._start_timer = None
 
     def _configure(self) -> None:
         segmenter = self._given or self._load()
