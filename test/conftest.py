@@ -69,3 +69,42 @@ def tiny_model_folder(tmp_path_factory, tiny_state):
 def tiny_model(tiny_model_folder):
     """What `--model` takes for the tiny CLIP."""
     return f'local-dir:{tiny_model_folder}'
+
+
+@pytest.fixture(scope='session')
+def tiny_sam(tmp_path_factory):
+    """A folder with a SAM of random weights, small enough for tests."""
+    transformers = pytest.importorskip('transformers', reason='the extra `sam` is not installed')
+    import torch
+
+    folder = tmp_path_factory.mktemp('sam')
+    vision = transformers.SamVisionConfig(
+        hidden_size=32,
+        output_channels=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=8,
+        window_size=4,
+        global_attn_indexes=[1],
+        num_pos_feats=8,
+        mlp_dim=64,
+    )
+    prompts = transformers.SamPromptEncoderConfig(
+        hidden_size=16, image_size=64, patch_size=8, mask_input_channels=4
+    )
+    decoder = transformers.SamMaskDecoderConfig(
+        hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16
+    )
+    config = transformers.SamConfig(
+        vision_config=vision.to_dict(),
+        prompt_encoder_config=prompts.to_dict(),
+        mask_decoder_config=decoder.to_dict(),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.SamModel(config).save_pretrained(folder)
+    transformers.SamImageProcessor(
+        size={'longest_edge': 64}, pad_size={'height': 64, 'width': 64}
+    ).save_pretrained(folder)
+    return folder

@@ -161,6 +161,29 @@ def test_results_of_other_weights_and_of_all_images_are_kept(capsys, tiny_model,
     assert path.read_bytes() == first
 
 
+def test_results_of_another_sam_are_kept(capsys, tiny_model, tiny_sam, folder, tmp_path):
+    options = ['folder', '--root', folder, '--resolution', 64, '--model', tiny_model]
+    options += ['--limit', 1, '-o', tmp_path / 'out', '--refinement', 'sam', '--sam-model']
+    assert evaluate(capsys, *options, tiny_sam)[0] == 0
+    path = tmp_path / 'out' / 'folder-paper-paper-64-sam.json'
+    first = path.read_bytes()
+    report = json.loads(first)
+    assert report['sam_model'] == tiny_sam.name and len(report['sam_weights']) == 64
+    # A folder of the same name, with other weights.
+    other = shutil.copytree(tiny_sam, tmp_path / 'other' / tiny_sam.name)
+    weights = load_file(other / 'model.safetensors')
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1}, other / 'model.safetensors', {'format': 'pt'})
+    status, out, err = evaluate(capsys, *options, other)
+    assert (status, out) == (2, '') and 'differed in sam_weights' in err
+    assert path.read_bytes() == first
+    # It does not count where it is not used.
+    unused = ['none' if option == 'sam' else option for option in options]
+    assert evaluate(capsys, *unused, other)[0] == 0
+    plain = json.loads((tmp_path / 'out' / 'folder-paper-paper-64.json').read_text())
+    assert plain['sam_model'] is None and plain['sam_weights'] is None
+
+
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [

@@ -12,6 +12,7 @@ from reference_weights import reference_clip
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cliptrase_ros.segmentation import median
+from cliptrase_ros.segmentation import segmenter as segmenter_module
 from cliptrase_ros.segmentation.backbone import DenseBackbone
 from cliptrase_ros.segmentation.graphs import Direct, FixedCalls, batches
 from cliptrase_ros.segmentation.label_table import LabelTable
@@ -297,8 +298,44 @@ def test_on_cuda_nothing_waits_for_the_device(preset, monkeypatch):
         assert tensor.shape == shape and tensor.device.type == 'cuda'
 
 
-def test_a_segmenter_moves_with_its_vocabulary(vocabularies):
-    first = Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), HALF, HALF)
-    expected = first.segment([image(0)], vocabularies[0], SETTINGS)
-    moved = first.to('cpu')
-    assert_equal(moved.segment([image(0)], vocabularies[0].to(moved.device), SETTINGS), expected)
+def make_segmenter(precision='float32'):
+    tokenizer = open_clip.get_tokenizer('ViT-B-16')
+    return Segmenter(reference_clip(), tokenizer, HALF, HALF, 'cpu', precision)
+
+
+def test_a_segmenter_moves_with_its_vocabulary(vocabularies, monkeypatch):
+    # The device without contents: what is left behind on the processor does not fit it.
+    monkeypatch.setattr(segmenter_module, 'select_device', torch.device)
+    moved = make_segmenter().to('meta')
+    meta = moved.device
+    assert meta.type == 'meta'
+    pixels = (moved.pipeline.mean, moved.pipeline.std)
+    weights = moved.model.state_dict().values()
+    assert {tensor.device for tensor in (*weights, *pixels)} == {meta}
+    method = SETTINGS.method
+    framing = method.framing((96, 128), 96, 16)
+    frames = torch.zeros(2, 96, 128, 3, dtype=torch.uint8, device=meta)
+    with torch.inference_mode():
+        result = moved.pipeline(
+            frames,
+            framing,
+            vocabularies[0].to(meta).table,
+            torch.zeros((), device=meta),
+            method,
+            Bounds(),
+        )
+    assert result.label.shape == (2, 96, 128) and result.label.device == meta
+
+
+def test_a_segmenter_moves_to_another_precision(vocabularies):
+    first = make_segmenter()
+    first.fixed_calls = FixedCalls(first.pipeline, Direct(CPU), patience=1)
+    first.segment([image(0)], vocabularies[0], SETTINGS)
+    calls = first.fixed_calls
+    moved = first.to('cpu', 'bfloat16')
+    assert len(calls) == 0, 'the memory of its graphs is kept'
+    expected = make_segmenter('bfloat16').segment([image(0)], vocabularies[0], SETTINGS)
+    found = moved.segment([image(0)], vocabularies[0], SETTINGS)
+    assert_equal(found, expected)
+    exact = make_segmenter().segment([image(0)], vocabularies[0], SETTINGS)
+    assert (found[0].confidence != exact[0].confidence).any()

@@ -5,8 +5,10 @@ import sys
 import numpy as np
 import open_clip
 import pytest
+import torch
 from reference_weights import reference_clip
 
+from cliptrase_ros.segmentation import segmenter as segmenter_module
 from cliptrase_ros.segmentation.sam import Sam, SamError, vote_in_masks
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
@@ -120,49 +122,20 @@ def test_without_the_library_the_error_says_how_to_get_it(tmp_path, monkeypatch)
         Sam(tmp_path)
 
 
-@pytest.fixture(scope='module')
-def tiny_sam(tmp_path_factory):
-    """A folder with a SAM of random weights, small enough for tests."""
-    transformers = pytest.importorskip('transformers', reason='the extra `sam` is not installed')
-    import torch
-
-    folder = tmp_path_factory.mktemp('sam')
-    vision = transformers.SamVisionConfig(
-        hidden_size=32,
-        output_channels=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=8,
-        window_size=4,
-        global_attn_indexes=[1],
-        num_pos_feats=8,
-        mlp_dim=64,
-    )
-    prompts = transformers.SamPromptEncoderConfig(
-        hidden_size=16, image_size=64, patch_size=8, mask_input_channels=4
-    )
-    decoder = transformers.SamMaskDecoderConfig(
-        hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16
-    )
-    config = transformers.SamConfig(
-        vision_config=vision.to_dict(),
-        prompt_encoder_config=prompts.to_dict(),
-        mask_decoder_config=decoder.to_dict(),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.SamModel(config).save_pretrained(folder)
-    transformers.SamImageProcessor(
-        size={'longest_edge': 64}, pad_size={'height': 64, 'width': 64}
-    ).save_pretrained(folder)
-    return folder
-
-
 def test_masks_of_a_sam_from_a_folder(tiny_sam):
     images = [picture(0), picture(1, 48, 160)]
     for image, masks in zip(images, Sam(tiny_sam, points_per_side=4)(images), strict=True):
         assert masks.dtype == bool and masks.shape[1:] == image.shape[:2]
+
+
+def test_sam_moves_with_its_segmenter(tiny_sam, monkeypatch):
+    # The device without contents: SAM cannot be anywhere else and find its input there.
+    monkeypatch.setattr(segmenter_module, 'select_device', torch.device)
+    moved = make_segmenter(Sam(tiny_sam, points_per_side=4)).to('meta')
+    model = moved.mask_source._generate.model
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {'meta'}
+    with pytest.raises(NotImplementedError, match='meta'):
+        moved.mask_source([picture(0)])
 
 
 def test_a_damaged_sam_is_refused_in_one_line(tiny_sam, tmp_path):

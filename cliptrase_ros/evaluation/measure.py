@@ -25,7 +25,10 @@ from cliptrase_ros.segmentation.vocabulary import (
 PUBLISHED_MODEL = re.compile(r'ViT-B-16-quickgelu \((openai|.*\..*)\)')
 
 # A result of the same name that differs in one of these is of something else.
-_DISTINGUISHING = ('root', 'samples', 'model', 'weights', 'precision', 'classes', 'background')
+_DISTINGUISHING = (
+    *('root', 'samples', 'model', 'weights', 'sam_model', 'sam_weights', 'precision'),
+    *('classes', 'background'),
+)
 
 #: The steps of the ablation: what is switched off.
 ABLATION: Mapping[str, Mapping[str, bool]] = {
@@ -68,6 +71,7 @@ def measure(
         stem += f'-window-{settings.window}-{settings.stride}'
     if ablation:
         stem += '-ablation'
+    sam = segmenter.mask_source if settings.refinement == 'sam' else None
     described = {
         'dataset': dataset.name,
         'root': str(benchmark.root.resolve()) if benchmark.root else None,
@@ -75,6 +79,8 @@ def measure(
         'protocol': protocol.name,
         'model': segmenter.name,
         'weights': segmenter.weights_digest,
+        'sam_model': getattr(sam, 'name', None),
+        'sam_weights': getattr(sam, 'weights_digest', None),
         'precision': str(segmenter.pipeline.dtype).removeprefix('torch.'),
         **asdict(settings),
         'ids': benchmark.ids,
@@ -121,8 +127,8 @@ def _keep_other_results(path: Path, described: Mapping) -> None:
     try:
         earlier = json.loads(path.read_text())
         ours = json.loads(json.dumps({key: described[key] for key in _DISTINGUISHING}))
-        different = [key for key, value in ours.items() if earlier[key] != value]
-    except (ValueError, LookupError, TypeError):
+        different = [key for key, value in ours.items() if earlier.get(key) != value]
+    except (ValueError, AttributeError):
         different = ['everything']
     if different:
         raise ResumeError(

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .weights import ModelError
+from .weights import ModelError, weights_digest
 
 #: Finds things in images: uint8 (H, W, 3) RGB each to bool (M, H, W) each, M masks that may overlap
 #: and need not cover the image.
@@ -58,6 +59,8 @@ class Sam:
     """A model of the SAM family in the transformers library: SAM, SAM 2, SAM-HQ, EdgeTAM.
 
     Every mask it finds in an image, from a grid of points, filtered as its authors do.
+
+    name: the folder's, for people.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Sam:
         faster and find less. Raises SamError.
         """
         folder = Path(folder).expanduser()
+        self.name = folder.resolve().name
         try:
             json.loads((folder / 'config.json').read_text(encoding='utf-8'))
         except (OSError, ValueError) as error:
@@ -95,6 +99,17 @@ class Sam:
                 f'{str(error).strip().splitlines()[0] if str(error).strip() else ""}'
             ) from error
         self._points_per_side = points_per_side
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """A name for the weights; takes seconds for a large model."""
+        return weights_digest(self._generate.model)
+
+    def to(self, device: torch.device | str) -> 'Sam':
+        """Move it to another device; returns itself."""
+        self._generate.device = torch.device(device)
+        self._generate.model.to(device)
+        return self
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Masks of each image; see `MaskSource`."""

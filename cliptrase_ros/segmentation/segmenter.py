@@ -21,9 +21,9 @@ from .preprocessing import Framing, check_aspect_ratio
 from .sam import MaskSource, Sam, vote_in_masks
 from .smoothing import FrameMemory, Kind, gather, separate
 from .text import TextEncoder
-from .text_cache import default_folder, fingerprint
+from .text_cache import default_folder
 from .vocabulary import UNLABELLED, Vocabulary
-from .weights import LoadedModel, load_model, select_device
+from .weights import LoadedModel, load_model, select_device, weights_digest
 
 #: Number formats of the image tower.
 PRECISIONS = ('float32', 'float16', 'bfloat16')
@@ -161,11 +161,12 @@ class Segmenter:
         self.device = _with_index(torch.device(device))
         self.name = name
         dtype = getattr(torch, precision)
-        model = model.eval().requires_grad_(False).to(self.device)
+        model = model.eval().requires_grad_(False)
+        self._logit_scale = float(model.logit_scale.exp())
+        model = model.to(self.device)
         self._loaded = LoadedModel(model, tokenizer, tuple(mean), tuple(std), name)
         self._text_cache = text_cache
         self._text = TextEncoder(model, tokenizer, text_cache)
-        self._logit_scale = float(model.logit_scale.exp())
         self.pipeline = Pipeline(
             DenseBackbone(model.visual.to(dtype)),
             torch.tensor(mean, device=self.device)[:, None, None],
@@ -178,14 +179,17 @@ class Segmenter:
     def to(self, device: str, precision: str = 'auto') -> 'Segmenter':
         """A segmenter with the same model on another device, in place of this one.
 
-        The model itself moves, so this segmenter must not be used any more. Weights that were
-        rounded to half precision stay rounded. device, precision: as `load_segmenter` takes them.
+        The model itself moves, and a SAM with it, so this segmenter must not be used any more.
+        Weights that were rounded to half precision stay rounded. device, precision: as
+        `load_segmenter` takes them.
         """
+        selected = select_device(device)
+        _check_precision(precision)
         if self.fixed_calls is not None:
             self.fixed_calls.clear()
-        return _segmenter(
-            self._loaded, select_device(device), precision, self._text_cache, self.mask_source
-        )
+        if isinstance(self.mask_source, Sam):
+            self.mask_source.to(selected)
+        return _segmenter(self._loaded, selected, precision, self._text_cache, self.mask_source)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Raise VocabularyError for a phrase the text tower cannot read. Takes milliseconds."""
@@ -203,8 +207,7 @@ class Segmenter:
     @cached_property
     def weights_digest(self) -> str:
         """A name for the model's weights in their precision; takes seconds for a large model."""
-        weights = sorted(self.model.state_dict().items())
-        return fingerprint(*(fingerprint(name, _bytes(value)) for name, value in weights))
+        return weights_digest(self.model)
 
     @property
     def phrases_at_once(self) -> int:
@@ -414,11 +417,6 @@ class Segmenter:
             return labelled
 
         return finish
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    # NumPy has no bfloat16.
-    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def load_segmenter(

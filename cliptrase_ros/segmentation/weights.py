@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, fill_model, read_state_dict
+from .text_cache import fingerprint
 
 TOYBOX = 'toybox'
 LOCAL_FOLDER_PREFIX = 'local-dir:'
@@ -124,6 +125,17 @@ def select_device(device: str = 'auto') -> torch.device:
             "here; use 'auto' or 'cpu', or check the driver and that this PyTorch is built for CUDA"
         )
     return torch.device(device)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A name for a model's weights in their precision; takes seconds for a large model."""
+    weights = sorted(model.state_dict().items())
+    return fingerprint(*(fingerprint(name, _bytes(value)) for name, value in weights))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    # NumPy has no bfloat16.
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def check_architecture(architecture: str) -> dict:
