@@ -10,7 +10,7 @@ from cliptrase_ros.cli import main
 from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
 
 
-def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path, capsys):
+def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path, capfd):
     path = tmp_path / 'report.json'
     options = ['--quick', '--device', 'cpu', '--sizes', '64', '--batches', '1', '2']
     arguments = ['bench', *options, '--architecture', tiny_architecture, '--json', str(path)]
@@ -38,7 +38,8 @@ def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path
         assert {'input', 'tower', 'logits', 'clusters', 'output'} <= set(result['stages_ms'])
         assert result['peak_memory_mb'] > 0
     assert report['text']['cut_ms'] > 0 and report['text']['cached_ms'] > 0
-    printed = capsys.readouterr().out
+    printed, progress = capfd.readouterr()
+    assert 'profiler' not in progress
     assert report['device'] in printed and '304 x 224' in printed and 'robot, edges' in printed
 
 

@@ -35,6 +35,8 @@ def stages_ms(function: Callable[[], object], runs: int, device: torch.device) -
     On CUDA the time of the kernels that each stage launches.
     """
     on_cuda = device.type == 'cuda'
+    # Above every level of the profiler's library, which tells of each start and stop.
+    os.environ.setdefault('KINETO_LOG_LEVEL', '6')
     if on_cuda:
         # What CUPTI does at the end of a profile and the begin of the next does not suit graphs.
         os.environ.setdefault('TEARDOWN_CUPTI', '0')
