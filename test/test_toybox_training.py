@@ -48,6 +48,19 @@ def test_a_few_steps_decrease_the_loss(config, source, loss):
     assert sum(history[-5:]) < 0.97 * sum(history[:5])
 
 
+def test_bfloat16_is_for_processors_with_instructions_for_it(config, source, monkeypatch):
+    one = trainer(config, source)
+    with_avx512 = {'avx512_f': True, 'avx512_bf16': False}
+    for capabilities, expected in (
+        (with_avx512, torch.float32),
+        ({'neon': True}, torch.float32),
+        ({**with_avx512, 'avx512_bf16': True}, torch.bfloat16),
+    ):
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda c=capabilities: c, raising=False)
+        with one._autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+
+
 def test_resuming_gives_the_same_state(config, source, tmp_path):
     straight = trainer(config, source)
     run(straight, 3)

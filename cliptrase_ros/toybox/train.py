@@ -120,8 +120,10 @@ class Trainer:
         return {name: value.item() for name, value in {'loss': loss, **terms}.items()}
 
     def _autocast(self):
-        # Processors without bfloat16 arithmetic are ten times slower with it.
-        slow = self.device.type == 'cpu' and 'AVX512' not in torch.backends.cpu.get_cpu_capability()
+        # Processors without instructions for bfloat16 are ten times slower with it. (Older PyTorch
+        # does not tell.)
+        instructions = getattr(torch.cpu, 'get_capabilities', dict)()
+        slow = self.device.type == 'cpu' and not instructions.get('avx512_bf16')
         return nullcontext() if slow else torch.autocast(self.device.type, torch.bfloat16)
 
     def _encode_text(self, generator: torch.Generator) -> list[Tensor]:
