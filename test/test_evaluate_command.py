@@ -1,6 +1,7 @@
 """`cliptrase evaluate` as a user meets it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -159,6 +160,34 @@ def test_results_of_other_weights_and_of_all_images_are_kept(capsys, tiny_model,
         status, out, err = evaluate(capsys, *options, *changed)
         assert (status, out) == (2, '') and f'differed in {key}' in err.replace('weights, pr', 'pr')
     assert path.read_bytes() == first
+
+
+def test_what_cannot_be_measured_does_not_cost_the_rest(capsys, tiny_model, folder, tmp_path):
+    options = ['folder', '--root', folder, '--model', tiny_model, '-o', tmp_path / 'out']
+    taken = tmp_path / 'out' / 'folder-paper-paper-64.json'
+    taken.parent.mkdir()
+    taken.write_text('{}')
+    status, out, err = evaluate(capsys, *options, '--resolution', 64, 96)
+    assert status == 1 and len(out.splitlines()) == 3 and 'folder     96' in out
+    assert str(taken) in err and len(err.splitlines()) == 1
+    assert sorted(path.name for path in taken.parent.iterdir()) == [
+        taken.name,
+        'folder-paper-paper-96.json',
+    ]
+
+
+def test_names_that_cannot_be_encoded_are_counted(capfd, tiny_model, folder, tmp_path):
+    name = os.fsdecode(b'caf\xe9')
+    for path in (folder / 'images' / 'a.jpg', folder / 'labels' / 'a.png'):
+        path.rename(path.with_stem(name))
+    (folder / 'images' / 'b.jpg').rename(folder / 'images' / f'{name}2.jpg')
+    (folder / 'labels' / 'b.png').rename(folder / 'labels' / f'{name}2.png')
+    (folder / 'images' / f'{name}2.jpg').write_bytes(b'no picture')
+    options = ['folder', '--root', folder, '--model', tiny_model, '--resolution', 64]
+    status, out, err = evaluate(capfd, *options, '-o', tmp_path / 'out')
+    assert status == 1 and 'folder     64' in out and 'caf' in err
+    report = json.loads((tmp_path / 'out' / 'folder-paper-paper-64.json').read_text())
+    assert report['images'] == 1 and list(report['unreadable']) == [f'{name}2']
 
 
 def test_results_of_another_sam_are_kept(capsys, tiny_model, tiny_sam, folder, tmp_path):

@@ -1,6 +1,7 @@
 """`cliptrase evaluate`: benchmarks."""
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def add(commands) -> None:
     description = (
         'Measure the engine on benchmarks: pAcc, mAcc, fwIoU and mIoU, beside the published '
         'figures where there are any. A run that was cut short goes on where it stopped when it '
-        'is started again. Exit status: 0, or 1 if an image could not be read (the rest is '
-        'counted), or 2 if nothing was done.'
+        'is started again. Exit status: 0, or 1 if an image could not be read or a dataset not '
+        'measured (the rest is counted), or 2 if nothing was done.'
     )
     command = commands.add_parser(
         'evaluate', help='measure the engine on benchmarks', description=description
@@ -99,19 +100,22 @@ def run(arguments: argparse.Namespace) -> int:
     for benchmark in benchmarks:
         _warn_of_missing(benchmark, arguments.limit)
     segmenter, batch = load_model(arguments)
-    results = [
-        _measure(arguments, benchmark, one, segmenter, batch)
-        for benchmark in benchmarks
-        for one in settings
-    ]
+    results, failures = [], []
+    for benchmark, one in itertools.product(benchmarks, settings):
+        try:
+            results.append(_measure(arguments, benchmark, one, segmenter, batch))
+        except CommandError as error:
+            failures.append(error)
+    if not results:
+        raise failures[0]
     print(table(results))
     for result in results:
         result.notes.remove()
     print(f'Figures of every class are in {arguments.output}')
-    unreadable = [reason for r in results for reason in r.progress.unreadable.values()]
-    for reason in dict.fromkeys(unreadable):
+    failures += [reason for r in results for reason in r.progress.unreadable.values()]
+    for reason in dict.fromkeys(map(str, failures)):
         print(f'cliptrase evaluate: {reason}', file=sys.stderr)
-    return 1 if unreadable else 0
+    return 1 if failures else 0
 
 
 def _settings(arguments: argparse.Namespace, resolution: int):
