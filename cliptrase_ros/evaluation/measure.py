@@ -26,8 +26,15 @@ PUBLISHED_MODEL = re.compile(r'ViT-B-16-quickgelu \((openai|.*\..*)\)')
 
 # A result of the same name that differs in one of these is of something else.
 _DISTINGUISHING = (
-    *('root', 'samples', 'model', 'weights', 'sam_model', 'sam_weights', 'precision'),
-    *('classes', 'background'),
+    'root',
+    'samples',
+    'model',
+    'weights',
+    'sam_model',
+    'sam_weights',
+    'precision',
+    'classes',
+    'background',
 )
 
 #: The steps of the ablation: what is switched off.

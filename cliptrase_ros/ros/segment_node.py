@@ -167,7 +167,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
 
     def _fail(self, wanted: str, error: Exception) -> TransitionCallbackReturn:
         self._failed_to_be, self.failure = wanted, error
-        # Of the start by itself the process tells: it ends with it.
+        # A node that fails to start by itself ends, and its last line says why.
         if not self._is_ending and self._start_timer is None:
             self.get_logger().error(f'cannot be {wanted}: {_explain(error)}')
         # The next try must not find the model of this one in memory.
