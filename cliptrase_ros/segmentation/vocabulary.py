@@ -110,12 +110,13 @@ def parse_vocabulary(
     when there is none the one that was retired longest ago.
 
     Raises VocabularyError: no class, more than 255, more than 1024 phrases, a blank entry or
-    synonym, a phrase with `=` or `:` in it, one that stands for two classes (compared without
-    regard to case) or for a class and the background.
+    synonym, a phrase with `=` or `:` in it, a phrase that is no text, one that stands for two
+    classes (compared without regard to case) or for a class and the background.
     """
     parsed = _parse_entries(entries)
     background = tuple(clean_phrase(phrase) for phrase in background)
     _refuse_too_many(parsed, background)
+    _refuse_no_text([*(p for name, synonyms in parsed for p in (name, *synonyms)), *background])
     _refuse_duplicates(parsed, background)
     ids, retired = _assign_ids([name for name, _ in parsed], previous)
     return Vocabulary(
@@ -211,6 +212,16 @@ def _refuse_too_many(
             f'the vocabulary has {count} phrases; at most {MAX_PHRASES}, synonyms and background '
             'included, are encoded in bearable time; drop some'
         )
+
+
+def _refuse_no_text(phrases: Sequence[str]) -> None:
+    for phrase in phrases:
+        # What Python makes of bytes on a command line that are not in its encoding.
+        if any(unicodedata.category(c) == 'Cs' for c in phrase):
+            raise VocabularyError(
+                f'the phrase {_quote(phrase)} is not text in UTF-8; write it anew in a UTF-8 '
+                'terminal'
+            )
 
 
 def _refuse_duplicates(
