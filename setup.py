@@ -39,8 +39,12 @@ setup(
     },
     python_requires='>=3.10',
     install_requires=requirements(),
-    # `rerun_viewer`, and --view of the commands; refinement `sam`.
-    extras_require={'viewer': ['rerun-sdk>=0.26'], 'sam': ['transformers>=5']},
+    # `rerun_viewer`, and --view of the commands; refinement `sam`; HEIC photos.
+    extras_require={
+        'viewer': ['rerun-sdk>=0.26'],
+        'sam': ['transformers>=5'],
+        'heif': ['pillow-heif>=0.22'],
+    },
     entry_points={'console_scripts': ['cliptrase = cliptrase_ros.cli:main']},
     # Beside colcon's outputs, not between them.
     options={'build': {'build_base': 'build/pip'}},

@@ -1,10 +1,19 @@
 """`cliptrase segment`: photos, videos and webcams in, labels and overlays out."""
 
+import io
 import json
+import os
 import shutil
+import signal
+import struct
+import sys
+import unicodedata
+import zlib
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -12,12 +21,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from PIL import Image
+from PIL import Image, ImageCms
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.photos.reading import UnreadableError, read_photo, read_video
-from cliptrase_ros.photos.results import coco_run_lengths
+from cliptrase_ros.photos.reading import UnreadableError, read_photo
+from cliptrase_ros.photos.results import OverlayVideo, coco_run_lengths
 from cliptrase_ros.photos.sources import find_sources, output_files, unique_names
+from cliptrase_ros.photos.videos import read_video
 from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
     Segmenter,
@@ -64,6 +74,42 @@ def save_video(path, frames, per_second=10.0, code='mp4v'):
     for frame in frames:
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     writer.release()
+    return path
+
+
+def write_video(
+    path, times, frames=None, codec='libx264', form=None, tick=0.001, audio_s=0.0, **options
+):
+    """A video whose frames are shown at these times, with so much silence."""
+    frames = frames or [picture(seed) for seed in range(len(times))]
+    with av.open(str(Path(path).absolute()), 'w', format=form, options=options) as container:
+        stream = container.add_stream(codec)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = 'yuv420p'
+        tick = stream.codec_context.time_base = Fraction(tick).limit_denominator(1000)
+        stream.codec_context.gop_size = 5
+        audio = container.add_stream('aac', rate=8000, layout='mono') if audio_s else None
+        for time_s, pixels in zip(times, frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
+            frame.pts, frame.time_base = round(time_s / tick), tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if audio:
+            silence = np.zeros((1, round(audio_s * 8000)), np.float32)
+            samples = av.AudioFrame.from_ndarray(silence, 'fltp', 'mono')
+            samples.sample_rate = 8000
+            container.mux(audio.encode(samples))
+            container.mux(audio.encode())
+    return Path(path)
+
+
+def times_of(path, rate=0.0):
+    return [frame.time_s for frame in read_video(path, rate)]
+
+
+def cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
     return path
 
 
@@ -215,9 +261,8 @@ def test_unreadable_files_do_not_stop_the_rest(run, in_folder):
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
-    from PIL import ImageOps
-
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.webp'])
+def test_exif_orientation(tmp_path, orientation, suffix):
     upright = picture(0, 40, 60)
     # Stored as a camera held that way would.
     inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -229,25 +274,181 @@ def test_exif_orientation(tmp_path, orientation):
         stored = stored.transpose(inverse[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored.save(tmp_path / 'x.png', exif=exif)
-    assert ImageOps.exif_transpose(stored) is not None
-    assert (read_photo(tmp_path / 'x.png') == upright).all()
+    path = tmp_path / f'x{suffix}'
+    stored.save(path, exif=exif, lossless=True)
+    assert (read_photo(path) == upright).all()
 
 
-@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'YCbCr', 'I;16', 'F'])
-def test_kinds_of_pixels(tmp_path, mode):
-    grey = np.linspace(0, 255, 60 * 40).reshape(40, 60).astype(np.uint8)
-    image = Image.fromarray(grey)
-    if mode == 'I;16':
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-    else:
-        image = image.convert(mode)
-    path = tmp_path / ('x.png' if mode in ('1', 'L', 'LA', 'P', 'RGBA', 'I;16') else 'x.tif')
-    image.save(path)
-    pixels = read_photo(path)
+def exif_data(*tags):
+    """EXIF data with entries (tag, type, count, value or offset) and rationals from byte 200 on."""
+    entries = b''.join(struct.pack('<HHII', *tag) for tag in tags)
+    head = b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + struct.pack('<I', 0)
+    return b'Exif\0\0' + head.ljust(200, b'\0') + struct.pack('<ii', -1, 0) * 2
+
+
+TURNED = (0x0112, 3, 1, 6)
+
+
+@pytest.mark.parametrize(
+    ('exif', 'upright'),
+    [
+        (exif_data(TURNED, (0x011A, 10, 1, 200)), True),  # a resolution of -1/0
+        (exif_data(TURNED, (0x011A, 5, 2, 200)), True),  # two where there is one
+        (exif_data(TURNED, (0x8769, 4, 1, 9999)), True),  # further data beyond the end
+        (exif_data((0x0112, 2, 1, 6)), False),  # an orientation that is text
+        (exif_data((0x0112, 3, 1, 77)), False),
+        (b'Exif\0\0II*\0nonsense', False),
+        (b'Exif\0\0', False),
+    ],
+)
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_odd_exif_data(tmp_path, exif, upright):
+    path = save(tmp_path / 'x.jpg', picture(0, 40, 60), exif=exif)
+    assert read_photo(path).shape == ((60, 40, 3) if upright else (40, 60, 3))
+
+
+def test_no_word_of_pillow_about_odd_photos(run, in_folder):
+    save('x.jpg', picture(0), exif=b'Exif\0\0II*\0nonsense')
+    with pytest.warns(UserWarning, match='Corrupt EXIF data'):
+        read_photo(Path('x.jpg'))
+    assert run('x.jpg', '-o', 'out')[::2] == (0, '')
+
+
+def test_heic(run, in_folder):
+    pillow_heif = pytest.importorskip('pillow_heif', reason='needs pillow-heif; an extra')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Path('photos').mkdir()
+    turned = Image.fromarray(picture(0)).transpose(Image.Transpose.ROTATE_90)
+    pillow_heif.from_pillow(turned).save('photos/x.HEIC', exif=exif.tobytes(), quality=-1)
+    assert run('photos', '-o', 'out')[0] == 0
+    assert np.abs(read_photo(Path('photos/x.HEIC')).astype(int) - picture(0)).max() <= 3
+
+
+def test_heic_without_the_package_for_it(run, in_folder, monkeypatch):
+    Image.init()
+    monkeypatch.setattr(Image, 'ID', [name for name in Image.ID if name != 'HEIF'])
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+    save('photos/x.png', picture(0))
+    Path('photos/y.heic').write_bytes(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic')
+    status, out, err = run('photos', '-o', 'out')
+    assert (status, '1 labelled' in out) == (1, True)
+    assert 'y.heic: HEIC photos need `pip install pillow-heif`' in err
+
+
+GREY = np.linspace(0, 255, 60 * 40).reshape(40, 60).astype(np.uint8)
+
+
+def lab(pixels):
+    profiles = [ImageCms.createProfile(name) for name in ('sRGB', 'LAB')]
+    return ImageCms.profileToProfile(Image.fromarray(pixels), *profiles, outputMode='LAB')
+
+
+def with_nan(values):
+    values = values.copy()
+    values[0, :4] = np.nan, np.inf, -np.inf, 1.02
+    return values
+
+
+@pytest.mark.parametrize(
+    ('image', 'suffix'),
+    [
+        (Image.fromarray(GREY), '.png'),
+        (Image.fromarray(GREY).convert('LA'), '.png'),
+        (Image.fromarray(GREY).convert('CMYK'), '.tif'),
+        (Image.fromarray(GREY).convert('CMYK'), '.jpg'),
+        (Image.fromarray(GREY.astype(np.float32) / 255), '.tif'),
+        (Image.fromarray(GREY.astype(np.float32)), '.tif'),
+        (Image.fromarray(GREY.astype(np.float32) * 257), '.tif'),
+        (Image.fromarray(with_nan(GREY.astype(np.float32) / 255)), '.tif'),
+        (Image.fromarray(GREY.astype(np.uint16)), '.png'),
+        (Image.fromarray(GREY.astype(np.uint16) * 4), '.tif'),
+        (Image.fromarray(GREY.astype(np.uint16) * 16), '.png'),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), '.png'),
+        (Image.fromarray(GREY.astype(np.int32)), '.tif'),
+        (Image.fromarray(GREY.astype(np.int32) * 257), '.tif'),
+    ],
+)
+def test_types_of_samples(tmp_path, image, suffix):
+    image.save(tmp_path / f'x{suffix}')
+    pixels = read_photo(tmp_path / f'x{suffix}')
     assert (pixels.shape, pixels.dtype) == ((40, 60, 3), np.uint8)
-    if mode not in ('1', 'CMYK'):
-        assert np.abs(pixels[..., 1].astype(int) - grey).max() <= 2
+    grey = GREY.astype(int)
+    if image.mode == 'F' and np.isnan(np.asarray(image)).any():
+        grey[0, :4] = 0, 255, 0, 255
+    assert np.abs(pixels - grey[..., None]).max() <= 3
+
+
+@pytest.mark.parametrize('values', [-0.5, 37.0, np.nan, 2.0**20])
+def test_floats_whose_white_nobody_knows(tmp_path, values):
+    Image.fromarray(np.full((4, 4), values, np.float32)).save(tmp_path / 'x.tif')
+    with pytest.raises(UnreadableError, match='its values go from|no number'):
+        read_photo(tmp_path / 'x.tif')
+
+
+@pytest.mark.parametrize('value', [-5, 70000])
+def test_integers_whose_white_nobody_knows(tmp_path, value):
+    Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / 'x.tif')
+    with pytest.raises(UnreadableError, match=f'its values go from {value}'):
+        read_photo(tmp_path / 'x.tif')
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('factor', [257, 16])
+@pytest.mark.parametrize('alpha', [False, True])
+def test_colours_of_12_and_16_bits(tmp_path, suffix, factor, alpha):
+    colours = picture(0)
+    values = colours[..., ::-1].astype(np.uint16) * factor
+    if alpha:
+        values = np.dstack([values, np.full((48, 64), 30000, np.uint16)])
+    cv2.imwrite(str(tmp_path / f'x{suffix}'), values)
+    assert np.abs(read_photo(tmp_path / f'x{suffix}').astype(int) - colours).max() <= 1
+
+
+def test_colours_of_16_bits_are_turned_upright(tmp_path):
+    colours = picture(0)
+    cv2.imwrite(str(tmp_path / 'x.png'), colours[..., ::-1].astype(np.uint16) * 16)
+    content = (tmp_path / 'x.png').read_bytes()
+    data = exif_data(TURNED)[6:]
+    chunk = struct.pack('>I', len(data)) + b'eXIf' + data
+    chunk += struct.pack('>I', zlib.crc32(chunk[4:]))
+    (tmp_path / 'x.png').write_bytes(content[:33] + chunk + content[33:])
+    expected = np.rot90(colours, -1)
+    assert np.abs(read_photo(tmp_path / 'x.png').astype(int) - expected).max() <= 1
+
+
+def test_one_bit(tmp_path):
+    Image.fromarray(GREY > 100).save(tmp_path / 'x.tif')
+    assert (read_photo(tmp_path / 'x.tif')[..., 0] == np.where(GREY > 100, 255, 0)).all()
+
+
+def test_lab(tmp_path):
+    lab(picture(0)).save(tmp_path / 'x.tif')
+    assert np.abs(read_photo(tmp_path / 'x.tif').astype(int) - picture(0)).max() <= 20
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.gif'])
+def test_transparency_is_left_out(tmp_path, recwarn, suffix):
+    """What is under it counts: renderers and cameras that write it mean nothing by it."""
+    colours = np.repeat(np.repeat(np.array([[[200, 30, 30], [30, 200, 30]]], np.uint8), 8, 0), 8, 1)
+    image = Image.fromarray(colours).quantize(2)
+    transparency = 0 if suffix == '.gif' else bytes([0, 100])
+    image.save(tmp_path / f'x{suffix}', transparency=transparency)
+    assert (read_photo(tmp_path / f'x{suffix}') == colours).all()
+    image = Image.fromarray(np.dstack([colours, np.zeros((8, 16), np.uint8)]))
+    image.save(tmp_path / 'y.png')
+    assert (read_photo(tmp_path / 'y.png') == colours).all()
+    assert not recwarn.list
+
+
+def test_photo_of_too_many_pixels(run, in_folder, monkeypatch):
+    save('large.png', picture(0))
+    save('small.png', picture(0, 40, 60))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40 * 60 // 2)
+    status, out, err = run('large.png', 'small.png', '-o', 'out')
+    assert (status, '1 labelled' in out) == (1, True)
+    assert err.startswith('cliptrase segment: large.png: Image size (3072 pixels) exceeds limit')
+    assert err.count('\n') == 1
 
 
 def test_unreadable_photo(tmp_path):
@@ -312,7 +513,7 @@ def test_smoothing_joins_the_frames_of_a_video_and_no_photos(run, in_folder, tin
     segmenter = load_segmenter(tiny_model, device='cpu')
     words = segmenter.encode_vocabulary(parse_over_background(WORDS))
     settings = SegmentationSettings(resolution=64, smoothing=0.9)
-    frames = [frame.picture for frame in read_video(*find_sources(['clip.avi'], Path('other')))]
+    frames = [frame.picture for frame in read_video(Path('clip.avi'))]
     memory, differ = None, False
     for number, frame in enumerate(frames):
         (smooth,) = segmenter.segment([frame], words, settings, [memory])
@@ -335,7 +536,206 @@ def test_video_with_odd_sides_that_breaks_off(run, in_folder):
     labelled = report(in_folder / 'out')['images']
     assert 5 <= len(labelled) < 20
     assert status == 1
-    assert f'it breaks off after frame {len(labelled)} of' in err
+    assert f'of 2.0 s, {len(labelled)} frames' in err
+    assert 'clip.avi: it breaks off after ' in err
+    assert len(times_of(in_folder / 'out/overlays/clip.mp4')) == len(labelled)
+
+
+#: One second at 10 frames, two at 4.
+UNEVEN = [i / 10 for i in range(10)] + [1 + i / 4 for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('x.mp4', {}),
+        ('x.mov', {'codec': 'mpeg4'}),
+        ('x.mkv', {}),
+        ('x.webm', {'codec': 'libvpx-vp9'}),
+        ('x.flv', {'codec': 'flv1'}),
+        ('x.mkv', {'codec': 'mpeg4', 'audio_s': 5.0}),
+    ],
+)
+def test_times_are_those_of_the_container(tmp_path, name, options):
+    video = write_video(tmp_path / name, UNEVEN, **options)
+    np.testing.assert_allclose(times_of(video), UNEVEN, atol=0.002)
+    some = times_of(video, rate=5.0)
+    assert [sum(time < 1 for time in some), sum(time >= 1 for time in some)] == [5, 8]
+
+
+def test_time_begins_with_the_first_frame(tmp_path):
+    even = [i / 25 for i in range(10)]
+    later = write_video(tmp_path / 'x.mkv', [7 + time for time in even])
+    np.testing.assert_allclose(times_of(later), even, atol=0.002)
+    # MPEG transport streams begin anywhere, and may be joined.
+    stream = write_video(tmp_path / 'x.mts', even, codec='mpeg2video', form='mpegts', tick=1 / 25)
+    stream.write_bytes(stream.read_bytes() * 2)
+    np.testing.assert_allclose(times_of(stream), [i / 25 for i in range(20)], atol=0.002)
+
+
+def test_stream_without_times(tmp_path):
+    video = write_video(tmp_path / 'x.264', [i / 25 for i in range(10)], form='h264')
+    np.testing.assert_allclose(times_of(video), [i / 25 for i in range(10)], atol=0.002)
+
+
+def test_overlay_video_shows_frames_at_their_times(run, in_folder):
+    write_video('x.mkv', UNEVEN)
+    assert run('x.mkv', '-o', 'out')[0] == 0
+    overlay = in_folder / 'out/overlays/x.mp4'
+    np.testing.assert_allclose(times_of(overlay), UNEVEN, atol=0.002)
+    with av.open(str(overlay)) as container:
+        assert container.streams.video[0].codec_context.name == 'h264'
+    times = [entry['time_s'] for entry in report(in_folder / 'out')['images']]
+    np.testing.assert_allclose(times, UNEVEN, atol=0.002)
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('x.mkv', {}),
+        ('x.mp4', {'movflags': 'faststart'}),
+        ('x.webm', {'codec': 'libvpx-vp9'}),
+        ('x.avi', {'codec': 'mpeg4', 'tick': 0.1}),
+        ('x.flv', {'codec': 'flv1'}),
+    ],
+)
+def test_video_that_breaks_off(tmp_path, name, options):
+    times = [i / 10 for i in range(30)]
+    noise = np.random.default_rng(0).integers(0, 256, (30, 48, 64, 3), np.uint8)
+    video = write_video(tmp_path / name, times, list(noise), **options)
+    assert len(times_of(video)) == 30
+    read = []
+    with pytest.raises(UnreadableError, match=r'it breaks off after [01]\.\d of [23]\.\d s'):
+        for frame in read_video(cut(video, 0.5)):
+            read.append(frame.time_s)
+    assert 5 <= len(read) <= 20
+    np.testing.assert_allclose(read, times[: len(read)], atol=0.002)
+
+
+def test_recording_that_was_not_ended(tmp_path):
+    video = cut(write_video(tmp_path / 'x.mp4', UNEVEN), 0.7)
+    with pytest.raises(UnreadableError, match='an MP4 without its index'):
+        next(read_video(video))
+
+
+def test_damage_within_a_video(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
+    video = write_video(tmp_path / 'x.mp4', [i / 10 for i in range(20)], list(noise))
+    content = bytearray(video.read_bytes())
+    begin, end = len(content) // 2, len(content) // 2 + len(content) // 10
+    content[begin:end] = bytes(end - begin)
+    video.write_bytes(content)
+    read = []
+    with pytest.raises(UnreadableError, match='of its frames are damaged'):
+        for frame in read_video(video):
+            read.append(frame.number)
+    assert 10 <= len(read) < 20
+
+
+@pytest.mark.parametrize(
+    'matrix',
+    [(a, 0, 0, d) for a in (-1, 1) for d in (-1, 1)]
+    + [(0, b, c, 0) for b in (-1, 1) for c in (-1, 1)],
+)
+def test_videos_are_turned_upright(tmp_path, matrix):
+    stored = picture(0)
+    video = write_video(tmp_path / 'x.mp4', [0.0], [stored], qp='0')
+    content = bytearray(video.read_bytes())
+    place = content.index(b'tkhd') + 44  # of the track's matrix
+    a, b, c, d = matrix
+    content[place : place + 36] = struct.pack(
+        '>9i', a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30
+    )
+    video.write_bytes(content)
+    (frame,) = read_video(video)
+    # As the format says: a pixel at column x and row y is shown at ax + cy, bx + dy.
+    y, x = np.mgrid[:48, :64]
+    column, row = a * x + c * y, b * x + d * y
+    expected = np.zeros((np.ptp(row) + 1, np.ptp(column) + 1, 3), int)
+    expected[row - row.min(), column - column.min()] = stored
+    assert frame.picture.shape == expected.shape
+    assert np.abs(frame.picture[8::16, 8::16].astype(int) - expected[8::16, 8::16]).max() < 20
+
+
+@pytest.mark.parametrize(
+    ('name', 'codec', 'form'),
+    [
+        ('x.mts', 'mpeg4', 'mpegts'),
+        ('x.flv', 'flv1', None),
+        ('x.3gp', 'mpeg4', None),
+        ('x.asf', 'wmv2', 'asf'),
+        ('x.dat', 'mpeg4', 'mp4'),
+        ('x.jpg', 'mpeg4', 'mp4'),
+        ('12:30', 'libx264', 'matroska'),
+    ],
+)
+def test_a_video_is_one_whatever_its_suffix(in_folder, name, codec, form):
+    write_video(name, [i / 25 for i in range(8)], codec=codec, form=form)
+    (source,) = find_sources([name], Path('out'))
+    assert source.kind == 'video'
+    assert len(times_of(source.location)) == 8
+
+
+def kinds_in(folder):
+    return {str(source): source.kind for source in find_sources([str(folder)], Path('out'))}
+
+
+def test_what_a_folder_holds_is_taken_for_what_it_is(in_folder):
+    save('in/photo.jpg', picture(0))
+    save('in/IMG_0001', picture(0), format='JPEG')
+    save('in/really_a_photo.mp4', picture(0), format='PNG')
+    write_video('in/really_a_video.jpg', [0.0, 0.1], form='mp4')
+    write_video('in/clip.MTS', [i / 25 for i in range(8)], codec='mpeg4', form='mpegts')
+    for name in ('notes.txt', 'labels.json', 'Thumbs.db', 'LICENSE', 'photo.jpg.xmp'):
+        Path('in', name).write_text('nothing to see')
+    # These are named when they are read.
+    for name in ('broken.heic', 'broken.m2ts', 'drawing.jxl'):
+        Path('in', name).write_text('nothing to see')
+    save('in/raw.dng', picture(0), format='TIFF')
+    assert kinds_in('in') == {
+        'in/IMG_0001': 'photo',
+        'in/broken.heic': 'photo',
+        'in/broken.m2ts': 'video',
+        'in/clip.MTS': 'video',
+        'in/drawing.jxl': 'photo',
+        'in/photo.jpg': 'photo',
+        'in/raw.dng': 'photo',
+        'in/really_a_photo.mp4': 'photo',
+        'in/really_a_video.jpg': 'video',
+    }
+    with pytest.raises(UnreadableError, match='raw photo; save it as JPEG'):
+        read_photo(Path('in/raw.dng'))
+
+
+def test_links_in_folders_are_followed(in_folder):
+    save('in/a.png', picture(0))
+    save('elsewhere/b.png', picture(0))
+    save('out/labels/c.png', picture(0))
+    Path('in/linked').symlink_to('../elsewhere')
+    Path('elsewhere/back').symlink_to('../in')
+    Path('in/round').symlink_to('round')
+    Path('in/results').symlink_to('../out')
+    Path('in/label.png').symlink_to('../out/labels/c.png')
+    for name in ('usb_stick', 'lost.jpg', 'lost.txt'):
+        Path('in', name).symlink_to(f'/media/{name}')
+    assert kinds_in('in') == {
+        'in/a.png': 'photo',
+        'in/linked/b.png': 'photo',
+        'in/lost.jpg': 'photo',
+        'in/round': 'photo',
+        'in/usb_stick': 'photo',
+    }
+    with pytest.raises(UnreadableError, match='No such file'):
+        read_photo(Path('in/usb_stick'))
+    with pytest.raises(UnreadableError, match='Too many levels'):
+        read_photo(Path('in/round'))
+
+
+def test_nothing_waits_for_what_is_no_file(in_folder):
+    os.mkfifo('pipe.jpg')
+    (source,) = find_sources(['pipe.jpg'], Path('out'))
+    with pytest.raises(UnreadableError, match='neither a file nor a folder'):
+        read_photo(source.location)
 
 
 def test_video_beside_a_folder_of_its_name(run, in_folder):
@@ -392,7 +792,15 @@ def test_webcam(run, in_folder, monkeypatch):
     assert (in_folder / 'out/overlays/webcam0.mp4').stat().st_size > 1000
 
 
-def test_interruption_keeps_what_was_done(run, in_folder, monkeypatch):
+@pytest.fixture
+def restored_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
+def test_interruption_keeps_what_was_done(run, in_folder, monkeypatch, restored_signals, sent):
     for number in range(5):
         save(f'photos/{number}.png', picture(number))
     segment = Segmenter.segment
@@ -402,7 +810,7 @@ def test_interruption_keeps_what_was_done(run, in_folder, monkeypatch):
         nonlocal calls
         calls += 1
         if calls == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(sent)
         return segment(self, *arguments)
 
     monkeypatch.setattr(Segmenter, 'segment', interrupted)
@@ -426,6 +834,92 @@ def test_engine_that_fails_on_one(run, in_folder, monkeypatch):
     assert status == 1
     assert '2 labelled' in out
     assert err == 'cliptrase segment: photos/1.png: out of memory\n'
+
+
+def test_names_that_are_no_text(run, in_folder):
+    for name in (b'caf\xe9.png', b'caf\xe8.png', b'caf_.png'):
+        save(Path('in', os.fsdecode(name)), picture(0))
+    write_video(Path('in', os.fsdecode(b'vid\xe9o.mp4')), [0.0, 0.1])
+    Path('in', os.fsdecode(b'd\xe9fect.png')).touch()
+    status, out, err = run('in', '-o', 'out')
+    assert status == 1
+    assert '5 labelled' in out
+    assert err.startswith('cliptrase segment: in/d\\udce9fect.png: cannot identify')
+    content = report(in_folder / 'out')
+    names = ('caf_', 'caf\\udce8', 'caf\\udce9', 'vid\\udce9o', 'vid\\udce9o')
+    assert [entry['file'].partition('.')[0] for entry in content['images']] == [
+        f'in/{name}' for name in names
+    ]
+    assert [entry['file'] for entry in content['unreadable']] == ['in/d\\udce9fect.png']
+    for entry in content['images']:
+        assert (in_folder / 'out' / entry['label']).is_file()
+        assert (in_folder / 'out' / entry['overlay']).is_file()
+    assert all(str(path).isprintable() for path in Path('out').rglob('*'))
+    # What is listed is found again.
+    assert run('in', '-o', 'out')[0] == 1
+    assert len(files_in(in_folder / 'out')) == 3 * 2 + 2 + 1 + 1
+
+
+def test_long_names(run, in_folder):
+    for suffix in ('.png', '.bmp'):
+        save('in/' + 'é' * 125 + suffix, picture(0))
+    save('in/' + 'x' * 251 + '.png', picture(0))
+    assert run('in', '-o', 'out')[::2] == (0, '')
+    assert len(report(in_folder / 'out')['images']) == 3
+    assert len(files_in(in_folder / 'out')) == 3 * 2 + 1
+
+
+def test_output_to_a_terminal_of_another_alphabet(run, in_folder, monkeypatch):
+    save('é.png', picture(0))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, 'stdout', terminal)
+        assert run('é.png', '-o', 'ö', words='köttbulle')[0] == 0
+    terminal.flush()
+    assert b'k\\xf6ttbulle' in terminal.buffer.getvalue()
+    assert report(in_folder / 'ö')['images'][0]['file'] == 'é.png'
+
+
+def test_outputs_that_cannot_be_written_cost_their_input_alone(run, in_folder):
+    for name in ('a', 'b', 'c'):
+        save(f'in/{name}.png', picture(0))
+    write_video('in/v.mp4', [0.0, 0.1, 0.2])
+    assert run('in', '-o', 'out')[0] == 0
+    for name in ('labels/a.png', 'overlays/b.jpg', 'overlays/v.mp4'):
+        Path('out', name).unlink()
+        Path('out', name, 'in_the_way').mkdir(parents=True)
+    status, out, err = run('in', '-o', 'out')
+    assert status == 1
+    assert '4 labelled' in out
+    named = [line.split(':')[1].strip() for line in err.splitlines()]
+    assert named == ['labels/a.png', 'overlays/b.jpg', 'overlays/v.mp4', *INPUTS]
+    content = report(in_folder / 'out')
+    assert [entry['file'] for entry in content['unreadable']] == named
+    assert [entry['file'] for entry in content['images']] == ['in/c.png', *['in/v.mp4'] * 3]
+    assert [entry.get('overlay') for entry in content['images']] == ['overlays/c.jpg', *[None] * 3]
+    assert files_in(in_folder / 'out') == [
+        'labels/c.png',
+        *(f'labels/v/{number:06d}.png' for number in range(3)),
+        'overlays/c.jpg',
+        'segmentation.json',
+    ]
+
+
+#: Those whose outputs are in the way of that test.
+INPUTS = ('in/a.png', 'in/b.png', 'in/v.mp4')
+
+
+def test_frames_that_cannot_be_written_end_their_video(run, in_folder):
+    save('x.png', picture(0))
+    write_video('v.mp4', [i / 10 for i in range(40)])
+    assert run('x.png', '-o', 'out')[0] == 0
+    Path('out/labels/v').touch()
+    status, out, err = run('v.mp4', 'x.png', '-o', 'out')
+    assert status == 1
+    assert '1 labelled' in out
+    assert err.startswith('cliptrase segment: v.mp4: [Errno')
+    assert err.count('\n') == 1
+    assert [entry['file'] for entry in report(in_folder / 'out')['images']] == ['x.png']
 
 
 @pytest.mark.parametrize(
@@ -465,7 +959,7 @@ def test_errors(run, in_folder, arguments, message):
     assert files_in(in_folder) == before
 
 
-@pytest.mark.parametrize('words', ['', 'a; a', 'word ' * 90])
+@pytest.mark.parametrize('words', ['', 'a; a', 'word ' * 90, 'caf\udce9'])
 def test_bad_vocabulary(run, in_folder, words):
     save('x.png', picture(1))
     status, _, err = run('x.png', words=words)
@@ -537,6 +1031,33 @@ def test_names_never_collide(files):
     alone = [path for path, _ in files]
     if len({path.with_suffix('').as_posix().casefold() for path in alone}) == len(alone) == 1:
         assert names == [alone[0].with_suffix('').as_posix()]
+
+
+def test_names_are_unique_however_accents_are_written():
+    forms = [unicodedata.normalize(form, 'é.png') for form in ('NFC', 'NFD')]
+    paths = [PurePosixPath(form) for form in forms]
+    first, second = unique_names(paths, [Path('/data', path) for path in paths], ['photo'] * 2)
+    assert unicodedata.normalize('NFC', first) != unicodedata.normalize('NFC', second)
+
+
+def test_overlays_that_cannot_be_encoded_end_their_video(run, in_folder, monkeypatch):
+    write_video('v.mp4', [i / 10 for i in range(40)])
+    encode = OverlayVideo.write
+    written = []
+
+    def full_disk(self, overlay, time_s):
+        if len(written) == 3:
+            raise OSError(28, 'No space left on device')
+        written.append(time_s)
+        encode(self, overlay, time_s)
+
+    monkeypatch.setattr(OverlayVideo, 'write', full_disk)
+    status, _, err = run('v.mp4', '-o', 'out')
+    assert status == 1
+    assert err == 'cliptrase segment: v.mp4: [Errno 28] No space left on device\n'
+    labelled = report(in_folder / 'out')['images']
+    assert 3 <= len(labelled) < 40
+    assert times_of(in_folder / 'out/overlays/v.mp4') == pytest.approx([0, 0.1, 0.2], abs=0.002)
 
 
 def decode_coco(text, height, width):

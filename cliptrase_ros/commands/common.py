@@ -1,5 +1,7 @@
 """What commands share in talking to the user: errors and progress."""
 
+import warnings
+
 
 class CommandError(Exception):
     """What the user asked for cannot be done; the message says why, in one line."""
@@ -13,6 +15,11 @@ def require_ros(why: str, remedy: str) -> None:
         raise CommandError(
             f'{why}, and there is no ROS 2 in this Python ({error}); {remedy}'
         ) from error
+
+
+def quiet_pillow() -> None:
+    """Keep Pillow's remarks on odd but readable files off standard error; for a whole process."""
+    warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 def progress_bar(total: int | None):

@@ -5,7 +5,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from cliptrase_ros.commands.common import CommandError, progress_bar
+from cliptrase_ros.commands.common import CommandError, progress_bar, quiet_pillow
 from cliptrase_ros.commands.options import (
     add_batch,
     add_beyond_paper,
@@ -84,6 +84,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    quiet_pillow()
     names = dict.fromkeys(
         name for given in arguments.datasets for name in (PAPER if given == 'paper' else (given,))
     )

@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from cliptrase_ros.commands.common import CommandError
+from cliptrase_ros.commands.common import CommandError, quiet_pillow
 from cliptrase_ros.commands.options import add_model, add_words, load_model, parse_words
 
 
@@ -49,6 +49,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    quiet_pillow()
     vocabulary = parse_words(arguments) if arguments.vocabulary else None
 
     from PIL import Image

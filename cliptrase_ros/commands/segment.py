@@ -3,10 +3,11 @@
 import argparse
 import itertools
 import os
+import signal
 import sys
 from pathlib import Path
 
-from cliptrase_ros.commands.common import CommandError, progress_bar
+from cliptrase_ros.commands.common import CommandError, progress_bar, quiet_pillow
 from cliptrase_ros.commands.options import (
     add_engine,
     add_view,
@@ -22,8 +23,8 @@ def add(commands) -> None:
     description = (
         'Label photos, videos or a webcam by words. Written are label images (palette PNG of '
         'class ids, 255 = unlabelled), overlays with a legend, and segmentation.json with areas '
-        'and confidences. Exit status: 0, or 1 if an input could not be read or labelled (the '
-        'rest is done), or 2 if nothing was done.'
+        'and confidences. Exit status: 0, or 1 if an input could not be read or labelled, or its '
+        'results not be written (the rest is done), or 2 if nothing was done.'
     )
     command = commands.add_parser(
         'segment', help='label photos, videos or a webcam', description=description
@@ -54,9 +55,11 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # Of a file or webcam that cannot be opened, one line of ours is enough.
+    # Of what cannot be opened, one line of ours is enough.
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
-    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+    quiet_pillow()
+    # As Ctrl-C: what was done is kept when `timeout` or a service manager ends a webcam.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from cliptrase_ros.photos.sources import InputError, check_output, find_sources
 
     vocabulary = parse_words(arguments)
@@ -68,12 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(error) from error
     segmenter, encoded, settings, batch = load_engine(arguments, vocabulary)
 
-    from cliptrase_ros.photos.reading import count_frames
     from cliptrase_ros.photos.segment import OutputSettings, segment_sources
 
-    counts = [
-        1 if source.kind == 'photo' else count_frames(source, arguments.rate) for source in sources
-    ]
+    counts = [_count(source, arguments.rate) for source in sources]
     output = OutputSettings(arguments.output, batch, arguments.rate, arguments.rle)
     total = None if None in counts else sum(counts)
     with open_view(arguments) as viewer, progress_bar(total) as progress:
@@ -94,6 +94,14 @@ def run(arguments: argparse.Namespace) -> int:
     if outcome.unreadable:
         print(f'{len(outcome.unreadable)} could not be labelled, see above')
     return 1 if outcome.unreadable else 0
+
+
+def _count(source, rate: float) -> int | None:
+    from cliptrase_ros.photos.videos import count_frames
+
+    if source.kind == 'webcam':
+        return None
+    return 1 if source.kind == 'photo' else count_frames(source.location, rate)
 
 
 def _shower(viewer):

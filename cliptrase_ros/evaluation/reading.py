@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cliptrase_ros.evaluation.datasets import DATASETS, TOYBOX, Dataset, Layout
 from cliptrase_ros.evaluation.labels import BACKGROUND, CONVENTIONS, VALUES, values_table
+from cliptrase_ros.photos.reading import read_photo
 from cliptrase_ros.segmentation.preprocessing import check_aspect_ratio
 from cliptrase_ros.segmentation.vocabulary import name_and_synonyms
 
@@ -161,19 +162,16 @@ def load_sample(
 ) -> Sample:
     """Read a picture and its label image.
 
-    table: int16 (65536,), what the label image's values mean. upright: turn the picture as its
-    EXIF orientation says, which the published evaluation does not. Raises UnreadableError.
+    table: int16 (65536,), what the label image's values mean. upright: read the picture as photos
+    are, turned as its EXIF data say, which the published evaluation does not do. Raises
+    UnreadableError.
     """
-
-    def convert(opened: Image.Image) -> np.ndarray:
-        return np.asarray((ImageOps.exif_transpose(opened) if upright else opened).convert('RGB'))
-
-    image = _open(image_path, convert)
+    image = _read(image_path, read_photo if upright else _read_as_published)
     try:
         check_aspect_ratio(*image.shape[:2])
     except ValueError as error:
         raise UnreadableError(f'{image_path}: {error}') from error
-    values = _open(label_path, np.asarray)
+    values = _read(label_path, _read_values)
     if values.ndim != 2 or values.dtype.kind not in 'uib':
         raise UnreadableError(
             f'{label_path} is {values.dtype} of shape {values.shape}, not an image of class ids'
@@ -186,15 +184,24 @@ def load_sample(
     return Sample(image, table[values.astype(np.uint16)])
 
 
-def _open(path: Path, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _read(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+    if not path.exists():
+        raise UnreadableError(f'{path} does not exist')
     try:
-        with Image.open(path) as opened:
-            return convert(opened)
-    except FileNotFoundError as error:
-        raise UnreadableError(f'{path} does not exist') from error
+        return read(path)
     except Exception as error:
         # Decoders raise much besides OSError on damaged files.
         raise UnreadableError(f'{path} cannot be read: {error}') from error
+
+
+def _read_as_published(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert('RGB'))
+
+
+def _read_values(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened)
 
 
 def _open_folder(root: Path) -> Benchmark:

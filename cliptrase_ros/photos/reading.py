@@ -1,114 +1,165 @@
-"""Pixels of photos, videos and webcams."""
+"""Pixels of photos."""
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from cliptrase_ros.photos.sources import Source
-from cliptrase_ros.rate_limit import RateLimit
+#: Raw photos look like TIFF files, whose picture is a thumbnail.
+RAW_SUFFIXES = (
+    *('.dng', '.nef', '.nrw', '.cr2', '.cr3', '.crw', '.arw', '.srf', '.sr2', '.orf', '.rw2'),
+    *('.raf', '.pef', '.srw', '.3fr', '.iiq', '.x3f'),
+)
+
+# Formats whose files begin in a way that no other file does.
+_KNOWN_BY_CONTENT = (
+    *('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF', 'QOI'),
+)
+_HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
+_AVIF_BRANDS = (b'avif', b'avis')
+
+# What white may be where a sample has more than 8 bits: cameras put 8, 10, 12 or 14 into 16.
+_WHITES = (255, 1023, 4095, 16383, 65535)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableError(Exception):
     """A photo, video or webcam that cannot be read; the message says why."""
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One picture.
-
-    picture: uint8 (H, W, 3) RGB, upright. number: its place in a video, from 0; None for a photo.
-    time_s: seconds from the beginning of a video; None for a photo.
-    """
-
-    source: Source
-    picture: np.ndarray
-    number: int | None = None
-    time_s: float | None = None
-
-
 def read_photo(path: Path) -> np.ndarray:
     """Pixels of a photo as uint8 (H, W, 3) RGB, turned upright as its EXIF data say.
 
-    Of several images in a file the first counts; 16 bits are scaled to 8. Raises UnreadableError.
+    Of several images in a file the first counts; transparency is left out. Samples that are not
+    bytes are scaled by what their values show white to be. Raises UnreadableError.
     """
     try:
-        with Image.open(path) as image:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UnreadableError('it is neither a file nor a folder')
+        if path.suffix.lower() in RAW_SUFFIXES:
+            raise UnreadableError('it is a raw photo; save it as JPEG, PNG or TIFF')
+        with _open(path) as image:
+            deep, turn = _has_deep_colours(image), _turn(image)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith('I;16') or upright.mode == 'I':
-                # Pillow would clip what does not fit into 8 bits.
-                values = np.asarray(upright).clip(0, 65535)
-                grey = np.round(values * (255 / 65535)).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return np.asarray(upright.convert('RGB'))
+            pixels = _read_deep_colours(path) if deep else None
+            if pixels is None:
+                # Some formats are turned while they are loaded.
+                pixels, turn = _to_rgb(image), _turn(image)
+            if turn is None:
+                return pixels
+            return np.asarray(Image.fromarray(pixels).transpose(turn))
+    except UnreadableError:
+        raise
     except Exception as error:
         # Pillow's decoders raise nearly anything over damaged files.
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UnreadableError(reason) from error
 
 
-def read_video(source: Source, rate: float = 0.0) -> Iterator[Frame]:
-    """Frames of a video or webcam, at most so many a second of its own time; 0 = all.
-
-    Raises UnreadableError: before the first frame, or where a video breaks off early.
-    """
-    location = source.location if source.kind == 'webcam' else str(source.location)
-    capture = cv2.VideoCapture(location)
+def is_photo(path: Path) -> bool:
+    """Whether a file is a photo by its content, whatever its name."""
     try:
-        if not capture.isOpened():
-            raise UnreadableError(f'OpenCV cannot open this {source.kind}')
-        per_second = _frames_per_second(capture)
-        expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        limit = RateLimit(rate)
-        number = 0
-        begin = time.monotonic()
-        # Taken off, not decoded, where the rate leaves it out.
-        while capture.grab():
-            time_s = number / per_second if source.kind == 'video' else time.monotonic() - begin
-            if limit.takes(round(time_s * 1e9)):
-                read, pixels = capture.retrieve()
-                if not read:
-                    break
-                yield Frame(source, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), number, time_s)
-            number += 1
-        if number == 0:
-            raise UnreadableError('it has no frame that can be decoded')
-        # Containers often count one or two frames more than there are.
-        if source.kind == 'video' and number < 0.9 * expected:
-            raise UnreadableError(f'it breaks off after frame {number} of {expected}')
-    finally:
-        capture.release()
+        with Image.open(path, formats=_formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:
+        return _brand(path) in _HEIC_BRANDS + _AVIF_BRANDS
 
 
-def count_frames(source: Source, rate: float = 0.0) -> int | None:
-    """About how many frames `read_video` will give; None if that cannot be known."""
-    if source.kind != 'video':
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _KNOWN_BY_CONTENT if name in Image.OPEN]
+
+
+def _brand(path: Path) -> bytes:
+    """What a file of the family of MP4, HEIC and AVIF says it is; of others anything."""
+    try:
+        with path.open('rb') as file:
+            return file.read(12)[8:]
+    except OSError:
+        return b''
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        brand = _brand(path)
+        if brand in _AVIF_BRANDS:
+            raise UnreadableError('AVIF photos need Pillow 11.3 or newer') from None
+        if brand not in _HEIC_BRANDS:
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise UnreadableError('HEIC photos need `pip install pillow-heif`') from None
+    register_heif_opener()
+    return Image.open(path)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns an image upright; None if it is, or if nothing readable says otherwise."""
+    # Not ImageOps.exif_transpose: it writes all EXIF data anew, and fails over any that is odd.
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
         return None
-    capture = cv2.VideoCapture(str(source.location))
-    try:
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-        if count <= 0:
-            return None
-        per_second = _frames_per_second(capture)
-        return count if not 0 < rate < per_second else max(1, round(count * rate / per_second))
-    finally:
-        capture.release()
 
 
-def frames_per_second(source: Source) -> float:
-    """Frame rate of a video, 1/s; 25 where it does not say."""
-    capture = cv2.VideoCapture(str(source.location))
-    try:
-        return _frames_per_second(capture)
-    finally:
-        capture.release()
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
+        return np.repeat(_to_bytes(np.asarray(image))[..., None], 3, axis=2)
+    if 'transparency' in image.info:
+        # At once to RGB would have Pillow warn.
+        image = image.convert('RGBA')
+    return np.asarray(image.convert('RGB'))
 
 
-def _frames_per_second(capture: cv2.VideoCapture) -> float:
-    per_second = capture.get(cv2.CAP_PROP_FPS)
-    return per_second if 0 < per_second <= 1000 else 25.0
+def _has_deep_colours(image: Image.Image) -> bool:
+    return image.mode in ('RGB', 'RGBA') and any(
+        ';16' in str(tile[3]) for tile in getattr(image, 'tile', ())
+    )
+
+
+def _read_deep_colours(path: Path) -> np.ndarray | None:
+    # Pillow keeps the upper 8 bits of 16, where 10 or 12 of a camera leave next to nothing.
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
+        return None
+    return cv2.cvtColor(_to_bytes(pixels[..., :3]), cv2.COLOR_BGR2RGB)
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Samples as uint8, scaled by what white must be for them. Raises UnreadableError."""
+    floats = values.dtype.kind == 'f'
+    finite = values[np.isfinite(values)] if floats else values
+    if not finite.size:
+        raise UnreadableError('it has no number in it')
+    lowest, highest = float(finite.min()), float(finite.max())
+    # Resampling overshoots a little.
+    slack = 1.05 if floats else 1.0
+    whites = _WHITES
+    if floats and highest < 64:
+        # 0 to 1, or else light, temperatures or distances, of which nobody knows what is white.
+        whites = (1,)
+    white = next((white for white in whites if highest <= slack * white), None)
+    if white is None or lowest < white * (1 - slack):
+        raise UnreadableError(
+            f'its values go from {lowest:g} to {highest:g}, which does not say what is black and '
+            'what is white; save it with 8 or 16 bits'
+        )
+    shown = np.nan_to_num(values.astype(np.float32), nan=0.0).clip(0, white)
+    return np.round(shown * np.float32(255 / white)).astype(np.uint8)

@@ -1,6 +1,7 @@
 """What is written for each picture: label image, overlay, areas, confidences, run lengths."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,10 @@ from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary
 
 _JPEG_QUALITY = 90
+# Times of the usual frame rates are whole numbers of these, and MPEG-4 counts to 65535 a second.
+_TICK = Fraction(1, 60000)
+# Encoders of FFmpeg, the better first, with options. Browsers play H.264.
+_ENCODERS = {'libx264': {'crf': '20', 'preset': 'veryfast'}, 'mpeg4': {'q': '4'}}
 
 
 def write_label(path: Path, segmentation: Segmentation) -> None:
@@ -30,14 +35,15 @@ def write_overlay(path: Path, overlay: np.ndarray) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Write readable JSON. Raises OSError."""
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    _replace(path, lambda temporary: temporary.write_text(f'{text}\n', encoding='utf-8'))
+    # Names of files need not be text in any encoding.
+    text = json.dumps(content, ensure_ascii=False, indent=1).encode('utf-8', 'backslashreplace')
+    _replace(path, lambda temporary: temporary.write_bytes(text + b'\n'))
 
 
 def _replace(path: Path, write) -> None:
     # A reader never meets half a file, and what a link points to is not written to.
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.partial')
+    temporary = _temporary(path)
     try:
         write(temporary)
         temporary.replace(path)
@@ -45,28 +51,64 @@ def _replace(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f'.{path.name}.partial')
+
+
 class OverlayVideo:
-    """An MP4 of overlays; its frames must be of one size. Raises OSError."""
+    """An MP4 of overlays, each shown at its own time; they must be of one size.
 
-    def __init__(self, path: Path, per_second: float, height: int, width: int):
+    It appears when it is closed. Raises OSError or, over what cannot be encoded, PyAV's errors.
+    """
+
+    def __init__(self, path: Path, height: int, width: int):
+        import av
+
         path.parent.mkdir(parents=True, exist_ok=True)
-        # MPEG-4 halves colours, so sides are even.
-        self._size = (width + width % 2, height + height % 2)
-        code = cv2.VideoWriter_fourcc(*'mp4v')
-        self._writer = cv2.VideoWriter(str(path), code, per_second, self._size)
-        if not self._writer.isOpened():
-            raise OSError(f'{path} cannot be written as MP4 by this OpenCV')
+        self._path = path
+        self._temporary = _temporary(path)
+        self._container = av.open(str(self._temporary.absolute()), 'w', format='mp4')
+        encoder = next(name for name in _ENCODERS if name in av.codecs_available)
+        stream = self._container.add_stream(encoder, options=_ENCODERS[encoder])
+        # Colours are halved, so sides are even.
+        stream.width, stream.height = width + width % 2, height + height % 2
+        stream.pix_fmt = 'yuv420p'
+        stream.codec_context.time_base = _TICK
+        stream.codec_context.colorspace = 5  # BT.601, which FFmpeg makes of RGB
+        self._stream = stream
+        self._last = -1
+        self._step = round(1 / 25 / _TICK)
 
-    def write(self, overlay: np.ndarray) -> None:
-        """Add a frame: uint8 (H, W, 3) RGB."""
-        width, height = self._size
-        below, right = height - overlay.shape[0], width - overlay.shape[1]
-        frame = cv2.copyMakeBorder(overlay, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    def write(self, overlay: np.ndarray, time_s: float) -> None:
+        """Add a frame: uint8 (H, W, 3) RGB, shown from time_s on."""
+        import av
+
+        below = self._stream.height - overlay.shape[0]
+        right = self._stream.width - overlay.shape[1]
+        padded = cv2.copyMakeBorder(overlay, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        frame = av.VideoFrame.from_ndarray(padded, format='rgb24')
+        # Times that differ by less than can be written would be the same.
+        frame.pts = max(round(time_s / _TICK), self._last + 1)
+        frame.time_base = _TICK
+        if self._last >= 0:
+            self._step = frame.pts - self._last
+        self._last = frame.pts
+        self._encode(frame)
 
     def close(self) -> None:
         """Finish the file."""
-        self._writer.release()
+        try:
+            self._encode(None)
+            self._container.close()
+            self._temporary.replace(self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def _encode(self, frame) -> None:
+        for packet in self._stream.encode(frame):
+            # Counts for the last one, which no other follows.
+            packet.duration = self._step
+            self._container.mux(packet)
 
 
 def describe_vocabulary(vocabulary: Vocabulary) -> dict:
