@@ -2,7 +2,7 @@
 
 from cliptrase_ros.segmentation.smoothing import FrameMemory
 
-#: Age of a frame, by the stamps, from which it says nothing about the next one of its camera.
+#: Age of a frame from which it says nothing about the next one of its camera.
 REMEMBERED_NS = 1_000_000_000
 
 
@@ -12,14 +12,15 @@ class FrameMemories:
     def __init__(self):
         self._latest: dict[str, tuple[int, FrameMemory]] = {}
 
-    def before(self, camera: str, stamp_ns: int) -> FrameMemory | None:
-        """Memory of the camera's frame before this one; None after a gap or a jump in time."""
+    def before(self, camera: str, time_ns: int) -> FrameMemory | None:
+        """Memory of the camera's frame before this one; None after a gap or a jump back."""
         last_ns, memory = self._latest.get(camera, (0, None))
-        return memory if 0 < stamp_ns - last_ns <= REMEMBERED_NS else None
+        # A driver may repeat a stamp: that is no gap.
+        return memory if 0 <= time_ns - last_ns <= REMEMBERED_NS else None
 
-    def keep(self, camera: str, stamp_ns: int, memory: FrameMemory | None) -> None:
+    def keep(self, camera: str, time_ns: int, memory: FrameMemory | None) -> None:
         """Keep what a frame leaves; None forgets."""
         if memory is None:
             self._latest.pop(camera, None)
         else:
-            self._latest[camera] = stamp_ns, memory
+            self._latest[camera] = time_ns, memory

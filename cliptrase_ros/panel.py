@@ -24,17 +24,26 @@ class Status:
     values: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a node said last, and when. cameras: by name."""
+
+    engine: Status
+    cameras: Mapping[str, Status]
+    at_s: float
+
+
 class Panel:
     """The latest report of every segmentation node heard of."""
 
     def __init__(self):
-        self._engines: dict[str, tuple[Status, float]] = {}
-        self._cameras: dict[str, dict[str, Status]] = {}
+        # By name and process: by mistake, two nodes may have one name.
+        self._reports: dict[tuple[str, str], Report] = {}
 
     @property
     def nodes(self) -> list[str]:
         """Full names of the nodes heard of, without the leading slash."""
-        return sorted(self._engines)
+        return sorted(name for name, _ in self._reports)
 
     def update(self, array, now_s: float) -> bool:
         """Take in what concerns segmentation nodes; False if nothing does.
@@ -49,28 +58,34 @@ class Panel:
             if name.endswith(_ENGINE) and 'vocabulary_version' in status.values
         }
         for node in nodes:
-            self._engines[node] = (statuses[f'{node}{_ENGINE}'], now_s)
-            prefix = f'{node}{_CAMERA}'
-            self._cameras[node] = {
+            engine, prefix = statuses[f'{node}{_ENGINE}'], f'{node}{_CAMERA}'
+            cameras = {
                 name.removeprefix(prefix): status
                 for name, status in statuses.items()
                 if name.startswith(prefix)
             }
+            # One that was started again takes the place of the one that fell silent.
+            for key, old in list(self._reports.items()):
+                if key[0] == node and now_s - old.at_s > OLD_S:
+                    del self._reports[key]
+            key = node, engine.values.get('process', '')
+            self._reports[key] = Report(engine, cameras, now_s)
         return bool(nodes)
 
     def render(self, now_s: float) -> RenderableType:
         """Make what rich prints: a table for each node, or what is being waited for."""
-        if not self._engines:
+        if not self._reports:
             return Text('waiting for /diagnostics of a segmentation node ...', style='dim')
-        return Group(*(self._table(node, now_s) for node in self.nodes))
+        return Group(*(self._table(*key, now_s) for key in sorted(self._reports)))
 
-    def _table(self, node: str, now_s: float) -> Table:
-        engine, reported_s = self._engines[node]
-        silent_s = now_s - reported_s
+    def _table(self, node: str, process: str, now_s: float) -> Table:
+        report = self._reports[node, process]
+        silent_s = now_s - report.at_s
+        shown = f'{node} in {process}' if self.nodes.count(node) > 1 else node
         table = Table(
-            title=_title(node, engine, silent_s),
+            title=_title(shown, report.engine, silent_s),
             title_justify='left',
-            caption=_caption(engine, self._cameras[node]),
+            caption=_caption(report.engine, report.cameras),
             caption_justify='left',
             box=SIMPLE_HEAD,
             show_edge=False,
@@ -81,7 +96,7 @@ class Panel:
         for head in ('in /s', 'out /s', 'latency ms', 'work ms', 'dropped', 'refused', 'failed'):
             table.add_column(head, justify='right', no_wrap=True)
         table.add_column('state', no_wrap=True)
-        for name, status in sorted(self._cameras[node].items()):
+        for name, status in sorted(report.cameras.items()):
             values = status.values
             table.add_row(
                 Text(name),

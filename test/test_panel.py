@@ -110,6 +110,20 @@ def test_cameras_that_are_gone_are_not_shown():
     assert 'left' not in text
 
 
+def test_nodes_of_one_name_are_both_shown_until_one_ends():
+    panel = Panel()
+    for process, camera in (('robot:7', 'left'), ('robot:8', 'right')):
+        engine = status('cliptrase: engine', process=process, **ENGINE)
+        panel.update(report(engine, status(f'cliptrase: camera {camera}')), 0.0)
+    text = shown(panel, 1.0)
+    for part in ('/cliptrase in robot:7', '/cliptrase in robot:8', 'left', 'right'):
+        assert part in text
+    # Started again, it is one node and not two.
+    panel.update(report(status('cliptrase: engine', process='robot:9', **ENGINE)), 5.0)
+    assert panel.nodes == ['cliptrase']
+    assert '/cliptrase  ok' in shown(panel, 5.0)
+
+
 def test_reports_of_others_are_left_alone():
     panel = Panel()
     assert not panel.update(report(status('motor: engine', speed=3), status('x: camera y')), 0.0)

@@ -2,17 +2,17 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from cliptrase_ros.image_messages import MAX_PIXELS
+from cliptrase_ros.image_messages import MAX_PIXELS, header_stamp_ns
 from cliptrase_ros.msg import ClassMasks
 from cliptrase_ros.rate_limit import RateLimiter
 from cliptrase_ros.ros import conversions
@@ -21,7 +21,7 @@ from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.node_time import node_time
 from cliptrase_ros.ros.parameters import mask_topic_name
 from cliptrase_ros.ros.points import PointsOutput
-from cliptrase_ros.ros.subscribing import describe_publishers, subscribe_to_sensor
+from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask
@@ -55,12 +55,19 @@ TRANSPORT_TOPICS = {
 class Frame:
     """An image on its way through inference.
 
-    depth: what is known of the depth image that belongs to it, None where nobody wants it.
+    received_ns: when it came, by the node's clock. depth: what is known of the depth image that
+    belongs to it, None where nobody wants it.
     """
 
     camera: 'Camera'
     image: Image | CompressedImage
+    received_ns: int
     depth: DepthMatch | None = None
+
+    @property
+    def time_ns(self) -> int:
+        """Its stamp; of an image without one, when it came."""
+        return header_stamp_ns(self.image.header) or self.received_ns
 
     def picture(self) -> np.ndarray:
         """Decode it: uint8 (H, W, 3) RGB, perhaps the message's own bytes. Raises ImageError."""
@@ -70,36 +77,71 @@ class Frame:
         return conversions.to_rgb(self.image, self.camera.max_pixels, may_share=True)
 
 
+class CameraTopics:
+    """Where one camera is read from.
+
+    transport: `raw` or `compressed`. depth: whether depth and camera_info are wanted as well.
+    Raises ParameterError: a QoS override that cannot be used.
+    """
+
+    def __init__(self, node: Node, name: str, transport: str, depth: bool):
+        self.name = name
+        self.transport = transport
+        self.image = SensorTopic(
+            node, TRANSPORT_TOPICS[transport][1], _image_topic(node, name, transport)
+        )
+        self.depth: SensorTopic | None = None
+        self.info: SensorTopic | None = None
+        if depth:
+            self.depth = SensorTopic(node, Image, f'{name}/depth/image_raw')
+            self.info = SensorTopic(node, CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
+
+    def follow_publishers(self) -> None:
+        """See `SensorTopic.follow_publishers`."""
+        for topic in filter(None, (self.image, self.depth, self.info)):
+            topic.follow_publishers()
+
+
+def _image_topic(node: Node, name: str, transport: str) -> str:
+    topic = f'{name}/{TRANSPORT_TOPICS[transport][0]}'
+    is_remapped = node.resolve_topic_name(topic) != node.resolve_topic_name(topic, only_expand=True)
+    if transport == 'raw' or is_remapped:
+        return topic
+    # As image_transport has it: compressed images come below the topic of the raw ones, wherever
+    # that is remapped to.
+    raw = node.resolve_topic_name(f'{name}/{TRANSPORT_TOPICS["raw"][0]}')
+    return f'{raw.removesuffix("/compressed")}/compressed'
+
+
 class Camera:
     """Images of one camera in, whatever is made of them out.
 
-    transport: `raw` or `compressed`. depth: whether points are made. mask_topics: names of
-    classes that have a mask image each. max_pixels: of the largest image that is believed.
-    `on_image` is called, from the executor's thread, when there is something to do. `take`,
-    `publish` and `publish_waiting` belong to the inference thread. Nothing is subscribed before
-    `activate`. Raises ParameterError: a QoS override that cannot be used.
+    Points are made where the topics have depth. mask_topics: names of classes that have a mask
+    image each. max_pixels: of the largest image that is believed. `on_image` is called, from the
+    executor's thread, when there is something to do. `take`, `publish` and `publish_waiting`
+    belong to the inference thread. Nothing is subscribed before `activate`.
     """
 
     def __init__(
         self,
         node: Node,
-        name: str,
+        topics: CameraTopics,
         *,
         always_on: bool,
         on_image: Callable[[], None],
-        transport: str = 'raw',
-        depth: bool = False,
         mask_topics: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
     ):
-        self.name = name
-        self.transport = transport
+        self.name = topics.name
+        self.topic = topics.image.name
+        self.transport = topics.transport
         self.max_pixels = max_pixels
         self.statistics = CameraStatistics()
         self.last_taken_ns = 0
         #: Names in `mask_topics` that the vocabulary announced last does not have.
         self.masks_unknown: tuple[str, ...] = ()
         self._node = node
+        self._topics = topics
         self._always_on = always_on
         self._on_image = on_image
         self._mask_topics = tuple(mask_topics)
@@ -108,39 +150,33 @@ class Camera:
         self._subscription_lock = threading.Lock()
         #: Whether images are labelled while somebody listens.
         self.is_active = False
-        self._waiting: Image | CompressedImage | None = None
+        self._waiting: Frame | None = None
         self._limiter = RateLimiter()
         self._rate = 0.0
-        self._subscription = None
         self._points: PointsOutput | None = None
         self._publishers: list[Publisher] = []
         self._outputs: dict[str, tuple[Publisher, Callable]] = {}
         self._label_info: Publisher | None = None
-        self.topic = node.resolve_topic_name(f'{name}/{TRANSPORT_TOPICS[transport][0]}')
         try:
             self._make_outputs()
-            if depth:
+            if topics.depth is not None:
                 self._points = PointsOutput(
-                    node,
                     self._publisher(PointCloud2, 'points'),
-                    name,
+                    topics.depth,
+                    topics.info,
                     statistics=self.statistics,
                     wake=on_image,
                     on_refused=self.refuse_depth,
                     max_pixels=max_pixels,
                 )
-            # Subscribed at first in any case: this declares the QoS overrides and finds mistakes
-            # in them now, not when the first listener comes.
-            self._subscription = self._subscribe()
         except Exception:
             self.destroy()
             raise
-        self.update_subscription()
 
     @property
     def subscribed(self) -> bool:
         """Whether images are wanted at the moment."""
-        return self._subscription is not None
+        return self._topics.image.is_subscribed
 
     def activate(self) -> None:
         """Subscribe from now on while somebody listens."""
@@ -169,15 +205,19 @@ class Camera:
                 self._points.subscribe()
             elif self._points is not None:
                 self._points.unsubscribe()
-            if wanted and self._subscription is None:
-                self._subscription = self._subscribe()
-            elif not wanted and self._subscription is not None:
-                self._node.destroy_subscription(self._subscription)
-                self._subscription = None
+            if wanted and not self.subscribed:
+                self._topics.image.subscribe(self._receive, self._note_incompatible)
+            elif not wanted and self.subscribed:
+                self._topics.image.unsubscribe()
                 with self._lock:
                     if self._waiting is not None:
                         self.statistics.count('dropped_unwanted')
                     self._waiting = None
+
+    def follow_publishers(self) -> None:
+        """Subscribe anew where publishers that have come or gone ask for another QoS."""
+        with self._subscription_lock:
+            self._topics.follow_publishers()
 
     def set_rate(self, rate: float) -> None:
         """Most frames a second to be taken, 0 = all."""
@@ -194,12 +234,12 @@ class Camera:
         with self._lock:
             if self._waiting is None or self._limiter.wait_ns(now_ns, self._rate):
                 return None
-            image, self._waiting = self._waiting, None
+            frame, self._waiting = self._waiting, None
             self._limiter.take(now_ns, self._rate)
-        self.trace(image.header, 'taken')
+        self.trace(frame.image.header, 'taken')
         if self._points is None or not self._wants_points():
-            return Frame(self, image)
-        return Frame(self, image, self._points.match(image.header))
+            return frame
+        return replace(frame, depth=self._points.match(frame.image.header))
 
     def publish(self, frame: Frame, picture: np.ndarray, result: Segmentation) -> None:
         """Publish what somebody listens to. picture: uint8 (H, W, 3) RGB, the frame's."""
@@ -234,13 +274,14 @@ class Camera:
     def explain_silence(self) -> str:
         """Say why no image may arrive: who publishes with what QoS, or on which other topic."""
         with self._subscription_lock:
-            if self._subscription is None:
+            if not self.subscribed:
                 return 'not subscribed'
-            said = describe_publishers(self._node, self._subscription)
+            said = self._topics.image.describe_publishers()
         for transport, topic in self._other_topics():
             if publishers := self._node.count_publishers(topic):
-                said += f'; {topic} has {publishers}: set transport to {transport}, or remap'
-                break
+                return f'{said}; {topic} has {publishers}: set transport to {transport}, or remap'
+        if similar := self._topics.image.similar_topics():
+            said += f'; images come on {", ".join(similar)}: remap {self.name}/image_raw to one'
         return said
 
     def explain_missing_points(self) -> str:
@@ -304,16 +345,6 @@ class Camera:
     def _wants_points(self) -> bool:
         return self._always_on or self._points.is_wanted
 
-    def _subscribe(self):
-        topic, message_type = TRANSPORT_TOPICS[self.transport]
-        return subscribe_to_sensor(
-            self._node,
-            message_type,
-            f'{self.name}/{topic}',
-            self._receive,
-            on_incompatible=self._note_incompatible,
-        )
-
     def _receive(self, image: Image | CompressedImage) -> None:
         self.statistics.count('received')
         try:
@@ -328,7 +359,7 @@ class Camera:
             return
         now_ns = node_time(self._node).ns
         with self._lock:
-            if self._subscription is None:
+            if not self.subscribed:
                 # On its way when the last listener left.
                 self.statistics.count('dropped_unwanted')
                 self.trace(image.header, 'dropped, because nobody listens any more')
@@ -337,8 +368,8 @@ class Camera:
                 limited = self._limiter.wait_ns(now_ns, self._rate) > 0
                 self.statistics.count('dropped_rate' if limited else 'dropped_busy')
                 why = 'sooner than rate allows' if limited else 'while others were labelled'
-                self.trace(self._waiting.header, f'dropped, because a newer one came {why}')
-            self._waiting = image
+                self.trace(self._waiting.image.header, f'dropped, because a newer one came {why}')
+            self._waiting = Frame(self, image, now_ns)
         self._on_image()
 
     def _note_incompatible(self) -> None:

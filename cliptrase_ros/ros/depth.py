@@ -5,14 +5,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rclpy.node import Node
-from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from cliptrase_ros.depth_points import check_depth
 from cliptrase_ros.image_messages import MAX_PIXELS, ImageError, header_stamp_ns
-from cliptrase_ros.ros.subscribing import subscribe_to_sensor
+from cliptrase_ros.ros.subscribing import SensorTopic
 
 #: Depth and colour belong together if their stamps differ by no more, seconds: half a period at
 #: 25 Hz. Registered depth mostly has the very stamp of the colour image.
@@ -28,18 +26,32 @@ _FOLLOWED = 4
 class DepthMatch:
     """The depth image that belongs to a picture, as far as it has come.
 
-    depth: the nearest in time, None while there is none within the tolerance.
+    stamp_ns: of the picture. nearest_ns: stamp of the depth image nearest in time, None before the
+    first. depth: that image, None while there is none within the tolerance.
     """
 
     stamp_ns: int
+    nearest_ns: int | None = None
     depth: Image | None = None
-    distance_ns: int = round(STAMP_TOLERANCE_S * 1e9)
 
     def offer(self, depth: Image, stamp_ns: int) -> None:
-        """Take a depth image if it is nearer than the one before."""
+        """Take a depth image if it is nearer than those before."""
         distance = abs(stamp_ns - self.stamp_ns)
-        if distance < self.distance_ns or (self.depth is None and distance == self.distance_ns):
-            self.depth, self.distance_ns = depth, distance
+        if self.nearest_ns is not None and distance >= abs(self.nearest_ns - self.stamp_ns):
+            return
+        self.nearest_ns = stamp_ns
+        if distance <= STAMP_TOLERANCE_S * 1e9:
+            self.depth = depth
+
+    def explain(self) -> str:
+        """Say why there is no depth image within the tolerance, '' before the first of all."""
+        if self.nearest_ns is None:
+            return ''
+        if self.stamp_ns == 0:
+            return 'the image has no stamp, depth has'
+        if self.nearest_ns == 0:
+            return 'depth has no stamp, the image has'
+        return f'the nearest differs by {1e-6 * abs(self.nearest_ns - self.stamp_ns):.0f} ms'
 
 
 class DepthStream:
@@ -47,53 +59,40 @@ class DepthStream:
 
     on_depth: called, in the executor's thread, when a depth image has come. on_refused: with the
     reason, when one cannot be used. `match` belongs to the inference thread.
-    Raises ParameterError: a QoS override that cannot be used.
     """
 
     def __init__(
         self,
-        node: Node,
-        name: str,
+        depth_topic: SensorTopic,
+        info_topic: SensorTopic,
         *,
         on_depth: Callable[[], None],
         on_refused: Callable[[ImageError], None],
         max_pixels: int = MAX_PIXELS,
     ):
-        self.topic = node.resolve_topic_name(f'{name}/depth/image_raw')
-        self.info_topic = node.resolve_topic_name(f'{name}/camera_info')
+        self.depth_topic = depth_topic
+        self.info_topic = info_topic
         self.info: CameraInfo | None = None
-        self._node = node
-        self._name = name
         self._on_depth = on_depth
         self._on_refused = on_refused
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
         self._recent: deque[tuple[int, Image]] = deque(maxlen=_KEPT)
         self._followed: deque[DepthMatch] = deque(maxlen=_FOLLOWED)
-        self.subscriptions: list[Subscription] = []
-        # At first in any case: this declares the QoS overrides and finds mistakes in them.
-        try:
-            self.subscribe()
-        finally:
-            self.unsubscribe()
 
     def subscribe(self) -> None:
         """Begin to receive."""
-        if self.subscriptions:
-            return
-        for message_type, topic, callback in (
-            (Image, 'depth/image_raw', self._receive),
-            (CameraInfo, 'camera_info', self._receive_info),
+        for topic, callback in (
+            (self.depth_topic, self._receive),
+            (self.info_topic, self._receive_info),
         ):
-            self.subscriptions.append(
-                subscribe_to_sensor(self._node, message_type, f'{self._name}/{topic}', callback)
-            )
+            if not topic.is_subscribed:
+                topic.subscribe(callback)
 
     def unsubscribe(self) -> None:
         """Receive no more, and forget what came."""
-        for subscription in self.subscriptions:
-            self._node.destroy_subscription(subscription)
-        self.subscriptions = []
+        self.depth_topic.unsubscribe()
+        self.info_topic.unsubscribe()
         with self._lock:
             self._recent.clear()
             self._followed.clear()
@@ -103,7 +102,8 @@ class DepthStream:
         """Find the depth of a picture, now and as it comes."""
         match = DepthMatch(header_stamp_ns(header))
         with self._lock:
-            for stamp_ns, depth in self._recent:
+            # The newest first: of equal stamps, as of cameras that set none, it is the one.
+            for stamp_ns, depth in reversed(self._recent):
                 match.offer(depth, stamp_ns)
             self._followed.append(match)
         return match

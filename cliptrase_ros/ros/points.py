@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from rclpy.node import Node
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -14,7 +13,7 @@ from cliptrase_ros.image_messages import ImageError
 from cliptrase_ros.ros.conversions import points_message
 from cliptrase_ros.ros.depth import STAMP_TOLERANCE_S, DepthMatch, DepthStream
 from cliptrase_ros.ros.diagnostics import CameraStatistics
-from cliptrase_ros.ros.subscribing import describe_publishers
+from cliptrase_ros.ros.subscribing import SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 
 
@@ -37,9 +36,9 @@ class PointsOutput:
 
     def __init__(
         self,
-        node: Node,
         publisher: Publisher,
-        camera: str,
+        depth_topic: SensorTopic,
+        info_topic: SensorTopic,
         *,
         statistics: CameraStatistics,
         wake: Callable[[], None],
@@ -47,14 +46,13 @@ class PointsOutput:
         max_pixels: int,
     ):
         self.publisher = publisher
-        self._node = node
         self._statistics = statistics
         self._wake = wake
         self._max_pixels = max_pixels
         self._waiting: _Labelled | None = None
         self._depth = DepthStream(
-            node,
-            camera,
+            depth_topic,
+            info_topic,
             on_depth=self._on_depth,
             on_refused=on_refused,
             max_pixels=max_pixels,
@@ -105,14 +103,16 @@ class PointsOutput:
     def explain(self) -> str:
         """Say who publishes depth and camera_info."""
         return '; '.join(
-            f'{subscription.topic_name}: {describe_publishers(self._node, subscription)}'
-            for subscription in self._depth.subscriptions
+            f'{topic.name}: {topic.describe_publishers()}'
+            for topic in (self._depth.depth_topic, self._depth.info_topic)
+            if topic.is_subscribed
         )
 
     def _points(self, labelled: _Labelled, depth: Image, info) -> np.ndarray:
         height, width = labelled.result.label.shape
         frames = labelled.header.frame_id, depth.header.frame_id
-        if all(frames) and frames[0] != frames[1]:
+        # tf's own names begin without a slash; drivers that came from ROS 1 write one.
+        if all(frames) and frames[0].lstrip('/') != frames[1].lstrip('/'):
             raise ImageError(
                 f'depth is in frame {frames[1]!r}, the image in {frames[0]!r}; depth has to be '
                 'registered to the image'
@@ -132,11 +132,12 @@ class PointsOutput:
 
     def _missing(self, match: DepthMatch) -> str:
         if match.depth is None:
-            return (
+            missing = (
                 f'no depth image within {1e3 * STAMP_TOLERANCE_S:.0f} ms of the image on '
-                f'{self._depth.topic}'
+                f'{self._depth.depth_topic.name}'
             )
-        return f'no camera_info on {self._depth.info_topic}'
+            return '; '.join(filter(None, (missing, match.explain())))
+        return f'no camera_info on {self._depth.info_topic.name}'
 
     def _on_depth(self) -> None:
         if self._waiting is not None:

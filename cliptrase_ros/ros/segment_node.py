@@ -8,6 +8,8 @@ if __name__ == '__main__':
     # Before the imports that take seconds, so that a signal ends them in order.
     sys.exit(run_module('cliptrase_ros.ros.segment_node'))
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -26,11 +28,11 @@ from std_msgs.msg import Header
 from cliptrase_ros import msg
 from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.ros import diagnostics
-from cliptrase_ros.ros.camera import LATCHED_QOS, Camera, LabelInfo
+from cliptrase_ros.ros.camera import LATCHED_QOS, Camera, CameraTopics, LabelInfo
 from cliptrase_ros.ros.conversions import vocabulary_message
 from cliptrase_ros.ros.executable import StartFailure, run_node
 from cliptrase_ros.ros.node_time import node_time
-from cliptrase_ros.ros.parameters import PARAMETER_NAMES, Parameters, declare_parameters
+from cliptrase_ros.ros.parameters import Parameters, declare_parameters
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back, release_frames
 from cliptrase_ros.segmentation.segmenter import (
@@ -60,12 +62,19 @@ class SegmentNode(LifecycleNodeMixin, Node):
     inference and publishes its results; transitions between states run in a thread of their own,
     because loading a model takes seconds. Topics, parameters and states: docs/node.md.
 
-    segmenter: an engine to use instead of the one the parameters describe.
+    segmenter: an engine to use instead of the one the parameters describe. report_period_s: how
+    often diagnostics are published.
     Raises ParameterError, VocabularyError. With `autostart`, spinning raises StartFailure if the
     node cannot be configured or activated.
     """
 
-    def __init__(self, segmenter: Segmenter | None = None, **node_arguments):
+    def __init__(
+        self,
+        segmenter: Segmenter | None = None,
+        *,
+        report_period_s: float = 1.0,
+        **node_arguments,
+    ):
         self._worker: Worker | None = None
         self._engine: FaultTolerantEngine | None = None
         self._cameras: tuple[Camera, ...] = ()
@@ -73,6 +82,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
         self._given = segmenter
         self._announced_version = 0
         self._requested_version = 0
+        self._namesakes = 0
         #: Why the node could not be configured or activated the last time, or None.
         self.failure: Exception | None = None
         self._failed_to_be = ''
@@ -85,6 +95,12 @@ class SegmentNode(LifecycleNodeMixin, Node):
         self._change_states_beside_the_executor()
 
         self._values = declare_parameters(self)
+        # Now, with their QoS overrides: parameters that appear later would do so in the thread of a
+        # transition, while the executor's may be reading them.
+        self._topics = [
+            CameraTopics(self, name, self._values.transport_of(name), self._values.depth)
+            for name in self._values.cameras
+        ]
         # Before the model is loaded: a typing mistake should not take seconds to be told.
         self._latest_vocabulary = self._values.make_vocabulary()
         self._accepted: tuple[Parameters, Vocabulary | None] | None = None
@@ -98,7 +114,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
         self._last_report = time.monotonic()
         # Steady: a paused or looping simulation is no reason to fall silent.
         self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._publish_diagnostics, clock=self._steady_clock)
+        self.create_timer(report_period_s, self._look_around, clock=self._steady_clock)
         self.create_timer(LABEL_INFO_PERIOD, self._announce_again, clock=self._steady_clock)
         self._start_timer = None
         if self._values.autostart:
@@ -225,8 +241,8 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 warm_up_batch=len(self._values.cameras),
             )
             try:
-                for name in self._values.cameras:
-                    self._add_camera(name)
+                for topics in self._topics:
+                    self._add_camera(topics)
             except Exception:
                 self._free()
                 raise
@@ -237,14 +253,12 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 'label_info is not published, because vision_msgs is not installed'
             )
 
-    def _add_camera(self, name: str) -> None:
+    def _add_camera(self, topics: CameraTopics) -> None:
         camera = Camera(
             self,
-            name,
+            topics,
             always_on=self._values.always_on,
             on_image=self._worker.wake,
-            transport=self._values.transport_of(name),
-            depth=self._values.depth,
             mask_topics=self._values.mask_topics,
             max_pixels=round(self._values.max_image_megapixels * 1e6),
         )
@@ -305,8 +319,6 @@ class SegmentNode(LifecycleNodeMixin, Node):
             camera.publish_label_info(vocabulary, self._header(), self._values.min_confidence)
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        if not _concerns_us(changes):
-            return SetParametersResult(successful=True)
         try:
             with self._lock:
                 self._accepted = self._examine(changes)
@@ -345,8 +357,6 @@ class SegmentNode(LifecycleNodeMixin, Node):
         return vocabulary
 
     def _apply_parameters(self, changes: list[Parameter]) -> None:
-        if not _concerns_us(changes):
-            return
         with self._lock:
             if self._accepted is None:
                 return
@@ -371,10 +381,13 @@ class SegmentNode(LifecycleNodeMixin, Node):
         if worker is not None:
             worker.announce_again()
 
-    def _publish_diagnostics(self) -> None:
+    def _look_around(self) -> None:
         now = time.monotonic()
         elapsed_s, self._last_report = now - self._last_report, now
         try:
+            for camera in self._cameras:
+                camera.follow_publishers()
+            self._look_for_namesakes()
             name = self.get_fully_qualified_name().lstrip('/')
             array = DiagnosticArray(header=self._header())
             array.status = [self._engine_status(name)] + [
@@ -385,6 +398,18 @@ class SegmentNode(LifecycleNodeMixin, Node):
             # A camera may be destroyed meanwhile, and a report is not worth the node.
             if not self._is_ending and self.context.ok():
                 self.get_logger().warning(f'no diagnostics this time: {_explain(error)}')
+
+    def _look_for_namesakes(self) -> None:
+        own = self.get_name(), self.get_namespace()
+        namesakes = self.get_node_names_and_namespaces().count(own) - 1
+        if namesakes > 0 and self._namesakes <= 0:
+            self.get_logger().warning(
+                f'another node is called {self.get_fully_qualified_name()} too, and publishes and '
+                'answers under the same names; end one, or start it with another name '
+                '(-r __node:=NAME) or namespace (-r __ns:=/NAMESPACE). One that was killed is seen '
+                'for some seconds more.'
+            )
+        self._namesakes = namesakes
 
     def _engine_status(self, name: str) -> DiagnosticStatus:
         state, worker, engine = self.state, self._worker, self._engine
@@ -402,6 +427,9 @@ class SegmentNode(LifecycleNodeMixin, Node):
         elif vocabulary.failure:
             level = DiagnosticStatus.WARN if vocabulary.in_force else DiagnosticStatus.ERROR
             message = f'the last vocabulary could not be encoded: {vocabulary.failure}'
+        elif self._namesakes > 0:
+            level = DiagnosticStatus.WARN
+            message = f'{1 + self._namesakes} nodes have this name; rename or end the others'
         elif vocabulary.pending is not None:
             message = f'encoding vocabulary {vocabulary.pending}'
         elif state == 'active':
@@ -412,6 +440,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             level,
             message,
             {
+                'process': f'{socket.gethostname()}:{os.getpid()}',
                 'state': state,
                 'model': '' if segmenter is None else segmenter.name,
                 'device': device,
@@ -422,12 +451,6 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 'vocabulary_failure': vocabulary.failure,
             },
         )
-
-
-def _concerns_us(changes: list[Parameter]) -> bool:
-    # rclpy declares QoS overrides in the thread of a transition, while the executor may be between
-    # the check and the application of other changes.
-    return any(parameter.name in PARAMETER_NAMES for parameter in changes)
 
 
 def _explain(error: Exception | None) -> str:

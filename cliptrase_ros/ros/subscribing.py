@@ -1,13 +1,18 @@
 """Subscriptions to sensors, and why nothing arrives by one."""
 
+import copy
+import difflib
 from collections.abc import Callable
 
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.qos import (
     DurabilityPolicy,
+    HistoryPolicy,
     QoSCompatibility,
+    QoSPolicyKind,
     QoSProfile,
     ReliabilityPolicy,
     qos_check_compatible,
@@ -15,70 +20,161 @@ from rclpy.qos import (
 )
 from rclpy.qos_overriding_options import InvalidQosOverridesError, QoSOverridingOptions
 from rclpy.subscription import Subscription
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from cliptrase_ros.ros.parameters import ParameterError
 
 _BEST_EFFORT, _RELIABLE = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
 _VOLATILE, _TRANSIENT_LOCAL = DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL
 
-#: Publishers named in a sentence; of more, only the number is said.
+#: For what may have been published only once, before the node came: with the durability of its
+#: publishers, and reliably, because DDS keeps nothing for others.
+LATCHED_SENSOR_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=qos_profile_sensor_data.depth,
+    reliability=ReliabilityPolicy.BEST_AVAILABLE,
+    durability=DurabilityPolicy.BEST_AVAILABLE,
+)
+
+_OVERRIDABLE = (
+    QoSPolicyKind.HISTORY,
+    QoSPolicyKind.DEPTH,
+    QoSPolicyKind.RELIABILITY,
+    QoSPolicyKind.DURABILITY,
+)
+
+#: Publishers or topics named in a sentence, at most.
 _NAMED = 3
 
 
-def subscribe_to_sensor(
-    node: Node,
-    message_type: type,
-    topic: str,
-    callback: Callable,
-    on_incompatible: Callable[[], None] | None = None,
-) -> Subscription:
-    """Subscribe with the QoS of sensor data, which `qos_overrides` parameters may change.
+class SensorTopic:
+    """A topic of a sensor, with the QoS that `qos_overrides` parameters give it.
 
-    on_incompatible: called when a publisher appears whose QoS does not go with it.
+    A policy that is `best_available` is what all publishers offer, and follows them as they come
+    and go. topic: a name before remapping. name: what it resolves to. The parameters are declared
+    here and stay; nothing is subscribed to before `subscribe`.
     Raises ParameterError for an override that cannot be used.
     """
-    profile = qos_profile_sensor_data
-    events = SubscriptionEventCallbacks()
-    if on_incompatible is not None:
-        events = SubscriptionEventCallbacks(incompatible_qos=lambda _: on_incompatible())
-    try:
-        return node.create_subscription(
-            message_type,
-            topic,
-            callback,
-            # A new profile each time: rclpy writes the overrides into the one it is given.
-            QoSProfile(
-                history=profile.history, depth=profile.depth, reliability=profile.reliability
-            ),
-            event_callbacks=events,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+
+    def __init__(
+        self, node: Node, message_type: type, topic: str, qos: QoSProfile = qos_profile_sensor_data
+    ):
+        self.name = node.resolve_topic_name(topic)
+        self._node = node
+        self._message_type = message_type
+        self._topic = topic
+        self._subscription: Subscription | None = None
+        self._callback: Callable | None = None
+        self._events = SubscriptionEventCallbacks()
+        try:
+            # rclpy declares the overrides, and rcl checks them, with a subscription alone.
+            declaring = node.create_subscription(
+                message_type,
+                topic,
+                lambda _: None,
+                # A copy: rclpy writes the overrides into the profile it is given.
+                copy.copy(qos),
+                qos_overriding_options=QoSOverridingOptions(_OVERRIDABLE, callback=self._keep_qos),
+            )
+        except (ParameterException, InvalidQosOverridesError, RuntimeError, ValueError) as error:
+            raise ParameterError(
+                f'{self.name} cannot be subscribed to; look at its qos_overrides: {error}'
+            ) from error
+        node.destroy_subscription(declaring)
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether messages are received."""
+        return self._subscription is not None
+
+    def subscribe(
+        self, callback: Callable, on_incompatible: Callable[[], None] | None = None
+    ) -> None:
+        """Begin to receive. on_incompatible: called when a publisher comes that does not fit."""
+        self._callback = callback
+        if on_incompatible is not None:
+            self._events = SubscriptionEventCallbacks(incompatible_qos=lambda _: on_incompatible())
+        self._create(self._fitting_qos(self._publishers()))
+
+    def unsubscribe(self) -> None:
+        """Receive no more."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+
+    def follow_publishers(self) -> None:
+        """Subscribe anew if publishers have come or gone and `best_available` is another QoS now.
+
+        While there is no publisher everything stays as it was.
+        """
+        publishers = self._publishers()
+        if self._subscription is None or not publishers:
+            return
+        old, new = self._subscription.qos_profile, self._fitting_qos(publishers)
+        if (old.reliability, old.durability) != (new.reliability, new.durability):
+            self.unsubscribe()
+            self._create(new)
+
+    def describe_publishers(self) -> str:
+        """Say who publishes, and what keeps their messages from the subscription there is."""
+        publishers = self._publishers()
+        if not publishers:
+            return 'no publisher'
+        message_type = _type_name(self._message_type)
+        said = []
+        for publisher in publishers[:_NAMED]:
+            qos = publisher.qos_profile
+            words = f'{_node_name(publisher)}: {_word(qos.reliability)}, {_word(qos.durability)}'
+            if publisher.topic_type != message_type:
+                words += f', publishes {publisher.topic_type} instead of {message_type}'
+            elif policies := _incompatible(qos, self._subscription.qos_profile):
+                words += f', incompatible {policies}'
+            said.append(words)
+        if len(publishers) > _NAMED:
+            said.append('...')
+        count = f'{len(publishers)} publisher{"s" if len(publishers) > 1 else ""}'
+        return f'{count} ({"; ".join(said)})'
+
+    def similar_topics(self) -> list[str]:
+        """Topics that others publish such messages on, similar names first; none if this is one."""
+        if self._publishers():
+            return []
+        own = f'{self._node.get_fully_qualified_name()}/'
+        published = [
+            name
+            for name, types in self._node.get_topic_names_and_types()
+            if _type_name(self._message_type) in types
+            and not name.startswith(own)
+            and self._node.count_publishers(name)
+        ]
+        return difflib.get_close_matches(self.name, published, _NAMED, cutoff=0.0)
+
+    def _keep_qos(self, qos: QoSProfile) -> SetParametersResult:
+        self._qos = copy.copy(qos)
+        # What goes with every publisher: they warn of subscriptions that ask for more than they
+        # offer, as `best_available` does while none is known.
+        qos.reliability, qos.durability = _BEST_EFFORT, _VOLATILE
+        return SetParametersResult(successful=True)
+
+    def _publishers(self) -> list[TopicEndpointInfo]:
+        # By the name before remapping: rclpy remaps it.
+        return self._node.get_publishers_info_by_topic(self._topic)
+
+    def _fitting_qos(self, publishers: list[TopicEndpointInfo]) -> QoSProfile:
+        qos = copy.copy(self._qos)
+        offers = [publisher.qos_profile for publisher in publishers]
+        if qos.reliability == ReliabilityPolicy.BEST_AVAILABLE:
+            all_reliable = offers and all(o.reliability == _RELIABLE for o in offers)
+            qos.reliability = _RELIABLE if all_reliable else _BEST_EFFORT
+        if qos.durability == DurabilityPolicy.BEST_AVAILABLE:
+            all_latched = offers and all(o.durability == _TRANSIENT_LOCAL for o in offers)
+            qos.durability = _TRANSIENT_LOCAL if all_latched else _VOLATILE
+        return qos
+
+    def _create(self, qos: QoSProfile) -> None:
+        self._subscription = self._node.create_subscription(
+            self._message_type, self._topic, self._callback, qos, event_callbacks=self._events
         )
-    except (ParameterException, InvalidQosOverridesError, RuntimeError, ValueError) as error:
-        name = node.resolve_topic_name(topic)
-        raise ParameterError(
-            f'{name} cannot be subscribed to; look at its qos_overrides: {error}'
-        ) from error
-
-
-def describe_publishers(node: Node, subscription: Subscription) -> str:
-    """Say who publishes on a topic, and what keeps their messages from a subscription."""
-    message_type = _type_name(subscription.msg_type)
-    publishers = node.get_publishers_info_by_topic(subscription.topic_name)
-    if not publishers:
-        return 'no publisher'
-    said = []
-    for publisher in publishers[:_NAMED]:
-        qos = publisher.qos_profile
-        words = f'{_node_name(publisher)}: {_word(qos.reliability)}, {_word(qos.durability)}'
-        if publisher.topic_type != message_type:
-            words += f', publishes {publisher.topic_type} instead of {message_type}'
-        elif policies := _incompatible(qos, subscription.qos_profile):
-            words += f', incompatible {policies}'
-        said.append(words)
-    if len(publishers) > _NAMED:
-        said.append('...')
-    count = f'{len(publishers)} publisher{"s" if len(publishers) > 1 else ""}'
-    return f'{count} ({"; ".join(said)})'
 
 
 def _type_name(message_type: type) -> str:

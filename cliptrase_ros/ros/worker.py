@@ -292,9 +292,7 @@ class Worker:
                 frame.camera.refuse(error)
             except Exception as error:
                 frame.camera.fail(error)
-        before = [
-            self._memories.before(f.camera.name, header_stamp_ns(f.image.header)) for f in readable
-        ]
+        before = [self._memories.before(f.camera.name, f.time_ns) for f in readable]
         engine_begin = time.monotonic()
         results = self._engine.segment_each(pictures, vocabulary, settings, before)
         engine_s = time.monotonic() - engine_begin
@@ -302,8 +300,7 @@ class Worker:
             if isinstance(result, Exception):
                 frame.camera.fail(result)
                 continue
-            stamp_ns = header_stamp_ns(frame.image.header)
-            self._memories.keep(frame.camera.name, stamp_ns, result.memory)
+            self._memories.keep(frame.camera.name, frame.time_ns, result.memory)
             frame.camera.trace(frame.image.header, f'labelled in {engine_s * 1e3:.0f} ms')
             try:
                 frame.camera.publish(frame, picture, result)
@@ -312,7 +309,7 @@ class Worker:
                     return
                 frame.camera.fail(error)
                 continue
-            now = self._clock()
+            now, stamp_ns = self._clock(), header_stamp_ns(frame.image.header)
             latency_s = (now.ns - stamp_ns) * 1e-9 if stamp_ns and now.is_known else None
             frame.camera.statistics.count_label(latency_s, time.monotonic() - begin, engine_s)
         self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pictures)

@@ -300,7 +300,8 @@ def processes():
 def start_node(context, segmenter):
     """Start a node with the given parameters, spinning in its own thread, and see it active.
 
-    With `autostart=False` it is left as it is. Raises what keeps it from starting.
+    With `autostart=False` it is left as it is. remappings: rules such as 'a:=b'. Raises what keeps
+    it from starting.
     """
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.parameter import Parameter
@@ -318,7 +319,7 @@ def start_node(context, segmenter):
         except StartFailure as failure:
             failures.append(failure)
 
-    def start(segmenter=segmenter, **values):
+    def start(segmenter=segmenter, remappings=(), **values):
         # 64 pixels: milliseconds a frame. No rate limit: no frame of a test may be left out.
         values = {
             'resolution': 64,
@@ -329,7 +330,10 @@ def start_node(context, segmenter):
         }
         node = SegmentNode(
             segmenter,
+            # Ten times as often as usual: tests wait for what diagnostics say.
+            report_period_s=0.1,
             context=context,
+            cli_args=['--ros-args', *(part for rule in remappings for part in ('-r', rule))],
             parameter_overrides=[Parameter(name, value=v) for name, v in values.items()],
         )
         executor = SingleThreadedExecutor(context=context)

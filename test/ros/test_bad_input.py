@@ -200,6 +200,7 @@ def test_atomic_change_is_all_or_nothing(start_node, client):
         ({'rate': 1e-9}, '0.001 or more'),
         ({'preset': 'fast'}, 'paper, robot'),
         ({'qos_overrides./camera/image_raw.subscription.reliability': 'nonsense'}, 'nonsense'),
+        ({'qos_overrides./camera/image_raw.subscription.durability': 'latched'}, 'latched'),
         (
             {
                 'transport': 'compressed',
@@ -233,12 +234,26 @@ def test_node_does_not_start_with_bad_parameters(start_node, values, reason):
     assert reason in str(caught.value)
 
 
-def test_qos_overrides_are_honoured(start_node, client):
-    override = 'qos_overrides./camera/image_raw.subscription.reliability'
-    start_node(**{override: 'reliable'}, always_on=True)
-    client.connect()
-    (endpoint,) = client.node.get_subscriptions_info_by_topic('/camera/image_raw')
-    assert endpoint.qos_profile.reliability.name == 'RELIABLE'
+@pytest.mark.parametrize(
+    ('topic', 'policy', 'value'),
+    [
+        ('/camera/image_raw', 'reliability', 'reliable'),
+        ('/camera/image_raw', 'durability', 'transient_local'),
+        # Also where the publishers' own are followed otherwise.
+        ('/camera/camera_info', 'reliability', 'reliable'),
+        ('/camera/camera_info', 'durability', 'transient_local'),
+    ],
+)
+def test_qos_overrides_are_honoured(start_node, client, topic, policy, value):
+    start_node(
+        **{f'qos_overrides.{topic}.subscription.{policy}': value}, depth=True, always_on=True
+    )
+
+    def policies():
+        found = client.node.get_subscriptions_info_by_topic(topic)
+        return [getattr(endpoint.qos_profile, policy).name.lower() for endpoint in found]
+
+    client.wait_for(lambda: policies() == [value], f'{policy} of {topic}')
 
 
 def test_silent_camera_is_reported(start_node, client):

@@ -12,6 +12,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import ListParameters
 
 from cliptrase_ros.ros import segment_node
 from cliptrase_ros.ros.camera import Camera
@@ -111,14 +112,19 @@ def test_phrase_the_text_tower_cannot_read_is_found_when_there_is_one(start_node
     assert change(client, 'configure')
 
 
-def test_failed_activation_says_why_and_can_be_tried_again(start_node, client, monkeypatch):
-    def fail(_camera):
-        raise RuntimeError('no more file descriptors')
+def fail_to_activate(_camera):
+    raise RuntimeError('no more file descriptors')
 
+
+def test_node_that_cannot_be_activated_does_not_start(start_node, monkeypatch):
+    monkeypatch.setattr(Camera, 'activate', fail_to_activate)
+    with pytest.raises(StartFailure, match='descriptors'):
+        start_node()
+
+
+def test_failed_activation_says_why_and_can_be_tried_again(start_node, client, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(Camera, 'activate', fail)
-        with pytest.raises(StartFailure, match='descriptors'):
-            start_node(cameras=['other'])
+        patched.setattr(Camera, 'activate', fail_to_activate)
         node = start_node(autostart=False)
         assert change(client, 'configure') and not change(client, 'activate')
     status, _ = client.diagnostics(lambda s, _: s.level == DiagnosticStatus.ERROR, camera=None)
@@ -206,6 +212,19 @@ def test_services_are_answered_while_the_model_is_loaded(
     client.vocabulary_version()
     names = [c.name for c in client.received['/cliptrase/vocabulary'][0].classes]
     assert names == ['road', 'lake'] and node.failure is None
+
+
+def test_transitions_declare_no_parameters(start_node, client):
+    """They run beside the executor, which may be listing the parameters."""
+
+    def listed():
+        return client.call(ListParameters, 'list_parameters', ListParameters.Request()).result.names
+
+    start_node(autostart=False, depth=True)
+    before = listed()
+    assert 'qos_overrides./camera/camera_info.subscription.durability' in before
+    assert change(client, 'configure') and change(client, 'activate')
+    assert listed() == before
 
 
 def resources(node):

@@ -1,16 +1,20 @@
 """What the node promises about labels, vocabularies and cameras, over real DDS."""
 
+import threading
+
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 
-from cliptrase_ros.ros.conversions import decode_mask
+from cliptrase_ros.ros.conversions import decode_mask, to_rgb
+from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 UNLABELLED = 255
 
@@ -58,17 +62,18 @@ def test_masks_say_the_same_as_the_label_image(start_node, client):
     np.testing.assert_array_equal(drawn, label)
 
 
-def test_overlay_has_the_size_and_header_of_the_image(start_node, client):
-    start_node()
+def test_overlay_is_the_image_under_the_colours_of_its_classes(start_node, client):
+    vocabulary = parse_vocabulary(['road', 'person', 'tree'])
+    start_node(vocabulary=[c.name for c in vocabulary.classes])
     client.listen('/cliptrase/camera/overlay', Image)
+    client.listen_to_label()
     image = client.image(60, 80)
-    header = client.send(image)
-    messages = client.received['/cliptrase/camera/overlay']
-    client.wait_for(lambda: messages, 'an overlay')
-    overlay = messages[0]
-    assert overlay.header == header
+    label = pixels(client.label_of(client.send(image)))
+    overlay = client._answer(image.header, '/cliptrase/camera/overlay')
     assert (overlay.height, overlay.width, overlay.encoding) == (60, 80, 'rgb8')
-    assert overlay.data != image.data
+    np.testing.assert_array_equal(
+        pixels(overlay).reshape(60, 80, 3), draw_overlay(to_rgb(image), label, vocabulary)
+    )
 
 
 def test_vocabulary_change_drops_no_frame_and_mixes_none(start_node, client):
@@ -213,6 +218,32 @@ def test_smoothing_remembers_the_image_before_for_a_second(start_node, client, m
     assert segmenter.remembered[-7:] == [0, 1, 1, 0, 1, 0, 1]
 
 
+def test_images_without_stamps_are_remembered_from_when_they_came(
+    start_node, client, make_segmenter
+):
+    from rosgraph_msgs.msg import Clock
+
+    segmenter = make_segmenter(Watched)
+    node = start_node(segmenter, use_sim_time=True, smoothing=0.5)
+    clock = client.node.create_publisher(Clock, '/clock', 10)
+    client.wait_for(clock.get_subscription_count, 'the node to listen to /clock')
+    client.listen_to_label()
+    labels = client.received['/cliptrase/camera/label']
+    for count, milliseconds in enumerate((1000, 1100, 1200, 9000, 9100), start=1):
+        now = Clock()
+        now.clock.sec, now.clock.nanosec = milliseconds // 1000, milliseconds % 1000 * 1000000
+        clock.publish(now)
+        client.wait_for(
+            lambda: node.get_clock().now().nanoseconds == milliseconds * 1000000,  # noqa: B023
+            'the time',
+        )
+        image = client.image()
+        image.header.stamp.sec = image.header.stamp.nanosec = 0
+        client.send(image)
+        client.wait_for(lambda: len(labels) == count, 'a label')  # noqa: B023
+    assert segmenter.remembered == [0, 1, 1, 0, 1]
+
+
 def test_what_cannot_be_refined_is_refused_with_the_reason(start_node, client):
     start_node()
     (result,) = client.set_parameters(refinement='sam')
@@ -261,40 +292,73 @@ def test_always_on_labels_without_listeners(start_node, client):
     client.diagnostics(lambda _, v: v['labelled'] == '1')
 
 
-def test_cameras_are_served_in_turn(start_node, client):
+class Stepped(Segmenter):
+    """Notes the heights of the images it is given, and labels each when the test lets it."""
+
+    def segment(self, images, vocabulary, settings=None, before=()):
+        self.taken += [len(image) for image in images]
+        assert self.step.acquire(timeout=60)
+        return super().segment(images, vocabulary, settings, before)
+
+
+@pytest.fixture
+def stepped(make_segmenter):
+    segmenter = make_segmenter(Stepped)
+    segmenter.taken, segmenter.step = [], threading.Semaphore(0)
+    yield segmenter
+    # Whatever still waits when a test has failed.
+    segmenter.step.release(100)
+
+
+def test_cameras_are_served_in_turn(start_node, client, stepped):
     """Two cameras send faster than the node labels; a third sends seldom."""
-    node = start_node(cameras=['left', 'right', 'rare'], resolution=320)
-    for camera in ('left', 'right', 'rare'):
+    heights = {'left': 48, 'right': 64, 'rare': 80}
+    node = start_node(stepped, cameras=list(heights))
+    statistics = {camera.name: camera.statistics for camera in node._cameras}
+    for camera in heights:
         client.listen_to_label(camera)
         client.connect(camera)
-    labels = {c: client.received[f'/cliptrase/{c}/label'] for c in ('left', 'right', 'rare')}
-    rare = []
-    while min(len(labels['left']), len(labels['right'])) < 15:
-        for camera in ('left', 'left', 'left', 'right'):
-            client.send(client.image(240, 320), camera)
-        if len(rare) * 5 <= len(labels['left']):
-            rare.append(client.send(client.image(240, 320), 'rare'))
-        client.spin(0.005)
-    for header in rare[:-1]:
-        client.label_of(header, 'rare')
-    assert abs(len(labels['left']) - len(labels['right'])) <= 2
-    dropped = {c.name: c.statistics.dropped_busy for c in node._cameras}
-    assert dropped['left'] > 0 and dropped['rare'] == 0
+
+    def send(*cameras):
+        for camera in cameras:
+            count = statistics[camera].received + 1
+            client.send(client.image(heights[camera]), camera)
+            client.wait_for(lambda: statistics[camera].received == count, camera)  # noqa: B023
+
+    def wait_for(*cameras):
+        """Wait until all of these, and no others, have been taken."""
+        taken = [heights[camera] for camera in cameras]
+        client.wait_for(lambda: len(stepped.taken) == len(taken), f'{cameras}')
+        assert stepped.taken == taken
+
+    send('left')
+    wait_for('left')
+    served = ['left']
+    for turn in range(9):
+        send('left', 'left', 'left', 'right')
+        if turn % 3 == 0:
+            send('rare')
+        stepped.step.release()
+        served.append(('right', 'rare', 'left')[turn % 3])
+        wait_for(*served)
+    assert statistics['left'].dropped_busy > statistics['right'].dropped_busy > 0
+    assert statistics['rare'].dropped_busy == 0
 
 
-def test_frames_are_labelled_once_and_the_newest_wins(start_node, client):
-    start_node(resolution=320)
+def test_frames_are_labelled_once_and_the_newest_wins(start_node, client, stepped):
+    statistics = start_node(stepped)._cameras[0].statistics
     client.listen_to_label()
-    client.connect()
     sent = []
-    for _ in range(40):
-        sent.append(client.send(client.image(240, 320)))
-        client.spin(0.01)
+    for count in range(1, 11):
+        sent.append(client.send(client.image()))
+        client.wait_for(lambda: statistics.received == count, 'an image')  # noqa: B023
+        client.wait_for(lambda: stepped.taken, 'the first image')
+    stepped.step.release(10)
     client.label_of(sent[-1])
-    client.spin(0.3)
-    stamps = [m.header.stamp.sec for m in client.received['/cliptrase/camera/label']]
-    assert stamps == sorted(set(stamps))
-    assert len(stamps) < len(sent)
+    client.label_of(client.send(client.image()))
+    labels = client.received['/cliptrase/camera/label']
+    assert [m.header for m in labels[:2]] == [sent[0], sent[-1]] and len(labels) == 3
+    assert statistics.dropped_busy == 8
 
 
 def test_rate_is_kept(start_node, client):
@@ -337,8 +401,9 @@ def test_labelling_survives_a_clock_that_runs_backwards(start_node, client):
 def test_no_latency_before_simulated_time_is_known(start_node, client):
     start_node(use_sim_time=True)
     client.listen_to_label()
-    header = client.send(client.image())
-    client.label_of(header)
+    client.listen('/diagnostics', DiagnosticArray)
+    client.wait_for(lambda: client.received['/diagnostics'], 'a report')
+    client.label_of(client.send(client.image()))
     client.diagnostics(
         lambda _, v: 'processing_ms_mean' in v and not any('latency' in key for key in v)
     )
@@ -444,19 +509,11 @@ def test_separator_at_the_end_is_no_blank_entry(start_node, client):
     assert list(ids(announced)) == ['road', 'tree'] and list(announced.background) == ['sky']
 
 
-def test_parameter_declared_meanwhile_loses_no_change(start_node, client):
-    """As rclpy declares QoS overrides, while the node is configured, in another thread."""
-    node = start_node()
-
-    def declare(changes):
-        if changes[0].name == 'vocabulary':
-            node.declare_parameter('qos_overrides./x.subscription.depth', 5)
-
-    # Called after the check, and before the node applies what it accepted.
-    node.add_post_set_parameters_callback(declare)
-    client.listen_to_vocabulary()
-    client.vocabulary_version()
-    assert client.set_parameters(vocabulary='lake')[0].successful
-    history = client.received['/cliptrase/vocabulary']
-    client.wait_for(lambda: len(history) == 2, 'the new class')
-    assert list(ids(history[1])) == ['lake']
+def test_node_of_the_same_name_is_a_warning(start_node, client):
+    start_node()
+    other = start_node(cameras=['other'])
+    status, _ = client.diagnostics(lambda s, _: s.level == DiagnosticStatus.WARN, camera=None)
+    assert '2 nodes have this name' in status.message
+    other.executor.remove_node(other)
+    other.destroy_node()
+    client.diagnostics(lambda s, _: s.level == DiagnosticStatus.OK, camera=None)

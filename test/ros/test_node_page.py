@@ -99,6 +99,7 @@ def test_diagnostics(start_node, client):
     start_node()
     client.listen_to_label()
     client.listen('/diagnostics', DiagnosticArray)
+    client.wait_for(lambda: client.received['/diagnostics'], 'a report')
     for status, wanted in (('engine', ''), ('camera NAME', 'latency_ms_max')):
         keys = [
             key for row in table('key', f'Values of `cliptrase: {status}`') for key in code(row[0])

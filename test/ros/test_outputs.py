@@ -6,12 +6,16 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.depth_points import POINT
 from cliptrase_ros.ros.conversions import image_message
+from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 
 UNLABELLED = 255
 
@@ -73,7 +77,10 @@ class DepthCamera:
     def __init__(self, client):
         self._client = client
         self.depth = client.node.create_publisher(Image, '/camera/depth/image_raw', 10)
-        self.info = client.node.create_publisher(CameraInfo, '/camera/camera_info', 10)
+        self.info = self.publish_info_with(10)
+
+    def publish_info_with(self, qos):
+        return self._client.node.create_publisher(CameraInfo, '/camera/camera_info', qos)
 
     def wait(self):
         for publisher in (self.depth, self.info):
@@ -113,7 +120,7 @@ def test_points_are_labels_at_their_depth(start_node, client, depth_camera):
         else:
             # Depth that is later than the labels, and a little beside the stamp.
             client.label_of(client.send(image))
-            late = Header(frame_id=image.header.frame_id)
+            late = Header(frame_id=f'/{image.header.frame_id}')
             late.stamp.sec = image.header.stamp.sec
             late.stamp.nanosec = image.header.stamp.nanosec + 15_000_000
             depth_camera.send_depth(late, (values * 1e-3).astype(np.float32), '32FC1')
@@ -184,6 +191,110 @@ def test_missing_points_say_what_is_missing(start_node, client, depth_camera):
     depth_camera.send_info(64, 48)
     send(millimetres(48, 64))
     client.wait_for(lambda: client.received['/cliptrase/camera/points'], 'points')
+
+
+@pytest.mark.parametrize(
+    ('depth_stamp', 'stamp', 'reason'),
+    [
+        (Time(sec=5, nanosec=40_000_000), Time(sec=5), 'the nearest differs by 40 ms'),
+        (Time(), Time(sec=5), 'depth has no stamp, the image has'),
+        (Time(sec=5), Time(), 'the image has no stamp, depth has'),
+    ],
+)
+def test_missing_points_say_how_stamps_differ(
+    start_node, client, depth_camera, depth_stamp, stamp, reason
+):
+    camera = start_node(depth=True)._cameras[0]
+    client.listen('/cliptrase/camera/points', PointCloud2)
+    depth_camera.wait()
+    depth_camera.send_depth(Header(stamp=depth_stamp), millimetres(48, 64))
+    client.wait_for(lambda: camera._points._depth._recent, 'depth')
+    for count in (1, 2):
+        image = client.image(48, 64)
+        image.header.stamp = stamp
+        client.send(image)
+        client.wait_for(lambda: camera.statistics.labelled == count, 'labels')  # noqa: B023
+    assert camera.statistics.last_points_missed == (
+        f'no depth image within 20 ms of the image on /camera/depth/image_raw; {reason}'
+    )
+
+
+@pytest.mark.parametrize('seconds', [0, 1000], ids=['no stamps', 'a stamp that stays'])
+def test_newest_depth_of_equal_stamps(start_node, client, depth_camera, seconds):
+    depth = start_node(depth=True)._cameras[0]._points._depth
+    client.listen('/cliptrase/camera/points', PointCloud2)
+    depth_camera.wait()
+    depth_camera.send_info(64, 48)
+    header = Header(stamp=Time(sec=seconds), frame_id='optical')
+    clouds = client.received['/cliptrase/camera/points']
+    for count in range(1, 4):
+        depth_camera.send_depth(header, np.full((48, 64), 1000 * count, np.uint16))
+        client.wait_for(lambda: depth.info and len(depth._recent) == count, 'depth')  # noqa: B023
+        image = client.image(48, 64)
+        image.header = header
+        client.send(image)
+        client.wait_for(lambda: len(clouds) == count, 'points')  # noqa: B023
+        assert points_of(clouds[-1])['z'] == pytest.approx(count)
+
+
+def test_camera_info_is_found_that_was_published_once(start_node, client):
+    """Before the node, while it runs, and beside others that publish it again and again."""
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    depth_camera = DepthCamera(client)
+    client.node.destroy_publisher(depth_camera.info)
+    depth_camera.info = depth_camera.publish_info_with(latched)
+    depth_camera.send_info(64, 48, cx=1.0)
+    stream = start_node(depth=True)._cameras[0]._points._depth
+
+    def principal_point(x):
+        client.wait_for(lambda: stream.info and stream.info.k[2] == x, f'the camera_info of {x}')
+
+    client.listen('/cliptrase/camera/points', PointCloud2)
+    principal_point(1.0)
+    image = client.image(48, 64)
+    depth_camera.send_depth(image.header, millimetres(48, 64))
+    client.send(image)
+    client._answer(image.header, '/cliptrase/camera/points')
+    first = stream.info_topic._subscription
+
+    # The same driver once more: nothing changes.
+    client.node.destroy_publisher(depth_camera.info)
+    client.wait_for(lambda: not client.node.count_publishers('/camera/camera_info'), 'its end')
+    client.spin(0.3)
+    depth_camera.info = depth_camera.publish_info_with(latched)
+    depth_camera.send_info(64, 48, cx=2.0)
+    principal_point(2.0)
+    assert stream.info_topic._subscription is first
+
+    once, depth_camera.info = depth_camera.info, depth_camera.publish_info_with(10)
+    client.wait_for(depth_camera.info.get_subscription_count, 'a subscription that takes both')
+    depth_camera.send_info(64, 48, cx=3.0)
+    principal_point(3.0)
+    client.node.destroy_publisher(depth_camera.info)
+    client.node.destroy_publisher(once)
+    depth_camera.info = depth_camera.publish_info_with(latched)
+    depth_camera.send_info(64, 48, cx=4.0)
+    principal_point(4.0)
+
+
+def test_overrides_are_declared_without_asking_a_driver_for_what_it_may_lack(context):
+    """Publishers log a warning of each subscription whose QoS does not fit."""
+    asked = []
+
+    class Watched(Node):
+        def create_subscription(self, *arguments, **keywords):
+            subscription = super().create_subscription(*arguments, **keywords)
+            asked.append(subscription.qos_profile)
+            return subscription
+
+    node = Watched('watched', context=context)
+    SensorTopic(node, CameraInfo, 'info', LATCHED_SENSOR_QOS)
+    value = node.get_parameter('qos_overrides./info.subscription.durability').value
+    node.destroy_node()
+    assert value == 'best_available'
+    assert [(qos.reliability.name, qos.durability.name) for qos in asked] == [
+        ('BEST_EFFORT', 'VOLATILE')
+    ]
 
 
 def test_depth_is_subscribed_while_points_are_wanted(start_node, client, depth_camera):

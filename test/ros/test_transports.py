@@ -41,6 +41,37 @@ def test_compressed_images_are_labelled_as_raw_ones(start_node, client):
     assert not client.node.count_subscribers('/camera/image_raw')
 
 
+@pytest.mark.parametrize(
+    ('remappings', 'topics'),
+    [
+        # As image_transport does: below wherever the raw ones are.
+        (['left/image_raw:=/driver/color'], ['/driver/color/compressed', None]),
+        (['left/image_raw:=/driver/color/compressed'], ['/driver/color/compressed', None]),
+        (
+            ['left/image_raw:=right/image_raw', 'right/image_raw:=left/image_raw'],
+            ['/right/image_raw/compressed', '/left/image_raw/compressed'],
+        ),
+        # Unless they are remapped themselves.
+        (['left/image_raw/compressed:=/driver/jpeg'], ['/driver/jpeg', None]),
+        (
+            ['left/image_raw:=/driver/color', 'left/image_raw/compressed:=/driver/jpeg'],
+            ['/driver/jpeg', None],
+        ),
+    ],
+)
+def test_remapped_compressed_images(start_node, client, remappings, topics):
+    cameras = ['left', 'right']
+    start_node(remappings=remappings, cameras=cameras, transport='compressed')
+    usual = [f'/{camera}/image_raw/compressed' for camera in cameras]
+    for camera, topic, otherwise in zip(cameras, topics, usual, strict=True):
+        client.listen_to_label(camera)
+        publisher = client.node.create_publisher(CompressedImage, topic or otherwise, 10)
+        client.wait_for(publisher.get_subscription_count, f'a subscriber of {topic}')
+        image = compressed(client)
+        publisher.publish(image)
+        client.label_of(image.header, camera)
+
+
 def test_bad_compressed_images_are_refused_and_forgotten(start_node, client):
     statistics = start_node(transport='compressed')._cameras[0].statistics
     client.listen_to_label()
@@ -102,7 +133,10 @@ def test_silence_is_explained(start_node, client, stranger):
     node.create_publisher(Image, '/packed/image_raw', 1)
     # One participant cannot have a topic by two types.
     stranger.create_publisher(CompressedImage, '/wrong/image_raw', 1)
-    assert '/nobody/image_raw; no publisher' in silent(client, 'nobody')
+    node.create_publisher(Image, '/robot/nobody/image_raw', 1)
+    words = silent(client, 'nobody')
+    assert '/nobody/image_raw; no publisher; images come on /robot/nobody/image_raw, ' in words
+    assert 'remap nobody/image_raw to one' in words
     words = silent(client, 'deaf')
     assert '/deaf/image_raw; 1 publisher (/client: best effort, volatile' in words
     assert 'incompatible reliability' in words

@@ -128,19 +128,31 @@ def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worke
     assert announced == [first, first, first, second]
 
 
-def test_thread_survives_a_clock_that_fails_while_it_is_idle(start_worker, segmenter):
-    calls = []
+@pytest.mark.parametrize('where', ['before an image is looked for', 'while there is none'])
+def test_thread_survives_what_fails(start_worker, segmenter, where):
+    failures, is_broken = [], threading.Event()
 
-    def clock():
-        calls.append(None)
-        # Once for each look for frames; the third call is the first that asks how long to wait.
-        if len(calls) == 3:
+    def fail_if_broken():
+        if is_broken.is_set():
+            failures.append(None)
             raise RuntimeError('no clock')
-        return now()
 
-    worker = start_worker(segmenter, clock=clock)
+    class Failing(IdleCamera):
+        def take(self, now_ns):
+            if where == 'before an image is looked for':
+                fail_if_broken()
+
+        def wait_ns(self, now_ns):
+            fail_if_broken()
+
+    worker = start_worker(segmenter)
+    worker.serve([Failing()])
     worker.request_vocabulary(parse_vocabulary('road'))
-    wait_for(lambda: len(calls) >= 3)
+    wait_for(lambda: worker.vocabulary_state.in_force == 1)
+    is_broken.set()
+    worker.wake()
+    wait_for(lambda: failures)
+    is_broken.clear()
     worker.request_vocabulary(parse_vocabulary('road; tree', previous=worker.latest_vocabulary))
     wait_for(lambda: worker.vocabulary_state.in_force == 2)
 
