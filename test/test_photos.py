@@ -322,7 +322,10 @@ def test_heic(run, in_folder):
     turned = Image.fromarray(picture(0)).transpose(Image.Transpose.ROTATE_90)
     pillow_heif.from_pillow(turned).save('photos/x.HEIC', exif=exif.tobytes(), quality=-1)
     assert run('photos', '-o', 'out')[0] == 0
-    assert np.abs(read_photo(Path('photos/x.HEIC')).astype(int) - picture(0)).max() <= 3
+    pixels = read_photo(Path('photos/x.HEIC'))
+    assert pixels.shape == (48, 64, 3)
+    # Within blocks of one colour, for colours have half the resolution.
+    assert np.abs(pixels[8::16, 8::16].astype(int) - picture(0)[8::16, 8::16]).max() <= 5
 
 
 def test_heic_without_the_package_for_it(run, in_folder, monkeypatch):

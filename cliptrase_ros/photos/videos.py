@@ -13,7 +13,7 @@ import numpy as np
 from cliptrase_ros.photos.reading import UnreadableError
 from cliptrase_ros.rate_limit import RateLimit
 
-# What is missing at the end of a video beyond this, seconds, is missed.
+# A video may end so many seconds before the time its header says.
 _END_S = 0.5
 
 
@@ -126,7 +126,7 @@ def _open(path: Path) -> Iterator[tuple]:
     except ImportError:
         raise UnreadableError('videos need `pip install av`') from None
     try:
-        # An absolute path, or `12:30.mp4` were a protocol called 12.
+        # Of a relative path such as `12:30.mp4`, FFmpeg would take 12 for a protocol.
         container = av.open(str(path.absolute()), metadata_errors='replace')
     except av.error.FFmpegError as error:
         reason = error.strerror
@@ -163,8 +163,8 @@ class _Decoding:
         from av.error import FFmpegError
 
         for packet in self._packets():
-            # One that is cut off would cost those the decoder holds back. In streams that may be
-            # joined it need only be the first after the joint.
+            # One that is cut off would cost the frames that the decoder still holds back. In
+            # streams that may be joined, the first after a joint is marked as well, but whole.
             if packet is not None and packet.is_corrupt and not _has_joints(self._container):
                 self.damaged += 1
                 continue
@@ -217,7 +217,7 @@ def _duration_s(container, stream) -> float | None:
 
 
 def _picture(frame) -> np.ndarray:
-    # Before version 17 PyAV takes the frame's colour space into account only if told.
+    # Older versions of PyAV take the frame's colour space into account only if told.
     rgb = frame.reformat(format='rgb24', src_colorspace=frame.colorspace, dst_colorspace='ITU601')
     picture = rgb.to_ndarray()
     matrix = frame.side_data.get('DISPLAYMATRIX')
