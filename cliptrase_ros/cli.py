@@ -23,9 +23,10 @@ COMMANDS = (segment, bag, top, demo, evaluate, explain, verify, bench)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 (a check failed) or 2 (an error)."""
-    # A name that cannot be shown here must not end what is otherwise done; standard error is so.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')
+    # A name that cannot be shown here must not end what is otherwise done.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
     parser = _parser()
     parsed = parser.parse_args(arguments)
     try:
