@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cliptrase_ros.commands.common import require_ros
+from cliptrase_ros.commands.common import CommandError, require_ros
 from cliptrase_ros.commands.options import add_view, check_view
 
 
@@ -37,5 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
         'use `make demo`, or source a ROS 2 distribution and a workspace with this package',
     )
     from cliptrase_ros.demo import run_demo
+    from cliptrase_ros.ros.executable import StartFailure
 
-    return run_demo(arguments.output, arguments.phase, arguments.view)
+    try:
+        return run_demo(arguments.output, arguments.phase, arguments.view)
+    except StartFailure as error:
+        raise CommandError(error) from error

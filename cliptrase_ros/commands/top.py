@@ -2,7 +2,7 @@
 
 import argparse
 
-from cliptrase_ros.commands.common import require_ros
+from cliptrase_ros.commands.common import CommandError, require_ros
 
 
 def add(commands) -> None:
@@ -27,6 +27,10 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     require_ros('it listens to running nodes', 'source a ROS 2 distribution')
+    from cliptrase_ros.ros.executable import StartFailure
     from cliptrase_ros.ros.top import run_top
 
-    return run_top(arguments.once, arguments.timeout)
+    try:
+        return run_top(arguments.once, arguments.timeout)
+    except StartFailure as error:
+        raise CommandError(error) from error

@@ -322,8 +322,6 @@ _TYPE_HINTS = {
 
 _SPECS = {spec.name: spec for spec in PARAMETERS}
 
-PARAMETER_NAMES = frozenset(_SPECS)
-
 
 @dataclass(frozen=True)
 class Parameters:

@@ -16,7 +16,7 @@ from cliptrase_ros.depth_points import POINT
 from cliptrase_ros.ros.camera import LabelInfo
 from cliptrase_ros.ros.conversions import image_message
 from cliptrase_ros.ros.parameters import PARAMETERS
-from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+from cliptrase_ros.segmentation.vocabulary import name_and_synonyms, parse_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,5 +106,5 @@ def test_node_publishes_what_the_layer_subscribes(start_node, client, ours, sour
     np.testing.assert_array_equal(points['label'], np.asarray(label.data))
     if LabelInfo is not None:
         named = {c.class_id: c.class_name for c in received[source['labels_topic']][0].class_map}
-        assert sorted(named.values()) == sorted(e.split(':')[0] for e in ours['vocabulary'])
+        assert sorted(named.values()) == sorted(name_and_synonyms(e)[0] for e in ours['vocabulary'])
         assert set(label.data) <= {*named, 255}

@@ -58,3 +58,12 @@ def test_no_node():
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert 'waiting for /diagnostics' in out
+
+
+def test_a_domain_that_is_no_number_is_said_in_a_line(monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', 'x')
+    process = top('--once')
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith('cliptrase top: error: ROS_DOMAIN_ID')
+    assert 'Traceback' not in said
