@@ -797,9 +797,12 @@ def test_webcam(run, in_folder, monkeypatch):
 
 @pytest.fixture
 def restored_signals():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # As on a terminal: a shell lets what it runs in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
