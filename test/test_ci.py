@@ -52,3 +52,9 @@ def test_the_image_has_the_packages_of_the_quick_start():
 
     image = (ROOT / 'Dockerfile').read_text().replace('\\\n', ' ').splitlines()
     assert installed(image) == installed(documented()) and len(installed(image)) >= 5
+
+
+def test_plugins_of_launch_are_off(pytestconfig):
+    """Distributions have them; one test file skipped for want of a package would skip them all."""
+    for name in ('launch_testing', 'launch_ros'):
+        assert pytestconfig.pluginmanager.is_blocked(name)
