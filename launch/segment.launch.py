@@ -1,8 +1,6 @@
 """Start the segmentation node: `ros2 launch cliptrase_ros segment.launch.py --show-args`."""
 
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros compares with typing's own)
 
@@ -14,15 +12,13 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.utilities import prefix_namespace
 
+from cliptrase_ros.ros.arguments import is_for, parameters_in_file
 from launch import LaunchContext, LaunchDescription
 
 # Installed as share/cliptrase_ros/launch/, beside config/.
 CONFIG = Path(__file__).resolve().parent.parent / 'config'
 
 BOOLEANS = ['true', 'false']
-
-# What may stand for names of namespaces and nodes in a parameter file.
-WILDCARDS = {'*': '/[^/]+', '**': '(/[^/]+)*'}
 
 ARGUMENTS = (
     DeclareLaunchArgument(
@@ -225,14 +221,12 @@ def _nodes(context: LaunchContext) -> list[Node]:
         )
     ]
     if given['rviz'] == 'true':
+        fixed_frame = ['-f', given['rviz_frame']] if given['rviz_frame'] else []
         nodes.append(
             Node(
                 package='rviz2',
                 executable='rviz2',
-                arguments=[
-                    *('-d', str(CONFIG / 'segment.rviz')),
-                    *(('-f', given['rviz_frame']) if given['rviz_frame'] else ()),
-                ],
+                arguments=['-d', str(CONFIG / 'segment.rviz'), *fixed_frame],
                 parameters=[{'use_sim_time': given['use_sim_time'] == 'true'}],
                 remappings=[
                     (f'/cliptrase/camera/{output}', f'{node}/{cameras[0]}/{output}')
@@ -246,26 +240,16 @@ def _nodes(context: LaunchContext) -> list[Node]:
 def _cameras_in(params_file: str, node: str) -> list[str]:
     """Names of the cameras that a parameter file gives to a node, or the node's default."""
     try:
-        content = yaml.safe_load(Path(params_file).read_text())
+        found = parameters_in_file(params_file)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RuntimeError(f'params_file {params_file} cannot be read: {error}') from error
     cameras = ['camera']
-    for parameters in _parameters(content, node):
+    for pattern, parameters in found:
         named = parameters.get('cameras')
         # Of anything but a list the node says what is wrong with it.
-        cameras = named if named and isinstance(named, list) else cameras
-    return [str(name) for name in cameras]
-
-
-def _parameters(content: object, node: str, pattern: str = '') -> Iterator[dict]:
-    """Whatever in a parameter file is meant for a node, in order."""
-    for key, inner in content.items() if isinstance(content, dict) else ():
-        if key != 'ros__parameters':
-            names = filter(None, str(key).split('/'))
-            parts = (WILDCARDS.get(name, f'/{re.escape(name)}') for name in names)
-            yield from _parameters(inner, node, pattern + ''.join(parts))
-        elif isinstance(inner, dict) and re.fullmatch(pattern, node):
-            yield inner
+        if is_for(pattern, node) and named and isinstance(named, list):
+            cameras = named
+    return cameras
 
 
 def _list(text: str) -> list[str]:

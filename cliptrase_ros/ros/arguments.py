@@ -1,4 +1,4 @@
-"""The command line of a node: what rcl says of one it cannot read, and what nobody reads.
+"""The command line of a node and its parameter files: what cannot be read, and what nobody reads.
 
 Imports nothing that takes time.
 """
@@ -49,12 +49,12 @@ def unread(node, arguments: Sequence[str]) -> Iterator[str]:
     for flag, value in given:
         if flag == '--params-file':
             meant = _nodes_in_file(value)
-            if not any(_is_for(pattern, name) for pattern in meant):
+            if not any(is_for(pattern, name) for pattern in meant):
                 others = f' (it is for {", ".join(meant)})' if meant else ''
                 yield f'{value} has nothing for the node {name}{others}, and is not read'
         elif meant := re.match('([^:=]+):[^:=]+:=', value):
             other = f'/{meant[1].lstrip("/")}'
-            if not _is_for(other, name):
+            if not is_for(other, name):
                 yield f'-p {value} is for the node {other}, not for {name}, and is not read'
     declared = node.list_parameters([], 0).names
     # rclpy has no other way to ask for them.
@@ -85,22 +85,29 @@ def _apart(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 def _nodes_in_file(path: str) -> list[str]:
     try:
-        # Texts alone: what the values are does not matter here.
-        content = yaml.load(Path(path).read_bytes(), yaml.BaseLoader)
+        return sorted({pattern for pattern, _ in parameters_in_file(path)})
     except (OSError, ValueError, yaml.YAMLError):
         return ['/**']  # rcl could read it, and has
-    return sorted(set(_nodes_in(content)))
 
 
-def _nodes_in(content: object, name: str = '') -> Iterator[str]:
-    """Full names, or patterns, of the nodes that a parameter file is for."""
+def parameters_in_file(path: str) -> list[tuple[str, dict]]:
+    """What a parameter file has for each node, as (full name or pattern, parameters), in order.
+
+    Values are texts as they are written. Raises OSError, ValueError, yaml.YAMLError.
+    """
+    return list(_by_node(yaml.load(Path(path).read_bytes(), yaml.BaseLoader)))
+
+
+def _by_node(content: object, name: str = '') -> Iterator[tuple[str, dict]]:
     for key, inner in content.items() if isinstance(content, dict) else ():
         if key == 'ros__parameters':
-            yield name
+            yield name, inner if isinstance(inner, dict) else {}
         else:
-            yield from _nodes_in(inner, f'{name}/{key.strip("/")}')
+            yield from _by_node(inner, f'{name}/{key.strip("/")}')
 
 
-def _is_for(pattern: str, name: str) -> bool:
+def is_for(pattern: str, name: str) -> bool:
+    """Whether a parameter file means a node of this full name."""
     # As rclpy does it: '*' stands for one part of a name, '**' for any number of them.
-    return bool(re.fullmatch(pattern.replace('/*', r'(/\w+)'), name))
+    regex = re.escape(pattern).replace(r'/\*', r'(/\w+)').replace(r'\*', '*')
+    return bool(re.fullmatch(regex, name))

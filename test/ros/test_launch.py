@@ -195,6 +195,7 @@ def test_cameras_of_the_parameter_file_are_remapped_and_shown(
     content = {
         '/**': {'ros__parameters': {'cameras': ['other']}},
         'robot': {'somebody': {'ros__parameters': {'cameras': ['theirs']}}},
+        'no(name': {'ros__parameters': None},
         '/elsewhere/cliptrase': {'ros__parameters': {'cameras': ['theirs']}},
     }
     content[key] = {'ros__parameters': {'cameras': ['front', 'rear']}}
