@@ -107,13 +107,14 @@ class SensorTopic:
 
         While there is no publisher everything stays as it was.
         """
-        publishers = self._publishers()
-        if self._subscription is None or not publishers:
+        if self._subscription is None or not (publishers := self._publishers()):
             return
         old, new = self._subscription.qos_profile, self._fitting_qos(publishers)
         if (old.reliability, old.durability) != (new.reliability, new.durability):
-            self.unsubscribe()
+            # The new one first: if it cannot be made, the old one stays.
+            replaced = self._subscription
             self._create(new)
+            self._node.destroy_subscription(replaced)
 
     def describe_publishers(self) -> str:
         """Say who publishes, and what keeps their messages from the subscription there is."""

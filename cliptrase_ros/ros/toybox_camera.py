@@ -104,14 +104,9 @@ class ToyboxCamera(Node):
         self._depth = publisher(Image, 'depth/image_raw')
         self._label_truth = publisher(Image, 'label_truth')
         self.create_timer(self._period_s, self._publish)
-        published = (
-            *(self._image, self._compressed, self._camera_info),
-            *(self._depth, self._label_truth),
-        )
-        self.get_logger().info(
-            f'{self._width}x{self._height} at {values["rate"]:g} Hz on '
-            f'{", ".join(publisher.topic_name for publisher in published)}'
-        )
+        published = self._image, self._compressed, self._camera_info, self._depth, self._label_truth
+        topics = ', '.join(publisher.topic_name for publisher in published)
+        self.get_logger().info(f'{self._width}x{self._height} at {values["rate"]:g} Hz on {topics}')
 
     def _publish(self) -> None:
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)

@@ -297,6 +297,27 @@ def test_overrides_are_declared_without_asking_a_driver_for_what_it_may_lack(con
     ]
 
 
+def test_subscription_stays_where_a_fitting_one_cannot_be_made(context, client):
+    class Full(Node):
+        is_full = False
+
+        def create_subscription(self, *arguments, **keywords):
+            if self.is_full:
+                raise RuntimeError('no more file descriptors')
+            return super().create_subscription(*arguments, **keywords)
+
+    node = Full('full', context=context)
+    topic = SensorTopic(node, CameraInfo, 'info', LATCHED_SENSOR_QOS)
+    topic.subscribe(lambda _: None)
+    node.create_publisher(CameraInfo, 'info', 10)
+    client.wait_for(lambda: node.count_publishers('info'), 'the publisher')
+    node.is_full = True
+    with pytest.raises(RuntimeError, match='descriptors'):
+        topic.follow_publishers()
+    assert topic.is_subscribed
+    node.destroy_node()
+
+
 def test_depth_is_subscribed_while_points_are_wanted(start_node, client, depth_camera):
     start_node(depth=True)
     client.listen_to_label()
