@@ -56,5 +56,5 @@ def test_the_image_has_the_packages_of_the_quick_start():
 
 def test_plugins_of_launch_are_off(pytestconfig):
     """Distributions have them; one test file skipped for want of a package would skip them all."""
-    for name in ('launch_testing', 'launch_ros'):
+    for name in ('launch_testing', 'launch_ros', 'launch_pytest'):
         assert pytestconfig.pluginmanager.is_blocked(name)

@@ -46,7 +46,7 @@ def test_millimetres(values, padding, big):
         np.testing.assert_allclose(depth[values > 0], values[values > 0] / 1000, rtol=1e-6)
 
 
-ODD = [0.0, -0.0, -1.0, np.nan, np.inf, -np.inf, 1e-30, 3.4e38, 1.5]
+ODD = [float(np.float32(v)) for v in (0, -0.0, -1, np.nan, np.inf, -np.inf, 1e-30, 3.4e38, 1.5)]
 
 
 @given(

@@ -730,7 +730,7 @@ def test_links_in_folders_are_followed(in_folder):
     }
     with pytest.raises(UnreadableError, match='No such file'):
         read_photo(Path('in/usb_stick'))
-    with pytest.raises(UnreadableError, match='Too many levels'):
+    with pytest.raises(UnreadableError, match='Too many levels|Symlink loop'):
         read_photo(Path('in/round'))
 
 
