@@ -16,6 +16,9 @@ _VALUES_ARE_YAML = (
     """every entry of a list, "['road', 'no']", and text with ': ' or ' #' in it, "'a: b'\""""
 )
 
+# How like another a misspelt name has to be, 0 to 1; by less, a hint misleads.
+_CLOSE = 0.75
+
 
 def explain_refusal(error: Exception) -> str:
     """Say why `rclpy.init` refuses, and what to write instead."""
@@ -33,7 +36,7 @@ def explain_refusal(error: Exception) -> str:
     if found := re.search("params file: '--params-file (.*?)'", said, re.DOTALL):
         if not Path(found[1]).is_file():
             return f'there is no parameter file {found[1]}'
-        return f'{said}; {_VALUES_ARE_YAML}'
+        return said if 'node name' in said else f'{said}; {_VALUES_ARE_YAML}'
     return said
 
 
@@ -62,7 +65,7 @@ def unread(node, arguments: Sequence[str]) -> Iterator[str]:
         whole = parameter.partition('.')[0]
         if whole in declared:
             instead = f"': ' in the value of {whole!r} makes such names; quote it, or write '='"
-        elif nearest := difflib.get_close_matches(parameter, declared, 1):
+        elif nearest := difflib.get_close_matches(parameter, declared, 1, _CLOSE):
             instead = f'do you mean {nearest[0]!r}?'
         else:
             instead = f'`ros2 param list {name}` has those there are'
