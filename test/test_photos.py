@@ -408,16 +408,29 @@ def test_colours_of_12_and_16_bits(tmp_path, suffix, factor, alpha):
     assert np.abs(read_photo(tmp_path / f'x{suffix}').astype(int) - colours).max() <= 1
 
 
-def test_colours_of_16_bits_are_turned_upright(tmp_path):
-    colours = picture(0)
-    cv2.imwrite(str(tmp_path / 'x.png'), colours[..., ::-1].astype(np.uint16) * 16)
-    content = (tmp_path / 'x.png').read_bytes()
+def with_orientation(content):
+    """A PNG or TIFF file with the tag `TURNED`."""
+    if content.startswith(b'II'):
+        (start,) = struct.unpack_from('<I', content, 4)
+        (count,) = struct.unpack_from('<H', content, start)
+        entries = [content[at : at + 12] for at in range(start + 2, start + 2 + 12 * count, 12)]
+        entries.append(struct.pack('<HHII', *TURNED))
+        tags = sorted(entries, key=lambda entry: struct.unpack_from('<H', entry))
+        listed = struct.pack('<H', len(tags)) + b''.join(tags) + bytes(4)
+        return content[:4] + struct.pack('<I', len(content)) + content[8:] + listed
     data = exif_data(TURNED)[6:]
     chunk = struct.pack('>I', len(data)) + b'eXIf' + data
     chunk += struct.pack('>I', zlib.crc32(chunk[4:]))
-    (tmp_path / 'x.png').write_bytes(content[:33] + chunk + content[33:])
+    return content[:33] + chunk + content[33:]
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+def test_colours_of_16_bits_are_turned_upright(tmp_path, suffix):
+    colours, path = picture(0), tmp_path / f'x{suffix}'
+    cv2.imwrite(str(path), colours[..., ::-1].astype(np.uint16) * 16)
+    path.write_bytes(with_orientation(path.read_bytes()))
     expected = np.rot90(colours, -1)
-    assert np.abs(read_photo(tmp_path / 'x.png').astype(int) - expected).max() <= 1
+    assert np.abs(read_photo(path).astype(int) - expected).max() <= 1
 
 
 def test_one_bit(tmp_path):

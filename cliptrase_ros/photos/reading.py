@@ -50,12 +50,13 @@ def read_photo(path: Path) -> np.ndarray:
         if path.suffix.lower() in RAW_SUFFIXES:
             raise UnreadableError('it is a raw photo; save it as JPEG, PNG or TIFF')
         with _open(path) as image:
-            deep, turn = _has_deep_colours(image), _turn(image)
+            deep = _has_deep_colours(image)
             image.load()
             pixels = _read_deep_colours(path) if deep else None
             if pixels is None:
-                # Some formats are turned while they are loaded.
-                pixels, turn = _to_rgb(image), _turn(image)
+                pixels = _to_rgb(image)
+            # Pillow and OpenCV turn TIFF while they load it, and no other format.
+            turn = _turn(image)
             if turn is None:
                 return pixels
             return np.asarray(Image.fromarray(pixels).transpose(turn))
