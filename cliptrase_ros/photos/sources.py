@@ -278,7 +278,7 @@ class _Taken:
         """Reserve the outputs of a name; False if any is in the way of another."""
         files = {PurePosixPath(path) for path in output_files(_key(name), kind)}
         folders = {parent for path in files for parent in path.parents}
-        if files & (self._files | self._folders) or folders & self._files:
+        if files & self._files or files & self._folders or folders & self._files:
             return False
         self._files |= files
         self._folders |= folders
