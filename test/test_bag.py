@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -508,6 +509,25 @@ def test_messages_of_overlapping_chunks_come_by_time(typestore, tmp_path):
         numbers = [message.data[0] for message in reader.messages()]
     # Of equal times as they stand in the file.
     assert numbers == sorted(order, key=lambda number: number // 2)
+
+
+def test_messages_of_one_time_are_not_gathered(typestore, tmp_path):
+    """As where the clock of a simulation stands still."""
+    with (tmp_path / 'in.mcap').open('wb') as file:
+        writer = McapWriter(file, chunk_size=1)
+        writer.start('ros2')
+        schema = writer.register_schema('std_msgs/msg/String', 'ros2msg', b'string data')
+        channel = writer.register_channel('/chatter', 'cdr', schema)
+        for number in range(40):
+            writer.add_message(channel, bags.START, bytes([number] * 100_000), 0)
+        writer.finish()
+    with BagReader(tmp_path / 'in.mcap', typestore) as reader:
+        tracemalloc.start()
+        try:
+            assert [message.data[0] for message in reader.messages()] == list(range(40))
+            assert tracemalloc.get_traced_memory()[1] < 2_000_000
+        finally:
+            tracemalloc.stop()
 
 
 def test_publish_times_of_a_file_that_breaks_off(run, tmp_path):

@@ -190,7 +190,8 @@ class McapFile:
         with self._path.open('rb') as file:
             for chunk in sorted(chunks, key=lambda c: (c.message_start_time, c.chunk_start_offset)):
                 # What the next chunks have cannot come before.
-                while waiting and waiting[0][0] < chunk.message_start_time:
+                begin = (chunk.message_start_time, chunk.chunk_start_offset)
+                while waiting and waiting[0][:2] < begin:
                     yield heapq.heappop(waiting)[-1]
                 try:
                     for raw in self._unpack(self._read_at(file, chunk.chunk_start_offset)):
