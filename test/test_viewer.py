@@ -83,7 +83,7 @@ def test_bag(run, tmp_path):
             np.testing.assert_array_equal(shown, message.data.reshape(shown.shape))
 
 
-def bag_with_depth(path, late_s=0.0, height=48):
+def bag_with_depth(path, late_s=0.0, height=48, stamped=True):
     """A recording in which depth comes `late_s` after its image; rows of equal depth."""
     topics = bags.contents(2)
     _, _, _, images = topics[1]
@@ -113,6 +113,9 @@ def bag_with_depth(path, late_s=0.0, height=48):
         metres[0] = 0
         message = bags.image(metres, '16UC1', stamp + int(late_s * 1e9))
         depth.append((stamp + 9 if late_s else stamp - 2, message))
+    if not stamped:
+        for _, message in (*images, *depth):
+            message.header = bags.header(0)
     # As drivers send when they start.
     empty = bags.image(np.zeros((1, 1), np.uint16), '16UC1', bags.START - 9)
     empty.height = empty.width = 0
@@ -122,10 +125,10 @@ def bag_with_depth(path, late_s=0.0, height=48):
     return bags.write_bag(path, topics)
 
 
-@pytest.mark.parametrize('late_s', [0.0, 0.015])
-def test_points_of_a_bag(run, tmp_path, late_s):
+@pytest.mark.parametrize(('late_s', 'stamped'), [(0.0, True), (0.015, True), (0.0, False)])
+def test_points_of_a_bag(run, tmp_path, late_s, stamped):
     pytest.importorskip('rerun')
-    bag_with_depth(tmp_path / 'in', late_s)
+    bag_with_depth(tmp_path / 'in', late_s, stamped=stamped)
     status, _, err = run('bag', 'in', 'out', '--view', 'run.rrd')
     assert (status, err) == (0, '')
     content = read_recording(tmp_path / 'run.rrd')

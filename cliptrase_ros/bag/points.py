@@ -72,7 +72,7 @@ class BagPoints:
                     # The library raises what it likes over data that are no message.
                     self._refuse(name, f'depth cannot be read ({error})')
                     continue
-                camera.depth = (header_stamp_ns(depth.header), depth)
+                camera.depth = (header_stamp_ns(depth.header) or message.stamp_ns, depth)
                 self._join(name, camera)
 
     def label(self, name: str, stamp_ns: int, label: np.ndarray) -> None:
