@@ -25,7 +25,7 @@ from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, Reader
 
 from cliptrase_ros.bag.cameras import camera_name, choose_cameras
-from cliptrase_ros.bag.folder import BagError
+from cliptrase_ros.bag.folder import BagError, find_files
 from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import IMAGE, definition_file, make_typestore
@@ -664,6 +664,13 @@ def split(folder, storage):
     (first / f'first.{suffix}').rename(bag / f'bag_9.{suffix}')
     (second / f'second.{suffix}').rename(bag / f'bag_10.{suffix}')
     return bag, expected
+
+
+def test_files_without_metadata_come_in_the_order_of_their_numbers(tmp_path):
+    names = ['run_2024.05_2.mcap', 'run_2024.05_9.mcap.zstd', 'run_2024.05_10.mcap']
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in find_files(tmp_path).paths] == names
 
 
 @pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])

@@ -127,7 +127,7 @@ def _match(folder: Path, description: Description) -> BagFiles:
 def _files_in(folder: Path) -> list[Path]:
     def number(path: Path) -> tuple[int, str]:
         # NAME_10 comes after NAME_9.
-        digits = re.search(r'_(\d+)\.', path.name)
+        digits = re.search(r'_(\d+)\.[^_]*$', path.name)
         return (int(digits[1]) if digits else 0, path.name)
 
     # Other systems leave hidden companions of a file, of the same suffix.
