@@ -124,7 +124,7 @@ def _open(path: Path) -> Iterator[tuple]:
         import av
         from av.stream import Disposition
     except ImportError:
-        raise UnreadableError('videos need `pip install av`') from None
+        raise UnreadableError('videos need `pip install "av>=14.1"`') from None
     try:
         # Of a relative path such as `12:30.mp4`, FFmpeg would take 12 for a protocol.
         container = av.open(str(path.absolute()), metadata_errors='replace')
