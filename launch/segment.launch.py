@@ -1,5 +1,6 @@
 """Start the segmentation node: `ros2 launch cliptrase_ros segment.launch.py --show-args`."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros compares with typing's own)
@@ -7,6 +8,7 @@ from typing import List  # noqa: UP035 (launch_ros compares with typing's own)
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -149,6 +151,14 @@ def _nodes(context: LaunchContext) -> list[Node]:
         argument.name: LaunchConfiguration(argument.name).perform(context).strip()
         for argument in ARGUMENTS
     }
+    for name in (word.partition(':=')[0] for word in context.argv):
+        # launch passes over names that nobody reads; some may be for a launch file around this one.
+        nearest = difflib.get_close_matches(name, given, 1, cutoff=0.75)
+        if nearest and name not in given:
+            get_logger('segment.launch').warning(
+                f'the argument {name!r} is not read, there is none of that name: do you mean '
+                f'{nearest[0]!r}? (--show-args lists them)'
+            )
     # A launch file that includes this one may have pushed a namespace.
     pushed = context.launch_configurations.get('ros_namespace', '')
     namespace = prefix_namespace(pushed, given['namespace'])

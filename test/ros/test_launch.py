@@ -220,6 +220,16 @@ def test_a_parameter_file_that_cannot_be_read_is_named(launch_file, tmp_path):
         launched(launch_file, params_file=str(tmp_path / 'missing.yaml'))
 
 
+def test_a_misspelt_argument_is_named(launch_file, caplog, monkeypatch):
+    from launch.logging import get_logger
+
+    # launch keeps its loggers from those that pytest listens to.
+    monkeypatch.setattr(get_logger('segment.launch'), 'handlers', [caplog.handler])
+    launched(launch_file, ['vocabulry:=road', 'depth:=true', 'map:=of another launch file'])
+    (message,) = caplog.messages
+    assert "'vocabulry' is not read" in message and "do you mean 'vocabulary'?" in message
+
+
 def test_a_level_is_that_of_the_nodes_own_logger(launch_file):
     (node,) = launched(launch_file, namespace='robot/arm', log_level='debug')
     assert '--log-level robot.arm.cliptrase:=debug' in node.command
@@ -252,11 +262,11 @@ def with_rviz(tmp_path, monkeypatch):
     monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path / 'rviz'), prepend=os.pathsep)
 
 
-def launched(launch_file, **arguments):
+def launched(launch_file, argv=(), **arguments):
     """The nodes that the launch file starts, each with its remappings and its command line."""
     from launch import LaunchContext
 
-    context = LaunchContext()
+    context = LaunchContext(argv=argv)
     content = runpy.run_path(str(launch_file))
     context.launch_configurations.update(arguments)
     for argument in content['ARGUMENTS']:
