@@ -390,9 +390,14 @@ class SegmentNode(LifecycleNodeMixin, Node):
             self._look_for_namesakes()
             name = self.get_fully_qualified_name().lstrip('/')
             array = DiagnosticArray(header=self._header())
-            array.status = [self._engine_status(name)] + [
-                diagnostics.camera_status(name, camera, elapsed_s) for camera in self._cameras
-            ]
+            array.status = [self._engine_status(name)]
+            for camera in self._cameras:
+                report = diagnostics.camera_status(name, camera, elapsed_s)
+                array.status.append(report)
+                # Not everybody looks at diagnostics. Later a camera may be slow, or a bag paused.
+                waited_s = camera.statistics.silent_s - diagnostics.SILENCE_S
+                if not camera.statistics.received and 0 <= waited_s < elapsed_s:
+                    self.get_logger().warning(f'{camera.name}: {report.message}')
             self._diagnostics_publisher.publish(array)
         except Exception as error:
             # A camera may be destroyed meanwhile, and a report is not worth the node.

@@ -1,4 +1,4 @@
-"""What the node says of each image at debug level, and of none otherwise."""
+"""What the node says of each image at debug level, and of a camera that sends none."""
 
 import pytest
 
@@ -48,6 +48,14 @@ def test_at_debug_it_says_what_becomes_of_each_image(log, client):
     assert line('published') == f'camera {first}: published as label'
     second, _ = (stamp(client.send(client.image())) for _ in range(2))
     assert line('dropped').startswith(f'camera {second}: dropped, because a newer one came sooner')
+
+
+def test_a_camera_of_which_nothing_came_is_named_once(log, client):
+    _, line = log(LoggingSeverity.INFO)
+    said = line('no image for')
+    assert said == 'camera: no image for 3 s on /camera/image_raw; no publisher'
+    client.diagnostics(lambda status, _: 'no image for 5 s' in status.message)
+    assert sum('no image for' in m.msg for m in client.received['/rosout']) == 1
 
 
 def test_otherwise_it_says_nothing_of_them(log, client):
