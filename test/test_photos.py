@@ -389,6 +389,13 @@ def test_floats_whose_white_nobody_knows(tmp_path, values):
         read_photo(tmp_path / 'x.tif')
 
 
+def test_temperatures_are_refused(tmp_path):
+    path = tmp_path / 'kiln.tif'
+    Image.fromarray(np.linspace(-20, 280, 48, dtype=np.float32).reshape(6, 8)).save(path)
+    with pytest.raises(UnreadableError, match='its values go from -20 to 280'):
+        read_photo(path)
+
+
 @pytest.mark.parametrize('value', [-5, 70000])
 def test_integers_whose_white_nobody_knows(tmp_path, value):
     Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / 'x.tif')

@@ -157,7 +157,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
         # 0 to 1, or else light, temperatures or distances, of which nobody knows what is white.
         whites = (1,)
     white = next((white for white in whites if highest <= slack * white), None)
-    if white is None or lowest < white * (1 - slack):
+    if white is None or lowest < highest * (1 - slack):
         raise UnreadableError(
             f'its values go from {lowest:g} to {highest:g}, which does not say what is black and '
             'what is white; save it with 8 or 16 bits'
