@@ -79,8 +79,8 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'model',
         default_value='',
-        description="Architecture as open_clip names it, or 'toybox' for the small model that "
-        'comes with the package. Empty: as params_file says.',
+        description="Architecture as open_clip names it, 'toybox' for the small model that comes "
+        "with the package, or 'local-dir:FOLDER'. Empty: as params_file says.",
     ),
     DeclareLaunchArgument(
         'device',
