@@ -1,5 +1,6 @@
 """A segmentation node under test and a client beside it, in one process, over real DDS."""
 
+import gc
 import json
 import os
 import subprocess
@@ -296,6 +297,21 @@ def processes():
     processes.close()
 
 
+def _forget_earlier(node, running):
+    """Wait until nodes of earlier tests are seen no more: a namesake is a warning.
+
+    What rclpy still holds of a node that is destroyed goes with the garbage collector.
+    """
+    own = node.get_name(), node.get_namespace()
+    expected = 1 + [(n.get_name(), n.get_namespace()) for n in running].count(own)
+    deadline = time.monotonic() + 10
+    while node.get_node_names_and_namespaces().count(own) > expected:
+        if time.monotonic() > deadline:
+            break  # of another process: the test will say what it thinks of that
+        gc.collect()
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def start_node(context, segmenter):
     """Start a node with the given parameters, spinning in its own thread, and see it active.
@@ -336,6 +352,7 @@ def start_node(context, segmenter):
             cli_args=['--ros-args', *(part for rule in remappings for part in ('-r', rule))],
             parameter_overrides=[Parameter(name, value=v) for name, v in values.items()],
         )
+        _forget_earlier(node, [other for other, _, _ in running])
         executor = SingleThreadedExecutor(context=context)
         executor.add_node(node)
         thread = threading.Thread(target=spin, args=(executor,))

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
@@ -509,11 +510,10 @@ def test_separator_at_the_end_is_no_blank_entry(start_node, client):
     assert list(ids(announced)) == ['road', 'tree'] and list(announced.background) == ['sky']
 
 
-def test_node_of_the_same_name_is_a_warning(start_node, client):
+def test_node_of_the_same_name_is_a_warning(context, start_node, client):
     start_node()
-    other = start_node(cameras=['other'])
+    other = rclpy.create_node('cliptrase', context=context)
     status, _ = client.diagnostics(lambda s, _: s.level == DiagnosticStatus.WARN, camera=None)
     assert '2 nodes have this name' in status.message
-    other.executor.remove_node(other)
     other.destroy_node()
     client.diagnostics(lambda s, _: s.level == DiagnosticStatus.OK, camera=None)
