@@ -1,6 +1,5 @@
 """Start the segmentation node: `ros2 launch cliptrase_ros segment.launch.py --show-args`."""
 
-import difflib
 import os
 from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros compares with typing's own)
@@ -14,7 +13,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.utilities import prefix_namespace
 
-from cliptrase_ros.ros.arguments import is_for, parameters_in_file
+from cliptrase_ros.ros.arguments import is_for, nearest_name, parameters_in_file
 from launch import LaunchContext, LaunchDescription
 
 # Installed as share/cliptrase_ros/launch/, beside config/.
@@ -153,11 +152,11 @@ def _nodes(context: LaunchContext) -> list[Node]:
     }
     for name in (word.partition(':=')[0] for word in context.argv):
         # launch passes over names that nobody reads; some may be for a launch file around this one.
-        nearest = difflib.get_close_matches(name, given, 1, cutoff=0.75)
+        nearest = nearest_name(name, given)
         if nearest and name not in given:
             get_logger('segment.launch').warning(
                 f'the argument {name!r} is not read, there is none of that name: do you mean '
-                f'{nearest[0]!r}? (--show-args lists them)'
+                f'{nearest!r}? (--show-args lists them)'
             )
     # A launch file that includes this one may have pushed a namespace.
     pushed = context.launch_configurations.get('ros_namespace', '')

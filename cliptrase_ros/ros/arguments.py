@@ -6,7 +6,7 @@ Imports nothing that takes time.
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -15,9 +15,6 @@ _VALUES_ARE_YAML = (
     """values are read as YAML: write synonyms with '=', "road; person = pedestrian", and quote """
     """every entry of a list, "['road', 'no']", and text with ': ' or ' #' in it, "'a: b'\""""
 )
-
-# How like another a misspelt name has to be, 0 to 1; by less, a hint misleads.
-_CLOSE = 0.75
 
 
 def explain_refusal(error: Exception) -> str:
@@ -65,11 +62,16 @@ def unread(node, arguments: Sequence[str]) -> Iterator[str]:
         whole = parameter.partition('.')[0]
         if whole in declared:
             instead = f"': ' in the value of {whole!r} makes such names; quote it, or write '='"
-        elif nearest := difflib.get_close_matches(parameter, declared, 1, _CLOSE):
-            instead = f'do you mean {nearest[0]!r}?'
+        elif nearest := nearest_name(parameter, declared):
+            instead = f'do you mean {nearest!r}?'
         else:
             instead = f'`ros2 param list {name}` has those there are'
         yield f'the parameter {parameter!r} is not read, there is none of that name: {instead}'
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """Which of several names is meant by a misspelt one; None where a hint would mislead."""
+    return next(iter(difflib.get_close_matches(name, names, 1, cutoff=0.75)), None)
 
 
 def _apart(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
