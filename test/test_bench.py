@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cliptrase_ros.benchmark.cases import EngineCase, make_segmenter, measure_engine
+from cliptrase_ros.benchmark.suite import table
 from cliptrase_ros.cli import main
 from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
 
@@ -43,27 +44,64 @@ def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path
     assert report['device'] in printed and '304 x 224' in printed and 'robot, edges' in printed
 
 
-def test_graphs_are_measured_by_the_calls_that_they_replay(tiny_architecture):
-    # On a CPU the calls run without a graph.
+@pytest.fixture
+def measure(tiny_architecture):
+    """A function that measures calls of fixed shape; on a CPU they run without a graph."""
     cpu = torch.device('cpu')
     segmenter = make_segmenter(tiny_architecture, cpu, 'float32')
-    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(cpu))
-    result = measure_engine(segmenter, EngineCase(64, 3), 'float32', graph=True, runs=2)
-    assert result['graph'] and result['batch'] == 3
+
+    def measure(batch, queue=Direct):
+        segmenter.fixed_calls = calls = FixedCalls(segmenter.pipeline, queue(cpu))
+        result = measure_engine(segmenter, EngineCase(64, batch), 'float32', graph=True, runs=2)
+        assert segmenter.fixed_calls is calls and len(calls) == 0
+        return result
+
+    return measure
+
+
+def test_graphs_are_measured_by_the_calls_that_they_replay(measure):
+    result = measure(batch=2)
+    assert result['graph'] and result['batch'] == 2
     assert result['engine_ms'] > 0 and result['stages_ms']['tower'] > 0
+    # The graphs alone, and from host to host with its parts.
+    assert result['graph_ratio'] > 0 and result['encoder_graph_ms'] > 0
+    parts = result['parts_ms']
+    assert list(parts) == ['upload', 'graph', 'download', 'host']
+    assert parts['graph'] == result['engine_graph_ms'] > 0
+    assert sum(parts.values()) == pytest.approx(result['engine_ms'])
+    report = {
+        'device': 'GPU',
+        'architecture': 'tiny',
+        'versions': {'torch': '2'},
+        'runs': 2,
+        'results': [result],
+        'text': dict.fromkeys(
+            ('phrases', 'templates', 'whole_context_ms', 'cut_ms', 'cached_phrases', 'cached_ms'), 1
+        ),
+        'dbscan': [],
+    }
+    text = table(report)
+    assert f'{result["engine_graph_ms"]:.3f} | {result["graph_ratio"]:>5.2f}' in text
 
 
-def test_what_was_not_captured_is_not_called_a_graph(tiny_architecture):
+def test_a_batch_of_several_calls_is_measured_from_host_to_host_alone(measure):
+    result = measure(batch=3)
+    assert result['graph'] and result['engine_ms'] > 0 and 'graph_ratio' not in result
+
+
+@pytest.mark.parametrize('captured', [0, 1], ids=['engine', 'encoder'])
+def test_what_was_not_captured_is_not_called_a_graph(measure, captured):
     class Refuses(Direct):
-        def record(self, function):
-            raise RuntimeError('operation not permitted when stream is capturing')
+        records = 0
 
-    cpu = torch.device('cpu')
-    segmenter = make_segmenter(tiny_architecture, cpu, 'float32')
-    segmenter.fixed_calls = calls = FixedCalls(segmenter.pipeline, Refuses(cpu))
-    result = measure_engine(segmenter, EngineCase(64, 1), 'float32', graph=True, runs=1)
-    assert not result['graph'] and result['engine_ms'] > 0
-    assert segmenter.fixed_calls is calls
+        def record(self, function):
+            if self.records == captured:
+                raise RuntimeError('operation not permitted when stream is capturing')
+            self.records += 1
+            return super().record(function)
+
+    result = measure(1, Refuses)
+    assert not result['graph'] and result['engine_ms'] > 0 and 'graph_ratio' not in result
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """The measurements, one function each."""
 
+import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,20 +20,31 @@ from cliptrase_ros.benchmark.subject import (
     camera_frame,
     random_clip,
 )
-from cliptrase_ros.benchmark.timing import PeakMemory, interleaved, stages_ms, synchronise
-from cliptrase_ros.segmentation.clustering import dbscan, dbscan_parameters
-from cliptrase_ros.segmentation.graphs import LARGEST_BATCH
-from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    SegmentationSettings,
-    Segmenter,
+from cliptrase_ros.benchmark.timing import (
+    PeakMemory,
+    device_ms,
+    interleaved,
+    stages_ms,
+    synchronise,
 )
+from cliptrase_ros.segmentation.clustering import dbscan, dbscan_parameters
+from cliptrase_ros.segmentation.device_faults import describe
+from cliptrase_ros.segmentation.graphs import (
+    LARGEST_BATCH,
+    CudaGraphs,
+    Direct,
+    FixedCall,
+    batches,
+)
+from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
+from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.text import TextEncoder
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 # Mean and std of pixels do not matter to time.
 _HALF = (0.5, 0.5, 0.5)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,8 @@ def measure_engine(
 
     The encoder is the model's own `encode_image` at the same input size, precision and graph
     treatment, on pixels that are on the device already. graph: only where the segmenter has
-    CUDA graphs; without one, and the result says so, where that cannot be captured.
+    CUDA graphs; without one, and the result says so, where that cannot be captured. With one, the
+    two graphs are timed alone as well, by the device's clock.
     """
     device, dtype = segmenter.device, segmenter.pipeline.dtype
     frames = [camera_frame(seed, *case.frame) for seed in range(case.batch)]
@@ -87,6 +100,7 @@ def measure_engine(
     window = settings.method.framing(case.frame, case.size, patch_size).window
 
     calls = segmenter.fixed_calls
+    alone = {}
     try:
         memory = PeakMemory(device)
         if graph:
@@ -96,11 +110,27 @@ def measure_engine(
             segmenter.fixed_calls = None
         segmenter.segment(frames, encoded, settings)
         peak = memory.megabytes()
-        taken = _encoder_and_engine(
-            segmenter, frames, encoded, settings, window, dtype, graph, runs
-        )
-        segmenter.fixed_calls = None  # stages are told apart without a graph only
         with torch.inference_mode():
+            encode = bare_encoder(segmenter.name, window, device, dtype)
+            pixels = torch.randn(case.batch, 3, *window, device=device).to(dtype)
+            run_encoder = replay = partial(encode, pixels)
+            if graph:
+                replay = _captured(calls.queue, run_encoder)
+                graph = replay is not None
+            if not graph:
+                segmenter.fixed_calls = None
+                replay = run_encoder
+            taken = interleaved(
+                {
+                    'encoder': replay,
+                    'engine': lambda: segmenter.segment(frames, encoded, settings),
+                },
+                runs,
+                device,
+            )
+            if graph and list(batches(case.batch)) == [case.batch]:
+                alone = _graphs_alone(calls.latest, replay, runs, device, taken['engine'])
+            segmenter.fixed_calls = None  # stages are told apart without a graph only
             stages = stages_ms(
                 lambda: segmenter.segment(frames, encoded, settings), min(runs, 3), device
             )
@@ -127,33 +157,44 @@ def measure_engine(
         'frames_per_second': 1e3 * case.batch / statistics.median(taken['engine']),
         'stages_ms': stages,
         'peak_memory_mb': peak,
+        **alone,
     }
 
 
-def _encoder_and_engine(
-    segmenter: Segmenter,
-    frames: Sequence[np.ndarray],
-    encoded: EncodedVocabulary,
-    settings: SegmentationSettings,
-    window: tuple[int, int],
-    dtype: torch.dtype,
-    graph: bool,
+def _captured(
+    queue: CudaGraphs | Direct, function: Callable[[], object]
+) -> Callable[[], None] | None:
+    """What replays the function; None, and a line in the log, where it cannot be captured."""
+    try:
+        return queue.record(function)
+    except RuntimeError as error:
+        _log.warning('the bare encoder cannot be a CUDA graph: %s', describe(error))
+        return None
+
+
+def _graphs_alone(
+    call: FixedCall,
+    encoder: Callable[[], object],
     runs: int,
-) -> dict[str, list[float]]:
-    encode = bare_encoder(segmenter.name, window, segmenter.device, dtype)
-    with torch.inference_mode():
-        pixels = torch.randn(len(frames), 3, *window, device=segmenter.device).to(dtype)
-        run_encoder = partial(encode, pixels)
-        if graph:
-            run_encoder = segmenter.fixed_calls.queue.record(run_encoder)
-        return interleaved(
-            {
-                'encoder': run_encoder,
-                'engine': lambda: segmenter.segment(frames, encoded, settings),
-            },
-            runs,
-            segmenter.device,
-        )
+    device: torch.device,
+    engine_ms: Sequence[float],
+) -> dict:
+    """The two graphs without the host, and what a call from host to host consists of."""
+    graphs = device_ms({'encoder': encoder, 'engine': call.replay}, runs, device)
+    ratios = [b / a for a, b in zip(graphs['encoder'], graphs['engine'], strict=True)]
+    copies = device_ms({'upload': call.upload, 'download': call.download}, runs, device)
+    parts = {
+        'upload': statistics.median(copies['upload']),
+        'graph': statistics.median(graphs['engine']),
+        'download': statistics.median(copies['download']),
+    }
+    return {
+        'encoder_graph_ms': statistics.median(graphs['encoder']),
+        'engine_graph_ms': parts['graph'],
+        'graph_ratio': statistics.median(ratios),
+        'graph_ratio_spread': _spread(ratios),
+        'parts_ms': {**parts, 'host': statistics.median(engine_ms) - sum(parts.values())},
+    }
 
 
 def measure_text(segmenter: Segmenter, phrases: int, runs: int) -> dict:

@@ -138,6 +138,7 @@ def table(report: dict) -> str:
             ),
         ),
         '',
+        *_graph_rows([r for r in report['results'] if 'graph_ratio' in r]),
         *_stage_rows([r for r in report['results'] if r['batch'] == 1 and not r['graph']]),
         '',
     ]
@@ -159,6 +160,30 @@ def preset_name(result: dict) -> str:
     """Preset of one of a report's results, and its refinement if there is one."""
     refinement = result.get('refinement', 'none')
     return result['preset'] if refinement == 'none' else f'{result["preset"]}, {refinement}'
+
+
+def _graph_rows(results: Sequence[dict]) -> list[str]:
+    """Graphs alone, and the parts of a call from host to host; nothing where there are none."""
+    if not results:
+        return []
+    parts = list(results[0]['parts_ms'])
+    rows = _rows(
+        ('graphs, ms', 'preset', 'batch', 'precision', 'encoder', 'engine', 'ratio', *parts),
+        (
+            (
+                f'{r["network"][1]} x {r["network"][0]}',
+                preset_name(r),
+                r['batch'],
+                r['precision'],
+                f'{r["encoder_graph_ms"]:.3f}',
+                f'{r["engine_graph_ms"]:.3f}',
+                f'{r["graph_ratio"]:.2f}',
+                *(f'{r["parts_ms"][part]:.3f}' for part in parts),
+            )
+            for r in results
+        ),
+    )
+    return [*rows, '']
 
 
 def _stage_rows(results: Sequence[dict]) -> list[str]:

@@ -29,6 +29,29 @@ def interleaved(
     return taken
 
 
+def device_ms(
+    functions: dict[str, Callable[[], object]], runs: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Milliseconds that the device works for each run of each function, taken in turn.
+
+    On CUDA all runs are queued before the first is waited for, so that what the host takes to
+    launch them does not count; on a CPU by the clock.
+    """
+    if device.type != 'cuda':
+        return interleaved(functions, runs, device)
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in functions}
+    for run in range(runs + 1):
+        for name, function in functions.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            function()
+            end.record()
+            if run:  # the first one warms up
+                events[name].append((begin, end))
+    synchronise(device)
+    return {n: [begin.elapsed_time(end) for begin, end in pairs] for n, pairs in events.items()}
+
+
 def stages_ms(function: Callable[[], object], runs: int, device: torch.device) -> dict[str, float]:
     """Milliseconds of each stage of the pipeline, medians, as PyTorch's profiler sees them.
 

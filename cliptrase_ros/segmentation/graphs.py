@@ -241,7 +241,17 @@ class FixedCall:
             if self._after is not None:
                 self._after.copy_(result.memory)
 
-        self._run = queue.record(function)
+        #: Label the frames that are on the device, on the current stream.
+        self.replay: Callable[[], None] = queue.record(function)
+
+    def upload(self) -> None:
+        """Copy the frames to the device, on the current stream."""
+        self._frames.copy_(self._host_frames, non_blocking=True)
+
+    def download(self) -> None:
+        """Copy the labels to the host, on the current stream."""
+        for host, buffer in zip(self._host_output, self._output.tensors, strict=True):
+            host.copy_(buffer, non_blocking=True)
 
     def _on_host(self, tensor: Tensor) -> Tensor:
         return torch.zeros(tensor.shape, dtype=tensor.dtype, pin_memory=self._queue.pinned)
@@ -264,7 +274,7 @@ class FixedCall:
         for row, image in zip(self._host_frames.numpy(), images, strict=True):
             np.copyto(row, image)
         with self._queue.uploading():
-            self._frames.copy_(self._host_frames, non_blocking=True)
+            self.upload()
         with self._queue.computing():
             if self._loaded is None or self._loaded[0] is not table:
                 self._table.copy_(table.padded(*self._table.size))
@@ -273,11 +283,10 @@ class FixedCall:
             self._loaded = table, min_confidence
             if self._before is not None:
                 self._before.copy_(gather(before, kind, self._nothing))
-            self._run()
+            self.replay()
             memories = None if self._after is None else separate(self._after, kind)
         with self._queue.downloading():
-            for host, buffer in zip(self._host_output, self._output.tensors, strict=True):
-                host.copy_(buffer, non_blocking=True)
+            self.download()
         self._pending = Running(self._queue.finished(), self._host_output, memories)
         return self._pending
 
@@ -338,6 +347,11 @@ class FixedCalls:
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def latest(self) -> FixedCall:
+        """The call that was used last."""
+        return next(reversed(self._calls.values()))
 
     def get(
         self, batch: int, framing: Framing, method: Method, table: LabelTable
