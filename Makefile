@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-docs docs-pictures soak reliability lint clean distclean
+.PHONY: help build demo test bench gpu-check bench-docs docs-pictures soak reliability lint clean distclean
 
 # Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
 PYTHON ?=
@@ -12,6 +12,8 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 # More arguments for the benchmark.
 BENCH_ARGS ?=
+# More arguments for the check of the GPU, e.g. GPU_CHECK_ARGS='--json FILE --only speed'.
+GPU_CHECK_ARGS ?=
 # How long the soak takes, and how many mutated messages it sends.
 MINUTES ?= 5
 FUZZ ?= 10000
@@ -37,6 +39,10 @@ test: build  ## the tests (PYTEST_ARGS='...' goes to pytest)
 
 bench: build  ## the engine's time against the bare encoder's (BENCH_ARGS='--json FILE')
 	@source tools/env.sh && cliptrase bench $(BENCH_ARGS)
+
+gpu-check: build  ## whether the engine is right on this GPU, and how fast (GPU_CHECK_ARGS='...')
+	@source tools/env.sh && python benchmark/gpu_check.py --json benchmark/results/gpu.json \
+		$(GPU_CHECK_ARGS)
 
 bench-docs: build  ## table and plot of docs/performance.md from benchmark/results/
 	@source tools/env.sh && python benchmark/figures.py

@@ -1,6 +1,7 @@
 """Table and plot of docs/performance.md from the reports in benchmark/results/: `make bench-docs`.
 
-A report is what `cliptrase bench --json FILE` writes, one file a machine.
+A report is what `cliptrase bench --json FILE` writes, one file a machine, or what `make gpu-check`
+writes of a GPU.
 """
 
 import json
@@ -26,12 +27,23 @@ def main() -> None:
     # Those of the soak and the node lie beside them and have no such key.
     reports = [report for report in found if 'results' in report]
     PLOT.write_text(plot(reports), encoding='utf-8')
-    sections = [table(report) for report in reports]
+    sections = [section(report) for report in reports]
     figures = '\n\n'.join([f'![Engine over encoder](images/{PLOT.name})', *sections])
     before, _, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(f'{before}{BEGIN}\n\n{figures}\n\n{END}{after}', encoding='utf-8')
     print(f'{PAGE.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}: {len(reports)} reports')
+
+
+def section(report: dict) -> str:
+    """What the page says of one machine: tables, and what was checked where it was."""
+    if 'parts' not in report:
+        return table(report)
+    lines = ['', 'What was checked there:', '', '| part | outcome | s |', '|---|---|--:|']
+    for name, part in report['parts'].items():
+        outcome = 'passed' if part['passed'] else '; '.join(part['failures']).replace('|', '/')
+        lines.append(f'| {name} | {outcome} | {part.get("seconds", "")} |')
+    return table(report) + '\n' + '\n'.join(lines)
 
 
 def plot(reports: list[dict]) -> str:

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from tqdm import tqdm
@@ -68,7 +68,7 @@ def run_suite(suite: Suite, device: torch.device) -> dict:
         'device': device_name(device),
         'device_type': device.type,
         'architecture': suite.architecture,
-        'versions': _versions(device),
+        'versions': versions(device),
         'runs': suite.runs,
         'results': [],
     }
@@ -107,11 +107,23 @@ def _engine_cases(suite: Suite) -> Iterator[EngineCase]:
         yield EngineCase(size, 1, frame, 'plus')
 
 
-def _versions(device: torch.device) -> dict[str, str | None]:
-    versions = {'python': platform.python_version(), **{n: version(n) for n in _VERSIONS}}
+def versions(device: torch.device) -> dict[str, str | None]:
+    """Of Python and of what times and labels depend on."""
+    found = {'python': platform.python_version(), **{name: _version(name) for name in _VERSIONS}}
     if device.type == 'cuda':
-        versions |= {'cuda': torch.version.cuda, 'cudnn': str(torch.backends.cudnn.version())}
-    return versions
+        found |= {
+            'triton': _version('triton'),
+            'cuda': torch.version.cuda,
+            'cudnn': str(torch.backends.cudnn.version()),
+        }
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def table(report: dict) -> str:

@@ -1,0 +1,118 @@
+"""A check in parts that goes through all of them, whatever becomes of one.
+
+A part may fail, raise, hang, or end its process; the report tells, and the next one runs.
+"""
+
+import faulthandler
+import json
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the check.
+
+    run: makes checks by what it is given, and returns figures, which JSON can hold. limit_s: after
+    which it hangs.
+    """
+
+    run: Callable[['Checks'], dict]
+    limit_s: float
+
+    @property
+    def name(self) -> str:
+        """As the report calls it."""
+        return self.run.__name__
+
+
+@dataclass
+class Checks:
+    """What a part is given.
+
+    report: of all parts, for figures that belong to the whole. failures: what was not as it has
+    to be.
+    """
+
+    report: dict
+    failures: list[str] = field(default_factory=list)
+
+    def __call__(self, passed: bool, what: str) -> None:
+        """Count as a failure, unless it passed; `what` says what is wrong."""
+        if not passed:
+            self.failures.append(what)
+
+
+def run_to_the_end(command: Sequence[str], path: Path) -> int:
+    """Run a command that calls `run_parts` until no part is left. Returns the exit status."""
+    count = -1
+    while (status := subprocess.run(command).returncode) != 0:
+        parts = read_report(path)['parts']
+        if len(parts) <= count or not parts:
+            # Not a part: there is no GPU, or a module is missing. It has been said.
+            return status
+        count = len(parts)
+    parts = read_report(path)['parts']
+    failed = [name for name, part in parts.items() if not part['passed']]
+    print(f'{len(parts) - len(failed)} of {len(parts)} parts passed; the report is {path}')
+    for name in failed:
+        print(f'{name}:', *parts[name]['failures'], sep='\n  ')
+    return 1 if failed else 0
+
+
+def run_parts(
+    path: Path, parts: Sequence[Part], is_usable: Callable[[], bool] = lambda: True
+) -> int:
+    """Run those parts that the report does not have yet.
+
+    is_usable: whether parts can go on in this process after one that failed. Returns 0 when all
+    have been run, whatever they found; otherwise they are to be run in another process.
+    """
+    report = read_report(path)
+    for part in parts:
+        if part.name in report['parts']:
+            continue
+        # Stands in the report if the part ends the process.
+        result = {'passed': False, 'failures': ['it did not come to an end']}
+        report['parts'][part.name] = result
+        _write(path, report)
+        print(f'{part.name} ...', flush=True)
+        checks = Checks(report)
+        begin = time.monotonic()
+        # Ends the process even where a call into CUDA never returns.
+        faulthandler.dump_traceback_later(part.limit_s, exit=True)
+        try:
+            result['figures'] = part.run(checks)
+        except Exception as error:
+            traceback.print_exc()
+            checks.failures.append(f'{type(error).__name__}: {error}'[:500])
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        result |= {
+            'passed': not checks.failures,
+            'failures': checks.failures,
+            'seconds': round(time.monotonic() - begin, 1),
+        }
+        _write(path, report)
+        told = 'passed' if result['passed'] else 'FAILED: ' + '; '.join(checks.failures)
+        print(f'{part.name} {told} ({result["seconds"]} s)', flush=True)
+        if checks.failures and not is_usable():
+            return 1
+    return 0
+
+
+def read_report(path: Path) -> dict:
+    """The report so far."""
+    if not path.exists():
+        return {'parts': {}}
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def _write(path: Path, report: dict) -> None:
+    part = path.with_name(path.name + '.part')
+    part.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+    part.replace(path)

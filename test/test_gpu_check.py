@@ -1,0 +1,141 @@
+"""The check of a GPU: run dry on a CPU, and going on whatever becomes of a part."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / 'benchmark'
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look for their module there.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def parts():
+    return load('parts')
+
+
+def check(*arguments):
+    command = [sys.executable, str(FOLDER / 'gpu_check.py'), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_every_part_passes_on_a_cpu_and_the_page_shows_it(tmp_path):
+    path = tmp_path / 'report.json'
+    done = check('--dry', '--json', path)
+    report = json.loads(path.read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(report['parts']) == 14 and all(part['passed'] for part in report['parts'].values())
+    assert report['dry'] and report['device_type'] == 'cpu'
+    (result,) = report['results']
+    assert result['graph_ratio'] > 0 and result['parts_ms']['upload'] >= 0
+    assert report['parts']['recordings']['figures']['small_336_plain']['ties'] == 0
+
+    report['parts']['races']['passed'] = False
+    report['parts']['races']['failures'] = ['round 7: other labels']
+    page = load('figures').section(report)
+    assert report['device'] in page and 'graphs, ms' in page
+    assert '| medians | passed |' in page and '| races | round 7: other labels |' in page
+
+
+def test_parts_are_chosen_by_name(tmp_path):
+    path = tmp_path / 'report.json'
+    assert check('--dry', '--json', path, '--only', 'environment', 'medians').returncode == 0
+    assert list(json.loads(path.read_text())['parts']) == ['environment', 'medians']
+    done = check('--dry', '--json', path, '--only', 'median')
+    assert done.returncode == 2 and 'no part median' in done.stdout and 'medians' in done.stdout
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    done = check('--json', tmp_path / 'report.json')
+    assert done.returncode == 2 and '--dry' in done.stdout
+
+
+# Parts that pass, fail, raise, lose the device, hang, and end their process.
+PARTS = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+from parts import Part, run_parts
+
+def fine(checks):
+    checks(True, 'nothing')
+    checks.report['device'] = 'a GPU'
+    return {{'figure': 1}}
+
+def wrong(checks):
+    checks(False, 'labels differ')
+    return {{'share': 0.5}}
+
+def raises(checks):
+    raise ValueError('an unlucky part')
+
+def loses(checks):
+    checks(False, 'the device is gone')
+    Path(sys.argv[1] + '.lost').touch()
+    return {{}}
+
+def hangs(checks):
+    time.sleep(100)
+
+def ends(checks):
+    os._exit(9)
+
+def last(checks):
+    return {{}}
+
+def is_usable():
+    lost = Path(sys.argv[1] + '.lost')
+    usable = not lost.exists()
+    lost.unlink(missing_ok=True)
+    return usable
+
+parts = [Part(f, 60) for f in (fine, wrong, raises, loses, ends, last)]
+parts.insert(4, Part(hangs, 0.5))
+sys.exit(run_parts(Path(sys.argv[1]), parts, is_usable))
+"""
+
+
+def run_script(parts, tmp_path, script):
+    (tmp_path / 'script.py').write_text(textwrap.dedent(script))
+    path = tmp_path / 'report.json'
+    command = [sys.executable, str(tmp_path / 'script.py'), str(path)]
+    return parts.run_to_the_end(command, path), parts.read_report(path)
+
+
+def test_it_goes_on_whatever_becomes_of_a_part(parts, tmp_path, capfd):
+    status, report = run_script(parts, tmp_path, PARTS.format(folder=str(FOLDER)))
+    assert status == 1
+    assert {name: (part['passed'], part['failures']) for name, part in report['parts'].items()} == {
+        'fine': (True, []),
+        'wrong': (False, ['labels differ']),
+        'raises': (False, ['ValueError: an unlucky part']),
+        'loses': (False, ['the device is gone']),
+        'hangs': (False, ['it did not come to an end']),
+        'ends': (False, ['it did not come to an end']),
+        'last': (True, []),
+    }
+    assert report['device'] == 'a GPU'
+    assert report['parts']['fine']['figures'] == {'figure': 1}
+    assert report['parts']['wrong']['figures'] == {'share': 0.5}
+    assert '2 of 7 parts passed' in capfd.readouterr().out
+
+
+def test_what_fails_before_any_part_is_not_tried_for_ever(parts, tmp_path):
+    status, report = run_script(parts, tmp_path, 'import sys; sys.exit(5)')
+    assert status == 5 and report['parts'] == {}
