@@ -104,17 +104,20 @@ def _segmenter(precision: str) -> Segmenter:
     return _with_calls(make_segmenter(_architecture, _device, precision))
 
 
-def _reference_segmenter(precision: str = 'float32') -> Segmenter:
+def _reference_model() -> LoadedModel:
     """The small model of the recordings."""
+    return LoadedModel(
+        reference_clip(),
+        open_clip.get_tokenizer('ViT-B-16'),
+        open_clip.OPENAI_DATASET_MEAN,
+        open_clip.OPENAI_DATASET_STD,
+        'the small model',
+    )
+
+
+def _segmenter_of(loaded: LoadedModel) -> Segmenter:
     return _with_calls(
-        Segmenter(
-            reference_clip(),
-            open_clip.get_tokenizer('ViT-B-16'),
-            open_clip.OPENAI_DATASET_MEAN,
-            open_clip.OPENAI_DATASET_STD,
-            _device,
-            precision,
-        )
+        Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std, _device, 'float32')
     )
 
 
@@ -126,6 +129,11 @@ def _with_calls(segmenter: Segmenter) -> Segmenter:
 
 def _half() -> str:
     return 'float32' if _is_dry else 'float16'
+
+
+def _batch() -> int:
+    """Most frames of one call."""
+    return 2 if _is_dry else 8
 
 
 def _settings(**choices: object) -> SegmentationSettings:
@@ -152,13 +160,16 @@ def _eager(segmenter: Segmenter) -> Iterator[None]:
 
 
 @contextmanager
-def _busy(work: Callable[[], object]) -> Iterator[None]:
+def _busy(checks: Checks, work: Callable[[], object]) -> Iterator[None]:
     """Within it another thread does some work again and again."""
     stop = threading.Event()
 
     def run() -> None:
-        while not stop.is_set():
-            work()
+        try:
+            while not stop.is_set():
+                work()
+        except RuntimeError as error:
+            checks(False, f'the work of another thread failed: {error}')
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -209,15 +220,9 @@ def environment(checks: Checks) -> dict:
 @part(limit_s=60)
 def recordings(checks: Checks) -> dict:
     """The published code's clusters and labels, stage by stage and through graphs."""
-    loaded = LoadedModel(
-        reference_clip(),
-        open_clip.get_tokenizer('ViT-B-16'),
-        open_clip.OPENAI_DATASET_MEAN,
-        open_clip.OPENAI_DATASET_STD,
-        'the small model',
-    )
+    loaded = _reference_model()
     exact = Verifier(loaded, device=_device)
-    segmenter = _reference_segmenter()
+    segmenter = _segmenter_of(loaded)
     figures = {}
     for path in sorted((ROOT / 'test' / 'golden').glob('small_*.npz')):
         recording = read_recording(path)
@@ -332,19 +337,21 @@ def graphs_against_eager(checks: Checks) -> dict:
 def _compare_with_eager(
     checks: Checks, name: str, segmenter: Segmenter, settings: SegmentationSettings
 ) -> dict:
-    words, frames = _words(segmenter), _frames(8)
+    batch = _batch()
+    words, frames = _words(segmenter), _frames(batch)
     begin = time.perf_counter()
-    segmenter.warm_up([frames[0].shape[:2]], 8, settings, words)
+    segmenter.warm_up([frames[0].shape[:2]], batch, settings, words)
     figures = {'warm_up_s': time.perf_counter() - begin}
-    checks(len(segmenter.fixed_calls) == 4, f'{name}: {len(segmenter.fixed_calls)} graphs, not 4')
+    captured = len(segmenter.fixed_calls)
+    checks(captured == batch.bit_length(), f'{name}: {captured} graphs, not {batch.bit_length()}')
 
     once = segmenter.segment(frames, words, settings)
     again = segmenter.segment(frames, words, settings)
     checks(_are_equal(once, again), f'{name}: a replay gives other labels than the one before')
     other_words = segmenter.encode_vocabulary(parse_vocabulary('lamp; cup', []))
     cases = {
-        'batch of 8': (frames, words, settings),
-        'batch of 3': (frames[:3], words, settings),
+        'all frames': (frames, words, settings),
+        'three frames': (frames[:3], words, settings),
         'one frame': (frames[:1], words, settings),
         'other words': (frames, other_words, settings),
         'threshold': (frames, words, replace(settings, min_confidence=0.5)),
@@ -367,7 +374,7 @@ def _compare_with_eager(
         try:
             with torch.inference_mode():
                 call = segmenter.fixed_calls.latest
-                pending = call.start(frames, words.table, 0.0, [None] * 8, None)
+                pending = call.start(frames, words.table, 0.0, [None] * batch, None)
         finally:
             torch.cuda.set_sync_debug_mode('default')
         pending.result()
@@ -428,12 +435,12 @@ def races(checks: Checks) -> dict:
     """Buffers are used again and again, sizes in turn, beside a thread that keeps the GPU busy."""
     segmenter = _segmenter(_half())
     settings = _settings()
-    words, frames = _words(segmenter), _frames(17)
-    frames += [frame[: len(frame) * 3 // 4] for frame in _frames(5, seed=50)]
-    segmenter.warm_up({frame.shape[:2] for frame in frames}, 8, settings, words)
+    words, frames = _words(segmenter), _frames(2 * _batch() + 1)
+    frames += [frame[: len(frame) * 3 // 4] for frame in _frames(_batch() - 1, seed=50)]
+    segmenter.warm_up({frame.shape[:2] for frame in frames}, _batch(), settings, words)
     wanted = segmenter.segment(frames, words, settings)
     least = 1.0
-    with _busy(lambda: torch.rand(1 << 18, device=_device).sort()[0].sum().item()):
+    with _busy(checks, lambda: torch.rand(1 << 18, device=_device).sort()[0].sum().item()):
         for seed in range(2 if _is_dry else 100):
             same = segmenter.segment(frames, words, settings)
             checks(_are_equal(same, wanted), f'round {seed}: other labels of the same frames')
@@ -458,7 +465,7 @@ def captures_beside_other_work(checks: Checks) -> dict:
         pinned = torch.zeros(1 << 16, pin_memory=not _is_dry)
         torch.rand(1 << 18, device=_device).sort()[0][: 1 << 16].cpu().add_(pinned)
 
-    with _busy(work):
+    with _busy(checks, work):
         thread = threading.Thread(target=segmenter.warm_up, args=(sizes, 1, _settings(), words))
         thread.start()
         thread.join()
@@ -472,7 +479,8 @@ def captures_beside_other_work(checks: Checks) -> dict:
 @part(limit_s=90)
 def two_segmenters(checks: Checks) -> dict:
     """Two threads capture and label at once; of many segmenters one goes, the others label on."""
-    first = _reference_segmenter()
+    loaded = _reference_model()
+    first = _segmenter_of(loaded)
     words, settings = _words(first), SegmentationSettings(preset='plus', resolution=96)
     frames = [camera_frame(i, 96, 100 + 16 * i) for i in range(2 if _is_dry else 6)]
     with _eager(first):
@@ -480,7 +488,7 @@ def two_segmenters(checks: Checks) -> dict:
     shares = []
 
     def work() -> None:
-        segmenter = _reference_segmenter()
+        segmenter = _segmenter_of(loaded)
         for frame, labels in zip(frames, wanted, strict=True):
             segmenter.warm_up([frame.shape[:2]], 1, settings, words)
             for _ in range(10):
@@ -499,7 +507,7 @@ def two_segmenters(checks: Checks) -> dict:
     checks(len(shares) == 20 * len(frames), 'a thread ended before its work was done')
     checks(min(shares, default=0) >= 0.99, f'two threads: {min(shares, default=0):.4f} are equal')
 
-    many = [_reference_segmenter() for _ in range(2 if _is_dry else 14)]
+    many = [_segmenter_of(loaded) for _ in range(2 if _is_dry else 14)]
     for segmenter in many:
         segmenter.warm_up([frames[0].shape[:2]], 1, settings, words)
     before = [segmenter.segment(frames[:1], words, settings)[0] for segmenter in many]
@@ -515,20 +523,23 @@ def little_memory(checks: Checks) -> dict:
     """With little memory left every frame is labelled, in smaller batches, and graphs come back."""
     segmenter = _segmenter(_half())
     settings = _settings()
-    words, frames = _words(segmenter), _frames(8)
+    batch = _batch()
+    words, frames = _words(segmenter), _frames(batch)
     figures = {}
     for megabytes in (600, 1200):
         segmenter.fixed_calls.clear()
         engine = FaultTolerantEngine(segmenter)
-        engine.largest_batch = 8
+        engine.largest_batch = batch
         with _memory_left(megabytes):
             results = engine.segment_each(frames, words, settings)
         labelled = sum(isinstance(result, Segmentation) for result in results)
-        checks(labelled == 8, f'{megabytes} MB left: {labelled} of 8 frames: {engine.fault[0]}')
-        figures[f'{megabytes} MB'] = {'batch': engine.largest_batch, 'fault': engine.fault[0]}
-    engine.largest_batch = 8
-    engine.warm_up(frames[0].shape[:2], 8, words, settings)
-    checks(len(segmenter.fixed_calls) == 4, 'graphs do not come back with the memory')
+        fault = engine.fault[0]
+        checks(labelled == batch, f'{megabytes} MB left: {labelled} of {batch} frames: {fault}')
+        figures[f'{megabytes} MB'] = {'batch': engine.largest_batch, 'fault': fault}
+    engine.largest_batch = batch
+    engine.warm_up(frames[0].shape[:2], batch, words, settings)
+    captured = len(segmenter.fixed_calls)
+    checks(captured == batch.bit_length(), f'{captured} graphs come back with the memory')
     segmenter.fixed_calls.clear()
     return figures
 
