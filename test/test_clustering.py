@@ -1,13 +1,8 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import median_filter
 from sklearn.cluster import DBSCAN
 
 from cliptrase_ros.segmentation.clustering import (
@@ -18,7 +13,6 @@ from cliptrase_ros.segmentation.clustering import (
     vote,
 )
 from cliptrase_ros.segmentation.correlation import denoise_correlation, recover_correlation
-from cliptrase_ros.segmentation.median import median_7x7
 
 
 @given(
@@ -80,53 +74,6 @@ def test_denoising_takes_the_cls_row_from_every_patch_row():
     correlation = torch.tensor([[[1.0, 0.5, 0.2], [0.5, 1.0, 0.1], [0.2, 0.1, 1.0]]])
     expected = torch.tensor([[[0.5, 0.0], [0.0, 0.8]]])
     torch.testing.assert_close(denoise_correlation(correlation), expected)
-
-
-@pytest.mark.parametrize('size', [(56, 84), (7, 5), (4, 4)])
-def test_median_mirrors_borders_as_scipy_does(size):
-    maps = np.random.RandomState(2).rand(1, 3, *size).astype(np.float32)
-    expected = [median_filter(m, size=7) for m in maps[0]]
-    np.testing.assert_array_equal(median_7x7(torch.from_numpy(maps))[0], expected)
-
-
-INTERPRETED_MEDIAN = """
-import torch
-from cliptrase_ros.segmentation import median, median_kernel
-for size in ((9, 12), (7, 5), (4, 4)):
-    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-    images[0, :2] = 0.25
-    assert torch.equal(median_kernel.median_7x7(images), median.median_7x7(images)), size
-"""
-
-
-def test_the_median_kernel_gives_the_same_values():
-    pytest.importorskip('triton')
-    environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    subprocess.run([sys.executable, '-c', INTERPRETED_MEDIAN], env=environment, check=True)
-
-
-COMPILED_MEDIAN = """
-import re
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from cliptrase_ros.segmentation.median_kernel import _PIXELS, _median
-signature = dict.fromkeys(('images', 'result'), '*fp32')
-signature |= dict.fromkeys(('height', 'width', 'pixels'), 'i32') | {'PIXELS': 'constexpr'}
-source = ASTSource(_median, signature, {'PIXELS': _PIXELS})
-for capability in (80, 90, 120):
-    kernel = triton.compile(source, GPUTarget('cuda', capability, 32))
-    assert kernel.asm['cubin']
-    # A pixel's window stays with one thread, in registers.
-    assert not re.search('shfl|redux|bar[.]sync|[.]local', kernel.asm['ptx'])
-"""
-
-
-def test_the_median_kernel_compiles_without_a_gpu(tmp_path):
-    pytest.importorskip('triton')
-    environment = {**os.environ, 'TRITON_CACHE_DIR': str(tmp_path)}
-    environment.pop('TRITON_INTERPRET', None)
-    subprocess.run([sys.executable, '-c', COMPILED_MEDIAN], env=environment, check=True)
 
 
 def test_cluster_maps_exclude_clusters_that_an_image_lacks():

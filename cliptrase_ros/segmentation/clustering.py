@@ -119,7 +119,7 @@ def cluster_maps(
     maps = F.interpolate(
         mean_rows.unflatten(-1, grid), scale_factor=4, mode='bilinear', align_corners=False
     )
-    return median_7x7(maps).masked_fill(size[..., None] == 0, -1.0)
+    return median_7x7(maps, size[..., 0] == 0)
 
 
 def vote(

@@ -15,34 +15,42 @@ from .device_faults import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
-_SIDE = 7
-_RANK = _SIDE * _SIDE // 2
+#: Pixels along a window.
+SIDE = 7
+_RANK = SIDE * SIDE // 2
 
 # One kernel instead of the network on CUDA, until it fails.
 _use_kernel = True
 
 
-def median_7x7(images: Tensor) -> Tensor:
-    """Median of every pixel's 7 x 7 neighbourhood.
+def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
+    """Median of every pixel's 7 x 7 neighbourhood; -1 throughout images that are absent.
 
-    images: float (..., H, W). Borders are mirrored with the edge sample repeated. Returns the
-    same shape.
+    images: float32 (..., H, W). Borders are mirrored with the edge sample repeated.
+    absent: bool (...). Returns the shape of the images.
     """
     global _use_kernel
-    if _use_kernel and images.is_cuda and min(images.shape[-2:]) >= _SIDE // 2:
-        try:
-            from .median_kernel import median_7x7 as fused
+    if not (_use_kernel and images.is_cuda and min(images.shape[-2:]) >= SIDE // 2):
+        return _by_network(images, absent)
+    try:
+        from .median_kernel import median_7x7 as fused
 
-            # Triton launches on the current device.
-            with torch.cuda.device(images.device):
-                return fused(images)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            # Compilers for GPUs are absent or fail in many ways; the network needs none.
-            _use_kernel = False
-            _log.warning('the median kernel cannot be used, medians are slower: %s', error)
-    return _network(images)
+        # Triton launches on the current device.
+        with torch.cuda.device(images.device):
+            return fused(images, absent)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # Compilers for GPUs are absent or fail in many ways; the network needs none. Where it
+        # fails as well, the kernel was not to blame.
+        medians = _by_network(images, absent)
+        _use_kernel = False
+        _log.warning('the median kernel cannot be used, medians are slower: %s', error)
+        return medians
+
+
+def _by_network(images: Tensor, absent: Tensor) -> Tensor:
+    return _network(images).masked_fill(absent[..., None, None], -1.0)
 
 
 def _network(images: Tensor) -> Tensor:
@@ -50,13 +58,13 @@ def _network(images: Tensor) -> Tensor:
     rows, columns = (_mirrored(length, images.device) for length in (height, width))
     padded = images[..., rows, :][..., columns]
     # Columns are sorted once for the seven windows that share them.
-    column = [padded[..., y : y + height, :] for y in range(_SIDE)]
-    for low, high in _sorting_network(_SIDE):
+    column = [padded[..., y : y + height, :] for y in range(SIDE)]
+    for low, high in sorting_network(SIDE):
         a, b = column[low], column[high]
         column[low], column[high] = torch.minimum(a, b), torch.maximum(a, b)
 
-    wires = [column[rank][..., x : x + width] for rank in range(_SIDE) for x in range(_SIDE)]
-    exchanges, median = _selection_network()
+    wires = [column[rank][..., x : x + width] for rank in range(SIDE) for x in range(SIDE)]
+    exchanges, median = selection_network()
     for low, high, low_is_needed, high_is_needed in exchanges:
         a, b = wires[low], wires[high]
         if low_is_needed:
@@ -67,13 +75,13 @@ def _network(images: Tensor) -> Tensor:
 
 
 def _mirrored(length: int, device: torch.device) -> Tensor:
-    border = _SIDE // 2
+    border = SIDE // 2
     position = torch.arange(-border, length + border, device=device) % (2 * length)
     return torch.minimum(position, 2 * length - 1 - position)
 
 
 @cache
-def _selection_network() -> tuple[tuple[tuple[int, int, bool, bool], ...], int]:
+def selection_network() -> tuple[tuple[tuple[int, int, bool, bool], ...], int]:
     """Exchanges that bring the median of a window with sorted columns to one wire.
 
     Wire rank * 7 + x holds the value of that rank in column x. Returns (low wire, high wire,
@@ -83,18 +91,18 @@ def _selection_network() -> tuple[tuple[tuple[int, int, bool, bool], ...], int]:
     # places can hold the median: the others have more than 24 values above or below them, as
     # many of one kind as of the other.
     exchanges = [
-        (rank * _SIDE + low, rank * _SIDE + high)
-        for rank in range(_SIDE)
-        for low, high in _sorting_network(_SIDE)
+        (rank * SIDE + low, rank * SIDE + high)
+        for rank in range(SIDE)
+        for low, high in sorting_network(SIDE)
     ]
     candidates = [
-        i * _SIDE + j
-        for i in range(_SIDE)
-        for j in range(_SIDE)
-        if (i + 1) * (j + 1) - 1 <= _RANK and (_SIDE - i) * (_SIDE - j) - 1 <= _RANK
+        i * SIDE + j
+        for i in range(SIDE)
+        for j in range(SIDE)
+        if (i + 1) * (j + 1) - 1 <= _RANK and (SIDE - i) * (SIDE - j) - 1 <= _RANK
     ]
     exchanges += [
-        (candidates[low], candidates[high]) for low, high in _sorting_network(len(candidates))
+        (candidates[low], candidates[high]) for low, high in sorting_network(len(candidates))
     ]
     median = candidates[len(candidates) // 2]
     return tuple(reversed(list(_used(reversed(exchanges), median)))), median
@@ -112,7 +120,7 @@ def _used(
             yield (low, high, *uses)
 
 
-def _sorting_network(length: int) -> Iterator[tuple[int, int]]:
+def sorting_network(length: int) -> Iterator[tuple[int, int]]:
     """Exchanges that sort any sequence of this length (Batcher's merge exchange)."""
     largest = 1 << (length - 1).bit_length() - 1
     stride = largest

@@ -1,63 +1,93 @@
 """The 7 x 7 median as one Triton kernel: importable where Triton is, which comes with CUDA.
 
 The network of `median.py` is several hundred operations on whole images, each a kernel of its own
-on a GPU. Here every pixel keeps its window in registers and finds the median bit by bit.
+on a GPU. Here it is one kernel, in which a thread takes the window of one pixel into registers and
+through the whole network. Triton 3.4 and newer compile it.
 """
+
+# Triton joins tuples; it does not unpack them.
+# ruff: noqa: RUF005
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .median import SIDE, selection_network, sorting_network
+
 # Of a program: one for each thread of the four warps that Triton gives it.
 _PIXELS = 128
 
 
-def median_7x7(images: Tensor) -> Tensor:
-    """Median of every pixel's 7 x 7 neighbourhood.
+def _window_network() -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Exchanges that bring the median of a window, row by row, to one wire.
 
-    images: float32 (..., H, W), H and W at least 3. Borders are mirrored with the edge sample
-    repeated. Returns the same shape.
+    Returns the wires of the smaller values, those of the larger ones, and the wire.
+    """
+    exchanges = [
+        (low * SIDE + x, high * SIDE + x)
+        for x in range(SIDE)
+        for low, high in sorting_network(SIDE)
+    ]
+    selection, median = selection_network()
+    # Values that nothing uses later are left out by the compiler.
+    exchanges += [(low, high) for low, high, *_ in selection]
+    return *zip(*exchanges, strict=True), median
+
+
+_LOW, _HIGH, _MEDIAN = map(tl.constexpr, _window_network())
+_EXCHANGES = tl.constexpr(len(_LOW.value))
+_SIDE = tl.constexpr(SIDE)
+
+
+def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
+    """Median of every pixel's 7 x 7 neighbourhood; -1 throughout images that are absent.
+
+    images: float32 (..., H, W), H and W at least 3, without NaN, which PyTorch's minima and maxima
+    keep and these drop. Borders are mirrored with the edge sample repeated. absent: bool (...).
+    Returns the shape of the images.
     """
     images = images.contiguous()
     result = torch.empty_like(images)
     height, width = images.shape[-2:]
-    pixels = images.numel()
-    _median[(triton.cdiv(pixels, _PIXELS),)](images, result, height, width, pixels, _PIXELS)
+    programs = (absent.numel(), triton.cdiv(height * width, _PIXELS))
+    _median[programs](images, absent.contiguous(), result, height, width, _PIXELS)
     return result
 
 
+# One compilation serves all sizes.
+@triton.jit(do_not_specialize=['height', 'width'])
+def _median(images, absent, result, height, width, PIXELS: tl.constexpr):
+    # Of many large images there are more pixels than 32 bits count; of one there are not.
+    image = tl.program_id(0).to(tl.int64)
+    images += image * height * width
+    result += image * height * width
+    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
+    inside = pixel < height * width
+    if tl.load(absent + image):
+        tl.store(result + pixel, tl.full((PIXELS,), -1.0, tl.float32), mask=inside)
+        return
+
+    # The loops are unrolled, so that every wire is a register of the thread.
+    wires = ()
+    for y in tl.static_range(_SIDE):
+        row = _mirrored(pixel // width + (y - _SIDE // 2), height)
+        for x in tl.static_range(_SIDE):
+            column = _mirrored(pixel % width + (x - _SIDE // 2), width)
+            wires = wires + (tl.load(images + row * width + column, mask=inside, other=0.0),)
+    for i in tl.static_range(_EXCHANGES):
+        low, high = wires[_LOW[i]], wires[_HIGH[i]]
+        wires = (
+            wires[: _LOW[i]]
+            + (tl.minimum(low, high),)
+            + wires[_LOW[i] + 1 : _HIGH[i]]
+            + (tl.maximum(low, high),)
+            + wires[_HIGH[i] + 1 :]
+        )
+    tl.store(result + pixel, wires[_MEDIAN], mask=inside)
+
+
 @triton.jit
-def _median(images, result, height, width, pixels, PIXELS: tl.constexpr):
-    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    exists = pixel < pixels
-    x = pixel % width
-    y = pixel // width % height
-    image = pixel - y * width - x
-
-    # 49 places of 64; the others hold infinity, which is above the median. Places lie along the
-    # first axis, so that a thread has the whole window of its pixel and counts without the others.
-    place = tl.arange(0, 64)
-    row = y[None, :] + (place // 7 - 3)[:, None]
-    column = x[None, :] + (place % 7 - 3)[:, None]
-    row = tl.where(row < 0, -1 - row, row)
-    row = tl.where(row >= height, 2 * height - 1 - row, row)
-    column = tl.where(column < 0, -1 - column, column)
-    column = tl.where(column >= width, 2 * width - 1 - column, column)
-    loaded = exists[None, :] & (place < 49)[:, None]
-    window = tl.load(
-        images + image[None, :] + row * width + column, mask=loaded, other=float('inf')
-    )
-
-    # Integers in the order of the numbers; then the largest integer that at most 24 are below.
-    bits = window.to(tl.int32, bitcast=True)
-    key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    below = tl.sum((key < 0).to(tl.int32), axis=0)
-    found = tl.where(below <= 24, 0, -2147483648)
-    # Not unrolled: thirty times the code takes as much longer to compile.
-    for i in range(31):
-        candidate = found | (1 << (30 - i))
-        below = tl.sum((key < candidate[None, :]).to(tl.int32), axis=0)
-        found = tl.where(below <= 24, candidate, found)
-    bits = tl.where(found < 0, found ^ 0x7FFFFFFF, found)
-    tl.store(result + pixel, bits.to(tl.float32, bitcast=True), mask=exists)
+def _mirrored(position, length):
+    position = tl.where(position < 0, -1 - position, position)
+    return tl.where(position < length, position, 2 * length - 1 - position)
