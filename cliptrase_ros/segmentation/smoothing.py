@@ -123,16 +123,12 @@ def smooth(
     appearance = F.pixel_unshuffle(
         F.interpolate(picture.float() / 255, size=cells, mode='area'), _CELLS_PER_PATCH
     )
-    candidates = _neighbours(before.appearance)
-    distance = (candidates - appearance[:, None]).square().mean(2) / 2
-    weight = (-distance / _TELLING_COLOUR**2).softmax(1)
-    remembered = torch.zeros_like(probability)
-    for share, candidate in zip(
-        weight.unbind(1), _neighbours(before.probability).unbind(1), strict=True
-    ):
-        remembered += share[:, None] * candidate
+    # What is contiguous comes first, and the results are laid out as it is.
+    distance = (appearance[:, :, None, None] - _neighbours(before.appearance)).square().mean(1) / 2
+    weight = (-distance / _TELLING_COLOUR**2).flatten(1, 2).softmax(1).view_as(distance)
+    remembered = (weight[:, None] * _neighbours(before.probability)).sum((2, 3))
 
-    resemblance = (-distance.amin(1) / _SAME_COLOUR**2).exp()
+    resemblance = (-distance.amin((1, 2)) / _SAME_COLOUR**2).exp()
     same_scene = before.known & (resemblance.mean((1, 2)) > _SAME_SCENE)
     blend = strength * resemblance * same_scene[:, None, None]
     smoothed = torch.lerp(probability, remembered, blend[:, None])
@@ -140,10 +136,10 @@ def smooth(
 
 
 def _neighbours(maps: Tensor) -> Tensor:
-    """(B, C, h, w) to (B, K, C, h, w): the maps seen from each of K places around a patch."""
+    """(B, C, h, w) to (B, C, K, K, h, w): the maps seen from each of K x K places around a patch.
+
+    A view of the padded maps.
+    """
     height, width = maps.shape[-2:]
     padded = F.pad(maps, [_REACH] * 4, mode='replicate')
-    reach = range(2 * _REACH + 1)
-    return torch.stack(
-        [padded[..., y : y + height, x : x + width] for y in reach for x in reach], 1
-    )
+    return padded.unfold(2, height, 1).unfold(3, width, 1)
