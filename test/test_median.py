@@ -66,7 +66,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from cliptrase_ros.segmentation.median_kernel import _PIXELS, _median
-signature = {'images': '*fp32', 'absent': '*i1', 'result': '*fp32'}
+signature = {'images': '*fp32', 'absent': '*u1', 'result': '*fp32'}
 signature |= {'height': 'i32', 'width': 'i32', 'PIXELS': 'constexpr'}
 source = ASTSource(_median, signature, {'PIXELS': _PIXELS})
 for capability in (80, 87, 89, 90, 120):

@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from reference_weights import reference_clip
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
@@ -76,6 +77,21 @@ def test_a_cut_is_a_new_beginning():
     other = certain((by_patch() + 1) % 3)
     smoothed, _ = smooth(other, 255 - scene(), memory, 0.8)
     assert torch.equal(smoothed, other)
+
+
+class Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        # On a GPU each is a kernel, unless it returns a view.
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_smoothing_does_not_go_from_place_to_place():
+    with torch.inference_mode(), Operations() as operations:
+        smooth(certain(by_patch()), scene(), nothing(), 0.8)
+    assert operations.count < 40
 
 
 @pytest.fixture(scope='module')

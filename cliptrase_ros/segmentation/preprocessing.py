@@ -90,7 +90,9 @@ def network_input(frames: Tensor, framing: Framing) -> Tensor:
         resized = np.stack([picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures])
         resized = torch.from_numpy(resized).permute(0, 3, 1, 2)
     else:
-        resized = _resize(frames.permute(0, 3, 1, 2).float(), framing.resized)
+        # Laid out as the filter wants them, which would otherwise copy images before and after.
+        images = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        resized = _resize(images, framing.resized)
         resized = resized.round_().clamp_(0, 255).byte()
     (top, left), (height, width) = framing.offset, framing.window
     return resized[..., top : top + height, left : left + width]
