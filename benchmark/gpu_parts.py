@@ -6,6 +6,7 @@ nothing is provoked that a CPU does not have.
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -283,7 +284,7 @@ def _label_recording(segmenter: Segmenter, recording) -> np.ndarray:
 def medians(checks: Checks) -> dict:
     """The kernel's medians are those of the network on a CPU; how long both take."""
     begin = time.perf_counter()
-    median.median_7x7(torch.zeros(1, 8, 8, device=_device))
+    median.median_7x7(torch.zeros(1, 8, 8, device=_device), _every_second(1))
     synchronise(_device)
     figures = {'first_s': time.perf_counter() - begin}
     large = [(1, 2, 56, 56)] if _is_dry else [(1, 32, 84, 84), (8, 32, 84, 112)]
@@ -295,21 +296,28 @@ def medians(checks: Checks) -> dict:
             'tied': (values * 4).round() / 4,
             'flat': values.clamp(min=0),
         }.items():
-            found = median.median_7x7(maps.to(_device)).cpu()
-            checks(torch.equal(found, median.median_7x7(maps)), f'{shape}, {kind}: other medians')
+            absent = _every_second(*shape[:-2])
+            found = median.median_7x7(maps.to(_device), absent).cpu()
+            expected = median.median_7x7(maps, absent.cpu())
+            checks(torch.equal(found, expected), f'{shape}, {kind}: other medians')
     checks(median._use_kernel or _is_dry, 'the kernel failed, and the network stood in')
     for shape in large:
-        maps = torch.rand(shape, device=_device)
+        maps, absent = torch.rand(shape, device=_device), _every_second(*shape[:-2])
         taken = device_ms(
             {
-                'kernel': lambda: median.median_7x7(maps),  # noqa: B023
-                'network': lambda: median._network(maps),  # noqa: B023
+                'kernel': lambda: median.median_7x7(maps, absent),  # noqa: B023
+                'network': lambda: median._by_network(maps, absent),  # noqa: B023
             },
             3 if _is_dry else 50,
             _device,
         )
         figures[str(shape)] = {f'{n}_ms': statistics.median(ms) for n, ms in taken.items()}
     return figures
+
+
+def _every_second(*shape: int) -> torch.Tensor:
+    """Absent maps: about as many of the slots as in frames."""
+    return (torch.arange(math.prod(shape), device=_device) % 2 == 1).view(shape)
 
 
 @part(limit_s=180)
