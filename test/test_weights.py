@@ -14,6 +14,7 @@ import torch
 from tiny_clip import TINY_CONFIG
 
 from cliptrase_ros.segmentation import weights
+from cliptrase_ros.segmentation.checkpoint import CheckpointError, read_state_dict
 from cliptrase_ros.segmentation.weights import ModelError, load_model, select_device
 
 DEFAULT = 'ViT-B-16-quickgelu'
@@ -145,6 +146,17 @@ def test_damaged_file(tiny_architecture, tiny_state, tmp_path):
         assert 'model: toybox' in str(caught.value)
         tried += 1
     assert tried == 10
+
+
+def test_a_pickle_cut_off_anywhere_is_damaged_and_holds_no_objects(tmp_path):
+    whole, cut = tmp_path / 'whole.pt', tmp_path / 'cut.pt'
+    torch.save({'weight': torch.zeros(2)}, whole, _use_new_zipfile_serialization=False)
+    data = whole.read_bytes()
+    assert read_state_dict(whole).keys() == {'weight'}
+    for length in range(len(data)):
+        cut.write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match='damaged or cut off'):
+            read_state_dict(cut)
 
 
 def test_numbers_that_are_not_finite(tiny_architecture, tiny_state, tmp_path):

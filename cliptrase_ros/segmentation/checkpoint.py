@@ -1,5 +1,6 @@
 """Weights from files, read without ever running code that a file carries."""
 
+import pickletools
 import re
 import zipfile
 from pathlib import Path
@@ -70,7 +71,7 @@ def _read_torch(path: Path, start: bytes) -> object:
     except Exception as error:
         # PyTorch's own message proposes to load with weights_only=False: never repeat it.
         found = re.search(r'GLOBAL (\S+)', str(error))
-        if found:
+        if found and (start.startswith(b'PK') or _is_named_in_whole_pickle(found[1], path)):
             raise CheckpointError(
                 f'{path} holds Python objects beside tensors ({found[1]}), which could run any '
                 f'code when loaded; it was not loaded. If it is known to be good: {_CONVERT}'
@@ -79,6 +80,25 @@ def _read_torch(path: Path, start: bytes) -> object:
             f'{path} is neither a safetensors file nor a PyTorch state dict, or it is damaged or '
             f'cut off; copy or download it again'
         ) from error
+
+
+def _is_named_in_whole_pickle(name: str, path: Path) -> bool:
+    """Whether one of the pickles that a file begins with is complete and names an object.
+
+    Where a file is cut off in a name, or is no pickle at all, PyTorch complains of what is left.
+    """
+    with path.open('rb') as file:
+        try:
+            while True:
+                operations = list(pickletools.genops(file))
+                if any(
+                    operation.name == 'GLOBAL' and argument.replace(' ', '.') == name
+                    for operation, argument, _ in operations
+                ):
+                    return True
+        except Exception:
+            # Of its end, or of bytes that are no pickle; what is raised for these has no bounds.
+            return False
 
 
 def _is_torchscript(path: Path) -> bool:
