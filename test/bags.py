@@ -2,6 +2,9 @@
 
 import cv2
 import numpy as np
+import pytest
+
+pytest.importorskip('rosbags', reason='rosbags is not installed; `make test` brings it')
 from rosbags.interfaces import (
     Qos,
     QosDurability,

@@ -13,7 +13,6 @@ from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -68,7 +67,12 @@ def save(path, pixels, **options):
     return path
 
 
+def needs_videos():
+    return pytest.importorskip('av', reason='PyAV is not installed; `make test` brings it')
+
+
 def save_video(path, frames, per_second=10.0, code='mp4v'):
+    needs_videos()
     height, width = frames[0].shape[:2]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), per_second, (width, height))
     for frame in frames:
@@ -81,6 +85,7 @@ def write_video(
     path, times, frames=None, codec='libx264', form=None, tick=0.001, audio_s=0.0, **options
 ):
     """A video whose frames are shown at these times, with so much silence."""
+    av = needs_videos()
     frames = frames or [picture(seed) for seed in range(len(times))]
     with av.open(str(Path(path).absolute()), 'w', format=form, options=options) as container:
         stream = container.add_stream(codec)
@@ -606,7 +611,7 @@ def test_overlay_video_shows_frames_at_their_times(run, in_folder):
     assert run('x.mkv', '-o', 'out')[0] == 0
     overlay = in_folder / 'out/overlays/x.mp4'
     np.testing.assert_allclose(times_of(overlay), UNEVEN, atol=0.002)
-    with av.open(str(overlay)) as container:
+    with needs_videos().open(str(overlay)) as container:
         assert container.streams.video[0].codec_context.name == 'h264'
     times = [entry['time_s'] for entry in report(in_folder / 'out')['images']]
     np.testing.assert_allclose(times, UNEVEN, atol=0.002)
@@ -781,6 +786,8 @@ def test_webcam_that_is_not_there(run, in_folder):
 
 
 def test_webcam(run, in_folder, monkeypatch):
+    needs_videos()
+
     class Webcam:
         left = 3
 
