@@ -140,13 +140,18 @@ def _check_consistent(recording: Recording, path: Path) -> None:
 
 
 class Verifier:
-    """Runs the engine, on the CPU, on what recordings were made from."""
+    """Runs the engine, every stage of it and without CUDA graphs, on inputs of recordings."""
 
-    def __init__(self, loaded: LoadedModel, precision: str = 'float32'):
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        precision: str = 'float32',
+        device: torch.device | str = 'cpu',
+    ):
         """loaded: the model with the weights of the recordings. precision: of the image tower."""
         self._loaded = loaded
         self._segmenter = Segmenter(
-            loaded.model, loaded.tokenizer, loaded.mean, loaded.std, precision=precision
+            loaded.model, loaded.tokenizer, loaded.mean, loaded.std, device, precision
         )
         self._text = TextEncoder(loaded.model, loaded.tokenizer)
 
@@ -154,14 +159,14 @@ class Verifier:
     def compare(self, recording: Recording) -> Agreement:
         """Run the method on the recording's input. Raises RecordingError where it does not fit."""
         features = torch.from_numpy(recording.text_features)
-        encoded = self._text.encode([*recording.foreground, *recording.background])
+        encoded = self._text.encode([*recording.foreground, *recording.background]).cpu()
         if encoded.shape != features.shape:
             raise RecordingError(
                 f'the recording has text features of {features.shape[1]} numbers, the model '
                 f'{self._loaded.name} of {encoded.shape[1]}: it was made with another architecture'
             )
         table = self._table(recording, features)
-        result = self._run(recording, table)
+        result = on_host(self._run(recording, table.to(self._segmenter.device)))
         if result.correlation[0].shape != recording.correlation.shape:
             raise RecordingError(
                 f'the recording has {len(recording.clusters)} patches where the model '
@@ -172,7 +177,7 @@ class Verifier:
             getattr(result, name)[0].numpy() == getattr(recording, name)
             for name in ('clusters', 'raw_labels', 'labels')
         )
-        ties = ~raw_labels & _tied(recording, result, table).numpy()
+        ties = ~raw_labels & tied(recording, result, table)[0].numpy()
         return Agreement(
             clusters=float(clusters.mean()),
             raw_labels=float(raw_labels.mean()),
@@ -196,27 +201,37 @@ class Verifier:
 
     def _run(self, recording: Recording, table: LabelTable) -> Trace:
         pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None]
+        pixels = pixels.to(self._segmenter.device)
         pipeline = self._segmenter.pipeline
         method = replace(PRESETS['paper'], image_prior=recording.mode == 'image_prior')
         return trace(pipeline.backbone, pipeline.normalise(pixels), table, method)
 
 
-def _tied(recording: Recording, result: Trace, table: LabelTable) -> Tensor:
-    """Where two labels before the vote, ours and the recorded one, tie: bool (H, W)."""
+def on_host(result: Trace) -> Trace:
+    """The same with its tensors in host memory; without its memory."""
+    tensors = {name: value.cpu() for name, value in vars(result).items() if name != 'memory'}
+    return Trace(**tensors)
+
+
+def tied(recording: Recording, result: Trace, table: LabelTable) -> Tensor:
+    """Where two labels before the vote, ours and the recorded one, tie: bool (B, H, W).
+
+    result: of copies of the recording's input, on the host as the table.
+    """
     logits = result.patch_logits.double()
     if recording.mode == 'image_prior':
         logits = logits * table.logits(result.tokens)[:, 0, :, None, None]
     size = recording.raw_labels.shape
-    enlarged = F.interpolate(logits, size=size, mode='bilinear', align_corners=False)[0]
+    enlarged = F.interpolate(logits, size=size, mode='bilinear', align_corners=False)
     foreground = len(recording.foreground)
-    found = enlarged[:foreground]
+    found = enlarged[:, :foreground]
     if recording.background:
-        found = torch.cat([found, enlarged[foreground:].amax(0, keepdim=True)])
-    recorded = torch.from_numpy(recording.raw_labels.astype(np.int64))
-    is_class = recorded < len(found)
+        found = torch.cat([found, enlarged[:, foreground:].amax(1, keepdim=True)], 1)
+    recorded = torch.from_numpy(recording.raw_labels.astype(np.int64)).expand(len(found), *size)
+    is_class = recorded < found.shape[1]
     ours, theirs = (
-        found.gather(0, which[None])[0]
-        for which in (result.raw_labels[0], recorded.where(is_class, 0))
+        found.gather(1, which[:, None])[:, 0]
+        for which in (result.raw_labels, recorded.where(is_class, 0))
     )
     return is_class & ((ours - theirs).abs() <= TIE * ours.abs())
 

@@ -22,6 +22,34 @@ os.environ['XDG_CACHE_HOME'] = _caches.name
 os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 
+def pytest_generate_tests(metafunc):
+    """Tests of `device` run on every device there is; `pytest -m cuda` is those on a GPU alone."""
+    if 'device' not in metafunc.fixturenames:
+        return
+    import torch
+
+    devices = ['cpu']
+    if torch.cuda.is_available():
+        devices.append(pytest.param('cuda', marks=pytest.mark.cuda))
+    metafunc.parametrize('device', devices, indirect=True, scope='session')
+
+
+@pytest.fixture(scope='session')
+def device(request):
+    """Where a test runs: the processor, and a GPU where there is one."""
+    import torch
+
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope='session')
+def make_queue():
+    """A function that gives what runs calls of fixed shape on a device: graphs, or none."""
+    from cliptrase_ros.segmentation.graphs import CudaGraphs, Direct
+
+    return lambda device: CudaGraphs(device) if device.type == 'cuda' else Direct(device)
+
+
 @pytest.fixture(scope='session')
 def shared():
     """Folder of recordings that are too large for the repository; skips where it is not there."""

@@ -1,5 +1,6 @@
 """The `cliptrase` command as a user meets it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,9 +8,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import open_clip
 import pytest
 import safetensors.torch
 import torch
+from reference_weights import MODEL_CONFIG, reference_clip
 
 from cliptrase_ros.cli import main
 from cliptrase_ros.segmentation.label_table import label_table
@@ -77,6 +80,33 @@ def test_verify_equal(capsys, tiny_architecture, checkpoint, recorded, tmp_path)
     assert (status, err) == (0, '')
     assert out.count('100 %') == 6
     assert out.endswith('2 of 2 equal\n')
+
+
+def test_verify_on_every_device(capsys, device, tmp_path):
+    (tmp_path / 'reference.json').write_text(json.dumps(MODEL_CONFIG))
+    open_clip.add_model_config(tmp_path / 'reference.json')
+    checkpoint = tmp_path / 'reference.safetensors'
+    safetensors.torch.save_file(reference_clip().state_dict(), checkpoint)
+    files = sorted((ROOT / 'test' / 'golden').glob('small_*.npz'))
+    assert len(files) == 3
+    for precision, verdict in (
+        ('float32', '3 of 3 equal'),
+        ('float16', '3 of 3 with 99.5% of their labels equal'),
+    ):
+        arguments = ['--device', str(device), '--precision', precision]
+        status, out, err = verify(capsys, 'reference', str(checkpoint), *files, *arguments)
+        assert (status, err) == (0, ''), out
+        assert out.startswith(f'{precision} on ')
+        assert verdict in out.splitlines()[-1]
+
+
+def test_verify_wrong_device(capsys, tiny_architecture, checkpoint, tmp_path):
+    for device, message in (('gpu', "device is 'gpu'"), ('cuda:99', 'CUDA devices')):
+        status, out, err = verify(
+            capsys, tiny_architecture, checkpoint, tmp_path / 'any.npz', '--device', device
+        )
+        assert (status, out) == (2, '')
+        assert message in err and err.count('\n') == 1
 
 
 @pytest.mark.parametrize('name', ['clusters', 'raw_labels', 'labels'])
@@ -197,8 +227,6 @@ def test_verify_published_method(capsys, shared, tmp_path):
         from golden_weights import golden_tensor
     finally:
         sys.path.pop(0)
-    import open_clip
-
     names = open_clip.CLIP(**open_clip.get_model_config('ViT-B-16-quickgelu')).state_dict()
     state = {
         name: torch.from_numpy(np.asarray(golden_tensor(name, tuple(tensor.shape)), np.float32))

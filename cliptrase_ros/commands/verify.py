@@ -11,7 +11,8 @@ def add(commands) -> None:
         'Run the engine on recorded inputs and compare with the recorded outputs. Exit status 0 '
         'only if clusters, raw labels and labels are equal in every entry of every file, except '
         'where two classes tie in the sixth digit and the rounding of the processor decides; in '
-        'half precision, if 99.5 %% of the labels of every file are equal.'
+        'half precision, if 99.5 %% of the labels of every file are equal. The stages run one by '
+        'one, without CUDA graphs.'
     )
     command = commands.add_parser(
         'verify', help='compare with recorded reference outputs', description=description
@@ -34,12 +35,23 @@ def add(commands) -> None:
         default='float32',
         help='of the image tower (default: %(default)s)',
     )
+    command.add_argument(
+        '--device',
+        default='cpu',
+        help='auto, cpu, cuda or cuda:N (default: %(default)s, where the recordings were made)',
+    )
     command.add_argument('files', nargs='+', type=Path, metavar='FILE.npz', help='recordings')
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from cliptrase_ros.segmentation.weights import ModelError, load_model, names_architecture
+    from cliptrase_ros.benchmark.timing import device_name
+    from cliptrase_ros.segmentation.weights import (
+        ModelError,
+        load_model,
+        names_architecture,
+        select_device,
+    )
     from cliptrase_ros.verify import HALF_PRECISION_SHARE, RecordingError, Verifier, read_recording
 
     if not names_architecture(arguments.model):
@@ -50,15 +62,19 @@ def run(arguments: argparse.Namespace) -> int:
     if not Path(arguments.checkpoint).is_file():
         raise CommandError(f'the checkpoint {arguments.checkpoint} does not exist or is no file')
     try:
+        device = select_device(arguments.device)
         recordings = [read_recording(path) for path in arguments.files]
         loaded = load_model(arguments.model, arguments.checkpoint)
-        verifier = Verifier(loaded, arguments.precision)
-    except (ModelError, RecordingError) as error:
+        verifier = Verifier(loaded, arguments.precision, device)
+    except (ModelError, ValueError) as error:
         raise CommandError(error) from error
 
     width = max(len(path.name) for path in arguments.files)
     heads = ('clusters', 'raw labels', 'labels', 'correlation', 'patch logits', 'text features')
-    print('Share of equal entries, and largest absolute differences:')
+    print(
+        f'{arguments.precision} on {device_name(device)}: share of equal entries, and largest '
+        'absolute differences'
+    )
     print(f'{"file":{width}}', *(f'{head:>13}' for head in heads))
     passed = ties = 0
     exact = arguments.precision == 'float32'
