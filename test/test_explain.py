@@ -45,8 +45,8 @@ def test_pixels_that_the_network_does_not_see():
         patch_at((144, 0), framing, 16)
 
 
-def test_stages_fit_together(picture, tiny_model):
-    segmenter = load_segmenter(tiny_model, device='cpu')
+def test_stages_fit_together(picture, tiny_model, device):
+    segmenter = load_segmenter(tiny_model, device=str(device), precision='float32')
     result = explain(segmenter, picture, (70, 50), SegmentationSettings(resolution=64))
     assert result.window.shape == (64, 96, 3)
     assert result.patch == (2, 2)

@@ -27,8 +27,11 @@ SETTINGS = SegmentationSettings(resolution=96)
 
 
 @pytest.fixture(scope='module')
-def segmenter():
-    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), HALF, HALF)
+def segmenter(device):
+    tokenizer = open_clip.get_tokenizer('ViT-B-16')
+    segmenter = Segmenter(reference_clip(), tokenizer, HALF, HALF, device)
+    segmenter.fixed_calls = None
+    return segmenter
 
 
 @pytest.fixture(scope='module')
@@ -43,12 +46,13 @@ def vocabularies(segmenter):
 
 
 @pytest.fixture
-def fixed(segmenter):
+def fixed(segmenter, make_queue):
     """A function that gives the segmenter calls of fixed shape, until the test ends."""
 
     def give(queue=None, **arguments):
         arguments = {'patience': 1, **arguments}
-        segmenter.fixed_calls = FixedCalls(segmenter.pipeline, queue or Direct(CPU), **arguments)
+        queue = queue or make_queue(segmenter.device)
+        segmenter.fixed_calls = FixedCalls(segmenter.pipeline, queue, **arguments)
         return segmenter
 
     yield give
@@ -130,8 +134,8 @@ def test_a_call_is_made_for_shapes_that_come_again(segmenter, vocabularies, fixe
 class Traced(Direct):
     """Keeps what was recorded, waited for and forgotten, in order."""
 
-    def __init__(self):
-        super().__init__(CPU)
+    def __init__(self, device):
+        super().__init__(device)
         self.events = []
 
     def record(self, function):
@@ -145,9 +149,9 @@ class Traced(Direct):
         self.events.append('forget')
 
 
-def test_graphs_are_forgotten_all_together_when_nothing_runs(vocabularies, fixed):
-    queue = Traced()
-    segmenter = fixed(queue, capacity=2, patience=2)
+def test_graphs_are_forgotten_all_together_when_nothing_runs(segmenter, vocabularies, fixed):
+    queue = Traced(segmenter.device)
+    fixed(queue, capacity=2, patience=2)
 
     def label(width, times):
         queue.events.clear()
@@ -166,7 +170,7 @@ def test_graphs_are_forgotten_all_together_when_nothing_runs(vocabularies, fixed
 
 
 def test_announced_calls_are_all_kept(segmenter, vocabularies, fixed):
-    queue = Traced()
+    queue = Traced(segmenter.device)
     fixed(queue, capacity=2, patience=9)
     sizes = [(96, 96), (96, 97), (96, 98)]
     segmenter.warm_up(sizes, 2, SETTINGS, vocabularies[0])
@@ -176,9 +180,9 @@ def test_announced_calls_are_all_kept(segmenter, vocabularies, fixed):
     assert len(segmenter.fixed_calls) == 6
 
 
-def test_a_lost_device_is_left_alone(vocabularies, fixed):
-    queue = Traced()
-    segmenter = fixed(queue)
+def test_a_lost_device_is_left_alone(segmenter, vocabularies, fixed):
+    queue = Traced(segmenter.device)
+    fixed(queue)
     segmenter.segment([image(0)], vocabularies[0], SETTINGS)
 
     def fail():
@@ -190,8 +194,8 @@ def test_a_lost_device_is_left_alone(vocabularies, fixed):
 
 
 class Refuses(Traced):
-    def __init__(self, error):
-        super().__init__()
+    def __init__(self, device, error):
+        super().__init__(device)
         self.error = error
         self.half_made = None
 
@@ -212,7 +216,7 @@ def test_after_a_failed_capture_frames_are_labelled_without_and_it_is_said_once(
     expected = segmenter.segment(images, vocabularies[0], SETTINGS)
     error = RuntimeError('capture was invalidated')
     error.__context__ = RuntimeError('operation not permitted when stream is capturing\nmore')
-    queue = Refuses(error)
+    queue = Refuses(segmenter.device, error)
     fixed(queue)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -239,7 +243,7 @@ def behind(error, context):
 )
 def test_too_little_memory_is_told_to_the_caller_once(segmenter, vocabularies, fixed, error):
     expected = segmenter.segment([image(0)], vocabularies[0], SETTINGS)
-    queue = Refuses(error)
+    queue = Refuses(segmenter.device, error)
     fixed(queue, patience=2)
     assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
     with pytest.raises(torch.OutOfMemoryError, match='memory|ALLOC'):

@@ -32,17 +32,17 @@ METHODS = [
 
 
 @pytest.fixture(scope='module')
-def pipeline():
-    half = torch.full((3, 1, 1), 0.5)
-    return Pipeline(DenseBackbone(reference_clip().visual), half, half, torch.float32)
+def pipeline(device):
+    half = torch.full((3, 1, 1), 0.5, device=device)
+    return Pipeline(DenseBackbone(reference_clip().visual.to(device)), half, half, torch.float32)
 
 
 @pytest.fixture(scope='module')
-def table():
+def table(device):
     # Two phrases for the first class, two background phrases.
     features = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
     unit = F.normalize(features, dim=-1)
-    return label_table(unit, [0, 0, 1, 2, 3, 4], [7, 3, 9], 255, 255, 100.0)
+    return label_table(unit.to(device), [0, 0, 1, 2, 3, 4], [7, 3, 9], 255, 255, 100.0)
 
 
 def frames(batch, height=96, width=128):
@@ -53,10 +53,12 @@ def frames(batch, height=96, width=128):
 
 
 def run(pipeline, table, method, bounds, min_confidence=0.3):
-    batch = frames(2)
+    device = pipeline.mean.device
+    batch = frames(2).to(device)
+    least = torch.tensor(min_confidence, device=device)
     framing = method.framing(batch.shape[1:3], 96, pipeline.backbone.patch_size)
     with torch.inference_mode():
-        return pipeline(batch, framing, table, torch.tensor(min_confidence), method, bounds)
+        return pipeline(batch, framing, table, least, method, bounds)
 
 
 @pytest.mark.parametrize('method', METHODS, ids=['whole', 'prior', 'edges', 'propagation'])
@@ -65,7 +67,9 @@ def test_bounded_and_padded_labels_are_the_exact_ones(pipeline, table, method):
     bounded = run(pipeline, table.padded(16, 32), method, Bounds())
     assert bounded.exact.all()
     assert len(exact.label.unique()) > 1
-    assert torch.equal(bounded.label, exact.label)
+    # On a GPU products with a padded table may round the other way.
+    different = (bounded.label != exact.label).float().mean()
+    assert different <= (0 if exact.label.device.type == 'cpu' else 0.001)
     assert (bounded.confidence.int() - exact.confidence.int()).abs().max() <= 1
 
 
@@ -82,14 +86,15 @@ def test_the_largest_of_many_maps_is_found_in_parts():
     assert torch.equal(largest_enlarged(maps, (24, 30)), whole.max(1).indices)
 
 
-def test_confidence_is_the_probability_of_the_label_with_background_as_one(table):
+def test_confidence_is_the_probability_of_the_label_with_background_as_one(table, device):
     logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 4, (2, 24, 30), generator=torch.Generator().manual_seed(1))
     probability = logits.softmax(1)
     probability = torch.cat([probability[:, :3], probability[:, 3:].sum(1, keepdim=True)], 1)
     enlarged = F.interpolate(probability, size=(24, 30), mode='bilinear', align_corners=False)
     expected = enlarged.gather(1, labels[:, None])[:, 0]
-    torch.testing.assert_close(label_probability(logits.softmax(1), labels, table), expected)
+    found = label_probability(logits.softmax(1).to(device), labels.to(device), table)
+    torch.testing.assert_close(found.cpu(), expected)
 
 
 def test_a_padded_table_gives_labels_the_same_ids(table):
@@ -102,7 +107,7 @@ PLAIN = Method('whole', recovery=False, clustering=False, denoising=False)
 
 
 def traced(pipeline, table, method):
-    pixels = pipeline.normalise(frames(2).permute(0, 3, 1, 2))
+    pixels = pipeline.normalise(frames(2).permute(0, 3, 1, 2).to(pipeline.mean.device))
     with torch.inference_mode():
         return trace(pipeline.backbone, pixels, table, method)
 
@@ -116,11 +121,13 @@ def test_without_recovery_the_tower_is_plain_clip():
     torch.testing.assert_close(tokens[:, 0], wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_patches_are_embedded_alike_with_and_without_a_convolution(pipeline):
-    conv = pipeline.backbone.visual.conv1
+def test_patches_are_embedded_alike_with_and_without_a_convolution(device):
+    conv = reference_clip().visual.conv1
     pixels = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))
-    expected = _embedded(conv, pixels)
-    torch.testing.assert_close(_embedded_by_product(conv, pixels), expected, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        expected = _embedded(conv, pixels)
+        found = _embedded_by_product(conv.to(device), pixels.to(device)).cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_constants_are_made_once_for_a_call_that_is_repeated():
@@ -183,6 +190,7 @@ def test_switches_hold_within_bounds(pipeline, table, bounds):
 def test_more_labels_than_a_byte_holds(pipeline):
     features = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
     features[:300] *= 1e-3  # the last columns win
+    features = features.to(pipeline.mean.device)
     wide = label_table(features, range(400), range(390), -1, 390, 100.0, torch.int16)
     label = run(pipeline, wide, Method('centre', clustering=False), None, 0.0).label
     assert label.dtype == torch.int16

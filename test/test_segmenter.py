@@ -24,8 +24,8 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 @pytest.fixture(scope='module')
-def segmenter():
-    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD)
+def segmenter(device):
+    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, device)
 
 
 @pytest.fixture(scope='module')
@@ -36,9 +36,9 @@ def encoded(segmenter):
 
 
 @pytest.fixture(scope='module')
-def toybox():
+def toybox(device):
     """A segmenter whose labels differ as those of a trained model do, and words for `room`."""
-    segmenter = load_segmenter('toybox', device='cpu', precision='float32')
+    segmenter = load_segmenter('toybox', device=str(device), precision='float32')
     words = parse_vocabulary('ball; box; cone; cylinder; floor; wall')
     return segmenter, segmenter.encode_vocabulary(words)
 
@@ -104,7 +104,7 @@ def test_a_batch_gives_each_image_the_regions_it_has_alone(toybox, preset):
 
 @pytest.mark.parametrize('patch_size', [14, 32])
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_other_patch_sizes_and_precisions_segment(patch_size, precision):
+def test_other_patch_sizes_and_precisions_segment(device, patch_size, precision):
     torch.manual_seed(0)
     config = {**MODEL_CONFIG, 'quick_gelu': False}
     config['vision_cfg'] = {
@@ -112,7 +112,7 @@ def test_other_patch_sizes_and_precisions_segment(patch_size, precision):
         **{'layers': 3, 'width': 64, 'head_width': 32},
     }
     segmenter = Segmenter(
-        open_clip.CLIP(**config), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, 'cpu', precision
+        open_clip.CLIP(**config), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, device, precision
     )
     encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person', 'tree']))
     for preset in PRESETS:
@@ -194,7 +194,7 @@ def test_text_features_are_the_mean_of_the_full_context_prompts(segmenter):
         features = model.encode_text(tokens, normalize=True).mean(0)
     encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'fire truck']))
     torch.testing.assert_close(
-        encoded.table.features[1], features / features.norm(), atol=1e-5, rtol=0
+        encoded.table.features[1].cpu(), features / features.norm(), atol=1e-5, rtol=0
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation import sliding
-from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.graphs import FixedCalls
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
@@ -53,8 +53,11 @@ def test_where_windows_overlap_their_mean_counts():
 
 
 @pytest.fixture(scope='module')
-def segmenter():
-    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), HALF, HALF)
+def segmenter(device):
+    tokenizer = open_clip.get_tokenizer('ViT-B-16')
+    segmenter = Segmenter(reference_clip(), tokenizer, HALF, HALF, device)
+    segmenter.fixed_calls = None
+    return segmenter
 
 
 @pytest.fixture(scope='module')
@@ -77,11 +80,11 @@ def test_a_window_that_covers_the_frame_changes_nothing(segmenter, words, preset
 
 
 @pytest.mark.parametrize('preset', ['robot', 'plus'])
-def test_a_frame_without_content_has_no_seams(preset):
+def test_a_frame_without_content_has_no_seams(device, preset):
     model = reference_clip()
     # Without positions, nothing tells one place of such a frame from another.
     model.visual.positional_embedding.data.zero_()
-    segmenter = Segmenter(model, open_clip.get_tokenizer('ViT-B-16'), HALF, HALF)
+    segmenter = Segmenter(model, open_clip.get_tokenizer('ViT-B-16'), HALF, HALF, device)
     words = segmenter.encode_vocabulary(parse_vocabulary('road; person; tree', ['sky']))
     grey = np.full((128, 224, 3), 90, np.uint8)
     settings = replace(WHOLE, preset=preset, window=96, stride=64)
@@ -91,13 +94,14 @@ def test_a_frame_without_content_has_no_seams(preset):
 
 
 @pytest.mark.parametrize('preset', ['robot', 'plus'])
-def test_windows_of_a_batch_in_a_call_of_fixed_shape(segmenter, words, preset):
+def test_windows_of_a_batch_in_a_call_of_fixed_shape(segmenter, words, make_queue, preset):
     settings = replace(WHOLE, preset=preset, window=64)
     images = [picture(), np.ascontiguousarray(picture()[:, ::-1])]
     alone = [segmenter.segment([image], words, settings)[0] for image in images]
     (whole,) = segmenter.segment(images[:1], words, replace(settings, window=0))
     assert (alone[0].confidence != whole.confidence).any()
-    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(torch.device('cpu')), patience=1)
+    queue = make_queue(segmenter.device)
+    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, queue, patience=1)
     try:
         together = segmenter.segment(images, words, settings)
         assert len(segmenter.fixed_calls) == 1

@@ -9,7 +9,7 @@ import torch
 from reference_weights import reference_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.graphs import FixedCalls
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.smoothing import gather, no_memory, smooth
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -95,8 +95,11 @@ def test_smoothing_does_not_go_from_place_to_place():
 
 
 @pytest.fixture(scope='module')
-def segmenter():
-    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), HALF, HALF)
+def segmenter(device):
+    tokenizer = open_clip.get_tokenizer('ViT-B-16')
+    segmenter = Segmenter(reference_clip(), tokenizer, HALF, HALF, device)
+    segmenter.fixed_calls = None
+    return segmenter
 
 
 @pytest.fixture(scope='module')
@@ -145,7 +148,7 @@ def test_the_same_words_encoded_again_have_the_same_memory(segmenter, words):
 def test_memory_of_another_device_is_left_there(segmenter, words):
     (first,) = segmenter.segment([picture(0)], words, SETTINGS)
     here = first.memory.kind
-    there = replace(first.memory, kind=replace(here, device=torch.device('cuda:0')))
+    there = replace(first.memory, kind=replace(here, device=torch.device('meta')))
     empty = segmenter.pipeline.no_memory(1, here.framing, words.table)
     assert gather([first.memory, there], here, empty).known.tolist() == [True, False]
 
@@ -173,7 +176,7 @@ def test_memory_of_other_words_sizes_or_settings_does_not_count(segmenter, words
         np.testing.assert_array_equal(given.confidence, fresh.confidence)
 
 
-def test_calls_of_fixed_shape_remember_alike(segmenter, words):
+def test_calls_of_fixed_shape_remember_alike(segmenter, words, make_queue):
     def sequence():
         memory, results = [None, None], []
         for step in range(3):
@@ -183,13 +186,16 @@ def test_calls_of_fixed_shape_remember_alike(segmenter, words):
         return results
 
     expected = sequence()
-    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(torch.device('cpu')), patience=2)
+    queue = make_queue(segmenter.device)
+    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, queue, patience=2)
     try:
         found = sequence()
         assert len(segmenter.fixed_calls) == 1
     finally:
         segmenter.fixed_calls = None
+    # On a GPU products with a padded table may round the other way.
+    allowed = 0 if segmenter.device.type == 'cpu' else 0.005
     for ours, theirs in zip(found, expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(a.label, b.label)
+            assert (a.label != b.label).mean() <= allowed
             assert abs(a.confidence.astype(int) - b.confidence).max() <= 1
