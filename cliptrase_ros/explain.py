@@ -17,6 +17,7 @@ from cliptrase_ros.segmentation.method import Method
 from cliptrase_ros.segmentation.overlay import draw_overlay, legend_name
 from cliptrase_ros.segmentation.pipeline import largest_enlarged
 from cliptrase_ros.segmentation.preprocessing import Framing
+from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     SegmentationSettings,
@@ -48,6 +49,7 @@ class Explanation:
 
 
 @torch.inference_mode()
+@exact_float32()
 def explain(
     segmenter: Segmenter,
     image: np.ndarray,

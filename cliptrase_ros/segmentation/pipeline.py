@@ -20,6 +20,7 @@ from .correlation import denoise_correlation
 from .label_table import LabelTable
 from .method import Method
 from .preprocessing import Framing
+from .process_settings import exact_float32
 from .propagation import propagate
 from .refinement import refine_edges
 from .smoothing import Memory, no_memory, smooth
@@ -99,7 +100,8 @@ class Pipeline:
     """A frozen image tower with what its pixels need.
 
     mean, std: float32 (3, 1, 1), on the tower's device, of RGB values 0..1.
-    dtype: of the tower; correlation, clusters and logits are float32 always.
+    dtype: of the tower; correlation, clusters and logits are float32 always, and exactly so, see
+    `exact_float32`.
     """
 
     backbone: DenseBackbone
@@ -107,6 +109,7 @@ class Pipeline:
     std: Tensor
     dtype: torch.dtype
 
+    @exact_float32()
     def __call__(
         self,
         frames: Tensor,
@@ -156,6 +159,7 @@ class Pipeline:
         return pixels.float().div_(255).sub_(self.mean).div_(self.std).to(self.dtype)
 
 
+@exact_float32()
 def trace(
     backbone: DenseBackbone,
     pixels: Tensor,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -18,6 +19,7 @@ from .label_table import LabelTable, label_table
 from .method import PRESETS, Method
 from .pipeline import Pipeline
 from .preprocessing import Framing, check_aspect_ratio
+from .process_settings import no_cudnn_attention
 from .sam import MaskSource, Sam, vote_in_masks
 from .smoothing import FrameMemory, Kind, gather, separate
 from .text import TextEncoder
@@ -392,7 +394,11 @@ class Segmenter:
             if method.smoothing:
                 nothing = self.pipeline.no_memory(1, framing, table)
                 memory = gather([before[i] for i in some], kind, nothing)
-            labelled = self.pipeline(frames, framing, table, min_confidence, method, before=memory)
+            # Photos of many sizes come this way. What is captured comes again and again.
+            with no_cudnn_attention if self.device.type == 'cuda' else nullcontext():
+                labelled = self.pipeline(
+                    frames, framing, table, min_confidence, method, before=memory
+                )
             return HostLabels(
                 *(tensor.cpu().numpy() for tensor in labelled.tensors),
                 labelled.memory and separate(labelled.memory, kind),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .process_settings import exact_float32
 from .prompts import PROMPT_TEMPLATES, PromptTokenizer
 from .text_cache import TextCache, fingerprint
 from .vocabulary import VocabularyError
@@ -131,6 +132,7 @@ class TextEncoder:
         )
 
     @torch.inference_mode()
+    @exact_float32()
     def _encode_missing(self, phrases: Sequence[str]) -> Tensor:
         tokens = self._tokens(phrases).to(next(self._model.parameters()).device)
         features = torch.cat([self._encode_tokens(t) for t in tokens.split(_PROMPTS_PER_BATCH)])
