@@ -10,8 +10,8 @@ from PIL import Image
 
 from cliptrase_ros.segmentation.preprocessing import (
     _LARGEST_SCALE,
-    _resize,
     _resize_by_products,
+    resize,
 )
 
 
@@ -45,8 +45,8 @@ def test_products_resize_as_pil_does(source, size):
 
 def test_frames_that_the_filter_has_no_room_for_are_resized_by_products():
     small, large = batch(8 * _LARGEST_SCALE, 64), batch(8 * _LARGEST_SCALE + 1, 64)
-    assert torch.equal(_resize(small, (8, 8)), by_torch(small, (8, 8)))
-    assert torch.equal(_resize(large, (8, 8)), _resize_by_products(large, (8, 8)))
+    assert torch.equal(resize(small, (8, 8)), by_torch(small, (8, 8)))
+    assert torch.equal(resize(large, (8, 8)), _resize_by_products(large, (8, 8)))
     # What the filter takes of the 48 KiB of shared memory that blocks of 32 threads have on CUDA:
     # weights along a row for each thread, those along a column, and as many values for each.
     taps = 2 * math.ceil(2 * _LARGEST_SCALE) + 1

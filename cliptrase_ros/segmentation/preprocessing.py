@@ -92,13 +92,14 @@ def network_input(frames: Tensor, framing: Framing) -> Tensor:
     else:
         # Laid out as the filter wants them, which would otherwise copy images before and after.
         images = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        resized = _resize(images, framing.resized)
+        resized = resize(images, framing.resized)
         resized = resized.round_().clamp_(0, 255).byte()
     (top, left), (height, width) = framing.offset, framing.window
     return resized[..., top : top + height, left : left + width]
 
 
-def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """PIL's antialiased bicubic filter without rounding, of float (B, C, H, W), to (h, w)."""
     scale = max(old / new for old, new in zip(images.shape[-2:], size, strict=True))
     if scale > _LARGEST_SCALE:
         return _resize_by_products(images, size)
