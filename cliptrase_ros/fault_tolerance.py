@@ -4,6 +4,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 
 import numpy as np
 
@@ -29,6 +30,11 @@ REGROWTH_S = 60.0
 
 #: A fault counts as present for so long after it was met last, seconds.
 RECENT_S = 10.0
+
+
+class _Fault(Enum):
+    OUT_OF_MEMORY = auto()
+    LOST = auto()
 
 
 class FaultTolerantEngine:
@@ -70,10 +76,12 @@ class FaultTolerantEngine:
             try:
                 return self.segmenter.encode_vocabulary(vocabulary)
             except Exception as error:
-                if not self._met_device_fault(error):
+                fault = self._met_fault(error)
+                if fault is None:
                     raise
-                if is_out_of_memory(error) and not tried_again:
+                if fault is _Fault.OUT_OF_MEMORY and not tried_again:
                     # With the memory that was given back.
+                    self._give_graphs_back()
                     tried_again = True
                 elif not self._move_to_cpu():
                     raise
@@ -90,17 +98,51 @@ class FaultTolerantEngine:
         size: (height, width), pixels. batch: most images at a time. Raises what the engine
         raises for one.
         """
+        tried_again = False
         while True:
             try:
                 most = min(batch, self.largest_batch)
                 return self.segmenter.warm_up([size], most, settings, self._here(vocabulary))
             except Exception as error:
-                if not self._met_device_fault(error):
+                fault = self._met_fault(error)
+                if fault is None:
                     raise
-                if is_out_of_memory(error) and most > 1:
+                if fault is _Fault.OUT_OF_MEMORY and not tried_again and self._give_graphs_back():
+                    tried_again = True
+                elif fault is _Fault.OUT_OF_MEMORY and most > 1:
                     self.largest_batch = most // 2
                 elif not self._move_to_cpu():
                     raise
+
+    def unready(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        batch: int,
+        vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
+    ) -> list[tuple[tuple[int, int], int]]:
+        """What to `make_ready` before labels are made with these words and settings.
+
+        sizes: (height, width) of images to be ready for in any case, pixels, up to batch at a time.
+        Returns the size and number of images of each call, to be made ready one by one.
+        """
+        most = min(batch, self.largest_batch)
+        return self.segmenter.unready(sizes, most, settings, vocabulary)
+
+    def make_ready(
+        self,
+        size: tuple[int, int],
+        count: int,
+        vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
+    ) -> None:
+        """Make ready for so many images of a size in one call; raises what the engine raises."""
+        try:
+            self.segmenter.make_ready(size, count, settings, self._here(vocabulary))
+        except Exception as error:
+            # On the CPU nothing has to be made ready.
+            if self._met_fault(error) is not _Fault.LOST or not self._move_to_cpu():
+                raise
 
     def segment_each(
         self,
@@ -117,19 +159,24 @@ class FaultTolerantEngine:
         self._regrow()
         before = before or [None] * len(images)
         results: list[Segmentation | Exception] = []
-        tried_again = False
+        tried_again = gave_graphs_back = False
         while len(results) < len(images):
             part = slice(len(results), len(results) + self.largest_batch)
             batch, memories = images[part], [self._if_here(memory) for memory in before[part]]
             try:
                 results += self.segmenter.segment(batch, self._here(vocabulary), settings, memories)
             except Exception as error:
-                if not self._met_device_fault(error):
+                fault = self._met_fault(error)
+                lacks_memory = fault is _Fault.OUT_OF_MEMORY
+                if fault is None:
                     # One of them may be at fault, and must not take the others with it.
                     results += self._one_by_one(batch, vocabulary, settings, memories, error)
-                elif is_out_of_memory(error) and len(batch) > 1:
+                elif lacks_memory and not gave_graphs_back and self._give_graphs_back():
+                    # The same batch again: without graphs it may fit.
+                    gave_graphs_back = True
+                elif lacks_memory and len(batch) > 1:
                     self.largest_batch = len(batch) // 2
-                elif is_out_of_memory(error) and not tried_again:
+                elif lacks_memory and not tried_again:
                     # With the memory that was given back.
                     tried_again = True
                 elif not self._move_to_cpu():
@@ -146,11 +193,15 @@ class FaultTolerantEngine:
             for image, memory in zip(batch, memories, strict=True)
         ]
 
-    def _met_device_fault(self, error: Exception) -> bool:
-        out_of_memory = is_out_of_memory(error)
-        if not (out_of_memory or is_device_lost(error)):
-            return False
-        if not out_of_memory and not self._is_kept:
+    def _met_fault(self, error: Exception) -> '_Fault | None':
+        """What an error says about the device; None where the device is not to blame."""
+        if is_device_lost(error, self.segmenter.device):
+            fault = _Fault.LOST
+        elif is_out_of_memory(error):
+            fault = _Fault.OUT_OF_MEMORY
+        else:
+            return None
+        if fault is _Fault.LOST and not self._is_kept:
             # Never freed: pinned memory that goes tells the device so, and on a lost one that
             # ends the process.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.segmenter))
@@ -160,6 +211,13 @@ class FaultTolerantEngine:
             self._fault_at = time.monotonic()
         release_frames(error)
         give_memory_back()
+        return fault
+
+    def _give_graphs_back(self) -> bool:
+        """Give back the memory of CUDA graphs; returns whether there may have been any."""
+        if self.segmenter.fixed_calls is None:
+            return False
+        self.segmenter.fixed_calls.clear()
         return True
 
     def _regrow(self) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -11,6 +12,9 @@ from tiny_clip import TINY_CONFIG
 
 from cliptrase_ros import fault_tolerance
 from cliptrase_ros.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.segmentation import device_faults
+from cliptrase_ros.segmentation.device_faults import is_device_lost, is_out_of_memory
+from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmentation, SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
@@ -19,6 +23,8 @@ SETTINGS = SegmentationSettings(resolution=64)
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.\nmore'),
     RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+    RuntimeError('CUDA driver error: out of memory'),
+    RuntimeError('Triton Error [CUDA]: out of memory'),
 ]
 LOST = [
     RuntimeError('CUDA error: unspecified launch failure'),
@@ -26,6 +32,15 @@ LOST = [
 ]
 if hasattr(torch, 'AcceleratorError'):
     LOST.append(torch.AcceleratorError('CUDA error: device-side assert triggered'))
+
+# The device goes on after these.
+PASSING = [
+    RuntimeError('CUDA error: operation not permitted when stream is capturing'),
+    RuntimeError('CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx()`'),
+    RuntimeError('Triton Error [CUDA]: invalid argument'),
+]
+if hasattr(torch, 'AcceleratorError'):
+    PASSING.append(torch.AcceleratorError('CUDA error: invalid argument'))
 
 
 class Failing(Segmenter):
@@ -35,15 +50,18 @@ class Failing(Segmenter):
     most = 0
     calls = ()
     encodes = True
+    device_is_lost = False
 
     def encode_vocabulary(self, vocabulary):
         if not self.encodes:
+            Failing.device_is_lost = True
             raise LOST[0]
         return super().encode_vocabulary(vocabulary)
 
     def segment(self, images, vocabulary, settings=None, before=()):
         self.calls = (*self.calls, len(images))
         if self.error is not None and len(images) > self.most:
+            Failing.device_is_lost = self.error in LOST
             raise self.error
         if any(image[0, 0, 0] == 13 for image in images):
             raise ValueError('an unlucky image')
@@ -73,6 +91,13 @@ def failing(segmenters):
 @pytest.fixture
 def healthy(segmenters):
     return segmenters[1]
+
+
+@pytest.fixture(autouse=True)
+def stand_in_device(monkeypatch):
+    """What is asked in place of a CUDA device: it raises again after an error of `LOST`."""
+    monkeypatch.setattr(Failing, 'device_is_lost', False)
+    monkeypatch.setattr(device_faults, '_still_raises', lambda _: Failing.device_is_lost)
 
 
 @pytest.fixture
@@ -236,3 +261,150 @@ def test_one_bad_image_costs_itself_alone(engine, images):
     results = engine.segment_each(images, encode(engine), SETTINGS)
     assert [isinstance(r, Segmentation) for r in results] == [True, True, False, True, True, True]
     assert 'unlucky' in str(results[2]) and engine.fault == ('', False)
+
+
+@pytest.mark.parametrize('error', PASSING, ids=str)
+def test_an_error_after_which_the_device_goes_on_costs_its_images_alone(
+    failing, healthy, images, error
+):
+    engine = FaultTolerantEngine(failing, lambda: healthy)
+    vocabulary = encode(engine)
+    engine.largest_batch = 8
+    failing.error, failing.most = error, 1
+    results = engine.segment_each(images, vocabulary, SETTINGS)
+    # Together they fail, one by one they do not.
+    assert all(isinstance(result, Segmentation) for result in results)
+    failing.most = 0
+    assert engine.segment_each(images[:1], vocabulary, SETTINGS) == [error]
+    assert engine.segmenter is failing and engine.fault == ('', False)
+    assert engine.largest_batch == 8
+
+
+def test_a_device_that_this_program_cannot_use_is_left_to_the_cpu(failing, healthy, images):
+    engine = FaultTolerantEngine(failing, lambda: healthy)
+    vocabulary = encode(engine)
+    failing.error = RuntimeError(
+        'CUDA error: no kernel image is available for execution on the device'
+    )
+    assert isinstance(engine.segment_each(images[:1], vocabulary, SETTINGS)[0], Segmentation)
+    assert engine.segmenter is healthy and not Failing.device_is_lost
+
+
+@pytest.mark.parametrize(
+    'message',
+    [
+        'CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation` in the documentation',
+        "CUDA ran out of memory outside PyTorch's allocator.",
+        'CUDA NVRTC error: NVRTC_ERROR_OUT_OF_MEMORY',
+        'cuDNN error: CUDNN_STATUS_ALLOC_FAILED',
+        'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED',
+        'CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`',
+        *map(str, OUT_OF_MEMORY),
+    ],
+)
+def test_lack_of_memory_is_told_in_many_words(message):
+    assert is_out_of_memory(RuntimeError(message))
+
+
+@pytest.mark.parametrize('error', [*LOST, *PASSING, ValueError('CUDA out of memory')], ids=str)
+def test_nothing_else_is_taken_for_lack_of_memory(error):
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(('waits_that_raise', 'is_lost'), [(0, False), (1, False), (2, True)])
+def test_a_device_is_lost_that_raises_at_a_second_wait(monkeypatch, waits_that_raise, is_lost):
+    waits = []
+
+    def synchronize(device):
+        waits.append(device)
+        if len(waits) <= waits_that_raise:
+            raise RuntimeError('CUDA error: an illegal memory access was encountered')
+
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'synchronize', synchronize)
+    device = torch.device('cuda', 1)
+    assert is_device_lost(RuntimeError('anything'), device) == is_lost
+    assert waits == [device] * 2
+    # What no device can have raised is no reason to ask one.
+    assert not is_device_lost(ValueError('an unlucky image'), device)
+    assert not is_device_lost(RuntimeError('anything'), torch.device('cpu'))
+    assert len(waits) == 2
+
+
+@pytest.fixture
+def with_graphs(engine):
+    """The engine with calls of fixed shape, as those of a GPU, that have been made."""
+    segmenter = engine.segmenter
+    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(torch.device('cpu')), patience=9)
+    yield engine
+    segmenter.fixed_calls = None
+
+
+def test_out_of_memory_costs_the_graphs_before_it_costs_batches(with_graphs, images):
+    engine, failing = with_graphs, with_graphs.segmenter
+    vocabulary = encode(engine)
+    engine.warm_up((64, 64), 8, vocabulary, SETTINGS)
+    assert len(failing.fixed_calls) == 4
+    failing.calls = ()
+
+    class WithoutGraphs:
+        """What fits without graphs; of the largest batch, never."""
+
+        def __lt__(self, count):
+            return count > 4 or len(failing.fixed_calls) > 0
+
+    failing.error, failing.most = OUT_OF_MEMORY[0], WithoutGraphs()
+    results = engine.segment_each(images[:4], vocabulary, SETTINGS)
+    assert all(isinstance(result, Segmentation) for result in results)
+    assert failing.calls == (4, 4) and engine.largest_batch == 8
+    # As patient as with new shapes: not made again at the next image.
+    engine.segment_each(images[:4], vocabulary, SETTINGS)
+    assert failing.calls == (4, 4, 4) and len(failing.fixed_calls) == 0
+    failing.calls = ()
+    engine.segment_each(images, vocabulary, SETTINGS)
+    assert failing.calls == (6, 6, 3, 3) and engine.largest_batch == 3
+
+
+def test_graphs_give_way_to_new_words_and_to_graphs_of_other_sizes(with_graphs, monkeypatch):
+    engine, failing = with_graphs, with_graphs.segmenter
+    vocabulary = encode(engine)
+    engine.warm_up((64, 64), 2, vocabulary, SETTINGS)
+    encode_vocabulary, make_ready = failing.encode_vocabulary, failing.make_ready
+
+    def only_without_graphs(function):
+        def called(*arguments):
+            if len(failing.fixed_calls) > 1:
+                raise OUT_OF_MEMORY[0]
+            return function(*arguments)
+
+        return called
+
+    monkeypatch.setattr(failing, 'encode_vocabulary', only_without_graphs(encode_vocabulary))
+    monkeypatch.setattr(failing, 'make_ready', only_without_graphs(make_ready))
+    assert encode(engine).vocabulary.classes[0].name == 'road'
+    assert len(failing.fixed_calls) == 0
+    monkeypatch.setattr(failing, 'make_ready', make_ready)
+    engine.warm_up((64, 64), 2, vocabulary, SETTINGS)
+    monkeypatch.setattr(failing, 'make_ready', only_without_graphs(make_ready))
+    engine.warm_up((48, 64), 2, vocabulary, SETTINGS)
+    assert [size for size, _ in failing.fixed_calls.served] == [(48, 64)] * 2
+    assert engine.largest_batch == 8
+
+
+def test_getting_ready_for_a_change_is_left_when_it_fails(with_graphs, healthy, monkeypatch):
+    engine, failing = with_graphs, with_graphs.segmenter
+    vocabulary = encode(engine)
+    plus = replace(SETTINGS, preset='plus')
+    engine.warm_up((64, 64), 2, vocabulary, SETTINGS)
+    calls = engine.unready([], 8, vocabulary, plus)
+    assert calls == [((64, 64), 1), ((64, 64), 2)]
+    failing.error = OUT_OF_MEMORY[0]
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.make_ready(*calls[0], vocabulary, plus)
+    assert engine.segmenter is failing
+    # A device that is lost meanwhile is left to the CPU, where nothing has to be ready.
+    engine._make_cpu_segmenter = lambda: healthy
+    failing.error = LOST[0]
+    engine.make_ready(*calls[1], vocabulary, plus)
+    assert engine.segmenter is healthy and engine.unready([(64, 64)], 8, vocabulary, plus) == []

@@ -1,7 +1,10 @@
 """Calls of fixed shape over buffers that stay: what CUDA graphs replay, run without a graph."""
 
+import gc
 import logging
+import threading
 import weakref
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +14,15 @@ import torch
 from reference_weights import reference_clip
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cliptrase_ros.segmentation import median
+from cliptrase_ros.segmentation import graphs, median
 from cliptrase_ros.segmentation import segmenter as segmenter_module
 from cliptrase_ros.segmentation.backbone import DenseBackbone
-from cliptrase_ros.segmentation.graphs import Direct, FixedCalls, batches
+from cliptrase_ros.segmentation.device_faults import (
+    give_memory_back,
+    is_device_lost,
+    whole_device,
+)
+from cliptrase_ros.segmentation.graphs import CudaGraphs, Direct, FixedCalls, batches
 from cliptrase_ros.segmentation.label_table import LabelTable
 from cliptrase_ros.segmentation.method import PRESETS
 from cliptrase_ros.segmentation.pipeline import Bounds, Pipeline
@@ -175,9 +183,10 @@ def test_announced_calls_are_all_kept(segmenter, vocabularies, fixed):
     sizes = [(96, 96), (96, 97), (96, 98)]
     segmenter.warm_up(sizes, 2, SETTINGS, vocabularies[0])
     assert queue.events == ['record'] * 6
-    # Other settings take the places of those before.
-    segmenter.warm_up(sizes, 2, replace(SETTINGS, preset='plus'), vocabularies[0])
-    assert len(segmenter.fixed_calls) == 6
+    # Beside those before, which are in use meanwhile; the next ones take their places.
+    for preset in ('plus', 'paper'):
+        segmenter.warm_up(sizes, 2, replace(SETTINGS, preset=preset), vocabularies[0])
+        assert len(segmenter.fixed_calls) == 12
 
 
 def test_a_lost_device_is_left_alone(segmenter, vocabularies, fixed):
@@ -201,6 +210,8 @@ class Refuses(Traced):
 
     def record(self, function):
         super().record(function)
+        if self.error is None:
+            return function
         self.half_made = weakref.ref(function)
         raise self.error
 
@@ -343,3 +354,258 @@ def test_a_segmenter_moves_to_another_precision(vocabularies):
     assert_equal(found, expected)
     exact = make_segmenter().segment([image(0)], vocabularies[0], SETTINGS)
     assert (found[0].confidence != exact[0].confidence).any()
+
+
+class Cuda:
+    """What `CudaGraphs` asks of torch.cuda, in place of it: 32 streams in turn, and one capture.
+
+    Everything is kept in `events`, in order; `stream` is the current one.
+    """
+
+    def __init__(self, monkeypatch):
+        self.events = []
+        self.stream = 'default'
+        self.count = 0
+        self.fails = None
+        cuda = self
+
+        class Stream(int):
+            def wait_stream(self, other):
+                pass
+
+        class Graph:
+            def reset(self):
+                cuda.events.append('reset')
+
+            def replay(self):
+                cuda.events.append('replay')
+
+        def make_stream():
+            self.count += 1
+            return Stream(self.count % 32)
+
+        @contextmanager
+        def stream(wanted):
+            self.stream, before = wanted, self.stream
+            yield
+            self.stream = before
+
+        @contextmanager
+        def capture(graph, pool, stream, capture_error_mode):
+            assert whole_device._is_owned()
+            self.events.append('capture')
+            with torch.cuda.stream(stream):
+                yield
+            self.events.append('captured')
+            if self.fails is not None:
+                raise self.fails
+
+        for name, fake in (
+            ('device', lambda _: nullcontext()),
+            ('Stream', make_stream),
+            ('stream', stream),
+            ('current_stream', lambda *_: self.stream),
+            ('graph', capture),
+            ('CUDAGraph', Graph),
+            ('graph_pool_handle', lambda: (0, 1)),
+            ('synchronize', lambda _: self.concern_all('wait')),
+            ('empty_cache', lambda: self.concern_all('empty_cache')),
+            ('is_initialized', lambda: True),
+        ):
+            monkeypatch.setattr(torch.cuda, name, fake)
+        for name in ('_cuda_endAllocateToPool', '_cuda_releasePool'):
+            monkeypatch.setattr(
+                torch._C, name, lambda *_, name=name: self.events.append(name), raising=False
+            )
+        monkeypatch.setattr(torch._C, '_host_emptyCache', lambda: None, raising=False)
+        monkeypatch.setattr(graphs._Streams, '_of_devices', {})
+        monkeypatch.setattr(CudaGraphs, '_has_failed', False)
+
+    def is_capturing(self):
+        return self.events.count('capture') > self.events.count('captured')
+
+    def concern_all(self, event):
+        assert whole_device._is_owned()
+        self.events.append(event)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return Cuda(monkeypatch)
+
+
+DEVICE = torch.device('cuda', 0)
+
+
+def free_for_another_thread(lock):
+    def take():
+        taken.append(lock.acquire(blocking=False))
+        if taken[0]:
+            lock.release()
+
+    taken = []
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return taken[0]
+
+
+def test_nobody_else_captures_or_waits_for_the_device_during_a_capture(cuda):
+    queue = CudaGraphs(DEVICE)
+    is_free = []
+    queue.record(lambda: is_free.append(free_for_another_thread(whole_device)))
+    assert is_free == [False] * 4 and free_for_another_thread(whole_device)
+    # What a capture is protected from takes the lock itself, as `Cuda` asserts.
+    queue.synchronise()
+    queue.clear()
+    give_memory_back()
+    is_device_lost(RuntimeError('CUDA error: invalid argument'), DEVICE)
+    assert cuda.events == [
+        *('capture', 'captured', 'wait', 'reset', 'empty_cache', 'empty_cache', 'wait', 'wait')
+    ]
+
+
+def test_each_computes_on_a_stream_of_its_own(cuda):
+    queues = [CudaGraphs(DEVICE) for _ in range(31)]
+    copying = {stream for queue in queues for stream in (queue._upload, queue._download)}
+    computing = {queue._compute for queue in queues[:30]}
+    assert len(copying) == 2 and len(computing) == 30 and not copying & computing
+    with pytest.raises(RuntimeError, match='all streams'):
+        queues[30].record(lambda: None)
+    del queues[7]
+    gc.collect()
+    CudaGraphs(DEVICE).record(lambda: None)
+
+
+def test_a_stream_is_free_for_others_when_its_graphs_have_gone(cuda):
+    class Unused(list):
+        def append(self, stream):
+            cuda.events.append('free')
+            super().append(stream)
+
+    streams = graphs._Streams.of(DEVICE)
+    streams.unused = Unused(streams.unused)
+    queue = CudaGraphs(DEVICE)
+    replay = queue.record(lambda: None)
+    replay()
+    del queue, replay
+    gc.collect()
+    assert cuda.events == ['capture', 'captured', 'replay', 'reset', 'free']
+
+
+def test_what_cublas_works_in_is_first_asked_for_within_the_capture(cuda):
+    streams = []
+    queue = CudaGraphs(DEVICE)
+    queue.record(lambda: streams.append((cuda.stream, cuda.is_capturing())))
+    assert streams == [('default', False)] * 3 + [(queue._compute, True)]
+
+
+@pytest.mark.parametrize(
+    ('error', 'ends_captures'),
+    [(RuntimeError('capture was invalidated'), True), (torch.OutOfMemoryError('memory'), False)],
+    ids=['broken', 'memory'],
+)
+def test_after_a_failed_capture_the_allocator_knows_that_it_has_ended(cuda, error, ends_captures):
+    queue = CudaGraphs(DEVICE)
+    cuda.fails = error
+    with pytest.raises(RuntimeError, match=str(error)):
+        queue.record(lambda: None)
+    assert cuda.events[2:] == ['reset', '_cuda_endAllocateToPool', '_cuda_releasePool']
+    assert cuda.stream == 'default'
+    cuda.fails = None
+    if ends_captures:
+        with pytest.raises(RuntimeError, match='earlier capture'):
+            CudaGraphs(DEVICE).record(lambda: None)
+    else:
+        queue.record(lambda: None)
+
+
+def test_a_pool_that_newer_pytorch_has_released_is_not_released_again(cuda, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError('endAllocatePool: not currently recording to mempool_id')
+
+    monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', refuse, raising=False)
+    cuda.fails = torch.OutOfMemoryError('memory')
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraphs(DEVICE).record(lambda: None)
+    assert cuda.events[2:] == ['reset']
+
+
+def test_calls_given_up_are_made_again_only_when_asked_for_often(segmenter, vocabularies, fixed):
+    queue = Traced(segmenter.device)
+    fixed(queue, patience=3)
+
+    def label(times):
+        queue.events.clear()
+        for _ in range(times):
+            segmenter.segment([image(0)], vocabularies[0], SETTINGS)
+        return queue.events
+
+    assert label(3) == ['record']
+    segmenter.fixed_calls.clear()
+    assert label(2) == [] and label(1) == ['record']
+
+
+def test_too_little_memory_for_one_call_does_not_make_the_others_again_at_once(
+    segmenter, vocabularies, fixed
+):
+    queue = Refuses(segmenter.device, None)
+    fixed(queue, patience=2)
+
+    def label(height):
+        queue.events.clear()
+        segmenter.segment([image(0, height)], vocabularies[0], SETTINGS)
+        return queue.events
+
+    assert label(96) == [] and label(96) == ['record']
+    queue.error = torch.OutOfMemoryError('CUDA out of memory')
+    assert label(144) == []
+    with pytest.raises(torch.OutOfMemoryError):
+        label(144)
+    queue.error = None
+    assert label(96) == [] and label(96) == ['record']
+
+
+def test_words_half_loaded_are_loaded_again(segmenter, vocabularies, fixed, monkeypatch):
+    expected = segmenter.segment([image(0)], vocabularies[0], SETTINGS)
+    fixed().segment([image(0)], vocabularies[0], SETTINGS)
+    (call,) = segmenter.fixed_calls._calls.values()
+
+    class Broken:
+        def fill_(self, value):
+            raise RuntimeError('CUDA error: invalid argument')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call, '_min_confidence', Broken())
+        with pytest.raises(RuntimeError, match='invalid argument'):
+            segmenter.segment([image(0)], vocabularies[1], SETTINGS)
+    assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
+
+
+def test_what_is_unready_for_a_change_are_the_calls_that_there_are_now(
+    segmenter, vocabularies, fixed
+):
+    large = segmenter.encode_vocabulary(
+        parse_vocabulary('; '.join(f'thing {i}' for i in range(17)), [])
+    )
+    plus = replace(SETTINGS, preset='plus')
+    strict = replace(SETTINGS, min_confidence=0.5)
+    fixed(patience=1).warm_up([(96, 128)], 2, SETTINGS, vocabularies[0])
+    segmenter.segment([image(0, 144, 96)], vocabularies[0], SETTINGS)
+    calls = [((96, 128), 1), ((96, 128), 2), ((144, 96), 1)]
+
+    def unready(settings, vocabulary):
+        return segmenter.unready([(96, 128), (72, 96)], 1, settings, vocabulary)
+
+    assert unready(strict, vocabularies[1]) == [((72, 96), 1)]
+    for settings, vocabulary in ((SETTINGS, large), (plus, vocabularies[0])):
+        assert unready(settings, vocabulary) == [*calls, ((72, 96), 1)]
+        for size, count in calls:
+            segmenter.make_ready(size, count, settings, vocabulary)
+        assert unready(settings, vocabulary) == [((72, 96), 1)]
+    # All of them are ready, and those for the settings before are still there.
+    assert unready(SETTINGS, vocabularies[0]) == [((72, 96), 1)]
+    segmenter.fixed_calls._cannot_record = True
+    assert unready(SETTINGS, vocabularies[0]) == []
+    segmenter.fixed_calls = None
+    assert unready(SETTINGS, vocabularies[0]) == []

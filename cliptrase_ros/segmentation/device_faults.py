@@ -2,10 +2,29 @@
 
 import gc
 import re
+import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
+
+#: Held while a CUDA graph is captured, and by whatever concerns a device as a whole: waiting for
+#: it or giving its memory back ends a capture in another thread.
+whole_device = threading.RLock()
+
+# The allocator, the runtime, the driver, Triton and NVIDIA's libraries each have their own words.
+# A library that cannot be initialised has had no memory for its handle more often than not.
+_LACK_OF_MEMORY = re.compile(
+    r'(CUDA|cuDNN|Triton).*out of memory|_OUT_OF_MEMORY|_ALLOC(ATION)?_FAILED'
+    r'|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED'
+)
+
+# The device goes on, but nothing that this program does on it ever works.
+_UNFIT = re.compile(
+    r'no kernel image is available|device kernel image is invalid|ARCH_MISMATCH'
+    r'|unsupported toolchain|no CUDA-capable device|driver version is insufficient'
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -16,13 +35,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(map(_tells_lack_of_memory, _with_contexts(error)))
 
 
-def is_device_lost(error: BaseException) -> bool:
-    """Whether a device does not work any more: every later call in this process fails as well."""
-    lost = getattr(torch, 'AcceleratorError', ())
+def is_device_lost(error: BaseException, device: torch.device) -> bool:
+    """Whether a device does not work any more: every later call in this process fails as well.
+
+    Most errors do not tell, so the device is asked; this waits for all its work.
+    """
     return isinstance(error, RuntimeError) and (
-        isinstance(error, lost)
-        or re.search(r'CUDA error|_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)', str(error))
-        is not None
+        _UNFIT.search(str(error)) is not None or _still_raises(device)
     )
 
 
@@ -31,11 +50,9 @@ def give_memory_back() -> None:
     gc.collect()
     if not torch.cuda.is_initialized():
         return
-    try:
+    # Of a device that is lost nothing can be had back.
+    with whole_device, suppress(RuntimeError):
         torch.cuda.empty_cache()
-    except RuntimeError:
-        # Of a device that is lost nothing can be had back.
-        return
 
 
 def release_frames(error: BaseException) -> None:
@@ -57,9 +74,24 @@ def _first_line(error: BaseException) -> str:
 
 def _tells_lack_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and re.search(r'CUDA error: out of memory|_STATUS_ALLOC_FAILED', str(error)) is not None
+        isinstance(error, RuntimeError) and _LACK_OF_MEMORY.search(str(error)) is not None
     )
+
+
+def _still_raises(device: torch.device) -> bool:
+    if device.type != 'cuda' or not torch.cuda.is_initialized():
+        return False
+    # The first wait may be told of what has happened before.
+    return [_raises(device) for _ in range(2)][-1]
+
+
+def _raises(device: torch.device) -> bool:
+    try:
+        with whole_device:
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _with_contexts(error: BaseException) -> Iterator[BaseException]:

@@ -7,17 +7,25 @@ and device go through pinned memory and have streams of their own.
 """
 
 import logging
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .constants import kept_in
-from .device_faults import describe, is_out_of_memory, release_frames
+from .device_faults import (
+    describe,
+    give_memory_back,
+    is_out_of_memory,
+    release_frames,
+    whole_device,
+)
 from .label_table import LabelTable
 from .method import Method
 from .pipeline import Bounds, LabelledFrames, Pipeline
@@ -105,41 +113,55 @@ class Direct:
 class CudaGraphs:
     """Captures functions as CUDA graphs, all in one memory pool, replayed on one stream.
 
-    Graphs go together or not at all: they share the memory in which cuBLAS works on their stream,
-    and PyTorch frees it with the first of them (its issue 193402).
+    Nobody else may use that stream. What is started on a stream while it is captured, by whatever
+    thread, becomes part of the graph; and with a graph that goes, PyTorch frees the memory in which
+    cuBLAS works on the stream of its capture, although others captured there have its address (its
+    issue 193402). So each has a stream of its own, see `_Streams`, and its graphs go together.
     """
 
     # PyTorch may not be fit for a second capture in a process in which one failed.
     _has_failed = False
 
+    # PyTorch may ask graphs whose capture could not be ended about allocations for ever.
+    _never_ended: ClassVar[deque[torch.cuda.CUDAGraph]] = deque(maxlen=8)
+
     def __init__(self, device: torch.device):
         self.device = device
         self.pinned = True
         self._graphs: list[torch.cuda.CUDAGraph] = []
-        with torch.cuda.device(device):
-            self._upload, self._compute, self._download = (torch.cuda.Stream() for _ in range(3))
+        with whole_device:
+            streams = _Streams.of(device)
+            self._upload, self._download = streams.upload, streams.download
+            self._compute = streams.unused.pop() if streams.unused else None
+        if self._compute is not None:
+            end = weakref.finalize(self, _end, self._graphs, streams.unused, self._compute)
+            end.atexit = False
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture the function; returns what replays it, until `clear`.
 
-        Other threads may go on using CUDA meanwhile.
+        Other threads may go on using CUDA meanwhile, but for what `whole_device` is for.
         """
-        if CudaGraphs._has_failed:
-            raise RuntimeError('an earlier capture failed in this process')
-        with torch.cuda.device(self.device):
-            self._compute.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._compute):
-                for _ in range(_WARM_UP_RUNS):
-                    function()
-            self._compute.synchronize()
+        with whole_device, torch.cuda.device(self.device):
+            if CudaGraphs._has_failed:
+                raise RuntimeError('an earlier capture failed in this process')
+            if self._compute is None:
+                raise RuntimeError('other segmenters have all streams of the device')
+            # Not on the stream of the capture: so the memory in which cuBLAS works there is first
+            # asked for within the capture. It then lies in the pool and stays as long as graphs
+            # do, also if the thread ends with which PyTorch may free its own.
+            for _ in range(_WARM_UP_RUNS):
+                function()
+            index = len(self._graphs)
             self._graphs.append(torch.cuda.CUDAGraph())
             try:
-                self._capture(function, self._graphs[-1])
+                self._capture(function, self._graphs[index])
             except Exception as error:
                 CudaGraphs._has_failed = not is_out_of_memory(error)
+                self._abandon(self._graphs[index])
                 raise
-        return self._graphs[-1].replay
+        return lambda: self._graphs[index].replay()
 
     def _capture(self, function: Callable[[], None], graph: torch.cuda.CUDAGraph) -> None:
         # A capture that cannot be ended leaves its stream the current one.
@@ -150,6 +172,15 @@ class CudaGraphs:
             ),
         ):
             function()
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture that failed for the allocator as well, which gives back nothing before."""
+        CudaGraphs._never_ended.append(graph)
+        with suppress(RuntimeError, AttributeError):
+            graph.reset()
+            # Raises where the capture was ended, or newer PyTorch has done so in `reset`.
+            torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
+            torch._C._cuda_releasePool(self.device.index, self._pool)
 
     def uploading(self) -> AbstractContextManager:
         """Where frames are copied to the device."""
@@ -175,17 +206,57 @@ class CudaGraphs:
 
     def synchronise(self) -> None:
         """Wait for everything so far."""
-        torch.cuda.synchronize(self.device)
+        with whole_device:
+            torch.cuda.synchronize(self.device)
 
     def clear(self) -> None:
         """Forget all graphs, which must not be replayed any more, and give back their memory."""
-        self._graphs.clear()
-        torch.cuda.empty_cache()
-        # PyTorch takes no more graphs into a pool that all have left but something is kept in.
-        self._pool = torch.cuda.graph_pool_handle()
-        empty_pinned = getattr(torch._C, '_host_emptyCache', None)
-        if empty_pinned is not None:
-            empty_pinned()
+        with whole_device:
+            _forget(self._graphs)
+            # PyTorch takes no more graphs into a pool that all have left but something is kept in.
+            self._pool = torch.cuda.graph_pool_handle()
+            give_memory_back()
+            empty_pinned = getattr(torch._C, '_host_emptyCache', None)
+            if empty_pinned is not None:
+                empty_pinned()
+
+
+@dataclass
+class _Streams:
+    """The streams of a device: two on which everybody copies, and those to compute on.
+
+    PyTorch has 32 and hands them out in turn, also those in use. unused: by no `CudaGraphs`.
+    """
+
+    upload: torch.cuda.Stream
+    download: torch.cuda.Stream
+    unused: list[torch.cuda.Stream]
+
+    _of_devices: ClassVar[dict[torch.device, '_Streams']] = {}
+
+    @classmethod
+    def of(cls, device: torch.device) -> '_Streams':
+        if device not in cls._of_devices:
+            with torch.cuda.device(device):
+                streams = dict.fromkeys(torch.cuda.Stream() for _ in range(32))
+            upload, download, *unused = streams
+            cls._of_devices[device] = cls(upload, download, unused)
+        return cls._of_devices[device]
+
+
+def _forget(graphs: list[torch.cuda.CUDAGraph]) -> None:
+    for graph in graphs:
+        graph.reset()
+    graphs.clear()
+
+
+def _end(
+    graphs: list[torch.cuda.CUDAGraph],
+    unused: list[torch.cuda.Stream],
+    stream: torch.cuda.Stream,
+) -> None:
+    _forget(graphs)
+    unused.append(stream)
 
 
 class FixedCall:
@@ -277,6 +348,8 @@ class FixedCall:
             self.upload()
         with self._queue.computing():
             if self._loaded is None or self._loaded[0] is not table:
+                # Not what it was if this fails half-way.
+                self._loaded = None
                 self._table.copy_(table.padded(*self._table.size))
             if self._loaded is None or self._loaded[1] != min_confidence:
                 self._min_confidence.fill_(min_confidence)
@@ -319,7 +392,7 @@ class FixedCalls:
     """Calls by shape, made when one is asked for often; the least recently used gives way.
 
     For one thread. queue: `CudaGraphs` or `Direct`. capacity: most calls kept ready, unless more
-    are announced by `make`; the buffers of each take 5 bytes a pixel of its frames on the device,
+    are announced; the buffers of each take 5 bytes a pixel of its frames on the device,
     and as much pinned memory of the host. patience: a call is made when it has been asked for so
     often.
     """
@@ -339,8 +412,8 @@ class FixedCalls:
         self._patience = patience
         self._asked: OrderedDict[Shape, int] = OrderedDict()
         self._calls: OrderedDict[Shape, FixedCall] = OrderedDict()
-        # Batches and sizes of frames that somebody wants to be ready, whatever the settings.
-        self._announced: set[tuple[int, tuple[int, int]]] = set()
+        # Sizes and numbers of frames that somebody wants to be ready, whatever the settings.
+        self._announced: set[tuple[tuple[int, int], int]] = set()
         # Calls that gave way since the last time when all were given up.
         self._given_way = 0
         self._cannot_record = False
@@ -373,19 +446,31 @@ class FixedCalls:
     def make(
         self, batch: int, framing: Framing, method: Method, table: LabelTable
     ) -> FixedCall | None:
-        """The same, made if need be, beside all that were; None where it cannot be captured."""
-        self._announced.add((batch, framing.source))
+        """The same, made if need be; None where it cannot be captured."""
         return self._made(_shape(batch, framing, method, table), table)
 
+    def lacks(self, batch: int, framing: Framing, method: Method, table: LabelTable) -> bool:
+        """Whether `make` would make one."""
+        shape = _shape(batch, framing, method, table)
+        return not self._cannot_record and shape not in self._calls
+
+    def announce(self, size: tuple[int, int], batch: int) -> None:
+        """Keep calls for frames of this (height, width) beside all others announced."""
+        self._announced.add((size, batch))
+
+    @property
+    def served(self) -> list[tuple[tuple[int, int], int]]:
+        """Size (height, width) and number of frames of each call, the latest used last."""
+        return [(shape.framing.source, shape.batch) for shape in self._calls]
+
     def clear(self) -> None:
-        """Give back the memory of all calls; those that are asked for again are made at once."""
+        """Give back the memory of all calls; none is made again before it is asked for often."""
         try:
             self.queue.synchronise()
         except RuntimeError:
             # A lost device gives nothing back, and freeing pinned memory would end the process.
             return
-        for shape in self._calls:
-            self._ask(shape, self._patience)
+        self._asked.clear()
         self._calls.clear()
         self.queue.clear()
         self._given_way = 0
@@ -409,7 +494,6 @@ class FixedCalls:
                 release_frames(error)
                 if is_out_of_memory(error):
                     self.clear()
-                    self._ask(shape, 0)
                     if isinstance(error, torch.OutOfMemoryError):
                         raise
                     raise torch.OutOfMemoryError(describe(error)) from error
@@ -429,7 +513,8 @@ class FixedCalls:
         return self._calls[shape]
 
     def _make_room(self) -> None:
-        capacity = max(self._capacity, len(self._announced))
+        # Twice: those for other words or settings are made while these are in use.
+        capacity = max(self._capacity, 2 * len(self._announced))
         if len(self._calls) < capacity:
             return
         # Buffers that go may be in use. The graph stays, see `CudaGraphs`, until all go.
@@ -437,7 +522,11 @@ class FixedCalls:
         self._calls.popitem(last=False)
         self._given_way += 1
         if self._given_way > capacity:
+            in_use = list(self._calls)
             self.clear()
+            for shape in in_use:
+                # At once when it is asked for again.
+                self._ask(shape, self._patience)
 
 
 def batches(count: int) -> Iterator[int]:

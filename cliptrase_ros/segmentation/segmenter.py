@@ -247,7 +247,6 @@ class Segmenter:
         features = self._text.encode(vocabulary.phrases)
         return label_table(features, columns, ids, unlabelled, background, self._logit_scale, dtype)
 
-    @torch.inference_mode()
     def warm_up(
         self,
         sizes: Iterable[tuple[int, int]],
@@ -261,17 +260,51 @@ class Segmenter:
         On CUDA it captures the graphs of such calls, for any vocabulary of about this size. Raises
         torch.OutOfMemoryError where the batch is too large for the device.
         """
-        counts = [1]
-        while self.fixed_calls is not None and 2 * counts[-1] <= min(batch, LARGEST_BATCH):
-            counts.append(2 * counts[-1])
-        table = vocabulary.table.to(self.device)
-        for height, width in sizes:
-            image = np.zeros((height, width, 3), np.uint8)
-            for count in counts:
+        for size in sizes:
+            for count in self._counts(batch):
                 if self.fixed_calls is not None:
-                    framing = self._framing((height, width), settings, settings.method)
-                    self.fixed_calls.make(count, framing, settings.method, table)
-                self.segment([image] * count, vocabulary, settings)
+                    self.fixed_calls.announce(size, count)
+                self.make_ready(size, count, settings, vocabulary)
+
+    @torch.inference_mode()
+    def make_ready(
+        self,
+        size: tuple[int, int],
+        count: int,
+        settings: SegmentationSettings,
+        vocabulary: EncodedVocabulary,
+    ) -> None:
+        """Make ready for so many images of a size in one call; see `warm_up`."""
+        if self.fixed_calls is not None:
+            framing, table = self._framing(size, settings, settings.method), vocabulary.table
+            self.fixed_calls.make(count, framing, settings.method, table.to(self.device))
+        self.segment([np.zeros((*size, 3), np.uint8)] * count, vocabulary, settings)
+
+    def unready(
+        self,
+        sizes: Iterable[tuple[int, int]],
+        batch: int,
+        settings: SegmentationSettings,
+        vocabulary: EncodedVocabulary,
+    ) -> list[tuple[tuple[int, int], int]]:
+        """What to `make_ready` before labels are made with these settings and words.
+
+        sizes, batch: as for `warm_up`. What is ready for other settings and words counts as well.
+        Returns (size, count) of each call; none where there are no graphs.
+        """
+        if self.fixed_calls is None:
+            return []
+        wanted = [(size, count) for size in sizes for count in self._counts(batch)]
+        return [
+            (size, count)
+            for size, count in dict.fromkeys([*self.fixed_calls.served, *wanted])
+            if self.fixed_calls.lacks(
+                count,
+                self._framing(size, settings, settings.method),
+                settings.method,
+                vocabulary.table,
+            )
+        ]
 
     def segment(
         self,
@@ -358,6 +391,13 @@ class Segmenter:
                 for (label, confidence, memory), some in zip(results, masks, strict=True)
             ]
         return results
+
+    def _counts(self, batch: int) -> list[int]:
+        """Images of one call, for up to so many at a time."""
+        counts = [1]
+        while self.fixed_calls is not None and 2 * counts[-1] <= min(batch, LARGEST_BATCH):
+            counts.append(2 * counts[-1])
+        return counts
 
     def _batches(self, positions: list[int]) -> Iterator[list[int]]:
         if self.fixed_calls is None:

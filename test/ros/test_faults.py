@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.serialization import serialize_message
 
 from cliptrase_ros import fault_tolerance
+from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.segmenter import Segmenter
 
 
@@ -31,6 +32,12 @@ class Watched(Segmenter):
         if self.error is not None and len(images) > self.most:
             raise self.error
         return super().segment(images, vocabulary, settings, before)
+
+
+@pytest.fixture
+def lost(monkeypatch):
+    """The device raises whenever it is asked."""
+    monkeypatch.setattr(device_faults, '_still_raises', lambda _: True)
 
 
 @pytest.fixture
@@ -98,7 +105,7 @@ def test_lack_of_memory_is_an_error_in_the_diagnostics_and_labels_go_on(
 
 
 def test_lost_device_fails_images_or_leaves_them_to_the_cpu(
-    start_node, client, make_segmenter, tmp_path
+    start_node, client, make_segmenter, lost
 ):
     segmenter = make_segmenter(Watched)
     segmenter.error = RuntimeError('CUDA error: unspecified launch failure')
@@ -111,7 +118,7 @@ def test_lost_device_fails_images_or_leaves_them_to_the_cpu(
     assert status.level == DiagnosticStatus.ERROR
 
 
-def test_cpu_takes_over_where_it_may(start_node, client, make_segmenter):
+def test_cpu_takes_over_where_it_may(start_node, client, make_segmenter, lost):
     segmenter = make_segmenter(Watched)
     segmenter.error = RuntimeError('CUDA error: unspecified launch failure')
     node = start_node(segmenter, allow_cpu_fallback=True)
