@@ -363,18 +363,16 @@ class SegmentNode(LifecycleNodeMixin, Node):
             (self._values, vocabulary), self._accepted = self._accepted, None
             for camera in self._cameras:
                 camera.set_rate(self._values.rate)
-            if vocabulary is not None:
-                self._request(vocabulary)
-            if self._worker is not None:
-                self._worker.settings = self._values.settings
-                self._worker.wake()
+            self._request(vocabulary)
 
-    def _request(self, vocabulary: Vocabulary) -> None:
-        self._requested_version = max(self._requested_version, vocabulary.version)
-        if self._worker is None:
+    def _request(self, vocabulary: Vocabulary | None) -> None:
+        """Let labels be made with the parameters' settings, and another vocabulary if given."""
+        if vocabulary is not None:
+            self._requested_version = max(self._requested_version, vocabulary.version)
+        if self._worker is not None:
+            self._worker.request(vocabulary, self._values.settings)
+        elif vocabulary is not None:
             self._latest_vocabulary = vocabulary
-        else:
-            self._worker.request_vocabulary(vocabulary)
 
     def _announce_again(self) -> None:
         worker = self._worker

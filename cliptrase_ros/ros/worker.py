@@ -26,12 +26,17 @@ from cliptrase_ros.unused_memory import UnusedMemory
 _ENCODING_TURN_S = 0.1
 
 
+#: What is made ready at a time: (height, width) of images, pixels, and how many of them.
+Call = tuple[tuple[int, int], int]
+
+
 @dataclass(frozen=True)
 class VocabularyState:
     """What diagnostics say about vocabularies.
 
-    in_force: version labels are made with, 0 before the first. pending: version being encoded,
-    or None. failure: why the last one that was requested could not be encoded, or ''.
+    in_force: version labels are made with, 0 before the first. pending: version being encoded
+    or made ready for, or None. failure: why the last one that was requested could not be encoded,
+    or ''.
     """
 
     in_force: int
@@ -39,11 +44,27 @@ class VocabularyState:
     failure: str
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Words and settings that labels are made with."""
+
+    vocabulary: EncodedVocabulary
+    settings: SegmentationSettings
+
+    def is_same(self, other: 'Choice | None') -> bool:
+        """Whether the other says the same."""
+        return (
+            other is not None
+            and self.vocabulary is other.vocabulary
+            and self.settings == other.settings
+        )
+
+
 class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
-    warm_up_sizes: (height, width) of images to be ready for before the first one, pixels;
-    up to warm_up_batch of them at a time.
+    settings: the first, until `request` tells others. warm_up_sizes: (height, width) of images to
+    be ready for before the first one, pixels; up to warm_up_batch of them at a time.
     on_vocabulary: called in the inference thread when a vocabulary comes into force, before the
     first label made with it, and again if it raises.
     clock: () -> now, of the node. is_shutting_down: whether errors are only the middleware going
@@ -62,9 +83,8 @@ class Worker:
         warm_up_sizes: Sequence[tuple[int, int]] = (),
         warm_up_batch: int = 1,
     ):
-        self.settings = settings
         self._engine = engine
-        self._sizes_to_warm_up = list(warm_up_sizes)
+        self._warm_up_sizes = tuple(warm_up_sizes)
         self._warm_up_batch = warm_up_batch
         self._memories = FrameMemories()
         self._unused_memory = UnusedMemory()
@@ -76,10 +96,16 @@ class Worker:
         self._lock = threading.Lock()
         # Held while frames are taken, labelled and published.
         self._serving = threading.Lock()
-        self._requested: Vocabulary | None = None
-        self._in_force: EncodedVocabulary | None = None
+        # What is wanted: what was requested last, unless it failed.
+        self._settings = settings
+        self._vocabulary: Vocabulary | None = None
         self._failure = ''
+        # What there is of it.
         self._encoding: tuple[Vocabulary, Iterator[Vocabulary]] | None = None
+        self._encoded: EncodedVocabulary | None = None
+        self._sizes_to_warm_up = list(warm_up_sizes)
+        self._preparing: tuple[Choice, Segmenter, list[Call]] | None = None
+        self._in_force: Choice | None = None
         self._announce_again = False
         self._wake = threading.Event()
         self._stopping = False
@@ -101,7 +127,7 @@ class Worker:
             pass
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """End after the frame or phrase being computed, or be left to that after some time.
+        """End after the frame, phrase or call being computed, or be left to that after some time.
 
         Returns whether the thread has ended.
         """
@@ -120,45 +146,53 @@ class Worker:
         self._announce_again = True
         self._wake.set()
 
-    def request_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Encode a vocabulary and put it in force; of several that wait, the last one counts.
+    def request(
+        self,
+        vocabulary: Vocabulary | None = None,
+        settings: SegmentationSettings | None = None,
+    ) -> None:
+        """Encode a vocabulary, make ready for it and the settings, and put both in force.
 
-        With the one that is in force, nothing is wanted any more but that: an earlier failure
-        is forgotten.
+        None leaves what was wanted before. Of several that wait, the last one counts. With the
+        vocabulary that is in force, nothing is wanted any more but that: an earlier failure is
+        forgotten.
         """
         with self._lock:
-            if self._in_force is not None and self._in_force.vocabulary is vocabulary:
-                self._requested, self._failure = None, ''
-            else:
-                self._requested = vocabulary
+            self._settings = settings or self._settings
+            self._vocabulary = vocabulary or self._vocabulary
+            if vocabulary is not None and vocabulary is self._vocabulary_in_force:
+                self._failure = ''
         self._wake.set()
 
     @property
     def latest_vocabulary(self) -> Vocabulary | None:
         """The vocabulary requested last, unless it failed; otherwise the one in force."""
-        with self._lock:
-            if self._requested is not None:
-                return self._requested
-            return None if self._in_force is None else self._in_force.vocabulary
+        return self._vocabulary
 
     @property
     def vocabulary_state(self) -> VocabularyState:
         """Where vocabularies stand."""
         with self._lock:
+            wanted, in_force = self._vocabulary, self._vocabulary_in_force
             return VocabularyState(
-                0 if self._in_force is None else self._in_force.vocabulary.version,
-                None if self._requested is None else self._requested.version,
+                0 if in_force is None else in_force.version,
+                None if wanted is None or wanted is in_force else wanted.version,
                 self._failure,
             )
+
+    @property
+    def _vocabulary_in_force(self) -> Vocabulary | None:
+        return None if self._in_force is None else self._in_force.vocabulary.vocabulary
 
     def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
             try:
-                # Turn by turn: a large vocabulary does not stop labelling by the old one, and
-                # frames that never cease do not keep a new one waiting.
+                # Turn by turn: a large vocabulary, or getting ready for a change, does not stop
+                # labelling as before, and frames that never cease do not keep a change waiting.
+                self._announce_waiting()
                 worked = self._encode_some()
-                worked = self._warm_up_some() or worked
+                worked = self._change_some() or worked
                 worked = self._serve_some() or worked
                 worked = self._publish_waiting() or worked
                 if not worked and not self._stopping:
@@ -184,12 +218,10 @@ class Worker:
         return min(min(waits) * 1e-9, 0.01 if now.is_simulated else 1.0)
 
     def _encode_some(self) -> bool:
-        with self._lock:
-            wanted = self._requested
-        if wanted is None:
-            if self._announce_again and self._in_force is not None:
-                self._announce_again = False
-                self._announce(self._in_force.vocabulary)
+        wanted = self._vocabulary
+        if self._encoded is not None and self._encoded.vocabulary is not wanted:
+            self._encoded = None
+        if not self._is_to_be_encoded(wanted):
             return False
         if self._encoding is None or self._encoding[0] is not wanted:
             self._encoding = (wanted, _slices(wanted, self._engine.segmenter))
@@ -198,18 +230,105 @@ class Worker:
             for part in self._encoding[1]:
                 encoded = self._engine.encode_vocabulary(part)
                 if part is wanted:
-                    # Announced first: no label may come out whose names nobody has been told.
-                    self._announce(wanted)
-                    self._finish_encoding(wanted, encoded, '')
+                    self._encoding, self._encoded = None, encoded
                 if self._stopping or time.monotonic() > until:
                     break
         except Exception as error:
-            self._finish_encoding(wanted, None, f'{type(error).__name__}: {error}')
+            self._encoding = None
+            with self._lock:
+                if self._vocabulary is wanted:
+                    self._vocabulary = self._vocabulary_in_force
+                self._failure = f'{type(error).__name__}: {error}'
             self._logger.error(
                 f'vocabulary {wanted.version} could not be encoded, the old one stays in force: '
                 f'{type(error).__name__}: {error}'
             )
         return True
+
+    def _is_to_be_encoded(self, wanted: Vocabulary | None) -> bool:
+        return wanted is not self._vocabulary_in_force and (
+            self._encoded is None or self._encoded.vocabulary is not wanted
+        )
+
+    def _change_some(self) -> bool:
+        """Make ready for one call of what is wanted; put it in force where there is none left."""
+        with self._lock:
+            words, settings = self._vocabulary, self._settings
+        if self._encoded is not None and self._encoded.vocabulary is words:
+            wanted = Choice(self._encoded, settings)
+        elif self._in_force is not None:
+            wanted = Choice(self._in_force.vocabulary, settings)
+        else:
+            return False
+        if wanted.is_same(self._in_force):
+            return False
+        if self._sizes_to_warm_up:
+            self._warm_up(wanted)
+            return True
+        calls = self._unready(wanted)
+        if calls and self._is_to_be_encoded(words):
+            # It comes into force together with these settings.
+            return False
+        if calls:
+            self._make_ready(wanted, calls)
+        else:
+            self._put_in_force(wanted)
+        return True
+
+    def _unready(self, wanted: Choice) -> list[Call]:
+        """Calls to make ready before a choice comes into force."""
+        segmenter, before = self._engine.segmenter, self._preparing
+        if before is None or not wanted.is_same(before[0]) or segmenter is not before[1]:
+            try:
+                calls = self._engine.unready(
+                    self._warm_up_sizes, self._warm_up_batch, wanted.vocabulary, wanted.settings
+                )
+            except Exception as error:
+                self._warn_of_unready('some images', error)
+                calls = []
+            self._preparing = wanted, segmenter, calls
+        return self._preparing[2]
+
+    def _warm_up(self, wanted: Choice) -> None:
+        begin = time.monotonic()
+        height, width = size = self._sizes_to_warm_up.pop(0)
+        try:
+            self._engine.warm_up(size, self._warm_up_batch, wanted.vocabulary, wanted.settings)
+        except Exception as error:
+            self._warn_of_unready(f'images of {width} x {height}', error)
+        else:
+            self._logger.info(
+                f'ready for images of {width} x {height}, in {time.monotonic() - begin:.1f} s'
+            )
+
+    def _make_ready(self, wanted: Choice, calls: list[Call]) -> None:
+        size, count = calls.pop(0)
+        try:
+            self._engine.make_ready(size, count, wanted.vocabulary, wanted.settings)
+        except Exception as error:
+            self._warn_of_unready('some images', error)
+            # Lack of memory would meet the others as well.
+            calls.clear()
+
+    def _warn_of_unready(self, what: str, error: Exception) -> None:
+        self._logger.warning(f'not ready for {what} beforehand: {type(error).__name__}: {error}')
+
+    def _put_in_force(self, wanted: Choice) -> None:
+        vocabulary = wanted.vocabulary.vocabulary
+        is_new = vocabulary is not self._vocabulary_in_force
+        if is_new:
+            # Announced first: no label may come out whose names nobody has been told.
+            self._announce(vocabulary)
+        with self._lock:
+            self._in_force = wanted
+            if is_new:
+                self._failure = ''
+        self._encoded = self._preparing = None
+
+    def _announce_waiting(self) -> None:
+        if self._announce_again and self._in_force is not None:
+            self._announce_again = False
+            self._announce(self._vocabulary_in_force)
 
     def _announce(self, vocabulary: Vocabulary) -> None:
         try:
@@ -226,37 +345,8 @@ class Worker:
                 throttle_duration_sec=5.0,
             )
 
-    def _finish_encoding(
-        self, wanted: Vocabulary, encoded: EncodedVocabulary | None, failure: str
-    ) -> None:
-        self._encoding = None
-        with self._lock:
-            if self._requested is wanted:
-                self._requested = None
-            if encoded is not None:
-                self._in_force = encoded
-            self._failure = failure
-
-    def _warm_up_some(self) -> bool:
-        if self._in_force is None or not self._sizes_to_warm_up:
-            return False
-        begin = time.monotonic()
-        height, width = size = self._sizes_to_warm_up.pop(0)
-        try:
-            self._engine.warm_up(size, self._warm_up_batch, self._in_force, self.settings)
-        except Exception as error:
-            self._logger.warning(
-                f'not ready for images of {width} x {height} beforehand: '
-                f'{type(error).__name__}: {error}'
-            )
-        else:
-            self._logger.info(
-                f'ready for images of {width} x {height}, in {time.monotonic() - begin:.1f} s'
-            )
-        return True
-
     def _serve_some(self) -> bool:
-        if self._in_force is None or self._sizes_to_warm_up:
+        if self._in_force is None:
             return False
         now_ns = self._clock().ns
         batch = self._engine.largest_batch
@@ -269,19 +359,14 @@ class Worker:
                     camera.last_taken_ns = time.monotonic_ns()
                     frames.append(frame)
             if frames:
-                self._label(frames, self._in_force, self.settings)
+                self._label(frames, self._in_force)
         return bool(frames)
 
     def _publish_waiting(self) -> bool:
         with self._serving:
             return any(camera.publish_waiting() for camera in self._cameras)
 
-    def _label(
-        self,
-        frames: list[Frame],
-        vocabulary: EncodedVocabulary,
-        settings: SegmentationSettings,
-    ) -> None:
+    def _label(self, frames: list[Frame], choice: Choice) -> None:
         begin = time.monotonic()
         pictures, readable = [], []
         for frame in frames:
@@ -294,7 +379,7 @@ class Worker:
                 frame.camera.fail(error)
         before = [self._memories.before(f.camera.name, f.time_ns) for f in readable]
         engine_begin = time.monotonic()
-        results = self._engine.segment_each(pictures, vocabulary, settings, before)
+        results = self._engine.segment_each(pictures, choice.vocabulary, choice.settings, before)
         engine_s = time.monotonic() - engine_begin
         for frame, picture, result in zip(readable, pictures, results, strict=True):
             if isinstance(result, Exception):
@@ -312,7 +397,7 @@ class Worker:
             now, stamp_ns = self._clock(), header_stamp_ns(frame.image.header)
             latency_s = (now.ns - stamp_ns) * 1e-9 if stamp_ns and now.is_known else None
             frame.camera.statistics.count_label(latency_s, time.monotonic() - begin, engine_s)
-        self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pictures)
+        self._unused_memory.give_back_after((p.shape, choice.settings.resolution) for p in pictures)
 
 
 def _slices(vocabulary: Vocabulary, segmenter: Segmenter) -> Iterator[Vocabulary]:

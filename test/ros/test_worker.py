@@ -2,20 +2,29 @@
 
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from rclpy.logging import get_logger
+from std_msgs.msg import Header
 
+from cliptrase_ros import fault_tolerance
 from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.ros.node_time import NodeTime
 from cliptrase_ros.ros.worker import Worker
+from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 PATIENCE = 90.0
+SETTINGS = SegmentationSettings()
+PLUS = replace(SETTINGS, preset='plus')
 
 
 def wait_for(condition):
@@ -41,7 +50,7 @@ def start_worker():
     ):
         worker = Worker(
             FaultTolerantEngine(segmenter),
-            settings=SegmentationSettings(),
+            settings=SETTINGS,
             clock=clock,
             on_vocabulary=on_vocabulary,
             is_shutting_down=lambda: False,
@@ -85,7 +94,7 @@ def test_phrases_are_encoded_one_at_a_time_and_the_end_does_not_wait_for_all(
 
     worker = start_worker(make_segmenter(Watched))
     synonyms = ', '.join(f'word {i}' for i in range(600))
-    worker.request_vocabulary(parse_vocabulary(f'thing: {synonyms}', ['sky']))
+    worker.request(parse_vocabulary(f'thing: {synonyms}', ['sky']))
     assert enough.wait(PATIENCE)
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
@@ -99,11 +108,11 @@ def test_phrases_are_encoded_one_at_a_time_and_the_end_does_not_wait_for_all(
 def test_features_do_not_depend_on_the_parts(start_worker, make_segmenter):
     vocabulary = parse_vocabulary('road: street; tree', ['sky'])
     worker = start_worker(make_segmenter())
-    worker.request_vocabulary(vocabulary)
+    worker.request(vocabulary)
     wait_for(lambda: worker.vocabulary_state.in_force)
     assert worker.latest_vocabulary is vocabulary
     expected = make_segmenter().encode_vocabulary(vocabulary).table.features
-    assert (worker._in_force.table.features - expected).abs().max() < 1e-5
+    assert (worker._in_force.vocabulary.table.features - expected).abs().max() < 1e-5
 
 
 def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worker, segmenter):
@@ -116,14 +125,14 @@ def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worke
 
     worker = start_worker(segmenter, fail_at_first)
     first = parse_vocabulary('road')
-    worker.request_vocabulary(first)
+    worker.request(first)
     wait_for(lambda: worker.vocabulary_state.in_force == 1)
     assert worker.vocabulary_state.failure == ''
     wait_for(lambda: len(announced) == 2)
     worker.wake()
     wait_for(lambda: len(announced) == 3)
     second = parse_vocabulary('road; tree', previous=first)
-    worker.request_vocabulary(second)
+    worker.request(second)
     wait_for(lambda: worker.vocabulary_state.in_force == 2)
     assert announced == [first, first, first, second]
 
@@ -147,13 +156,13 @@ def test_thread_survives_what_fails(start_worker, segmenter, where):
 
     worker = start_worker(segmenter)
     worker.serve([Failing()])
-    worker.request_vocabulary(parse_vocabulary('road'))
+    worker.request(parse_vocabulary('road'))
     wait_for(lambda: worker.vocabulary_state.in_force == 1)
     is_broken.set()
     worker.wake()
     wait_for(lambda: failures)
     is_broken.clear()
-    worker.request_vocabulary(parse_vocabulary('road; tree', previous=worker.latest_vocabulary))
+    worker.request(parse_vocabulary('road; tree', previous=worker.latest_vocabulary))
     wait_for(lambda: worker.vocabulary_state.in_force == 2)
 
 
@@ -174,7 +183,7 @@ def test_ready_for_announced_sizes_before_the_first_image(start_worker, make_seg
     sizes = [(48, 64), (1, 1), (64, 48)]
     worker = start_worker(make_segmenter(Watched), warm_up_sizes=sizes, warm_up_batch=1)
     worker.serve([Watching()])
-    worker.request_vocabulary(parse_vocabulary('road; tree'))
+    worker.request(parse_vocabulary('road; tree'))
     wait_for(lambda: 'an image' in calls)
     assert calls[: calls.index('an image')] == [(size, 1) for size in sizes]
 
@@ -201,6 +210,229 @@ def test_nothing_is_published_after_a_pause(start_worker, segmenter):
     count = len(published)
     assert not pausing.is_alive() and count
     worker.wake()
-    worker.request_vocabulary(parse_vocabulary('road'))
+    worker.request(parse_vocabulary('road'))
     wait_for(lambda: worker.vocabulary_state.in_force)
     assert len(published) == count
+
+
+class BusyCamera(IdleCamera):
+    """Has an image of 64 x 48 whenever it is asked; keeps the labels' words in `events`."""
+
+    def __init__(self, events):
+        self.events = events
+        self.statistics = SimpleNamespace(count_label=lambda *_: None)
+
+    def take(self, now_ns):
+        return SimpleNamespace(
+            camera=self,
+            time_ns=now_ns,
+            image=SimpleNamespace(header=Header()),
+            picture=lambda: np.zeros((48, 64, 3), np.uint8),
+        )
+
+    def trace(self, header, text):
+        pass
+
+    def fail(self, error):
+        self.events.append(f'failed: {error}')
+
+    def publish(self, frame, picture, result):
+        preset = self.segmenter.settings.preset
+        self.events.append(('label', result.vocabulary.version, preset))
+
+
+class WithGraphs(Segmenter):
+    """Notes what is made ready, and calls `gate` then."""
+
+    settings = None
+    gate = None
+
+    def make_ready(self, size, count, settings, vocabulary):
+        version = vocabulary.vocabulary.version
+        self.events.append(('ready', size, count, version, settings.preset))
+        if self.gate is not None:
+            self.gate()
+        super().make_ready(size, count, settings, vocabulary)
+
+    def segment(self, images, vocabulary, settings=None, before=()):
+        self.settings = settings
+        return super().segment(images, vocabulary, settings, before)
+
+
+@pytest.fixture
+def start_busy(start_worker, make_segmenter, monkeypatch):
+    """A function that starts a worker which labels; returns it, its segmenter and what it does.
+
+    Calls of fixed shape stand for CUDA graphs, unless with_graphs is False.
+    """
+
+    # As on a GPU.
+    monkeypatch.setattr(fault_tolerance, 'default_batch', lambda _: 8)
+
+    def start(with_graphs=True):
+        events = []
+        segmenter = make_segmenter(WithGraphs)
+        segmenter.events = events
+        if with_graphs:
+            queue = Direct(torch.device('cpu'))
+            segmenter.fixed_calls = FixedCalls(segmenter.pipeline, queue, patience=1000)
+        worker = start_worker(
+            segmenter,
+            lambda vocabulary: events.append(('announced', vocabulary.version)),
+            warm_up_sizes=[(48, 64), (64, 64)],
+            warm_up_batch=2,
+        )
+        camera = BusyCamera(events)
+        camera.segmenter = segmenter
+        worker.serve([camera])
+        worker.request(parse_vocabulary('road; tree'))
+        wait_for(lambda: ('label', 1, 'robot') in events)
+        return worker, segmenter, events
+
+    return start
+
+
+def words(count, previous):
+    return parse_vocabulary('; '.join(f'thing {i}' for i in range(count)), previous=previous)
+
+
+def calls(version, preset):
+    """What is announced, the call that is in use last."""
+    return [
+        ('ready', size, count, version, preset)
+        for size, count in (((48, 64), 2), ((64, 64), 1), ((64, 64), 2), ((48, 64), 1))
+    ]
+
+
+def made_ready(events):
+    return [event for event in events if event[0] == 'ready']
+
+
+def test_ready_for_a_change_before_it_comes_into_force(start_busy):
+    worker, segmenter, events = start_busy()
+    assert events.index(('announced', 1)) == len(made_ready(events))
+    assert set(made_ready(events)) == set(calls(1, 'robot'))
+    events.clear()
+    second = words(17, worker.latest_vocabulary)
+    worker.request(second)
+    assert worker.latest_vocabulary is second
+    wait_for(lambda: ('label', 2, 'robot') in events)
+    assert made_ready(events) == calls(2, 'robot')
+    # In turn with labels by the old words.
+    wanted = [event for call in calls(2, 'robot') for event in (call, ('label', 1, 'robot'))]
+    first = events.index(wanted[0])
+    assert events[first : first + 10] == [*wanted, ('announced', 2), ('label', 2, 'robot')]
+    ready = len(segmenter.fixed_calls)
+    events.clear()
+    worker.request(settings=PLUS)
+    wait_for(lambda: ('label', 2, 'plus') in events)
+    assert made_ready(events) == calls(2, 'plus')
+    change = events.index(('label', 2, 'plus'))
+    assert {e for e in events[:change] if e[0] == 'label'} == {('label', 2, 'robot')}
+    assert set(events[change:]) == {('label', 2, 'plus')}
+    # No frame had to wait for a call of its own.
+    assert len(segmenter.fixed_calls) == ready + 4
+
+
+def test_a_change_that_needs_no_other_call_comes_into_force_at_once(start_busy):
+    worker, segmenter, events = start_busy()
+    events.clear()
+    worker.request(words(16, worker.latest_vocabulary), replace(SETTINGS, min_confidence=0.5))
+    wait_for(lambda: ('label', 2, 'robot') in events)
+    assert segmenter.settings.min_confidence == 0.5
+    assert made_ready(events) == []
+
+
+def test_without_graphs_nothing_is_made_ready_again(start_busy):
+    worker, _, events = start_busy(with_graphs=False)
+    events.clear()
+    worker.request(words(17, worker.latest_vocabulary), PLUS)
+    wait_for(lambda: ('label', 2, 'plus') in events)
+    assert made_ready(events) == []
+
+
+def test_words_and_settings_that_change_together_come_into_force_together(start_busy, monkeypatch):
+    worker, segmenter, events = start_busy()
+    whole, may_go_on = segmenter.encode_vocabulary, threading.Event()
+
+    def encode_vocabulary(vocabulary):
+        # Until then frames are labelled as before: turn by turn.
+        segmenter.encode_vocabulary = whole
+        events.clear()
+        assert may_go_on.wait(PATIENCE)
+        return whole(vocabulary)
+
+    monkeypatch.setattr(segmenter, 'encode_vocabulary', encode_vocabulary)
+    worker.request(words(17, worker.latest_vocabulary))
+    wait_for(lambda: segmenter.encode_vocabulary is whole)
+    worker.request(settings=PLUS)
+    may_go_on.set()
+    wait_for(lambda: ('label', 2, 'plus') in events)
+    assert made_ready(events) == calls(2, 'plus')
+    assert {e for e in events if e[0] == 'label'} == {('label', 1, 'robot'), ('label', 2, 'plus')}
+
+
+def test_of_several_changes_the_last_one_counts(start_busy):
+    worker, segmenter, events = start_busy()
+    first = worker.latest_vocabulary
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def gate():
+        segmenter.gate = None
+        begun.set()
+        assert may_go_on.wait(PATIENCE)
+
+    segmenter.gate = gate
+    second = words(17, first)
+    worker.request(second, PLUS)
+    assert begun.wait(PATIENCE)
+    assert worker.vocabulary_state.pending == second.version == 2
+    worker.request(words(18, second), replace(SETTINGS, preset='paper'))
+    may_go_on.set()
+    wait_for(lambda: ('label', 3, 'paper') in events)
+    assert {e for e in events if e[0] in ('label', 'announced')} == {
+        *(('announced', 1), ('label', 1, 'robot'), ('announced', 3), ('label', 3, 'paper'))
+    }
+    # Back to what is in force before anything has come of a change.
+    begun.clear()
+    may_go_on.clear()
+    events.clear()
+    segmenter.gate = gate
+    worker.request(settings=SETTINGS)
+    assert begun.wait(PATIENCE)
+    worker.request(settings=replace(SETTINGS, preset='paper'))
+    may_go_on.set()
+    wait_for(lambda: events.count(('label', 3, 'paper')) > 5)
+    assert len(made_ready(events)) == 1 and len(set(events)) == 2
+
+
+def test_what_cannot_be_made_ready_does_not_keep_a_change_waiting(start_busy):
+    worker, segmenter, events = start_busy()
+    events.clear()
+
+    def gate():
+        raise RuntimeError('no memory left')
+
+    segmenter.gate = gate
+    worker.request(words(17, worker.latest_vocabulary), PLUS)
+    wait_for(lambda: ('label', 2, 'plus') in events)
+    assert made_ready(events) == calls(2, 'plus')[:1]
+    assert worker.vocabulary_state.failure == ''
+
+
+def test_the_end_does_not_wait_until_everything_is_ready(start_busy):
+    worker, segmenter, events = start_busy()
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def gate():
+        begun.set()
+        assert may_go_on.wait(PATIENCE)
+
+    segmenter.gate = gate
+    events.clear()
+    worker.request(settings=PLUS)
+    assert begun.wait(PATIENCE)
+    assert not worker.stop(0.0)
+    may_go_on.set()
+    assert worker.stop(PATIENCE)
+    assert made_ready(events) == calls(1, 'plus')[:1]
