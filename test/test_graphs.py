@@ -373,6 +373,13 @@ class Cuda:
             def wait_stream(self, other):
                 pass
 
+        class Generator:
+            def clone_state(self):
+                return 'new random state'
+
+            def graphsafe_set_state(self, state):
+                cuda.events.append(state)
+
         class Graph:
             def reset(self):
                 cuda.events.append('reset')
@@ -392,7 +399,7 @@ class Cuda:
 
         @contextmanager
         def capture(graph, pool, stream, capture_error_mode):
-            assert whole_device._is_owned()
+            assert whole_device._is_owned() and not gc.isenabled()
             self.events.append('capture')
             with torch.cuda.stream(stream):
                 yield
@@ -407,6 +414,7 @@ class Cuda:
             ('current_stream', lambda *_: self.stream),
             ('graph', capture),
             ('CUDAGraph', Graph),
+            ('default_generators', [Generator()]),
             ('graph_pool_handle', lambda: (0, 1)),
             ('synchronize', lambda _: self.concern_all('wait')),
             ('empty_cache', lambda: self.concern_all('empty_cache')),
@@ -505,13 +513,18 @@ def test_what_cublas_works_in_is_first_asked_for_within_the_capture(cuda):
     [(RuntimeError('capture was invalidated'), True), (torch.OutOfMemoryError('memory'), False)],
     ids=['broken', 'memory'],
 )
-def test_after_a_failed_capture_the_allocator_knows_that_it_has_ended(cuda, error, ends_captures):
+def test_after_a_failed_capture_pytorch_knows_that_it_has_ended(cuda, error, ends_captures):
     queue = CudaGraphs(DEVICE)
     cuda.fails = error
     with pytest.raises(RuntimeError, match=str(error)):
         queue.record(lambda: None)
-    assert cuda.events[2:] == ['reset', '_cuda_endAllocateToPool', '_cuda_releasePool']
-    assert cuda.stream == 'default'
+    assert cuda.events[2:] == [
+        'new random state',
+        'reset',
+        '_cuda_endAllocateToPool',
+        '_cuda_releasePool',
+    ]
+    assert cuda.stream == 'default' and gc.isenabled()
     cuda.fails = None
     if ends_captures:
         with pytest.raises(RuntimeError, match='earlier capture'):
@@ -528,7 +541,7 @@ def test_a_pool_that_newer_pytorch_has_released_is_not_released_again(cuda, monk
     cuda.fails = torch.OutOfMemoryError('memory')
     with pytest.raises(torch.OutOfMemoryError):
         CudaGraphs(DEVICE).record(lambda: None)
-    assert cuda.events[2:] == ['reset']
+    assert cuda.events[2:] == ['new random state', 'reset']
 
 
 def test_calls_given_up_are_made_again_only_when_asked_for_often(segmenter, vocabularies, fixed):

@@ -6,11 +6,12 @@ frames, vocabulary and labels live in buffers that only change their contents. C
 and device go through pinned memory and have streams of their own.
 """
 
+import gc
 import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -141,7 +142,8 @@ class CudaGraphs:
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture the function; returns what replays it, until `clear`.
 
-        Other threads may go on using CUDA meanwhile, but for what `whole_device` is for.
+        Other threads may go on using CUDA meanwhile, but for what `whole_device` is for; with
+        older PyTorch they can make no random numbers on the device.
         """
         with whole_device, torch.cuda.device(self.device):
             if CudaGraphs._has_failed:
@@ -164,8 +166,9 @@ class CudaGraphs:
         return lambda: self._graphs[index].replay()
 
     def _capture(self, function: Callable[[], None], graph: torch.cuda.CUDAGraph) -> None:
-        # A capture that cannot be ended leaves its stream the current one.
         with (
+            _no_garbage_collection(),
+            # A capture that cannot be ended leaves its stream the current one.
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(
                 graph, pool=self._pool, stream=self._compute, capture_error_mode='thread_local'
@@ -174,8 +177,14 @@ class CudaGraphs:
             function()
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End a capture that failed for the allocator as well, which gives back nothing before."""
+        """End a capture that failed for the allocator as well, which gives back nothing before.
+
+        And for random numbers, of which older PyTorch makes none on the device before.
+        """
         CudaGraphs._never_ended.append(graph)
+        with suppress(RuntimeError):
+            generator = torch.cuda.default_generators[self.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
         with suppress(RuntimeError, AttributeError):
             graph.reset()
             # Raises where the capture was ended, or newer PyTorch has done so in `reset`.
@@ -242,6 +251,18 @@ class _Streams:
             upload, download, *unused = streams
             cls._of_devices[device] = cls(upload, download, unused)
         return cls._of_devices[device]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Older PyTorch ends the process where a graph is freed by a thread that captures another."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _forget(graphs: list[torch.cuda.CUDAGraph]) -> None:
