@@ -5,8 +5,8 @@ open_clip, OpenCV, Pillow, NumPy and tqdm, and pytest for its last part. `--dry`
 on a CPU with a tiny model. `gpu_parts.py` has the parts.
 
 Each part runs whatever became of those before it, in a process that is started anew when a part
-ends it, hangs, or loses the GPU. The report is written again after each part. The exit status is 0
-if every check passed; how long anything takes never fails.
+ends it, hangs, loses the GPU, or fails to capture a graph. The report is written again after each
+part. The exit status is 0 if every check passed; how long anything takes never fails.
 """
 
 import argparse
@@ -17,6 +17,9 @@ from pathlib import Path
 from parts import run_parts, run_to_the_end
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Of all parts together.
+_LIMIT_S = 480.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.json.unlink(missing_ok=True)
     command = [sys.executable, __file__, '--in-this-process', '--json', str(options.json)]
     command += ['--dry'] * options.dry + (['--only', *options.only] if options.only else [])
-    return run_to_the_end(command, options.json)
+    return run_to_the_end(command, options.json, _LIMIT_S)
 
 
 def _run_here(options: argparse.Namespace) -> int:

@@ -47,10 +47,22 @@ class Checks:
             self.failures.append(what)
 
 
-def run_to_the_end(command: Sequence[str], path: Path) -> int:
-    """Run a command that calls `run_parts` until no part is left. Returns the exit status."""
-    count = -1
-    while (status := subprocess.run(command).returncode) != 0:
+def run_to_the_end(command: Sequence[str], path: Path, limit_s: float) -> int:
+    """Run a command that calls `run_parts` until no part is left. Returns the exit status.
+
+    limit_s: after which the part that runs is ended, and the report goes without those left.
+    """
+    end = time.monotonic() + limit_s
+    count, in_time = -1, True
+    while True:
+        try:
+            status = subprocess.run(command, timeout=end - time.monotonic()).returncode
+        except subprocess.TimeoutExpired:
+            in_time = False
+            print(f'stopped after {limit_s:.0f} s; what is not in the report has not been run')
+            break
+        if status == 0:
+            break
         parts = read_report(path)['parts']
         if len(parts) <= count or not parts:
             # Not a part: there is no GPU, or a module is missing. It has been said.
@@ -61,7 +73,7 @@ def run_to_the_end(command: Sequence[str], path: Path) -> int:
     print(f'{len(parts) - len(failed)} of {len(parts)} parts passed; the report is {path}')
     for name in failed:
         print(f'{name}:', *parts[name]['failures'], sep='\n  ')
-    return 1 if failed else 0
+    return 0 if in_time and not failed else 1
 
 
 def run_parts(
@@ -69,8 +81,8 @@ def run_parts(
 ) -> int:
     """Run those parts that the report does not have yet.
 
-    is_usable: whether parts can go on in this process after one that failed. Returns 0 when all
-    have been run, whatever they found; otherwise they are to be run in another process.
+    is_usable: whether parts can go on in this process. Returns 0 when all have been run, whatever
+    they found; otherwise they are to be run in another process.
     """
     report = read_report(path)
     for part in parts:
@@ -100,7 +112,7 @@ def run_parts(
         _write(path, report)
         told = 'passed' if result['passed'] else 'FAILED: ' + '; '.join(checks.failures)
         print(f'{part.name} {told} ({result["seconds"]} s)', flush=True)
-        if checks.failures and not is_usable():
+        if not is_usable():
             return 1
     return 0
 

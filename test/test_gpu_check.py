@@ -36,7 +36,7 @@ def test_every_part_passes_on_a_cpu_and_the_page_shows_it(tmp_path):
     done = check('--dry', '--json', path)
     report = json.loads(path.read_text())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(report['parts']) == 14 and all(part['passed'] for part in report['parts'].values())
+    assert len(report['parts']) == 15 and all(part['passed'] for part in report['parts'].values())
     assert report['dry'] and report['device_type'] == 'cpu'
     (result,) = report['results']
     assert result['graph_ratio'] > 0 and result['parts_ms']['upload'] >= 0
@@ -111,11 +111,11 @@ sys.exit(run_parts(Path(sys.argv[1]), parts, is_usable))
 """
 
 
-def run_script(parts, tmp_path, script):
+def run_script(parts, tmp_path, script, limit_s=100):
     (tmp_path / 'script.py').write_text(textwrap.dedent(script))
     path = tmp_path / 'report.json'
     command = [sys.executable, str(tmp_path / 'script.py'), str(path)]
-    return parts.run_to_the_end(command, path), parts.read_report(path)
+    return parts.run_to_the_end(command, path, limit_s), parts.read_report(path)
 
 
 def test_it_goes_on_whatever_becomes_of_a_part(parts, tmp_path, capfd):
@@ -134,6 +134,13 @@ def test_it_goes_on_whatever_becomes_of_a_part(parts, tmp_path, capfd):
     assert report['parts']['fine']['figures'] == {'figure': 1}
     assert report['parts']['wrong']['figures'] == {'share': 0.5}
     assert '2 of 7 parts passed' in capfd.readouterr().out
+
+
+def test_it_ends_in_time(parts, tmp_path, capfd):
+    script = PARTS.format(folder=str(FOLDER)).replace('Part(hangs, 0.5)', 'Part(hangs, 100)')
+    status, report = run_script(parts, tmp_path, script, limit_s=1)
+    assert status == 1 and 'stopped after 1 s' in capfd.readouterr().out
+    assert 'last' not in report['parts']
 
 
 def test_what_fails_before_any_part_is_not_tried_for_ever(parts, tmp_path):
