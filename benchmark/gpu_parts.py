@@ -210,13 +210,27 @@ def _busy(checks: Checks, work: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def _equal_share(some: Sequence[Segmentation], others: Sequence[Segmentation]) -> list[float]:
-    """Share of equal labels, 0..1, of each frame."""
-    return [float((a.label == b.label).mean()) for a, b in zip(some, others, strict=True)]
+def _equal_share(
+    some: Sequence[Segmentation], others: Sequence[Segmentation], tolerance: int = 255
+) -> list[float]:
+    """Share of equal labels, 0..1, of each frame.
+
+    tolerance: how far apart confidences may be. Some presets give a whole frame one label, so that
+    labels alone say little.
+    """
+    return [
+        float(
+            (
+                (a.label == b.label)
+                & (np.abs(a.confidence.astype(int) - b.confidence) <= tolerance)
+            ).mean()
+        )
+        for a, b in zip(some, others, strict=True)
+    ]
 
 
 def _are_equal(some: Sequence[Segmentation], others: Sequence[Segmentation]) -> bool:
-    return min(_equal_share(some, others)) == 1
+    return min(_equal_share(some, others, tolerance=0)) == 1
 
 
 @part(limit_s=60)
@@ -395,10 +409,10 @@ def _compare_with_eager(
         arguments = some, vocabulary, changed, memories[: len(some)]
         replayed = segmenter.segment(*arguments)
         with _labelling_with(segmenter, direct):
-            same = min(_equal_share(replayed, segmenter.segment(*arguments)))
+            same = min(_equal_share(replayed, segmenter.segment(*arguments), tolerance=2))
         with _labelling_with(segmenter, None):
             eager = _equal_share(replayed, segmenter.segment(*arguments))
-        checks(same >= 0.999, f'{name}, {case}: without a graph {same:.4f} of the labels are equal')
+        checks(same >= 0.999, f'{name}, {case}: without a graph {same:.4f} of the pixels are equal')
         # Other sizes of products and other kernels round otherwise, which in half precision moves
         # whole patches from one cluster to another.
         checks(min(eager) >= 0.9, f'{name}, {case}: eager {min(eager):.4f} of the labels are equal')
@@ -421,7 +435,7 @@ def _compare_with_eager(
 
 @part(limit_s=180)
 def speed(checks: Checks) -> dict:
-    """Engine and bare encoder, as `cliptrase bench` measures them; kernels of one replay."""
+    """Engine and bare encoder, as `cliptrase bench` measures them."""
     runs = 2 if _is_dry else 100
     size, frame = _settings().resolution, _frames(1)[0].shape[:2]
     cases = [
@@ -434,38 +448,42 @@ def speed(checks: Checks) -> dict:
     ]
     report = checks.report
     report |= {'runs': runs, 'results': []}
-    for case, precision in cases[:1] if _is_dry else cases:
-        result = measure_engine(_segmenter(precision), case, precision, graph=True, runs=runs)
-        report['results'].append(result)
-        checks(result['graph'], f'{case}, {precision}: no graph could be captured')
-    segmenter = _segmenter(_half())
-    report['text'] = measure_text(segmenter, 1 if _is_dry else 100, 2)
+    report['text'] = measure_text(_segmenter(_half()), 1 if _is_dry else 100, 2)
     report['dbscan'] = measure_clustering((196,) if _is_dry else (196, 441, 784), runs, _device)
     report['labels_equal_to_float32'] = {
         precision: measure_agreement(_architecture, _device, precision, 4, size)
         for precision in (() if _is_dry else ('float16', 'bfloat16'))
     }
-    return {} if _is_dry else {'kernels': _kernels(segmenter)}
+    for case, precision in cases[:1] if _is_dry else cases:
+        result = measure_engine(_segmenter(precision), case, precision, graph=True, runs=runs)
+        report['results'].append(result)
+        checks(result['graph'], f'{case}, {precision}: no graph could be captured')
+        checks.write()
+    return {}
 
 
-def _kernels(segmenter: Segmenter) -> dict:
+@part(limit_s=60)
+def kernels(checks: Checks) -> dict:
     """Number and microseconds of the kernels of one replay, by name, those that take most first."""
+    if _is_dry:
+        return {}
+    segmenter = _segmenter(_half())
     frames, words = _frames(1), _words(segmenter)
-    segmenter.warm_up([frames[0].shape[:2]], 1, _settings(), words)
+    _warm_up(checks, segmenter, [frames[0].shape[:2]], 1, _settings(), words)
     synchronise(_device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         segmenter.fixed_calls.latest.replay()
         synchronise(_device)
-    kernels = [
+    found = [
         (event.key[:150], event.count, round(event.device_time_total, 1))
         for event in profile.key_averages()
         if event.device_type == DeviceType.CUDA
     ]
     segmenter.fixed_calls.clear()
     return {
-        'count': sum(count for _, count, _ in kernels),
-        'us': sum(us for *_, us in kernels),
-        'longest': sorted(kernels, key=lambda kernel: -kernel[2])[:25],
+        'count': sum(count for _, count, _ in found),
+        'us': sum(us for *_, us in found),
+        'longest': sorted(found, key=lambda kernel: -kernel[2])[:25],
     }
 
 
@@ -488,8 +506,8 @@ def races(checks: Checks) -> dict:
             mixed = segmenter.segment([frames[i] for i in order], words, settings)
             shares = _equal_share(mixed, [wanted[i] for i in order])
             least = min(least, *shares)
-    # Another frame's labels have little in common; another place in a batch rounds otherwise.
-    checks(least >= 0.9, f'frames in another order: {least:.4f} of the labels of one are equal')
+    # Another place in a batch rounds otherwise; of another frame at most 87 % are equal.
+    checks(least >= 0.97, f'frames in another order: {least:.4f} of the labels of one are equal')
     segmenter.fixed_calls.clear()
     return {'least share': least}
 
@@ -530,7 +548,7 @@ def two_segmenters(checks: Checks) -> dict:
             segmenter.warm_up([frame.shape[:2]], 1, settings, words)
             for _ in range(10):
                 found = segmenter.segment([frame], words, settings)
-                shares.extend(_equal_share(found, [labels]))
+                shares.extend(_equal_share(found, [labels], tolerance=2))
         checks(
             len(segmenter.fixed_calls) == len(frames),
             f'{len(segmenter.fixed_calls)} of {len(frames)} graphs were captured',

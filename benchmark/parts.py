@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 
@@ -34,11 +35,12 @@ class Part:
 class Checks:
     """What a part is given.
 
-    report: of all parts, for figures that belong to the whole. failures: what was not as it has
-    to be.
+    report: of all parts, for figures that belong to the whole. write: the report so far, for a part
+    that may not come to its end. failures: what was not as it has to be.
     """
 
     report: dict
+    write: Callable[[], None] = lambda: None
     failures: list[str] = field(default_factory=list)
 
     def __call__(self, passed: bool, what: str) -> None:
@@ -93,7 +95,7 @@ def run_parts(
         report['parts'][part.name] = result
         _write(path, report)
         print(f'{part.name} ...', flush=True)
-        checks = Checks(report)
+        checks = Checks(report, partial(_write, path, report))
         begin = time.monotonic()
         # Ends the process even where a call into CUDA never returns.
         faulthandler.dump_traceback_later(part.limit_s, exit=True)

@@ -36,7 +36,7 @@ def test_every_part_passes_on_a_cpu_and_the_page_shows_it(tmp_path):
     done = check('--dry', '--json', path)
     report = json.loads(path.read_text())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(report['parts']) == 15 and all(part['passed'] for part in report['parts'].values())
+    assert len(report['parts']) == 16 and all(part['passed'] for part in report['parts'].values())
     assert report['dry'] and report['device_type'] == 'cpu'
     (result,) = report['results']
     assert result['graph_ratio'] > 0 and result['parts_ms']['upload'] >= 0
@@ -94,6 +94,8 @@ def hangs(checks):
     time.sleep(100)
 
 def ends(checks):
+    checks.report['result'] = 3
+    checks.write()
     os._exit(9)
 
 def last(checks):
@@ -130,7 +132,7 @@ def test_it_goes_on_whatever_becomes_of_a_part(parts, tmp_path, capfd):
         'ends': (False, ['it did not come to an end']),
         'last': (True, []),
     }
-    assert report['device'] == 'a GPU'
+    assert report['device'] == 'a GPU' and report['result'] == 3
     assert report['parts']['fine']['figures'] == {'figure': 1}
     assert report['parts']['wrong']['figures'] == {'share': 0.5}
     assert '2 of 7 parts passed' in capfd.readouterr().out
