@@ -650,7 +650,7 @@ print(engine.fault[0])
 @part(limit_s=90)
 def lost_device(checks: Checks) -> dict:
     """After an assertion on the GPU the CPU labels on, and the process ends as it should."""
-    return {'fault': _run_script(checks, LOSES_THE_DEVICE)}
+    return {'fault': _run_script(checks, LOSES_THE_DEVICE).rpartition('\n')[2]}
 
 
 FAILS_TO_CAPTURE = """
@@ -712,12 +712,25 @@ def failed_captures(checks: Checks) -> dict:
 
 def _run_script(checks: Checks, script: str) -> str:
     """Run a script, which is told the type of the device; returns what it says."""
+    return _run(checks, ['-c', script, _device.type], 80)
+
+
+def _run(checks: Checks, arguments: Sequence[str], limit_s: float) -> str:
+    """Run Python; returns what it says. All of that is shown where it fails."""
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, '-c', script, _device.type]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=80, env=environment, check=False
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=limit_s,
+        cwd=ROOT,
+        env=environment,
+        check=False,
     )
-    checks(done.returncode == 0, f'exit status {done.returncode}: {done.stderr[-1000:]}')
+    if done.returncode != 0:
+        print(done.stdout, flush=True)
+        checks(False, f'exit status {done.returncode}: {done.stdout[-1000:]}')
     return done.stdout.strip()
 
 
@@ -803,9 +816,5 @@ def tests(checks: Checks) -> dict:
     """The project's tests that need a GPU."""
     if _is_dry:
         return {}
-    command = [sys.executable, '-m', 'pytest', '-q', '-m', 'cuda', 'test', '--ignore', 'test/ros']
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=230, cwd=ROOT, check=False
-    )
-    checks(done.returncode == 0, f'exit status {done.returncode}: {done.stdout[-1500:]}')
-    return {'outcome': done.stdout.strip().rpartition('\n')[2]}
+    arguments = ['-m', 'pytest', '-q', '-m', 'cuda', 'test', '--ignore', 'test/ros']
+    return {'outcome': _run(checks, arguments, 230).rpartition('\n')[2]}

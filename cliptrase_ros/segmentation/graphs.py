@@ -255,7 +255,7 @@ class _Streams:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Older PyTorch ends the process where a graph is freed by a thread that captures another."""
+    """A graph freed by a thread that captures another would break that, or end the process."""
     was_on = gc.isenabled()
     gc.disable()
     try:
