@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+#: Exit status of a check that was stopped before it failed.
+STOPPED = 3
+
 
 @dataclass(frozen=True)
 class Part:
@@ -50,9 +53,10 @@ class Checks:
 
 
 def run_to_the_end(command: Sequence[str], path: Path, limit_s: float) -> int:
-    """Run a command that calls `run_parts` until no part is left. Returns the exit status.
+    """Run a command that calls `run_parts` until no part is left.
 
     limit_s: after which the part that runs is ended, and the report goes without those left.
+    Returns the exit status: 1 if a check failed, `STOPPED` if parts are left of which none did.
     """
     end = time.monotonic() + limit_s
     count, in_time = -1, True
@@ -61,7 +65,8 @@ def run_to_the_end(command: Sequence[str], path: Path, limit_s: float) -> int:
             status = subprocess.run(command, timeout=end - time.monotonic()).returncode
         except subprocess.TimeoutExpired:
             in_time = False
-            print(f'stopped after {limit_s:.0f} s; what is not in the report has not been run')
+            print(f'stopped after {limit_s:.0f} s; what is not in the report was not run')
+            _leave_out_the_last(path)
             break
         if status == 0:
             break
@@ -75,7 +80,9 @@ def run_to_the_end(command: Sequence[str], path: Path, limit_s: float) -> int:
     print(f'{len(parts) - len(failed)} of {len(parts)} parts passed; the report is {path}')
     for name in failed:
         print(f'{name}:', *parts[name]['failures'], sep='\n  ')
-    return 0 if in_time and not failed else 1
+    if failed:
+        return 1
+    return 0 if in_time else STOPPED
 
 
 def run_parts(
@@ -124,6 +131,14 @@ def read_report(path: Path) -> dict:
     if not path.exists():
         return {'parts': {}}
     return json.loads(path.read_text(encoding='utf-8'))
+
+
+def _leave_out_the_last(path: Path) -> None:
+    """The part that was running has neither passed nor failed."""
+    report = read_report(path)
+    if report['parts'] and 'seconds' not in list(report['parts'].values())[-1]:
+        report['parts'].popitem()
+        _write(path, report)
 
 
 def _write(path: Path, report: dict) -> None:

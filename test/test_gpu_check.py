@@ -108,7 +108,7 @@ def is_usable():
     return usable
 
 parts = [Part(f, 60) for f in (fine, wrong, raises, loses, ends, last)]
-parts.insert(4, Part(hangs, 0.5))
+parts.insert(-1, Part(hangs, 0.5))
 sys.exit(run_parts(Path(sys.argv[1]), parts, is_usable))
 """
 
@@ -138,11 +138,12 @@ def test_it_goes_on_whatever_becomes_of_a_part(parts, tmp_path, capfd):
     assert '2 of 7 parts passed' in capfd.readouterr().out
 
 
-def test_it_ends_in_time(parts, tmp_path, capfd):
+def test_being_stopped_is_no_failure_and_no_success(parts, tmp_path, capfd):
     script = PARTS.format(folder=str(FOLDER)).replace('Part(hangs, 0.5)', 'Part(hangs, 100)')
-    status, report = run_script(parts, tmp_path, script, limit_s=1)
-    assert status == 1 and 'stopped after 1 s' in capfd.readouterr().out
-    assert 'last' not in report['parts']
+    script = script.replace('(fine, wrong, raises, loses, ends, last)', '(fine, last)')
+    status, report = run_script(parts, tmp_path, script, limit_s=2)
+    assert status == parts.STOPPED and 'stopped after 2 s' in capfd.readouterr().out
+    assert not {'hangs', 'last'} & set(report['parts'])
 
 
 def test_what_fails_before_any_part_is_not_tried_for_ever(parts, tmp_path):
