@@ -135,7 +135,7 @@ def _caption(engine: Status, cameras: Mapping[str, Status]) -> Text:
         f'vocabulary {values["vocabulary_version"]}'
     )
     if pending := values.get('vocabulary_pending'):
-        caption.append(f', encoding {pending}', style='yellow')
+        caption.append(f', preparing {pending}', style='yellow')
     if failure := values.get('vocabulary_failure'):
         caption.append(f', failed: {failure}', style='red')
     for name, status in sorted(cameras.items()):

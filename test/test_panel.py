@@ -80,7 +80,7 @@ def test_two_nodes():
         'front: refused [bold]',
         'rear: no image for 5 s on /rear',
         '/other  error: broken',
-        'encoding 4, failed: too long',
+        'preparing 4, failed: too long',
     ):
         assert part in text
     row = next(line for line in text.splitlines() if line.startswith('front '))

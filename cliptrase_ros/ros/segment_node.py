@@ -36,6 +36,7 @@ from cliptrase_ros.ros.parameters import Parameters, declare_parameters
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back, release_frames
 from cliptrase_ros.segmentation.segmenter import (
+    SegmentationSettings,
     Segmenter,
     load_segmenter,
     threads_beside_others,
@@ -234,7 +235,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 self._engine,
                 settings=self._values.settings,
                 clock=lambda: node_time(self),
-                on_vocabulary=self._announce,
+                on_change=self._announce,
                 is_shutting_down=lambda: self._is_ending or not self.context.ok(),
                 logger=self.get_logger(),
                 warm_up_sizes=self._values.warm_up_sizes,
@@ -307,7 +308,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
     def _header(self) -> Header:
         return Header(stamp=self.get_clock().now().to_msg())
 
-    def _announce(self, vocabulary: Vocabulary) -> None:
+    def _announce(self, vocabulary: Vocabulary, settings: SegmentationSettings) -> None:
         if vocabulary.version != self._announced_version:
             self._vocabulary_publisher.publish(vocabulary_message(vocabulary, self._header()))
             # Not before: what could not be published is tried again.
@@ -316,7 +317,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 f'vocabulary {vocabulary.version}: {", ".join(c.name for c in vocabulary.classes)}'
             )
         for camera in self._cameras:
-            camera.publish_label_info(vocabulary, self._header(), self._values.min_confidence)
+            camera.publish_label_info(vocabulary, self._header(), settings.min_confidence)
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         try:
@@ -434,7 +435,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
             level = DiagnosticStatus.WARN
             message = f'{1 + self._namesakes} nodes have this name; rename or end the others'
         elif vocabulary.pending is not None:
-            message = f'encoding vocabulary {vocabulary.pending}'
+            message = f'preparing vocabulary {vocabulary.pending}'
         elif state == 'active':
             message = f'labelling by vocabulary {vocabulary.in_force}'
         return diagnostics.status(

@@ -26,17 +26,12 @@ from cliptrase_ros.unused_memory import UnusedMemory
 _ENCODING_TURN_S = 0.1
 
 
-#: What is made ready at a time: (height, width) of images, pixels, and how many of them.
-Call = tuple[tuple[int, int], int]
-
-
 @dataclass(frozen=True)
 class VocabularyState:
     """What diagnostics say about vocabularies.
 
-    in_force: version labels are made with, 0 before the first. pending: version being encoded
-    or made ready for, or None. failure: why the last one that was requested could not be encoded,
-    or ''.
+    in_force: version labels are made with, 0 before the first. pending: version being encoded or
+    made ready for, or None. failure: why the one requested last could not be encoded, or ''.
     """
 
     in_force: int
@@ -44,29 +39,22 @@ class VocabularyState:
     failure: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Choice:
     """Words and settings that labels are made with."""
 
     vocabulary: EncodedVocabulary
     settings: SegmentationSettings
 
-    def is_same(self, other: 'Choice | None') -> bool:
-        """Whether the other says the same."""
-        return (
-            other is not None
-            and self.vocabulary is other.vocabulary
-            and self.settings == other.settings
-        )
-
 
 class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
     settings: the first, until `request` tells others. warm_up_sizes: (height, width) of images to
-    be ready for before the first one, pixels; up to warm_up_batch of them at a time.
-    on_vocabulary: called in the inference thread when a vocabulary comes into force, before the
-    first label made with it, and again if it raises.
+    be ready for before the first one and before changes, pixels; up to warm_up_batch of them at a
+    time.
+    on_change: called in the inference thread with the words and settings that come into force,
+    before the first label made with them, and again if it raises.
     clock: () -> now, of the node. is_shutting_down: whether errors are only the middleware going
     away.
     """
@@ -77,7 +65,7 @@ class Worker:
         *,
         settings: SegmentationSettings,
         clock: Callable[[], NodeTime],
-        on_vocabulary: Callable[[Vocabulary], None],
+        on_change: Callable[[Vocabulary, SegmentationSettings], None],
         is_shutting_down: Callable[[], bool],
         logger: RcutilsLogger,
         warm_up_sizes: Sequence[tuple[int, int]] = (),
@@ -89,24 +77,27 @@ class Worker:
         self._memories = FrameMemories()
         self._unused_memory = UnusedMemory()
         self._clock = clock
-        self._on_vocabulary = on_vocabulary
+        self._on_change = on_change
         self._is_shutting_down = is_shutting_down
         self._logger = logger
         self._cameras: Sequence[Camera] = ()
         self._lock = threading.Lock()
         # Held while frames are taken, labelled and published.
         self._serving = threading.Lock()
-        # What is wanted: what was requested last, unless it failed.
-        self._settings = settings
+        # What is wanted: requested last; words that could not be encoded are not wanted any more.
         self._vocabulary: Vocabulary | None = None
+        self._settings = settings
         self._failure = ''
-        # What there is of it.
+        # On the way there: the parts of a vocabulary that are left to encode; the last one that
+        # was encoded; what is made ready for, with the calls tried so far.
         self._encoding: tuple[Vocabulary, Iterator[Vocabulary]] | None = None
         self._encoded: EncodedVocabulary | None = None
-        self._sizes_to_warm_up = list(warm_up_sizes)
-        self._preparing: tuple[Choice, Segmenter, list[Call]] | None = None
+        self._preparing: Choice | None = None
+        self._tried: set[tuple[tuple[int, int], int]] = set()
+        # What labels are made with.
         self._in_force: Choice | None = None
         self._announce_again = False
+        self._sizes_to_warm_up = list(warm_up_sizes)
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
@@ -142,7 +133,7 @@ class Worker:
         self._wake.set()
 
     def announce_again(self) -> None:
-        """Call `on_vocabulary` once more for the vocabulary in force."""
+        """Call `on_change` once more with what is in force."""
         self._announce_again = True
         self._wake.set()
 
@@ -154,14 +145,15 @@ class Worker:
         """Encode a vocabulary, make ready for it and the settings, and put both in force.
 
         None leaves what was wanted before. Of several that wait, the last one counts. With the
-        vocabulary that is in force, nothing is wanted any more but that: an earlier failure is
-        forgotten.
+        vocabulary that is in force, an earlier failure is forgotten.
         """
         with self._lock:
-            self._settings = settings or self._settings
-            self._vocabulary = vocabulary or self._vocabulary
-            if vocabulary is not None and vocabulary is self._vocabulary_in_force:
-                self._failure = ''
+            if settings is not None:
+                self._settings = settings
+            if vocabulary is not None:
+                self._vocabulary = vocabulary
+                if vocabulary is self._vocabulary_in_force:
+                    self._failure = ''
         self._wake.set()
 
     @property
@@ -190,9 +182,10 @@ class Worker:
             try:
                 # Turn by turn: a large vocabulary, or getting ready for a change, does not stop
                 # labelling as before, and frames that never cease do not keep a change waiting.
-                self._announce_waiting()
+                self._repeat_announcement()
                 worked = self._encode_some()
                 worked = self._change_some() or worked
+                worked = self._warm_up_some() or worked
                 worked = self._serve_some() or worked
                 worked = self._publish_waiting() or worked
                 if not worked and not self._stopping:
@@ -219,9 +212,7 @@ class Worker:
 
     def _encode_some(self) -> bool:
         wanted = self._vocabulary
-        if self._encoded is not None and self._encoded.vocabulary is not wanted:
-            self._encoded = None
-        if not self._is_to_be_encoded(wanted):
+        if wanted is None or self._encoded_of(wanted) is not None:
             return False
         if self._encoding is None or self._encoding[0] is not wanted:
             self._encoding = (wanted, _slices(wanted, self._engine.segmenter))
@@ -235,39 +226,40 @@ class Worker:
                     break
         except Exception as error:
             self._encoding = None
+            failure = f'{type(error).__name__}: {error}'
             with self._lock:
+                # Unless another one is wanted by now.
                 if self._vocabulary is wanted:
-                    self._vocabulary = self._vocabulary_in_force
-                self._failure = f'{type(error).__name__}: {error}'
+                    self._vocabulary, self._failure = self._vocabulary_in_force, failure
             self._logger.error(
                 f'vocabulary {wanted.version} could not be encoded, the old one stays in force: '
-                f'{type(error).__name__}: {error}'
+                f'{failure}'
             )
         return True
 
-    def _is_to_be_encoded(self, wanted: Vocabulary | None) -> bool:
-        return wanted is not self._vocabulary_in_force and (
-            self._encoded is None or self._encoded.vocabulary is not wanted
-        )
+    def _encoded_of(self, vocabulary: Vocabulary | None) -> EncodedVocabulary | None:
+        """The vocabulary with its features, None as long as it is not encoded."""
+        in_force = None if self._in_force is None else self._in_force.vocabulary
+        for encoded in (self._encoded, in_force):
+            if encoded is not None and encoded.vocabulary is vocabulary:
+                return encoded
+        return None
 
     def _change_some(self) -> bool:
-        """Make ready for one call of what is wanted; put it in force where there is none left."""
+        """Make one call ready for what is wanted, or put it in force if none is left."""
         with self._lock:
-            words, settings = self._vocabulary, self._settings
-        if self._encoded is not None and self._encoded.vocabulary is words:
-            wanted = Choice(self._encoded, settings)
-        elif self._in_force is not None:
-            wanted = Choice(self._in_force.vocabulary, settings)
-        else:
+            vocabulary, settings = self._vocabulary, self._settings
+        before, encoded = self._in_force, self._encoded_of(vocabulary)
+        if before is None and encoded is None:
             return False
-        if wanted.is_same(self._in_force):
+        wanted = Choice(before.vocabulary if encoded is None else encoded, settings)
+        if wanted == before:
+            self._preparing = None
             return False
-        if self._sizes_to_warm_up:
-            self._warm_up(wanted)
-            return True
-        calls = self._unready(wanted)
-        if calls and self._is_to_be_encoded(words):
-            # It comes into force together with these settings.
+        # The first words are announced as soon as they can be; `_warm_up_some` comes before labels.
+        calls = [] if before is None else self._unready(wanted)
+        if calls and encoded is None:
+            # The words to come take these settings with them: made ready for once.
             return False
         if calls:
             self._make_ready(wanted, calls)
@@ -275,64 +267,64 @@ class Worker:
             self._put_in_force(wanted)
         return True
 
-    def _unready(self, wanted: Choice) -> list[Call]:
-        """Calls to make ready before a choice comes into force."""
-        segmenter, before = self._engine.segmenter, self._preparing
-        if before is None or not wanted.is_same(before[0]) or segmenter is not before[1]:
-            try:
-                calls = self._engine.unready(
-                    self._warm_up_sizes, self._warm_up_batch, wanted.vocabulary, wanted.settings
-                )
-            except Exception as error:
-                self._warn_of_unready('some images', error)
-                calls = []
-            self._preparing = wanted, segmenter, calls
-        return self._preparing[2]
+    def _unready(self, wanted: Choice) -> list[tuple[tuple[int, int], int]]:
+        """Calls to make ready before a choice comes into force, each at most once."""
+        if wanted != self._preparing:
+            self._preparing, self._tried = wanted, set()
+        try:
+            calls = self._engine.unready(
+                self._warm_up_sizes, self._warm_up_batch, wanted.vocabulary, wanted.settings
+            )
+        except Exception as error:
+            self._warn_of_unready('a change', error)
+            return []
+        return [call for call in calls if call not in self._tried]
 
-    def _warm_up(self, wanted: Choice) -> None:
-        begin = time.monotonic()
+    def _make_ready(self, wanted: Choice, calls: list[tuple[tuple[int, int], int]]) -> None:
+        size, count = calls[0]
+        self._tried.add(calls[0])
+        try:
+            self._engine.make_ready(size, count, wanted.vocabulary, wanted.settings)
+        except Exception as error:
+            self._warn_of_unready('a change', error)
+            # Lack of memory would meet the others as well.
+            self._tried.update(calls)
+
+    def _put_in_force(self, wanted: Choice) -> None:
+        # Announced first: no label may come out whose names nobody has been told.
+        self._announce(wanted)
+        with self._lock:
+            if wanted.vocabulary.vocabulary is not self._vocabulary_in_force:
+                self._failure = ''
+            self._in_force = wanted
+
+    def _warm_up_some(self) -> bool:
+        if self._in_force is None or not self._sizes_to_warm_up:
+            return False
+        begin, choice = time.monotonic(), self._in_force
         height, width = size = self._sizes_to_warm_up.pop(0)
         try:
-            self._engine.warm_up(size, self._warm_up_batch, wanted.vocabulary, wanted.settings)
+            self._engine.warm_up(size, self._warm_up_batch, choice.vocabulary, choice.settings)
         except Exception as error:
             self._warn_of_unready(f'images of {width} x {height}', error)
         else:
             self._logger.info(
                 f'ready for images of {width} x {height}, in {time.monotonic() - begin:.1f} s'
             )
-
-    def _make_ready(self, wanted: Choice, calls: list[Call]) -> None:
-        size, count = calls.pop(0)
-        try:
-            self._engine.make_ready(size, count, wanted.vocabulary, wanted.settings)
-        except Exception as error:
-            self._warn_of_unready('some images', error)
-            # Lack of memory would meet the others as well.
-            calls.clear()
+        return True
 
     def _warn_of_unready(self, what: str, error: Exception) -> None:
         self._logger.warning(f'not ready for {what} beforehand: {type(error).__name__}: {error}')
 
-    def _put_in_force(self, wanted: Choice) -> None:
-        vocabulary = wanted.vocabulary.vocabulary
-        is_new = vocabulary is not self._vocabulary_in_force
-        if is_new:
-            # Announced first: no label may come out whose names nobody has been told.
-            self._announce(vocabulary)
-        with self._lock:
-            self._in_force = wanted
-            if is_new:
-                self._failure = ''
-        self._encoded = self._preparing = None
-
-    def _announce_waiting(self) -> None:
+    def _repeat_announcement(self) -> None:
         if self._announce_again and self._in_force is not None:
             self._announce_again = False
-            self._announce(self._vocabulary_in_force)
+            self._announce(self._in_force)
 
-    def _announce(self, vocabulary: Vocabulary) -> None:
+    def _announce(self, choice: Choice) -> None:
+        vocabulary = choice.vocabulary.vocabulary
         try:
-            self._on_vocabulary(vocabulary)
+            self._on_change(vocabulary, choice.settings)
         except Exception as error:
             if self._is_shutting_down():
                 return
@@ -346,7 +338,7 @@ class Worker:
             )
 
     def _serve_some(self) -> bool:
-        if self._in_force is None:
+        if self._in_force is None or self._sizes_to_warm_up:
             return False
         now_ns = self._clock().ns
         batch = self._engine.largest_batch

@@ -98,7 +98,7 @@ class SegmentationSettings:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedVocabulary:
     """A vocabulary with the features of its phrases, ready for `Segmenter.segment`.
 

@@ -17,13 +17,14 @@ from std_msgs.msg import Header
 from cliptrase_ros import fault_tolerance
 from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.ros.node_time import NodeTime
-from cliptrase_ros.ros.worker import Worker
+from cliptrase_ros.ros.worker import VocabularyState, Worker
+from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 PATIENCE = 90.0
-SETTINGS = SegmentationSettings()
+SETTINGS = SegmentationSettings(resolution=64)
 PLUS = replace(SETTINGS, preset='plus')
 
 
@@ -44,7 +45,7 @@ def start_worker():
 
     def start(
         segmenter,
-        on_vocabulary=lambda _: None,
+        on_change=lambda *_: None,
         clock=now,
         **arguments,
     ):
@@ -52,7 +53,7 @@ def start_worker():
             FaultTolerantEngine(segmenter),
             settings=SETTINGS,
             clock=clock,
-            on_vocabulary=on_vocabulary,
+            on_change=on_change,
             is_shutting_down=lambda: False,
             logger=get_logger('test_worker'),
             **arguments,
@@ -118,7 +119,7 @@ def test_features_do_not_depend_on_the_parts(start_worker, make_segmenter):
 def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worker, segmenter):
     announced = []
 
-    def fail_at_first(vocabulary):
+    def fail_at_first(vocabulary, settings):
         announced.append(vocabulary)
         if len(announced) <= 2:
             raise RuntimeError('no memory left')
@@ -135,6 +136,50 @@ def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worke
     worker.request(second)
     wait_for(lambda: worker.vocabulary_state.in_force == 2)
     assert announced == [first, first, first, second]
+
+
+def test_settings_are_announced_with_the_words_they_come_into_force_with(start_worker, segmenter):
+    announced = []
+    worker = start_worker(segmenter, lambda *choice: announced.append(choice))
+    first, second = parse_vocabulary('road'), parse_vocabulary('road; tree')
+    half = replace(SETTINGS, min_confidence=0.5)
+    for count, announce in enumerate(
+        (
+            lambda: worker.request(first),
+            lambda: worker.request(settings=half),
+            worker.announce_again,
+            lambda: worker.request(second, SETTINGS),
+        ),
+        1,
+    ):
+        announce()
+        wait_for(lambda count=count: len(announced) == count)
+    assert announced == [(first, SETTINGS), (first, half), (first, half), (second, SETTINGS)]
+
+
+def test_words_that_nobody_wants_any_more_do_not_fail(start_worker, make_segmenter):
+    begun, may_go_on, announced = threading.Event(), threading.Event(), []
+
+    class Failing(Segmenter):
+        def encode_vocabulary(self, vocabulary):
+            if 'unreadable' in vocabulary.phrases:
+                begun.set()
+                assert may_go_on.wait(PATIENCE)
+                raise RuntimeError('no memory left')
+            return super().encode_vocabulary(vocabulary)
+
+    worker = start_worker(make_segmenter(Failing), lambda *_: announced.append(None))
+    first = parse_vocabulary('road')
+    worker.request(first)
+    wait_for(lambda: announced)
+    worker.request(parse_vocabulary('unreadable', previous=first))
+    assert begun.wait(PATIENCE)
+    worker.request(first)
+    # In the turn after the failure.
+    worker.announce_again()
+    may_go_on.set()
+    wait_for(lambda: len(announced) == 2)
+    assert worker.vocabulary_state == VocabularyState(1, None, '')
 
 
 @pytest.mark.parametrize('where', ['before an image is looked for', 'while there is none'])
@@ -237,7 +282,7 @@ class BusyCamera(IdleCamera):
         self.events.append(f'failed: {error}')
 
     def publish(self, frame, picture, result):
-        preset = self.segmenter.settings.preset
+        preset = self.engine.segmenter.settings.preset
         self.events.append(('label', result.vocabulary.version, preset))
 
 
@@ -278,12 +323,14 @@ def start_busy(start_worker, make_segmenter, monkeypatch):
             segmenter.fixed_calls = FixedCalls(segmenter.pipeline, queue, patience=1000)
         worker = start_worker(
             segmenter,
-            lambda vocabulary: events.append(('announced', vocabulary.version)),
+            lambda vocabulary, settings: events.append(
+                ('announced', vocabulary.version, settings.preset)
+            ),
             warm_up_sizes=[(48, 64), (64, 64)],
             warm_up_batch=2,
         )
         camera = BusyCamera(events)
-        camera.segmenter = segmenter
+        camera.engine = worker._engine
         worker.serve([camera])
         worker.request(parse_vocabulary('road; tree'))
         wait_for(lambda: ('label', 1, 'robot') in events)
@@ -310,7 +357,9 @@ def made_ready(events):
 
 def test_ready_for_a_change_before_it_comes_into_force(start_busy):
     worker, segmenter, events = start_busy()
-    assert events.index(('announced', 1)) == len(made_ready(events))
+    # Who listens need not wait for what the first label waits for.
+    assert events[0] == ('announced', 1, 'robot')
+    assert events.index(('label', 1, 'robot')) == 1 + len(calls(1, 'robot'))
     assert set(made_ready(events)) == set(calls(1, 'robot'))
     events.clear()
     second = words(17, worker.latest_vocabulary)
@@ -321,15 +370,17 @@ def test_ready_for_a_change_before_it_comes_into_force(start_busy):
     # In turn with labels by the old words.
     wanted = [event for call in calls(2, 'robot') for event in (call, ('label', 1, 'robot'))]
     first = events.index(wanted[0])
-    assert events[first : first + 10] == [*wanted, ('announced', 2), ('label', 2, 'robot')]
+    assert events[first : first + 10] == [
+        *(*wanted, ('announced', 2, 'robot'), ('label', 2, 'robot'))
+    ]
     ready = len(segmenter.fixed_calls)
     events.clear()
     worker.request(settings=PLUS)
     wait_for(lambda: ('label', 2, 'plus') in events)
     assert made_ready(events) == calls(2, 'plus')
-    change = events.index(('label', 2, 'plus'))
+    change = events.index(('announced', 2, 'plus'))
     assert {e for e in events[:change] if e[0] == 'label'} == {('label', 2, 'robot')}
-    assert set(events[change:]) == {('label', 2, 'plus')}
+    assert set(events[change + 1 :]) == {('label', 2, 'plus')}
     # No frame had to wait for a call of its own.
     assert len(segmenter.fixed_calls) == ready + 4
 
@@ -391,7 +442,8 @@ def test_of_several_changes_the_last_one_counts(start_busy):
     may_go_on.set()
     wait_for(lambda: ('label', 3, 'paper') in events)
     assert {e for e in events if e[0] in ('label', 'announced')} == {
-        *(('announced', 1), ('label', 1, 'robot'), ('announced', 3), ('label', 3, 'paper'))
+        *(('announced', 1, 'robot'), ('label', 1, 'robot')),
+        *(('announced', 3, 'paper'), ('label', 3, 'paper')),
     }
     # Back to what is in force before anything has come of a change.
     begun.clear()
@@ -418,6 +470,36 @@ def test_what_cannot_be_made_ready_does_not_keep_a_change_waiting(start_busy):
     wait_for(lambda: ('label', 2, 'plus') in events)
     assert made_ready(events) == calls(2, 'plus')[:1]
     assert worker.vocabulary_state.failure == ''
+
+
+def test_calls_that_give_way_to_others_are_made_ready_once(start_busy):
+    worker, segmenter, events = start_busy()
+    segmenter.fixed_calls._capacity = 2
+    segmenter.fixed_calls._announced.clear()
+    events.clear()
+    worker.request(settings=PLUS)
+    wait_for(lambda: ('label', 1, 'plus') in events)
+    assert sorted(made_ready(events)) == sorted(calls(1, 'plus'))
+
+
+def test_a_device_that_is_lost_meanwhile_does_not_keep_a_change_waiting(
+    start_busy, make_segmenter, monkeypatch
+):
+    worker, segmenter, events = start_busy()
+    on_cpu = make_segmenter(WithGraphs)
+    on_cpu.events = events
+    monkeypatch.setattr(worker._engine, '_make_cpu_segmenter', lambda: on_cpu)
+    monkeypatch.setattr(device_faults, '_still_raises', lambda _: True)
+    events.clear()
+
+    def gate():
+        raise RuntimeError('CUDA error: unspecified launch failure')
+
+    segmenter.gate = gate
+    worker.request(words(17, worker.latest_vocabulary), PLUS)
+    wait_for(lambda: ('label', 2, 'plus') in events)
+    assert made_ready(events) == calls(2, 'plus')[:1]
+    assert worker._engine.segmenter is on_cpu
 
 
 def test_the_end_does_not_wait_until_everything_is_ready(start_busy):
