@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / 'benchmark'
 
@@ -26,14 +27,23 @@ def parts():
     return load('parts')
 
 
-def check(*arguments):
-    command = [sys.executable, str(FOLDER / 'gpu_check.py'), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+@pytest.fixture
+def check_here(monkeypatch, capfd):
+    """A function that runs the check in this process; returns its status and what it printed."""
+    monkeypatch.setattr(sys, 'path', [str(FOLDER), *sys.path])
+    check = load('gpu_check')
+
+    def run(*arguments):
+        status = check.main(['--in-this-process', *map(str, arguments)])
+        return status, capfd.readouterr().out
+
+    return run
 
 
 def test_every_part_passes_on_a_cpu_and_the_page_shows_it(tmp_path):
     path = tmp_path / 'report.json'
-    done = check('--dry', '--json', path)
+    command = [sys.executable, FOLDER / 'gpu_check.py', '--dry', '--json', path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     report = json.loads(path.read_text())
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(report['parts']) == 16 and all(part['passed'] for part in report['parts'].values())
@@ -49,21 +59,18 @@ def test_every_part_passes_on_a_cpu_and_the_page_shows_it(tmp_path):
     assert '| medians | passed |' in page and '| races | round 7: other labels |' in page
 
 
-def test_parts_are_chosen_by_name(tmp_path):
+def test_parts_are_chosen_by_name(check_here, tmp_path):
     path = tmp_path / 'report.json'
-    assert check('--dry', '--json', path, '--only', 'environment', 'medians').returncode == 0
+    assert check_here('--dry', '--json', path, '--only', 'environment', 'medians')[0] == 0
     assert list(json.loads(path.read_text())['parts']) == ['environment', 'medians']
-    done = check('--dry', '--json', path, '--only', 'median')
-    assert done.returncode == 2 and 'no part median' in done.stdout and 'medians' in done.stdout
+    status, printed = check_here('--dry', '--json', path, '--only', 'median')
+    assert status == 2 and 'no part median' in printed and 'medians' in printed
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip('there is a GPU')
-    done = check('--json', tmp_path / 'report.json')
-    assert done.returncode == 2 and '--dry' in done.stdout
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_a_gpu_it_says_so(check_here, tmp_path):
+    status, printed = check_here('--json', tmp_path / 'report.json')
+    assert status == 2 and '--dry' in printed
 
 
 # Parts that pass, fail, raise, lose the device, hang, and end their process.
