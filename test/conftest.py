@@ -18,8 +18,13 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 # A run must not know phrases that an earlier one has encoded.
 _caches = tempfile.TemporaryDirectory()
 os.environ['XDG_CACHE_HOME'] = _caches.name
-# Workers that each take every core only get in each other's way.
-os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
+
+def pytest_configure(config):
+    """Give each worker its share of the cores: those that each take all wait for one another."""
+    # Workers inherit what the process that starts them sets.
+    if not config.getoption('numprocesses', None):
+        os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 
 def pytest_generate_tests(metafunc):
