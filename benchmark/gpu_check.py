@@ -13,6 +13,7 @@ after eight minutes with none failed. How long anything takes fails nothing.
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
 from parts import run_parts, run_to_the_end
@@ -36,14 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='where the report goes (default: %(default)s)',
     )
     parser.add_argument('--only', nargs='+', metavar='PART', help='parts to run (default: all)')
-    parser.add_argument('--in-this-process', action='store_true', help=argparse.SUPPRESS)
+    # One of the processes of a check, and when that began.
+    parser.add_argument('--begun', help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.in_this_process:
+    if options.begun:
         return _run_here(options)
-    options.json.unlink(missing_ok=True)
-    command = [sys.executable, __file__, '--in-this-process', '--json', str(options.json)]
+    begun = datetime.now(timezone.utc).isoformat()
+    command = [sys.executable, __file__, '--begun', begun, '--json', str(options.json)]
     command += ['--dry'] * options.dry + (['--only', *options.only] if options.only else [])
-    return run_to_the_end(command, options.json, _LIMIT_S)
+    return run_to_the_end(command, options.json, begun, _LIMIT_S)
 
 
 def _run_here(options: argparse.Namespace) -> int:
@@ -61,7 +63,7 @@ def _run_here(options: argparse.Namespace) -> int:
         return 2
     gpu_parts.set_up(is_dry=options.dry)
     wanted = [part for part in parts if not options.only or part.name in options.only]
-    return run_parts(options.json, wanted, gpu_parts.is_usable)
+    return run_parts(options.json, options.begun, wanted, gpu_parts.is_usable)
 
 
 if __name__ == '__main__':

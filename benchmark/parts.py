@@ -52,11 +52,12 @@ class Checks:
             self.failures.append(what)
 
 
-def run_to_the_end(command: Sequence[str], path: Path, limit_s: float) -> int:
+def run_to_the_end(command: Sequence[str], path: Path, begun: str, limit_s: float) -> int:
     """Run a command that calls `run_parts` until no part is left.
 
-    limit_s: after which the part that runs is ended, and the report goes without those left.
-    Returns the exit status: 1 if a check failed, `STOPPED` if parts are left of which none did.
+    path, begun: as the command gives them to `run_parts`. limit_s: after which the part that runs
+    is ended, and the report goes without those left. Returns the exit status: 1 if a check failed,
+    `STOPPED` if none did but parts are left.
     """
     end = time.monotonic() + limit_s
     count, in_time = -1, True
@@ -66,16 +67,16 @@ def run_to_the_end(command: Sequence[str], path: Path, limit_s: float) -> int:
         except subprocess.TimeoutExpired:
             in_time = False
             print(f'stopped after {limit_s:.0f} s; what is not in the report was not run')
-            _leave_out_the_last(path)
+            _leave_out_the_last(path, begun)
             break
         if status == 0:
             break
-        parts = read_report(path)['parts']
+        parts = read_report(path, begun)['parts']
         if len(parts) <= count or not parts:
             # Not a part: there is no GPU, or a module is missing. It has been said.
             return status
         count = len(parts)
-    parts = read_report(path)['parts']
+    parts = read_report(path, begun)['parts']
     failed = [name for name, part in parts.items() if not part['passed']]
     print(f'{len(parts) - len(failed)} of {len(parts)} parts passed; the report is {path}')
     for name in failed:
@@ -86,14 +87,15 @@ def run_to_the_end(command: Sequence[str], path: Path, limit_s: float) -> int:
 
 
 def run_parts(
-    path: Path, parts: Sequence[Part], is_usable: Callable[[], bool] = lambda: True
+    path: Path, begun: str, parts: Sequence[Part], is_usable: Callable[[], bool] = lambda: True
 ) -> int:
     """Run those parts that the report does not have yet.
 
-    is_usable: whether parts can go on in this process. Returns 0 when all have been run, whatever
-    they found; otherwise they are to be run in another process.
+    begun: when, which tells the report from one of before. is_usable: whether parts can go on in
+    this process. Returns 0 when all have been run, whatever they found; otherwise they are to be
+    run in another process.
     """
-    report = read_report(path)
+    report = read_report(path, begun)
     for part in parts:
         if part.name in report['parts']:
             continue
@@ -126,16 +128,18 @@ def run_parts(
     return 0
 
 
-def read_report(path: Path) -> dict:
-    """The report so far."""
-    if not path.exists():
-        return {'parts': {}}
-    return json.loads(path.read_text(encoding='utf-8'))
+def read_report(path: Path, begun: str) -> dict:
+    """The report so far; an empty one if there is none, or another check's."""
+    if path.exists():
+        report = json.loads(path.read_text(encoding='utf-8'))
+        if report.get('begun') == begun:
+            return report
+    return {'begun': begun, 'parts': {}}
 
 
-def _leave_out_the_last(path: Path) -> None:
+def _leave_out_the_last(path: Path, begun: str) -> None:
     """The part that was running has neither passed nor failed."""
-    report = read_report(path)
+    report = read_report(path, begun)
     if report['parts'] and 'seconds' not in list(report['parts'].values())[-1]:
         report['parts'].popitem()
         _write(path, report)

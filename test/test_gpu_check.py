@@ -34,7 +34,7 @@ def check_here(monkeypatch, capfd):
     check = load('gpu_check')
 
     def run(*arguments):
-        status = check.main(['--in-this-process', *map(str, arguments)])
+        status = check.main(['--begun', 'now', *map(str, arguments)])
         return status, capfd.readouterr().out
 
     return run
@@ -116,7 +116,7 @@ def is_usable():
 
 parts = [Part(f, 60) for f in (fine, wrong, raises, loses, ends, last)]
 parts.insert(-1, Part(hangs, 0.5))
-sys.exit(run_parts(Path(sys.argv[1]), parts, is_usable))
+sys.exit(run_parts(Path(sys.argv[1]), 'now', parts, is_usable))
 """
 
 
@@ -124,7 +124,7 @@ def run_script(parts, tmp_path, script, limit_s=100):
     (tmp_path / 'script.py').write_text(textwrap.dedent(script))
     path = tmp_path / 'report.json'
     command = [sys.executable, str(tmp_path / 'script.py'), str(path)]
-    return parts.run_to_the_end(command, path, limit_s), parts.read_report(path)
+    return parts.run_to_the_end(command, path, 'now', limit_s), parts.read_report(path, 'now')
 
 
 def test_it_goes_on_whatever_becomes_of_a_part(parts, tmp_path, capfd):
@@ -156,3 +156,12 @@ def test_being_stopped_is_no_failure_and_no_success(parts, tmp_path, capfd):
 def test_what_fails_before_any_part_is_not_tried_for_ever(parts, tmp_path):
     status, report = run_script(parts, tmp_path, 'import sys; sys.exit(5)')
     assert status == 5 and report['parts'] == {}
+
+
+def test_a_report_of_before_stays_until_there_is_something_to_tell(parts, tmp_path):
+    path = tmp_path / 'report.json'
+    path.write_text('{"begun": "yesterday", "parts": {"fine": {"passed": true}}}')
+    run_script(parts, tmp_path, 'import sys; sys.exit(5)')
+    assert 'yesterday' in path.read_text()
+    _, report = run_script(parts, tmp_path, PARTS.format(folder=str(FOLDER)))
+    assert len(report['parts']) == 7 and 'yesterday' not in path.read_text()
