@@ -5,7 +5,6 @@ A part makes checks and returns figures; nothing that takes long or is slow fail
 nothing is provoked that a CPU does not have.
 """
 
-import json
 import math
 import os
 import statistics
@@ -26,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from parts import Checks, Part
 from reference_weights import reference_clip
-from tiny_clip import TINY_CONFIG
+from tiny_clip import TINY_CONFIG, add_architecture
 from torch.autograd import DeviceType
 
 from cliptrase_ros.benchmark.cases import (
@@ -38,12 +37,11 @@ from cliptrase_ros.benchmark.cases import (
     measure_text,
 )
 from cliptrase_ros.benchmark.subject import ARCHITECTURE, BACKGROUND, VOCABULARY, camera_frame
-from cliptrase_ros.benchmark.suite import versions
-from cliptrase_ros.benchmark.timing import device_ms, device_name, synchronise
+from cliptrase_ros.benchmark.suite import report_head
+from cliptrase_ros.benchmark.timing import device_ms, synchronise
 from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.segmentation import median
 from cliptrase_ros.segmentation.graphs import CudaGraphs, Direct, FixedCalls
-from cliptrase_ros.segmentation.label_table import label_table
 from cliptrase_ros.segmentation.preprocessing import network_input, resize, whole_frame_framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.segmenter import (
@@ -54,7 +52,13 @@ from cliptrase_ros.segmentation.segmenter import (
 )
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
 from cliptrase_ros.segmentation.weights import LoadedModel
-from cliptrase_ros.verify import HALF_PRECISION_SHARE, Recording, Verifier, read_recording
+from cliptrase_ros.verify import (
+    HALF_PRECISION_SHARE,
+    Recording,
+    Verifier,
+    read_recording,
+    recording_table,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,9 +96,7 @@ def set_up(is_dry: bool) -> None:
     if is_dry:
         _device, _architecture = torch.device('cpu'), 'tiny-ViT'
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f'{_architecture}.json'
-            path.write_text(json.dumps(TINY_CONFIG), encoding='utf-8')
-            open_clip.add_model_config(path)
+            add_architecture(Path(folder), _architecture, TINY_CONFIG)
 
 
 _is_dry = False
@@ -236,14 +238,7 @@ def _are_equal(some: Sequence[Segmentation], others: Sequence[Segmentation]) -> 
 @part(limit_s=60)
 def environment(checks: Checks) -> dict:
     """What there is; nothing to fail."""
-    report = {
-        'device': device_name(_device),
-        'device_type': _device.type,
-        'architecture': _architecture,
-        'versions': versions(_device),
-        'dry': _is_dry,
-    }
-    checks.report |= report
+    checks.report |= {**report_head(_architecture, _device), 'dry': _is_dry}
     figures = {
         'float32 products': torch.get_float32_matmul_precision(),
         'TF32 override': os.environ.get('TORCH_ALLOW_TF32_CUBLAS_OVERRIDE'),
@@ -268,10 +263,11 @@ def recordings(checks: Checks) -> dict:
     exact = Verifier(loaded, device=_device)
     segmenter = _segmenter_of(loaded)
     figures = {}
-    for path in sorted((ROOT / 'test' / 'golden').glob('small_*.npz')):
-        recording = read_recording(path)
+    paths = sorted((ROOT / 'test' / 'golden').glob('small_*.npz'))
+    recorded = {path.stem: read_recording(path) for path in paths}
+    for name, recording in recorded.items():
         agreement = exact.compare(recording)
-        checks(agreement.equal, f'{path.stem}: {agreement}')
+        checks(agreement.equal, f'{name}: {agreement}')
         # As a program that allows TF32 would have it.
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision('high')
@@ -279,14 +275,14 @@ def recordings(checks: Checks) -> dict:
             allowed = exact.compare(recording)
         finally:
             torch.set_float32_matmul_precision(before)
-        checks(allowed.equal, f'{path.stem}, TF32 allowed: {allowed}')
+        checks(allowed.equal, f'{name}, TF32 allowed: {allowed}')
         label = _label_recording(checks, segmenter, recording)
         wanted = recording.labels.copy()
         wanted[wanted == len(recording.foreground)] = UNLABELLED
         # Among more columns other pixels may tie than without a graph.
         others = float((label != wanted).mean())
-        checks(others <= 1e-4, f'{path.stem}, graph: {others:.4%} of the labels are others')
-        figures[path.stem] = {
+        checks(others <= 1e-4, f'{name}, graph: {others:.4%} of the labels are others')
+        figures[name] = {
             'ties': agreement.ties,
             'other labels of the graph': others,
             'correlation': agreement.correlation,
@@ -295,25 +291,16 @@ def recordings(checks: Checks) -> dict:
     segmenter.fixed_calls.clear()
     # Last, because the model is rounded.
     half = Verifier(loaded, 'float16', _device)
-    for path in sorted((ROOT / 'test' / 'golden').glob('small_*.npz')):
-        share = half.compare(read_recording(path)).labels
-        checks(share >= HALF_PRECISION_SHARE, f'{path.stem}, float16: {share:.4f} of the labels')
-        figures[path.stem]['labels in float16'] = share
+    for name, recording in recorded.items():
+        share = half.compare(recording).labels
+        checks(share >= HALF_PRECISION_SHARE, f'{name}, float16: {share:.4f} of the labels')
+        figures[name]['labels in float16'] = share
     return figures
 
 
 def _label_recording(checks: Checks, segmenter: Segmenter, recording: Recording) -> np.ndarray:
     """Label a recording's input through a graph."""
-    features = torch.from_numpy(recording.text_features).to(_device)
-    foreground = len(recording.foreground)
-    table = label_table(
-        features,
-        range(len(features)),
-        range(foreground),
-        UNLABELLED,
-        UNLABELLED,
-        float(segmenter.model.logit_scale.exp()),
-    )
+    table = recording_table(recording, float(segmenter.model.logit_scale.exp())).to(_device)
     names = '; '.join(recording.foreground)
     vocabulary = EncodedVocabulary(parse_vocabulary(names, recording.background), table)
     size = recording.input.shape[:2]

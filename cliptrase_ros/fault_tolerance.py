@@ -193,7 +193,7 @@ class FaultTolerantEngine:
             for image, memory in zip(batch, memories, strict=True)
         ]
 
-    def _met_fault(self, error: Exception) -> '_Fault | None':
+    def _met_fault(self, error: Exception) -> _Fault | None:
         """What an error says about the device; None where the device is not to blame."""
         if is_device_lost(error, self.segmenter.device):
             fault = _Fault.LOST

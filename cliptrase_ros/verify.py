@@ -165,7 +165,7 @@ class Verifier:
                 f'the recording has text features of {features.shape[1]} numbers, the model '
                 f'{self._loaded.name} of {encoded.shape[1]}: it was made with another architecture'
             )
-        table = self._table(recording, features)
+        table = recording_table(recording, float(self._loaded.model.logit_scale.exp()))
         result = on_host(self._run(recording, table.to(self._segmenter.device)))
         if result.correlation[0].shape != recording.correlation.shape:
             raise RecordingError(
@@ -189,22 +189,20 @@ class Verifier:
             text_features=_difference(encoded, recording.text_features),
         )
 
-    def _table(self, recording: Recording, features: Tensor) -> LabelTable:
-        return label_table(
-            features,
-            range(len(features)),
-            range(len(recording.foreground)),
-            UNLABELLED,
-            UNLABELLED,
-            float(self._loaded.model.logit_scale.exp()),
-        )
-
     def _run(self, recording: Recording, table: LabelTable) -> Trace:
         pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None]
         pixels = pixels.to(self._segmenter.device)
         pipeline = self._segmenter.pipeline
         method = replace(PRESETS['paper'], image_prior=recording.mode == 'image_prior')
         return trace(pipeline.backbone, pipeline.normalise(pixels), table, method)
+
+
+def recording_table(recording: Recording, logit_scale: float) -> LabelTable:
+    """Label columns of a recording's phrases, on the host: a phrase a column, ids by position."""
+    features = torch.from_numpy(recording.text_features)
+    classes = range(len(recording.foreground))
+    columns = range(len(features))
+    return label_table(features, columns, classes, UNLABELLED, UNLABELLED, logit_scale)
 
 
 def on_host(result: Trace) -> Trace:

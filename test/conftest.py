@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tiny_clip import TINY_CONFIG
+from tiny_clip import TINY_CONFIG, add_architecture
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
@@ -67,12 +67,8 @@ def shared():
 @pytest.fixture(scope='session')
 def tiny_architecture(tmp_path_factory):
     """Name of a very small CLIP architecture, made known to open_clip."""
-    import open_clip
-
-    path = tmp_path_factory.mktemp('architecture') / 'tiny-ViT.json'
-    path.write_text(json.dumps(TINY_CONFIG))
-    open_clip.add_model_config(path)
-    return path.stem
+    add_architecture(tmp_path_factory.mktemp('architecture'), 'tiny-ViT', TINY_CONFIG)
+    return 'tiny-ViT'
 
 
 @pytest.fixture(scope='session')

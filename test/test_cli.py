@@ -1,6 +1,5 @@
 """The `cliptrase` command as a user meets it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from reference_weights import MODEL_CONFIG, reference_clip
+from tiny_clip import add_architecture
 
 from cliptrase_ros.cli import main
 from cliptrase_ros.segmentation.label_table import label_table
@@ -83,8 +83,7 @@ def test_verify_equal(capsys, tiny_architecture, checkpoint, recorded, tmp_path)
 
 
 def test_verify_on_every_device(capsys, device, tmp_path):
-    (tmp_path / 'reference.json').write_text(json.dumps(MODEL_CONFIG))
-    open_clip.add_model_config(tmp_path / 'reference.json')
+    add_architecture(tmp_path, 'reference', MODEL_CONFIG)
     checkpoint = tmp_path / 'reference.safetensors'
     safetensors.torch.save_file(reference_clip().state_dict(), checkpoint)
     files = sorted((ROOT / 'test' / 'golden').glob('small_*.npz'))

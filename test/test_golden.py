@@ -10,11 +10,9 @@ import torch
 from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation.backbone import DenseBackbone
-from cliptrase_ros.segmentation.label_table import label_table
 from cliptrase_ros.segmentation.method import PRESETS
 from cliptrase_ros.segmentation.pipeline import Bounds, trace
-from cliptrase_ros.segmentation.vocabulary import UNLABELLED
-from cliptrase_ros.verify import on_host, read_recording, tied
+from cliptrase_ros.verify import on_host, read_recording, recording_table, tied
 
 CASES = sorted((Path(__file__).parent / 'golden').glob('small_*.npz'))
 CLIP_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
@@ -34,10 +32,7 @@ def half(clip):
 
 
 def label_columns(clip, golden):
-    features = torch.from_numpy(golden.text_features)
-    count = len(golden.foreground)
-    scale = float(clip.logit_scale.exp())
-    return label_table(features, range(len(features)), range(count), UNLABELLED, UNLABELLED, scale)
+    return recording_table(golden, float(clip.logit_scale.exp()))
 
 
 def traced(clip, golden, copies=1, bounds=None):

@@ -113,16 +113,14 @@ def measure_engine(
         with torch.inference_mode():
             encode = bare_encoder(segmenter.name, window, device, dtype)
             pixels = torch.randn(case.batch, 3, *window, device=device).to(dtype)
-            run_encoder = replay = partial(encode, pixels)
-            if graph:
-                replay = _captured(calls.queue, run_encoder)
-                graph = replay is not None
+            run_encoder = partial(encode, pixels)
+            replay = _captured(calls.queue, run_encoder) if graph else None
+            graph = replay is not None
             if not graph:
                 segmenter.fixed_calls = None
-                replay = run_encoder
             taken = interleaved(
                 {
-                    'encoder': replay,
+                    'encoder': replay or run_encoder,
                     'engine': lambda: segmenter.segment(frames, encoded, settings),
                 },
                 runs,

@@ -64,14 +64,7 @@ def quick(suite: Suite) -> Suite:
 
 def run_suite(suite: Suite, device: torch.device) -> dict:
     """Measure everything. Returns what JSON can hold; keys as docs/performance.md says."""
-    report = {
-        'device': device_name(device),
-        'device_type': device.type,
-        'architecture': suite.architecture,
-        'versions': versions(device),
-        'runs': suite.runs,
-        'results': [],
-    }
+    report = {**report_head(suite.architecture, device), 'runs': suite.runs, 'results': []}
     cases = list(_engine_cases(suite))
     with tqdm(total=len(suite.precisions) * len(cases), unit='case') as progress:
         for precision in suite.precisions:
@@ -107,8 +100,17 @@ def _engine_cases(suite: Suite) -> Iterator[EngineCase]:
         yield EngineCase(size, 1, frame, 'plus')
 
 
-def versions(device: torch.device) -> dict[str, str | None]:
-    """Of Python and of what times and labels depend on."""
+def report_head(architecture: str, device: torch.device) -> dict:
+    """What a report says of where and with what it was measured."""
+    return {
+        'device': device_name(device),
+        'device_type': device.type,
+        'architecture': architecture,
+        'versions': _versions(device),
+    }
+
+
+def _versions(device: torch.device) -> dict[str, str | None]:
     found = {'python': platform.python_version(), **{name: _version(name) for name in _VERSIONS}}
     if device.type == 'cuda':
         found |= {
