@@ -39,11 +39,22 @@ from cliptrase_ros.benchmark.cases import (
 from cliptrase_ros.benchmark.subject import ARCHITECTURE, BACKGROUND, VOCABULARY, camera_frame
 from cliptrase_ros.benchmark.suite import report_head
 from cliptrase_ros.benchmark.timing import device_ms, synchronise
-from cliptrase_ros.fault_tolerance import FaultTolerantEngine
-from cliptrase_ros.segmentation import median
-from cliptrase_ros.segmentation.graphs import CudaGraphs, Direct, FixedCalls
-from cliptrase_ros.segmentation.preprocessing import network_input, resize, whole_frame_framing
+from cliptrase_ros.evaluation.verify import (
+    HALF_PRECISION_SHARE,
+    Recording,
+    Verifier,
+    read_recording,
+    recording_table,
+)
+from cliptrase_ros.segmentation.method.presets import median
+from cliptrase_ros.segmentation.model.preprocessing import (
+    network_input,
+    resize,
+    whole_frame_framing,
+)
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.process_settings import exact_float32
+from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     Segmentation,
@@ -51,14 +62,7 @@ from cliptrase_ros.segmentation.segmenter import (
     Segmenter,
 )
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
-from cliptrase_ros.segmentation.weights import LoadedModel
-from cliptrase_ros.verify import (
-    HALF_PRECISION_SHARE,
-    Recording,
-    Verifier,
-    read_recording,
-    recording_table,
-)
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -611,7 +615,7 @@ def _memory_left(megabytes: int) -> Iterator[None]:
 LOSES_THE_DEVICE = """
 import sys
 import numpy as np, torch
-from cliptrase_ros.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
@@ -643,7 +647,7 @@ def lost_device(checks: Checks) -> dict:
 FAILS_TO_CAPTURE = """
 import sys
 import numpy as np, torch
-from cliptrase_ros.segmentation.graphs import CudaGraphs, Direct
+from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 

@@ -12,8 +12,8 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
-from cliptrase_ros.depth_points import Intrinsics, depth_in_metres, labelled_points
-from cliptrase_ros.image_messages import compress_picture
+from cliptrase_ros.messages.depth import Intrinsics, depth_in_metres, labelled_points
+from cliptrase_ros.messages.images import compress_picture
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmentation

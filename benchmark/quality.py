@@ -26,9 +26,9 @@ from cliptrase_ros.segmentation.segmenter import (
     load_segmenter,
 )
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-from cliptrase_ros.toybox.evaluate import VOCABULARIES
 from cliptrase_ros.toybox.scenes import DIFFICULTIES, sample_room, true_labels
 from cliptrase_ros.toybox.sequences import Frame, photograph, rendered_sequence
+from cliptrase_ros.toybox.training.evaluate import VOCABULARIES
 
 CASES = {
     'robot': {},

@@ -9,15 +9,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cliptrase_ros.segmentation import preprocessing
-from cliptrase_ros.segmentation.clustering import cluster_maps, dbscan, dbscan_parameters
-from cliptrase_ros.segmentation.correlation import denoise_correlation
 from cliptrase_ros.segmentation.lettering import text_mask
-from cliptrase_ros.segmentation.method import Method
+from cliptrase_ros.segmentation.method.clustering import cluster_maps, dbscan, dbscan_parameters
+from cliptrase_ros.segmentation.method.presets import Method
+from cliptrase_ros.segmentation.model import preprocessing
+from cliptrase_ros.segmentation.model.correlation import denoise_correlation
+from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.overlay import draw_overlay, legend_name
-from cliptrase_ros.segmentation.pipeline import largest_enlarged
-from cliptrase_ros.segmentation.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
+from cliptrase_ros.segmentation.run.pipeline import largest_enlarged
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     SegmentationSettings,

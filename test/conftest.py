@@ -50,7 +50,7 @@ def device(request):
 @pytest.fixture(scope='session')
 def make_queue():
     """A function that gives what runs calls of fixed shape on a device: graphs, or none."""
-    from cliptrase_ros.segmentation.graphs import CudaGraphs, Direct
+    from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct
 
     return lambda device: CudaGraphs(device) if device.type == 'cuda' else Direct(device)
 

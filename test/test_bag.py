@@ -30,8 +30,7 @@ from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import IMAGE, definition_file, make_typestore
 from cliptrase_ros.cli import main
-from cliptrase_ros.image_messages import decode_mask
-from cliptrase_ros.rate_limit import RateLimit
+from cliptrase_ros.messages.images import decode_mask
 from cliptrase_ros.segmentation.segmenter import (
     Segmentation,
     SegmentationSettings,
@@ -39,6 +38,7 @@ from cliptrase_ros.segmentation.segmenter import (
     load_segmenter,
 )
 from cliptrase_ros.segmentation.vocabulary import parse_over_background
+from cliptrase_ros.streams.rate_limit import RateLimit
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -8,7 +8,7 @@ import torch
 from cliptrase_ros.benchmark.cases import EngineCase, make_segmenter, measure_engine
 from cliptrase_ros.benchmark.suite import table
 from cliptrase_ros.cli import main
-from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
 
 
 def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path, capfd):

@@ -15,11 +15,11 @@ from reference_weights import MODEL_CONFIG, reference_clip
 from tiny_clip import add_architecture
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.segmentation.label_table import label_table
-from cliptrase_ros.segmentation.method import PRESETS
-from cliptrase_ros.segmentation.pipeline import trace
+from cliptrase_ros.segmentation.method.presets import PRESETS
+from cliptrase_ros.segmentation.model.label_table import label_table
+from cliptrase_ros.segmentation.model.weights import load_model
+from cliptrase_ros.segmentation.run.pipeline import trace
 from cliptrase_ros.segmentation.segmenter import Segmenter
-from cliptrase_ros.segmentation.weights import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FOREGROUND = ('red ball', 'blue box', 'dog')
@@ -36,7 +36,7 @@ def checkpoint(tiny_state, tmp_path_factory):
 @pytest.fixture(scope='module')
 def recorded(tiny_architecture, checkpoint):
     """Arrays of a recording that the engine itself made with the tiny model."""
-    from cliptrase_ros.segmentation.text import TextEncoder
+    from cliptrase_ros.segmentation.model.text import TextEncoder
 
     loaded = load_model(tiny_architecture, checkpoint)
     features = TextEncoder(loaded.model, loaded.tokenizer).encode([*FOREGROUND, *BACKGROUND])

@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
-from cliptrase_ros.segmentation.clustering import (
+from cliptrase_ros.segmentation.method.clustering import (
     cluster_maps,
     dbscan,
     dbscan_bounded,
     dbscan_parameters,
     vote,
 )
-from cliptrase_ros.segmentation.correlation import denoise_correlation, recover_correlation
+from cliptrase_ros.segmentation.model.correlation import denoise_correlation, recover_correlation
 
 
 @given(

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from cliptrase_ros.depth_points import (
+from cliptrase_ros.messages.depth import (
     DEPTH_ENCODINGS,
     Intrinsics,
     back_project,
@@ -17,7 +17,7 @@ from cliptrase_ros.depth_points import (
     intrinsics_of,
     labelled_points,
 )
-from cliptrase_ros.image_messages import ImageError
+from cliptrase_ros.messages.images import ImageError
 
 SIZES = st.tuples(st.integers(1, 8), st.integers(1, 8))
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny_clip import TINY_CONFIG
 
-from cliptrase_ros import fault_tolerance
-from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.device_faults import is_device_lost, is_out_of_memory
-from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmentation, SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+from cliptrase_ros.streams import fault_tolerance
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
 SETTINGS = SegmentationSettings(resolution=64)
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from cliptrase_ros.frame_memories import REMEMBERED_NS, FrameMemories
+from cliptrase_ros.streams.frame_history import REMEMBERED_NS, FrameMemories
 
 
 def test_the_frame_before_is_remembered_for_its_time():

@@ -14,18 +14,18 @@ import torch
 from reference_weights import reference_clip
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cliptrase_ros.segmentation import graphs, median
 from cliptrase_ros.segmentation import segmenter as segmenter_module
-from cliptrase_ros.segmentation.backbone import DenseBackbone
 from cliptrase_ros.segmentation.device_faults import (
     give_memory_back,
     is_device_lost,
     whole_device,
 )
-from cliptrase_ros.segmentation.graphs import CudaGraphs, Direct, FixedCalls, batches
-from cliptrase_ros.segmentation.label_table import LabelTable
-from cliptrase_ros.segmentation.method import PRESETS
-from cliptrase_ros.segmentation.pipeline import Bounds, Pipeline
+from cliptrase_ros.segmentation.method.presets import PRESETS, median
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone
+from cliptrase_ros.segmentation.model.label_table import LabelTable
+from cliptrase_ros.segmentation.run import graphs
+from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct, FixedCalls, batches
+from cliptrase_ros.segmentation.run.pipeline import Bounds, Pipeline
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 

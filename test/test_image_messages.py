@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from cliptrase_ros.image_messages import (
+from cliptrase_ros.messages.images import (
     ENCODING_TABLE,
     ENCODINGS,
     ImageError,
@@ -23,7 +23,7 @@ from cliptrase_ros.image_messages import (
     run_lengths,
     to_rgb,
 )
-from cliptrase_ros.segmentation.runs import find_runs
+from cliptrase_ros.segmentation.run_lengths import find_runs
 
 PICTURES = npst.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)))
 

@@ -12,8 +12,8 @@ import torch
 from scipy.ndimage import median_filter
 from torch._subclasses import FakeTensorMode
 
-from cliptrase_ros.segmentation import median
-from cliptrase_ros.segmentation.median import median_7x7
+from cliptrase_ros.segmentation.method.median import median_7x7
+from cliptrase_ros.segmentation.method.presets import median
 
 # The oldest of which the kernel is compiled: that of torch 2.8.
 TRITON = '3.4'
@@ -37,7 +37,7 @@ INTERPRETED = """
 import numpy as np
 import torch
 from scipy.ndimage import median_filter
-from cliptrase_ros.segmentation.median_kernel import median_7x7
+from cliptrase_ros.segmentation.method.median_kernel import median_7x7
 absent = torch.tensor([[False, False, True], [False, True, True]])
 for height, width in ((3, 3), (7, 5), (9, 12), (12, 13)):
     # Negative values and ties, in images that are not contiguous.
@@ -65,7 +65,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from cliptrase_ros.segmentation.median_kernel import _PIXELS, _median
+from cliptrase_ros.segmentation.method.median_kernel import _PIXELS, _median
 signature = {'images': '*fp32', 'absent': '*u1', 'result': '*fp32'}
 signature |= {'height': 'i32', 'width': 'i32', 'PIXELS': 'constexpr'}
 source = ASTSource(_median, signature, {'PIXELS': _PIXELS})

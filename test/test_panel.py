@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip('rich')
 from rich.console import Console
 
-from cliptrase_ros.panel import Panel
+from cliptrase_ros.ros.panel import Panel
 
 
 def status(name, level=b'\0', message='', **values):

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliptrase_ros.image_messages import (
+from cliptrase_ros.messages.images import (
     ImageError,
     check_compressed_stream,
     compress_label,
     decompress_to_rgb,
 )
-from cliptrase_ros.picture_headers import picture_size
+from cliptrase_ros.messages.picture_headers import picture_size
 
 
 def encoded(suffix, height=20, width=30, *options, seed=0):

@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from reference_weights import reference_clip
 
-from cliptrase_ros.segmentation.backbone import (
+from cliptrase_ros.segmentation.memo import constant, kept_in
+from cliptrase_ros.segmentation.method.presets import Method
+from cliptrase_ros.segmentation.model.backbone import (
     DenseBackbone,
     _embedded,
     _embedded_by_product,
 )
-from cliptrase_ros.segmentation.constants import constant, kept_in
-from cliptrase_ros.segmentation.label_table import label_table
-from cliptrase_ros.segmentation.method import Method
-from cliptrase_ros.segmentation.pipeline import (
+from cliptrase_ros.segmentation.model.label_table import label_table
+from cliptrase_ros.segmentation.run.pipeline import (
     Bounds,
     Pipeline,
     label_probability,

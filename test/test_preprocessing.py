@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cliptrase_ros.segmentation.preprocessing import (
+from cliptrase_ros.segmentation.model.preprocessing import (
     _LARGEST_SCALE,
     _resize_by_products,
     resize,

@@ -2,7 +2,7 @@
 
 import torch
 
-from cliptrase_ros.segmentation.propagation import propagate
+from cliptrase_ros.segmentation.method.propagation import propagate
 
 GRID = (4, 6)
 PATCHES = 24

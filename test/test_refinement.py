@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cliptrase_ros.segmentation.refinement import refine_edges
+from cliptrase_ros.segmentation.method.refinement import refine_edges
 
 GRID = (6, 8)
 HEIGHT, WIDTH = 96, 128

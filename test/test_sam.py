@@ -9,7 +9,7 @@ import torch
 from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation import segmenter as segmenter_module
-from cliptrase_ros.segmentation.sam import Sam, SamError, vote_in_masks
+from cliptrase_ros.segmentation.method.sam import Sam, SamError, vote_in_masks
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from reference_weights import MODEL_CONFIG, reference_clip
 
-from cliptrase_ros.segmentation.backbone import DenseBackbone, UnsupportedModelError
-from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone, UnsupportedModelError
+from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.segmenter import (
     PRESETS,
     SegmentationSettings,

@@ -9,9 +9,9 @@ import torch
 from reference_weights import reference_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cliptrase_ros.segmentation.graphs import FixedCalls
+from cliptrase_ros.segmentation.method.smoothing import gather, no_memory, smooth
+from cliptrase_ros.segmentation.run.graphs import FixedCalls
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
-from cliptrase_ros.segmentation.smoothing import gather, no_memory, smooth
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 GRID = (6, 8)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_clip import TINY_CONFIG
 
-from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES, PromptTokenizer
-from cliptrase_ros.segmentation.text import TextEncoder
-from cliptrase_ros.segmentation.text_cache import TextCache, default_folder
+from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES, PromptTokenizer
+from cliptrase_ros.segmentation.model.text import TextEncoder
+from cliptrase_ros.segmentation.model.text_cache import TextCache, default_folder
 
 TOKENIZER = open_clip.get_tokenizer('ViT-B-16')
 TOKENS = PromptTokenizer(TOKENIZER)
@@ -151,7 +151,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cliptrase_ros.segmentation.text_cache import TextCache
+from cliptrase_ros.segmentation.model.text_cache import TextCache
 
 cache = TextCache(Path(sys.argv[1]), 'model', capacity=8)
 for round_ in range(20):

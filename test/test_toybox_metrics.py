@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cliptrase_ros.toybox import captions, losses, materials, metrics, scenes
+from cliptrase_ros.toybox import materials, scenes
+from cliptrase_ros.toybox.training import captions, losses, metrics
 
 
 def test_mean_iou_by_hand():

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from cliptrase_ros.segmentation import weights
+from cliptrase_ros.segmentation.model import weights
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-from cliptrase_ros.toybox import evaluate, towers
-from cliptrase_ros.toybox.metrics import mean_iou
 from cliptrase_ros.toybox.scenes import true_labels
+from cliptrase_ros.toybox.training import evaluate, towers
+from cliptrase_ros.toybox.training.metrics import mean_iou
 
 MEGABYTE = 1e6
 

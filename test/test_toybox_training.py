@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cliptrase_ros.segmentation.weights import load_model_folder
-from cliptrase_ros.toybox import towers, train, views
+from cliptrase_ros.segmentation.model.weights import load_model_folder
+from cliptrase_ros.toybox.training import towers, train, views
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.optim, 'Muon'), reason='training needs PyTorch 2.9 or later'

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cliptrase_ros import unused_memory
-from cliptrase_ros.unused_memory import UnusedMemory, give_back_unused_memory
+from cliptrase_ros.streams import unused_memory
+from cliptrase_ros.streams.unused_memory import UnusedMemory, give_back_unused_memory
 
 
 def resident_mb():

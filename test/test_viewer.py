@@ -13,7 +13,7 @@ from recordings import classes, labels, pictures, read_recording, stamps_ns
 from rosbags.rosbag2 import Reader
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.point_messages import PointsError, read_points
+from cliptrase_ros.messages.points import PointsError, read_points
 from cliptrase_ros.viewer import ShownClass, Viewer
 
 WORDS = 'red ball; box: crate, carton'

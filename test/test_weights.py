@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from tiny_clip import TINY_CONFIG
 
-from cliptrase_ros.segmentation import weights
-from cliptrase_ros.segmentation.checkpoint import CheckpointError, read_state_dict
-from cliptrase_ros.segmentation.weights import ModelError, load_model, select_device
+from cliptrase_ros.segmentation.model import weights
+from cliptrase_ros.segmentation.model.checkpoint import CheckpointError, read_state_dict
+from cliptrase_ros.segmentation.model.weights import ModelError, load_model, select_device
 
 DEFAULT = 'ViT-B-16-quickgelu'
 
@@ -327,7 +327,7 @@ def run_python(code, **environment):
 def test_offline_says_at_once_how_to_get_the_weights(tmp_path):
     code = (
         'import time\n'
-        'from cliptrase_ros.segmentation.weights import ModelError, load_model\n'
+        'from cliptrase_ros.segmentation.model.weights import ModelError, load_model\n'
         'start = time.monotonic()\n'
         'try:\n'
         f'    load_model(cache_dir={str(tmp_path)!r})\n'
@@ -364,7 +364,7 @@ def test_cached_weights_need_no_network(tmp_path):
 
 def test_empty_cache_dir_is_the_default_cache(tmp_path):
     code = (
-        'from cliptrase_ros.segmentation.weights import ModelError, load_model\n'
+        'from cliptrase_ros.segmentation.model.weights import ModelError, load_model\n'
         'try:\n'
         "    load_model(cache_dir='')\n"
         'except ModelError as error:\n'

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from cliptrase_ros.commands.common import require_ros
-from cliptrase_ros.depth_points import Intrinsics, labelled_points
+from cliptrase_ros.messages.depth import Intrinsics, labelled_points
 from cliptrase_ros.photos.results import write_label
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
@@ -159,8 +159,8 @@ def draw_panel(path: Path, demo: subprocess.Popen) -> None:
     from diagnostic_msgs.msg import DiagnosticArray
     from rich.console import Console
 
-    from cliptrase_ros.panel import Panel
     from cliptrase_ros.ros.executable import initialized
+    from cliptrase_ros.ros.panel import Panel
 
     reports: list[tuple[float, float, DiagnosticArray]] = []
 

@@ -20,7 +20,7 @@ from cliptrase_ros.segmentation.segmenter import (
     limit_threads,
     threads_beside_others,
 )
-from cliptrase_ros.unused_memory import share_memory_between_threads
+from cliptrase_ros.streams.unused_memory import share_memory_between_threads
 
 ARCHITECTURE = 'ViT-B-16-quickgelu'
 

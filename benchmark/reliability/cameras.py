@@ -22,7 +22,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
-from cliptrase_ros import image_messages
+from cliptrase_ros.messages import images
 from cliptrase_ros.ros.executable import initialized
 
 #: Name: width, height, images a second, encoding.
@@ -113,12 +113,12 @@ class Fuzzer:
         frame_id = f'{name} {self.sent[name]}'
         if name == 'fuzzed' and self.sent[name] < ELONGATED:
             upright = self.sent[name] % 2 == 0
-            message, check = fuzzing.elongated_image(frame_id, upright), image_messages.check_image
+            message, check = fuzzing.elongated_image(frame_id, upright), images.check_image
         elif name == 'fuzzed':
-            message, check = fuzzing.image(self._rng, frame_id), image_messages.check_image
+            message, check = fuzzing.image(self._rng, frame_id), images.check_image
         elif name == 'packed':
             message = fuzzing.compressed_image(self._rng, frame_id)
-            check = image_messages.check_compressed_stream
+            check = images.check_compressed_stream
         else:
             message, check = fuzzing.damaged_bytes(self._rng, self._good), None
         self._publishers[name].publish(message)
@@ -128,7 +128,7 @@ class Fuzzer:
             arrived = deserialize_message(serialize_message(message), type(message))
             try:
                 check(arrived)
-            except image_messages.ImageError:
+            except images.ImageError:
                 self.refused[name] += 1
 
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
-from cliptrase_ros.image_messages import ENCODING_TABLE, ENCODINGS
-from cliptrase_ros.segmentation.preprocessing import MAX_ASPECT_RATIO
+from cliptrase_ros.messages.images import ENCODING_TABLE, ENCODINGS
+from cliptrase_ros.segmentation.model.preprocessing import MAX_ASPECT_RATIO
 
 #: Numbers at the edges of what a uint32 holds.
 EDGES = (0, 1, 2, 3, 255, 65535, 65536, 2**31 - 1, 2**31, 4_000_000_000, 2**32 - 1)

@@ -14,7 +14,7 @@ from cliptrase_ros.bag.types import (
     IMAGE,
     VOCABULARY_TOPIC,
 )
-from cliptrase_ros.image_messages import MEASUREMENTS, check_compressed, check_image
+from cliptrase_ros.messages.images import MEASUREMENTS, check_compressed, check_image
 
 #: Name of the node whose topics are added.
 DEFAULT_NODE = '/cliptrase'

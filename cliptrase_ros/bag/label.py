@@ -20,10 +20,7 @@ from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.messages import MessageMaker
 from cliptrase_ros.bag.reader import BagMessage, BagReader
 from cliptrase_ros.bag.writer import BagWriter
-from cliptrase_ros.batches import segment_each
-from cliptrase_ros.frame_memories import FrameMemories
-from cliptrase_ros.image_messages import decompress_to_rgb, header_stamp_ns, to_rgb
-from cliptrase_ros.rate_limit import RateLimit
+from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to_rgb
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
@@ -31,6 +28,9 @@ from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
     Segmenter,
 )
+from cliptrase_ros.streams.batches import segment_each
+from cliptrase_ros.streams.frame_history import FrameMemories
+from cliptrase_ros.streams.rate_limit import RateLimit
 
 #: Nanoseconds between repetitions of label_info, as the node does.
 LABEL_INFO_PERIOD_NS = 5_000_000_000

@@ -4,8 +4,8 @@ import numpy as np
 from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.types import CLASS_MASKS, IMAGE, LABEL_INFO, VOCABULARY
-from cliptrase_ros.image_messages import label_run_lengths
-from cliptrase_ros.segmentation.runs import find_runs
+from cliptrase_ros.messages.images import label_run_lengths
+from cliptrase_ros.segmentation.run_lengths import find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import Vocabulary

@@ -10,14 +10,14 @@ from rosbags.typesys.store import Typestore
 from cliptrase_ros.bag.cameras import BagCamera
 from cliptrase_ros.bag.reader import BagMessage, BagReader
 from cliptrase_ros.bag.types import IMAGE
-from cliptrase_ros.depth_points import (
+from cliptrase_ros.messages.depth import (
     DEPTH_ENCODINGS,
     back_project,
     check_depth,
     depth_in_metres,
     intrinsics_of,
 )
-from cliptrase_ros.image_messages import ENCODING_TABLE, ImageError, header_stamp_ns
+from cliptrase_ros.messages.images import ENCODING_TABLE, ImageError, header_stamp_ns
 
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 #: Stamps of picture and depth may differ by so much, as in the node, nanoseconds.

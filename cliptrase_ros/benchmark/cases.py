@@ -27,18 +27,18 @@ from cliptrase_ros.benchmark.timing import (
     stages_ms,
     synchronise,
 )
-from cliptrase_ros.segmentation.clustering import dbscan, dbscan_parameters
 from cliptrase_ros.segmentation.device_faults import describe
-from cliptrase_ros.segmentation.graphs import (
+from cliptrase_ros.segmentation.method.clustering import dbscan, dbscan_parameters
+from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
+from cliptrase_ros.segmentation.model.text import TextEncoder
+from cliptrase_ros.segmentation.run.graphs import (
     LARGEST_BATCH,
     CudaGraphs,
     Direct,
     FixedCall,
     batches,
 )
-from cliptrase_ros.segmentation.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
-from cliptrase_ros.segmentation.text import TextEncoder
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 # Mean and std of pixels do not matter to time.

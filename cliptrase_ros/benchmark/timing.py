@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.autograd import DeviceType
 
-from cliptrase_ros.segmentation.pipeline import STAGES
+from cliptrase_ros.segmentation.run.pipeline import STAGES
 
 
 def interleaved(

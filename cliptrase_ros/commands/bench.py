@@ -45,9 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from cliptrase_ros.benchmark.suite import Suite, quick, run_suite, table
-    from cliptrase_ros.segmentation.backbone import UnsupportedModelError
+    from cliptrase_ros.segmentation.model.backbone import UnsupportedModelError
+    from cliptrase_ros.segmentation.model.weights import (
+        ModelError,
+        check_architecture,
+        select_device,
+    )
     from cliptrase_ros.segmentation.segmenter import SegmentationSettings, limit_threads
-    from cliptrase_ros.segmentation.weights import ModelError, check_architecture, select_device
 
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise CommandError(f'--json: there is no folder {arguments.json.absolute().parent}')

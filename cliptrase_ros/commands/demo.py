@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         'it runs real ROS 2 nodes',
         'use `make demo`, or source a ROS 2 distribution and a workspace with this package',
     )
-    from cliptrase_ros.demo import run_demo
+    from cliptrase_ros.ros.demo import run_demo
     from cliptrase_ros.ros.executable import StartFailure
 
     try:

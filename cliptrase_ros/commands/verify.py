@@ -46,13 +46,18 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.benchmark.timing import device_name
-    from cliptrase_ros.segmentation.weights import (
+    from cliptrase_ros.evaluation.verify import (
+        HALF_PRECISION_SHARE,
+        RecordingError,
+        Verifier,
+        read_recording,
+    )
+    from cliptrase_ros.segmentation.model.weights import (
         ModelError,
         load_model,
         names_architecture,
         select_device,
     )
-    from cliptrase_ros.verify import HALF_PRECISION_SHARE, RecordingError, Verifier, read_recording
 
     if not names_architecture(arguments.model):
         raise CommandError(

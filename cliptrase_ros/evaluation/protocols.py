@@ -7,7 +7,7 @@ from PIL import Image
 
 from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
 from cliptrase_ros.evaluation.reading import Sample
-from cliptrase_ros.segmentation.preprocessing import centre_crop_framing
+from cliptrase_ros.segmentation.model.preprocessing import centre_crop_framing
 
 #: `paper`: a centred square of the network's input size, pictures and truth scaled alike.
 #: `whole`: every pixel, at the truth's own size.

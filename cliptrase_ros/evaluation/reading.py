@@ -13,7 +13,7 @@ from PIL import Image
 from cliptrase_ros.evaluation.datasets import DATASETS, TOYBOX, Dataset, Layout
 from cliptrase_ros.evaluation.labels import BACKGROUND, CONVENTIONS, VALUES, values_table
 from cliptrase_ros.photos.reading import read_photo
-from cliptrase_ros.segmentation.preprocessing import check_aspect_ratio
+from cliptrase_ros.segmentation.model.preprocessing import check_aspect_ratio
 from cliptrase_ros.segmentation.vocabulary import name_and_synonyms
 
 #: Names of classes of a `folder` dataset whose pixels do not count.

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cliptrase_ros.batches import segment_each
-from cliptrase_ros.frame_memories import FrameMemories
 from cliptrase_ros.photos.reading import UnreadableError, read_photo
 from cliptrase_ros.photos.results import (
     OverlayVideo,
@@ -29,6 +27,8 @@ from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
     Segmenter,
 )
+from cliptrase_ros.streams.batches import segment_each
+from cliptrase_ros.streams.frame_history import FrameMemories
 
 # Photos are read and results are written beside the engine; of each so many at a time.
 _THREADS = 4

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from cliptrase_ros.photos.reading import UnreadableError
-from cliptrase_ros.rate_limit import RateLimit
+from cliptrase_ros.streams.rate_limit import RateLimit
 
 # A video may end so many seconds before the time its header says.
 _END_S = 0.5

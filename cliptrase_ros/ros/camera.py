@@ -12,9 +12,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from cliptrase_ros.image_messages import MAX_PIXELS, header_stamp_ns
+from cliptrase_ros.messages.images import MAX_PIXELS, header_stamp_ns
 from cliptrase_ros.msg import ClassMasks
-from cliptrase_ros.rate_limit import RateLimiter
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.depth import DepthMatch
 from cliptrase_ros.ros.diagnostics import CameraStatistics
@@ -26,6 +25,7 @@ from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
+from cliptrase_ros.streams.rate_limit import RateLimiter
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass

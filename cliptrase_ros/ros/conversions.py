@@ -8,8 +8,9 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
 from std_msgs.msg import ColorRGBA, Header
 
-from cliptrase_ros import image_messages, msg
-from cliptrase_ros.image_messages import (
+from cliptrase_ros import msg
+from cliptrase_ros.messages import images
+from cliptrase_ros.messages.images import (
     ENCODING_TABLE,
     ENCODINGS,
     MAX_PIXELS,
@@ -23,7 +24,7 @@ from cliptrase_ros.image_messages import (
     decompress_to_rgb,
     label_run_lengths,
 )
-from cliptrase_ros.segmentation.runs import find_runs
+from cliptrase_ros.segmentation.run_lengths import find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -60,10 +61,10 @@ def to_rgb(image: Image, max_pixels: int = MAX_PIXELS, may_share: bool = False) 
     check_image(image, max_pixels)
     if _cv_bridge is not None and _cv_bridge_reads(image):
         encoding = ENCODING_TABLE[image.encoding]
-        image_messages.check_levels(image_messages.pixels_of(image, encoding), encoding)
+        images.check_levels(images.pixels_of(image, encoding), encoding)
         pixels = np.ascontiguousarray(_cv_bridge.imgmsg_to_cv2(image, 'rgb8'))
-        return pixels if may_share else image_messages.apart_from(image, pixels)
-    return image_messages.to_rgb(image, max_pixels, may_share)
+        return pixels if may_share else images.apart_from(image, pixels)
+    return images.to_rgb(image, max_pixels, may_share)
 
 
 def _cv_bridge_reads(image: Image) -> bool:

@@ -13,7 +13,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
-from cliptrase_ros.image_messages import mono8
+from cliptrase_ros.messages.images import mono8
 from cliptrase_ros.msg import ClassMasks, Vocabulary
 from cliptrase_ros.ros.camera import LATCHED_QOS
 from cliptrase_ros.ros.conversions import to_rgb

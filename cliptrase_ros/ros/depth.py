@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from cliptrase_ros.depth_points import check_depth
-from cliptrase_ros.image_messages import MAX_PIXELS, ImageError, header_stamp_ns
+from cliptrase_ros.messages.depth import check_depth
+from cliptrase_ros.messages.images import MAX_PIXELS, ImageError, header_stamp_ns
 from cliptrase_ros.ros.subscribing import SensorTopic
 
 #: Depth and colour belong together if their stamps differ by no more, seconds: half a period at

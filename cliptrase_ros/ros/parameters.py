@@ -11,8 +11,8 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from cliptrase_ros.image_messages import MAX_PIXELS, MAX_SIDE
-from cliptrase_ros.segmentation.preprocessing import is_too_elongated
+from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
+from cliptrase_ros.segmentation.model.preprocessing import is_too_elongated
 from cliptrase_ros.segmentation.segmenter import (
     MAX_SMOOTHING,
     PRECISIONS,

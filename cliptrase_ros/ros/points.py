@@ -8,8 +8,8 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from cliptrase_ros.depth_points import depth_in_metres, intrinsics_of, labelled_points
-from cliptrase_ros.image_messages import ImageError
+from cliptrase_ros.messages.depth import depth_in_metres, intrinsics_of, labelled_points
+from cliptrase_ros.messages.images import ImageError
 from cliptrase_ros.ros.conversions import points_message
 from cliptrase_ros.ros.depth import STAMP_TOLERANCE_S, DepthMatch, DepthStream
 from cliptrase_ros.ros.diagnostics import CameraStatistics

@@ -18,9 +18,9 @@ from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
-from cliptrase_ros.image_messages import ImageError, decompress_to_rgb, header_stamp_ns, mono8
+from cliptrase_ros.messages.images import ImageError, decompress_to_rgb, header_stamp_ns, mono8
+from cliptrase_ros.messages.points import PointsError, read_points
 from cliptrase_ros.msg import ClassMasks, Vocabulary
-from cliptrase_ros.point_messages import PointsError, read_points
 from cliptrase_ros.ros.camera import LATCHED_QOS
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.executable import run_node

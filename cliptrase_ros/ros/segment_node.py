@@ -26,7 +26,6 @@ from rclpy.task import Future
 from std_msgs.msg import Header
 
 from cliptrase_ros import msg
-from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.ros import diagnostics
 from cliptrase_ros.ros.camera import LATCHED_QOS, Camera, CameraTopics, LabelInfo
 from cliptrase_ros.ros.conversions import vocabulary_message
@@ -35,6 +34,7 @@ from cliptrase_ros.ros.node_time import node_time
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back, release_frames
+from cliptrase_ros.segmentation.model.weights import ModelError
 from cliptrase_ros.segmentation.segmenter import (
     SegmentationSettings,
     Segmenter,
@@ -42,8 +42,8 @@ from cliptrase_ros.segmentation.segmenter import (
     threads_beside_others,
 )
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
-from cliptrase_ros.segmentation.weights import ModelError
-from cliptrase_ros.unused_memory import share_memory_between_threads
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.streams.unused_memory import share_memory_between_threads
 
 NODE_NAME = 'cliptrase'
 

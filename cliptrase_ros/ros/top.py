@@ -8,8 +8,8 @@ from rclpy.executors import ExternalShutdownException
 from rich.console import Console
 from rich.live import Live
 
-from cliptrase_ros.panel import Panel
 from cliptrase_ros.ros.executable import initialized
+from cliptrase_ros.ros.panel import Panel
 
 # Shorter than a report's period, so that the age of a silent node is seen to grow.
 _REFRESH_S = 0.5

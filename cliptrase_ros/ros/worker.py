@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from cliptrase_ros.fault_tolerance import FaultTolerantEngine
-from cliptrase_ros.frame_memories import FrameMemories
-from cliptrase_ros.image_messages import header_stamp_ns
+from cliptrase_ros.messages.images import header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, Frame
 from cliptrase_ros.ros.conversions import ImageError
 from cliptrase_ros.ros.node_time import NodeTime
@@ -19,7 +17,9 @@ from cliptrase_ros.segmentation.segmenter import (
     Segmenter,
 )
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
-from cliptrase_ros.unused_memory import UnusedMemory
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.streams.frame_history import FrameMemories
+from cliptrase_ros.streams.unused_memory import UnusedMemory
 
 #: Encoding gives way to a frame after this long, or one phrase if that takes longer: about as
 #: much time for the new words as for labelling by the old ones.

@@ -13,19 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .backbone import DenseBackbone
-from .graphs import LARGEST_BATCH, CudaGraphs, FixedCalls, HostLabels, batches
-from .label_table import LabelTable, label_table
-from .method import PRESETS, Method
-from .pipeline import Pipeline
-from .preprocessing import Framing, check_aspect_ratio
-from .process_settings import no_cudnn_attention
-from .sam import MaskSource, Sam, vote_in_masks
-from .smoothing import FrameMemory, Kind, gather, separate
-from .text import TextEncoder
-from .text_cache import default_folder
-from .vocabulary import UNLABELLED, Vocabulary
-from .weights import LoadedModel, load_model, select_device, weights_digest
+from cliptrase_ros.segmentation.method.presets import PRESETS, Method
+from cliptrase_ros.segmentation.method.sam import MaskSource, Sam, vote_in_masks
+from cliptrase_ros.segmentation.method.smoothing import FrameMemory, Kind, gather, separate
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone
+from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
+from cliptrase_ros.segmentation.model.preprocessing import Framing, check_aspect_ratio
+from cliptrase_ros.segmentation.model.text import TextEncoder
+from cliptrase_ros.segmentation.model.text_cache import default_folder
+from cliptrase_ros.segmentation.model.weights import (
+    LoadedModel,
+    load_model,
+    select_device,
+    weights_digest,
+)
+from cliptrase_ros.segmentation.process_settings import no_cudnn_attention
+from cliptrase_ros.segmentation.run.graphs import (
+    LARGEST_BATCH,
+    CudaGraphs,
+    FixedCalls,
+    HostLabels,
+    batches,
+)
+from cliptrase_ros.segmentation.run.pipeline import Pipeline
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary
 
 #: Number formats of the image tower.
 PRECISIONS = ('float32', 'float16', 'bfloat16')

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cliptrase_ros.segmentation.runs import Runs, find_runs
+from cliptrase_ros.segmentation.run_lengths import Runs, find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyClass
 

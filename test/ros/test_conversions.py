@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import Image, PointField, RegionOfInterest
 from std_msgs.msg import Header
 
-from cliptrase_ros import image_messages
-from cliptrase_ros.depth_points import Intrinsics, labelled_points
+from cliptrase_ros.messages import images
+from cliptrase_ros.messages.depth import Intrinsics, labelled_points
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.conversions import (
     ENCODINGS,
@@ -99,11 +99,11 @@ def test_yuv_chroma_is_not_swapped():
 
 
 @st.composite
-def images(draw):
+def encoded_images(draw):
     """A message of random pixels in any encoding, and how many rows its buffer has."""
     encoding = draw(st.sampled_from(ENCODINGS))
     height, width = 2 * draw(st.integers(2, 6)), 2 * draw(st.integers(2, 6))
-    spec = image_messages.ENCODING_TABLE[encoding]
+    spec = images.ENCODING_TABLE[encoding]
     rows = int(height * spec.planes)
     row = width * spec.channels * spec.bits // 8
     data = draw(arrays.arrays(np.uint8, (rows, row)))
@@ -113,7 +113,7 @@ def images(draw):
     return image, data
 
 
-@given(images(), st.integers(1, 9))
+@given(encoded_images(), st.integers(1, 9))
 def test_padded_rows_equal_unpadded(drawn, padding):
     image, data = drawn
     expected = to_rgb(image)
@@ -126,7 +126,7 @@ def test_padded_rows_equal_unpadded(drawn, padding):
     np.testing.assert_array_equal(to_rgb(image), expected)
 
 
-@given(images().filter(lambda drawn: drawn[0].encoding.endswith('16')))
+@given(encoded_images().filter(lambda drawn: drawn[0].encoding.endswith('16')))
 def test_big_endian_equals_little_endian(drawn):
     image, data = drawn
     expected = to_rgb(image)
@@ -135,7 +135,7 @@ def test_big_endian_equals_little_endian(drawn):
     np.testing.assert_array_equal(to_rgb(image), expected)
 
 
-@given(images(), st.binary(max_size=40))
+@given(encoded_images(), st.binary(max_size=40))
 def test_what_is_accepted_converts_and_what_is_not_says_so(drawn, noise):
     """Fields overwritten at random: an array of the promised size, or an ImageError."""
     image, _ = drawn
@@ -162,7 +162,7 @@ def test_array_does_not_change_with_the_message():
     image = image_message(np.full((4, 4, 3), 5, np.uint8), 'rgb8', Header())
     rgb = to_rgb(image)
     # cv_bridge, where it is installed, shares nothing.
-    shared = image_messages.to_rgb(image, may_share=True)
+    shared = images.to_rgb(image, may_share=True)
     image.data[0] = 99
     assert rgb[0, 0, 0] == 5
     assert shared[0, 0, 0] == 99
@@ -299,13 +299,13 @@ def test_own_conversion_equals_cv_bridge():
     generator = np.random.default_rng(0)
     compared = 0
     for encoding in ENCODINGS:
-        spec = image_messages.ENCODING_TABLE[encoding]
+        spec = images.ENCODING_TABLE[encoding]
         dtype = np.uint16 if spec.bits == 16 else np.uint8
         shape = (12, 16) if spec.channels == 1 else (12, 16, spec.channels)
         pixels = generator.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
         image = image_message(pixels, encoding, Header())
         if spec.planes == 1 and conversions._cv_bridge_reads(image):
             theirs = bridge.imgmsg_to_cv2(image, 'rgb8')
-            np.testing.assert_array_equal(image_messages.to_rgb(image), theirs, encoding)
+            np.testing.assert_array_equal(images.to_rgb(image), theirs, encoding)
             compared += 1
     assert compared > 10

@@ -12,9 +12,9 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.serialization import serialize_message
 
-from cliptrase_ros import fault_tolerance
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.streams import fault_tolerance
 
 
 class Watched(Segmenter):

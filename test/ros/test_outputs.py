@@ -13,7 +13,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from cliptrase_ros.depth_points import POINT
+from cliptrase_ros.messages.depth import POINT
 from cliptrase_ros.ros.conversions import image_message
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 

@@ -12,7 +12,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-from cliptrase_ros.depth_points import POINT
+from cliptrase_ros.messages.depth import POINT
 from cliptrase_ros.toybox.scenes import CLASSES
 
 #: Seconds a process may take on a busy machine.

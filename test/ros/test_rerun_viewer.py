@@ -12,7 +12,7 @@ from rclpy.parameter import Parameter
 from recordings import classes, labels, pictures, read_recording, stamps_ns
 from sensor_msgs.msg import CameraInfo, Image
 
-from cliptrase_ros.image_messages import decode_mask, mono8
+from cliptrase_ros.messages.images import decode_mask, mono8
 from cliptrase_ros.ros.conversions import image_message, to_rgb
 from cliptrase_ros.ros.rerun_viewer import SHOWN, RerunViewer
 

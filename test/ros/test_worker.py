@@ -14,14 +14,14 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 from rclpy.logging import get_logger
 from std_msgs.msg import Header
 
-from cliptrase_ros import fault_tolerance
-from cliptrase_ros.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.ros.node_time import NodeTime
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation import device_faults
-from cliptrase_ros.segmentation.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+from cliptrase_ros.streams import fault_tolerance
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
 PATIENCE = 90.0
 SETTINGS = SegmentationSettings(resolution=64)

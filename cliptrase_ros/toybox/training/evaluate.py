@@ -1,4 +1,4 @@
-"""Zero-shot results of a toybox CLIP: `python -m cliptrase_ros.toybox.evaluate --help`."""
+"""Zero-shot results of a toybox CLIP: `python -m cliptrase_ros.toybox.training.evaluate --help`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cliptrase_ros.evaluation.metrics import class_iou, confusion
-from cliptrase_ros.segmentation import preprocessing
+from cliptrase_ros.segmentation.model import preprocessing
+from cliptrase_ros.segmentation.model.text import TextEncoder
+from cliptrase_ros.segmentation.model.weights import TOYBOX_FOLDER, LoadedModel, load_model_folder
 from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
-from cliptrase_ros.segmentation.text import TextEncoder
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
-from cliptrase_ros.segmentation.weights import TOYBOX_FOLDER, LoadedModel, load_model_folder
-from cliptrase_ros.toybox.captions import MENTIONED_FROM
-from cliptrase_ros.toybox.metrics import roc_auc
 from cliptrase_ros.toybox.scenes import (
     CLASSES,
     DIFFICULTIES,
@@ -32,7 +30,9 @@ from cliptrase_ros.toybox.scenes import (
     true_labels,
 )
 from cliptrase_ros.toybox.sequences import photograph
-from cliptrase_ros.toybox.towers import ImageTower
+from cliptrase_ros.toybox.training.captions import MENTIONED_FROM
+from cliptrase_ros.toybox.training.metrics import roc_auc
+from cliptrase_ros.toybox.training.towers import ImageTower
 
 VOCABULARIES: dict[str, tuple[str, ...]] = {
     'names': tuple(toy_class.name for toy_class in CLASSES),
@@ -203,7 +203,7 @@ def _summary(method: str, result: dict) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
-        prog='python -m cliptrase_ros.toybox.evaluate',
+        prog='python -m cliptrase_ros.toybox.training.evaluate',
         description='Zero-shot segmentation of rooms that training never saw.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cliptrase_ros.segmentation.backbone import DenseBackbone, DenseFeatures
-from cliptrase_ros.segmentation.weights import CONFIG_NAME, TOYBOX_FOLDER, WEIGHTS_NAME
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
+from cliptrase_ros.segmentation.model.weights import CONFIG_NAME, TOYBOX_FOLDER, WEIGHTS_NAME
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from enum import Enum, auto
 
 import numpy as np
 
-from cliptrase_ros.batches import default_batch
 from cliptrase_ros.segmentation.device_faults import (
     describe,
     give_memory_back,
@@ -16,14 +15,15 @@ from cliptrase_ros.segmentation.device_faults import (
     is_out_of_memory,
     release_frames,
 )
+from cliptrase_ros.segmentation.method.smoothing import FrameMemory
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     Segmentation,
     SegmentationSettings,
     Segmenter,
 )
-from cliptrase_ros.segmentation.smoothing import FrameMemory
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
+from cliptrase_ros.streams.batches import default_batch
 
 #: Without another lack of memory for so long, larger batches are tried again, seconds.
 REGROWTH_S = 60.0

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cliptrase_ros.segmentation.method.smoothing import FrameMemory
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     Segmentation,
     SegmentationSettings,
     Segmenter,
 )
-from cliptrase_ros.segmentation.smoothing import FrameMemory
 
 
 def default_batch(segmenter: Segmenter) -> int:

@@ -1,6 +1,6 @@
 """What the last frame of each camera left for its next one, for labels that do not flicker."""
 
-from cliptrase_ros.segmentation.smoothing import FrameMemory
+from cliptrase_ros.segmentation.method.smoothing import FrameMemory
 
 #: Age of a frame from which it says nothing about the next one of its camera.
 REMEMBERED_NS = 1_000_000_000

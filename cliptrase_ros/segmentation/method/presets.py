@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
-from .preprocessing import Framing, centre_crop_framing, whole_frame_framing
+from cliptrase_ros.segmentation.model.preprocessing import (
+    Framing,
+    centre_crop_framing,
+    whole_frame_framing,
+)
 
 #: Framings by name; see `preprocessing`.
 _FRAMINGS = {'centre': centre_crop_framing, 'whole': whole_frame_framing}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .weights import ModelError, weights_digest
+from cliptrase_ros.segmentation.model.weights import ModelError, weights_digest
 
 #: Finds things in images: uint8 (H, W, 3) RGB each to bool (M, H, W) each, M masks that may overlap
 #: and need not cover the image.

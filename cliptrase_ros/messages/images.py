@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cliptrase_ros.picture_headers import picture_size
-from cliptrase_ros.segmentation.runs import Runs
+from cliptrase_ros.messages.picture_headers import picture_size
+from cliptrase_ros.segmentation.run_lengths import Runs
 
 #: Longest side of an image that is believed, pixels; above, a header is taken for corrupt.
 MAX_SIDE = 16384

@@ -12,18 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function as stage
 
-from . import preprocessing, sliding
-from .backbone import DenseBackbone, DenseFeatures
-from .clustering import cluster_maps, dbscan, dbscan_bounded, dbscan_parameters, vote
-from .constants import constant
-from .correlation import denoise_correlation
-from .label_table import LabelTable
-from .method import Method
-from .preprocessing import Framing
-from .process_settings import exact_float32
-from .propagation import propagate
-from .refinement import refine_edges
-from .smoothing import Memory, no_memory, smooth
+from cliptrase_ros.segmentation.memo import constant
+from cliptrase_ros.segmentation.method import sliding
+from cliptrase_ros.segmentation.method.clustering import (
+    cluster_maps,
+    dbscan,
+    dbscan_bounded,
+    dbscan_parameters,
+    vote,
+)
+from cliptrase_ros.segmentation.method.presets import Method
+from cliptrase_ros.segmentation.method.propagation import propagate
+from cliptrase_ros.segmentation.method.refinement import refine_edges
+from cliptrase_ros.segmentation.method.smoothing import Memory, no_memory, smooth
+from cliptrase_ros.segmentation.model import preprocessing
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
+from cliptrase_ros.segmentation.model.correlation import denoise_correlation
+from cliptrase_ros.segmentation.model.label_table import LabelTable
+from cliptrase_ros.segmentation.model.preprocessing import Framing
+from cliptrase_ros.segmentation.process_settings import exact_float32
 
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
 _COLUMNS_AT_ONCE = 32

@@ -13,8 +13,8 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, fill_model, read_state_dict
-from .text_cache import fingerprint
+from cliptrase_ros.segmentation.model.checkpoint import CheckpointError, fill_model, read_state_dict
+from cliptrase_ros.segmentation.model.text_cache import fingerprint
 
 TOYBOX = 'toybox'
 LOCAL_FOLDER_PREFIX = 'local-dir:'

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .process_settings import exact_float32
-from .prompts import PROMPT_TEMPLATES, PromptTokenizer
-from .text_cache import TextCache, fingerprint
-from .vocabulary import VocabularyError
+from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES, PromptTokenizer
+from cliptrase_ros.segmentation.model.text_cache import TextCache, fingerprint
+from cliptrase_ros.segmentation.process_settings import exact_float32
+from cliptrase_ros.segmentation.vocabulary import VocabularyError
 
 #: Prompts encoded at once: enough to fill a processor, few enough to bound memory.
 _PROMPTS_PER_BATCH = 1024

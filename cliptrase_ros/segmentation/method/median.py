@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .device_faults import is_out_of_memory
+from cliptrase_ros.segmentation.device_faults import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
     if not (_use_kernel and images.is_cuda and min(images.shape[-2:]) >= SIDE // 2):
         return _by_network(images, absent)
     try:
-        from .median_kernel import median_7x7 as fused
+        from cliptrase_ros.segmentation.method.median_kernel import median_7x7 as fused
 
         # Triton launches on the current device.
         with torch.cuda.device(images.device):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .constants import constant
-from .correlation import recover_correlation
+from cliptrase_ros.segmentation.memo import constant
+from cliptrase_ros.segmentation.model.correlation import recover_correlation
 
 _REMEMBERED_GRIDS = 8
 

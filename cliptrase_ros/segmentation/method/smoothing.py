@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .method import Method
-from .preprocessing import Framing
+from cliptrase_ros.segmentation.method.presets import Method
+from cliptrase_ros.segmentation.model.preprocessing import Framing
 
 # Root mean square differences of colours 0..1: of a patch from one before, at which it no longer
 # passes for that one, above a camera's noise and below most edges; and between candidates, of

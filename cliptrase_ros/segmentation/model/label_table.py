@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .text_cache import fingerprint
+from cliptrase_ros.segmentation.model.text_cache import fingerprint
 
 #: Stands for the cosine of a column that no phrase belongs to: finite, because interpolation
 #: multiplies it by zero.

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliptrase_ros.segmentation.correlation import denoise_correlation
-from cliptrase_ros.toybox.captions import (
+from cliptrase_ros.segmentation.model.correlation import denoise_correlation
+from cliptrase_ros.toybox.training.captions import (
     COLORLESS,
     FINISHES,
     NAMES,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cliptrase_ros.image_messages import (
+from cliptrase_ros.messages.images import (
     MAX_PIXELS,
     Encoding,
     ImageError,

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .constants import kept_in
-from .device_faults import (
+from cliptrase_ros.segmentation.device_faults import (
     describe,
     give_memory_back,
     is_out_of_memory,
     release_frames,
     whole_device,
 )
-from .label_table import LabelTable
-from .method import Method
-from .pipeline import Bounds, LabelledFrames, Pipeline
-from .preprocessing import Framing
-from .smoothing import FrameMemory, Kind, gather, separate
+from cliptrase_ros.segmentation.memo import kept_in
+from cliptrase_ros.segmentation.method.presets import Method
+from cliptrase_ros.segmentation.method.smoothing import FrameMemory, Kind, gather, separate
+from cliptrase_ros.segmentation.model.label_table import LabelTable
+from cliptrase_ros.segmentation.model.preprocessing import Framing
+from cliptrase_ros.segmentation.run.pipeline import Bounds, LabelledFrames, Pipeline
 
 #: Most frames of one call; more are labelled in several.
 LARGEST_BATCH = 8

@@ -1,4 +1,4 @@
-"""Train the toybox CLIP from captions: `python -m cliptrase_ros.toybox.train --help`."""
+"""Train the toybox CLIP from captions: `python -m cliptrase_ros.toybox.training.train --help`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from cliptrase_ros.segmentation.text import causal_features
-from cliptrase_ros.toybox import towers, views
-from cliptrase_ros.toybox.captions import levels, prompts, training_words
-from cliptrase_ros.toybox.losses import caption_loss
+from cliptrase_ros.segmentation.model.text import causal_features
+from cliptrase_ros.toybox.training import towers, views
+from cliptrase_ros.toybox.training.captions import levels, prompts, training_words
+from cliptrase_ros.toybox.training.losses import caption_loss
 
 CHECKPOINT = 'checkpoint.pt'
 LOSSES = ('dense', 'cls')
@@ -238,7 +238,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     default = Settings()
     parser = argparse.ArgumentParser(
-        prog='python -m cliptrase_ros.toybox.train',
+        prog='python -m cliptrase_ros.toybox.training.train',
         description='Train the toybox CLIP on rendered rooms, from captions alone.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

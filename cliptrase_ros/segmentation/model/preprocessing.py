@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .constants import constant
+from cliptrase_ros.segmentation.memo import constant
 
 #: Most patches of one network input: bounds memory for frames of extreme aspect ratio.
 MAX_PATCHES = 8192

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .segmentation.label_table import LabelTable, label_table
-from .segmentation.method import PRESETS
-from .segmentation.pipeline import Trace, trace
-from .segmentation.segmenter import Segmenter
-from .segmentation.text import TextEncoder
-from .segmentation.vocabulary import UNLABELLED
-from .segmentation.weights import LoadedModel
+from cliptrase_ros.segmentation.method.presets import PRESETS
+from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
+from cliptrase_ros.segmentation.model.text import TextEncoder
+from cliptrase_ros.segmentation.model.weights import LoadedModel
+from cliptrase_ros.segmentation.run.pipeline import Trace, trace
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
 MODES = ('plain', 'background', 'image_prior')
 

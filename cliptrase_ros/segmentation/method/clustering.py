@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .median import median_7x7
+from cliptrase_ros.segmentation.method.median import median_7x7
 
 #: The published (eps, min_samples) by number of patch tokens, for 14 x 14 and 21 x 21.
 PUBLISHED_DBSCAN = {196: (0.7, 3), 441: (1.1, 7)}

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .median import SIDE, selection_network, sorting_network
+from cliptrase_ros.segmentation.method.median import SIDE, selection_network, sorting_network
 
 # Of a program: one for each thread of the four warps that Triton gives it.
 _PIXELS = 128

@@ -1,0 +1,1 @@
+"""The published method and what improves on it, as functions of arrays and tensors."""

@@ -1,0 +1,1 @@
+"""Which CLIP, from where; its towers, run densely; words to features."""
