@@ -46,7 +46,7 @@ from cliptrase_ros.evaluation.verify import (
     read_recording,
     recording_table,
 )
-from cliptrase_ros.segmentation.method.presets import median
+from cliptrase_ros.segmentation.method import median
 from cliptrase_ros.segmentation.model.preprocessing import (
     network_input,
     resize,
@@ -55,12 +55,8 @@ from cliptrase_ros.segmentation.model.preprocessing import (
 from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct, FixedCalls
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    Segmentation,
-    SegmentationSettings,
-    Segmenter,
-)
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
@@ -616,7 +612,8 @@ LOSES_THE_DEVICE = """
 import sys
 import numpy as np, torch
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
+from cliptrase_ros.segmentation.segmenter import load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 device = sys.argv[1]
@@ -648,7 +645,8 @@ FAILS_TO_CAPTURE = """
 import sys
 import numpy as np, torch
 from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
+from cliptrase_ros.segmentation.segmenter import load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 on_cuda = sys.argv[1] == 'cuda'

@@ -19,12 +19,8 @@ import torch
 from tqdm import tqdm
 
 from cliptrase_ros.evaluation.metrics import confusion, scores
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    SegmentationSettings,
-    Segmenter,
-    load_segmenter,
-)
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter, load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.toybox.scenes import DIFFICULTIES, sample_room, true_labels
 from cliptrase_ros.toybox.sequences import Frame, photograph, rendered_sequence
@@ -166,7 +162,7 @@ def measure(
         memory = before = None
         for frame in tour:
             (result,) = segmenter.segment([frame.image], vocabulary, settings, [memory])
-            memory = result.memory
+            memory = result.history
             tour_counts += confusion(result.label, true_labels(frame.label, PHRASES), classes)
             if before is not None:
                 seen = ~np.isnan(frame.motion[..., 0])

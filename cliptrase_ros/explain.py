@@ -11,18 +11,14 @@ from torch import Tensor
 
 from cliptrase_ros.segmentation.lettering import text_mask
 from cliptrase_ros.segmentation.method.clustering import cluster_maps, dbscan, dbscan_parameters
-from cliptrase_ros.segmentation.method.presets import Method
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.correlation import denoise_correlation
-from cliptrase_ros.segmentation.model.preprocessing import Framing
+from cliptrase_ros.segmentation.model.preprocessing import Framing, framing_of
 from cliptrase_ros.segmentation.overlay import draw_overlay, legend_name
 from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.run.pipeline import largest_enlarged
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    SegmentationSettings,
-    Segmenter,
-)
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter
+from cliptrase_ros.segmentation.settings import Method, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import VocabularyClass, class_color
 
 
@@ -62,7 +58,9 @@ def explain(
     resolution say what the network sees. Raises ValueError for a pixel that it does not see.
     """
     backbone = segmenter.pipeline.backbone
-    framing = settings.method.framing(image.shape[:2], settings.resolution, backbone.patch_size)
+    framing = framing_of(
+        settings.method.frame, image.shape[:2], settings.resolution, backbone.patch_size
+    )
     row, column = patch_at(at, framing, backbone.patch_size)
     frames = torch.from_numpy(image.copy())[None].to(segmenter.device)
     window = preprocessing.network_input(frames, framing)
@@ -104,7 +102,7 @@ def patch_at(at: tuple[int, int], framing: Framing, patch_size: int) -> tuple[in
             (y, x), framing.resized, framing.source, framing.offset, strict=True
         )
     ]
-    if not all(0 <= p < side for p, side in zip(positions, framing.window, strict=True)):
+    if not all(0 <= p < side for p, side in zip(positions, framing.crop, strict=True)):
         raise ValueError(
             f'the pixel {x},{y} is outside the square that preset paper looks at; choose another, '
             'or preset robot'

@@ -31,12 +31,8 @@ from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import IMAGE, definition_file, make_typestore
 from cliptrase_ros.cli import main
 from cliptrase_ros.messages.images import decode_mask
-from cliptrase_ros.segmentation.segmenter import (
-    Segmentation,
-    SegmentationSettings,
-    Segmenter,
-    load_segmenter,
-)
+from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_over_background
 from cliptrase_ros.streams.rate_limit import RateLimit
 
@@ -228,7 +224,7 @@ def test_smoothing_is_that_of_each_camera(run, typestore, tiny_model, tmp_path):
     memory, expected, alone = None, [], []
     for picture in noisy:
         (result,) = segmenter.segment([picture], encoded, settings, [memory])
-        memory = result.memory
+        memory = result.history
         expected.append(result.label)
         alone.append(segmenter.segment([picture], encoded, settings)[0].label)
     assert any((a != b).any() for a, b in zip(expected, alone, strict=True))

@@ -15,11 +15,11 @@ from reference_weights import MODEL_CONFIG, reference_clip
 from tiny_clip import add_architecture
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.segmentation.method.presets import PRESETS
 from cliptrase_ros.segmentation.model.label_table import label_table
 from cliptrase_ros.segmentation.model.weights import load_model
 from cliptrase_ros.segmentation.run.pipeline import trace
 from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOREGROUND = ('red ball', 'blue box', 'dog')

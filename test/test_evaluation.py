@@ -30,7 +30,8 @@ from cliptrase_ros.evaluation.reading import (
 from cliptrase_ros.evaluation.report import Result, table
 from cliptrase_ros.evaluation.run import Notes, Progress, ResumeError, run_benchmark
 from cliptrase_ros.segmentation.model.text import TextEncoder
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 
 GOLDEN = sorted((Path(__file__).parent / 'golden').glob('small_*.npz'))
 CLIP_MEAN = open_clip.OPENAI_DATASET_MEAN

@@ -7,7 +7,8 @@ from PIL import Image
 from cliptrase_ros.cli import main
 from cliptrase_ros.explain import explain, patch_at
 from cliptrase_ros.segmentation.model.preprocessing import centre_crop_framing, whole_frame_framing
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
+from cliptrase_ros.segmentation.segmenter import load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,8 @@ from tiny_clip import TINY_CONFIG
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.device_faults import is_device_lost, is_out_of_memory
 from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
-from cliptrase_ros.segmentation.segmenter import Segmentation, SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.streams import fault_tolerance
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine

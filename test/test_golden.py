@@ -10,9 +10,9 @@ import torch
 from reference_weights import reference_clip
 
 from cliptrase_ros.evaluation.verify import on_host, read_recording, recording_table, tied
-from cliptrase_ros.segmentation.method.presets import PRESETS
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.run.pipeline import Bounds, trace
+from cliptrase_ros.segmentation.settings import PRESETS
 
 CASES = sorted((Path(__file__).parent / 'golden').glob('small_*.npz'))
 CLIP_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]

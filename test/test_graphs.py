@@ -20,13 +20,15 @@ from cliptrase_ros.segmentation.device_faults import (
     is_device_lost,
     whole_device,
 )
-from cliptrase_ros.segmentation.method.presets import PRESETS, median
+from cliptrase_ros.segmentation.method import median
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
+from cliptrase_ros.segmentation.model.preprocessing import framing_of
 from cliptrase_ros.segmentation.run import graphs
 from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct, FixedCalls, batches
 from cliptrase_ros.segmentation.run.pipeline import Bounds, Pipeline
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import PRESETS, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 CPU = torch.device('cpu')
@@ -292,7 +294,7 @@ def test_on_cuda_nothing_waits_for_the_device(preset, monkeypatch):
         refine_edges=preset == 'robot',
         window=64 * (preset != 'paper'),
     )
-    framing = method.framing((120, 160), 96, 16)
+    framing = framing_of(method.frame, (120, 160), 96, 16)
     config = open_clip.get_model_config('ViT-B-16-quickgelu')
     with FakeTensorMode(), torch.inference_mode(), torch.device('cuda'):
         visual = half_precision(lambda: open_clip.CLIP(**config).visual)
@@ -328,7 +330,7 @@ def test_a_segmenter_moves_with_its_vocabulary(vocabularies, monkeypatch):
     weights = moved.model.state_dict().values()
     assert {tensor.device for tensor in (*weights, *pixels)} == {meta}
     method = SETTINGS.method
-    framing = method.framing((96, 128), 96, 16)
+    framing = framing_of(method.frame, (96, 128), 96, 16)
     frames = torch.zeros(2, 96, 128, 3, dtype=torch.uint8, device=meta)
     with torch.inference_mode():
         result = moved.pipeline(

@@ -12,8 +12,8 @@ import torch
 from scipy.ndimage import median_filter
 from torch._subclasses import FakeTensorMode
 
+from cliptrase_ros.segmentation.method import median
 from cliptrase_ros.segmentation.method.median import median_7x7
-from cliptrase_ros.segmentation.method.presets import median
 
 # The oldest of which the kernel is compiled: that of torch 2.8.
 TRITON = '3.4'

@@ -27,11 +27,8 @@ from cliptrase_ros.photos.reading import UnreadableError, read_photo
 from cliptrase_ros.photos.results import OverlayVideo, coco_run_lengths
 from cliptrase_ros.photos.sources import find_sources, output_files, unique_names
 from cliptrase_ros.photos.videos import read_video
-from cliptrase_ros.segmentation.segmenter import (
-    SegmentationSettings,
-    Segmenter,
-    load_segmenter,
-)
+from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import class_color, parse_over_background
 
 WORDS = 'red ball; box: crate, carton'

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation.memo import constant, kept_in
-from cliptrase_ros.segmentation.method.presets import Method
 from cliptrase_ros.segmentation.model.backbone import (
     DenseBackbone,
     _embedded,
     _embedded_by_product,
 )
 from cliptrase_ros.segmentation.model.label_table import label_table
+from cliptrase_ros.segmentation.model.preprocessing import framing_of
 from cliptrase_ros.segmentation.run.pipeline import (
     Bounds,
     Pipeline,
@@ -21,6 +21,7 @@ from cliptrase_ros.segmentation.run.pipeline import (
     largest_enlarged,
     trace,
 )
+from cliptrase_ros.segmentation.settings import Method
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
 METHODS = [
@@ -56,7 +57,7 @@ def run(pipeline, table, method, bounds, min_confidence=0.3):
     device = pipeline.mean.device
     batch = frames(2).to(device)
     least = torch.tensor(min_confidence, device=device)
-    framing = method.framing(batch.shape[1:3], 96, pipeline.backbone.patch_size)
+    framing = framing_of(method.frame, batch.shape[1:3], 96, pipeline.backbone.patch_size)
     with torch.inference_mode():
         return pipeline(batch, framing, table, least, method, bounds)
 

@@ -14,7 +14,8 @@ import torch
 from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation.process_settings import exact_float32, no_cudnn_attention
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 HALF = (0.5, 0.5, 0.5)

@@ -10,7 +10,8 @@ from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation import segmenter as segmenter_module
 from cliptrase_ros.segmentation.method.sam import Sam, SamError, vote_in_masks
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
 
 LABEL = np.array([[0, 0, 1, 1], [0, 2, 1, 1], [2, 2, 2, 255]], np.uint8)

@@ -9,13 +9,8 @@ from reference_weights import MODEL_CONFIG, reference_clip
 
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, UnsupportedModelError
 from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
-from cliptrase_ros.segmentation.segmenter import (
-    PRESETS,
-    SegmentationSettings,
-    Segmenter,
-    load_segmenter,
-    threads_beside_others,
-)
+from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter, threads_beside_others
+from cliptrase_ros.segmentation.settings import PRESETS, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyError, parse_vocabulary
 from cliptrase_ros.toybox.scenes import sample_room
 from cliptrase_ros.toybox.sequences import photograph

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_weights import reference_clip
 
-from cliptrase_ros.segmentation.method.presets import sliding
+from cliptrase_ros.segmentation.method import sliding
 from cliptrase_ros.segmentation.run.graphs import FixedCalls
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 HALF = (0.5, 0.5, 0.5)

@@ -9,9 +9,10 @@ import torch
 from reference_weights import reference_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cliptrase_ros.segmentation.method.smoothing import gather, no_memory, smooth
+from cliptrase_ros.segmentation.method.smoothing import gather, no_history, smooth
 from cliptrase_ros.segmentation.run.graphs import FixedCalls
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 GRID = (6, 8)
@@ -32,7 +33,7 @@ def certain(classes):
 
 
 def nothing():
-    return no_memory(3, GRID, 1, torch.device('cpu'))
+    return no_history(3, GRID, 1, torch.device('cpu'))
 
 
 def by_patch(shift=0):
@@ -127,10 +128,10 @@ def test_an_image_that_nothing_precedes_is_labelled_as_without_smoothing(segment
 
 def test_a_segmenter_remembers_only_through_what_it_is_given(segmenter, words):
     (first,) = segmenter.segment([picture(0)], words, SETTINGS)
-    alone, after = labels(segmenter, words, None), labels(segmenter, words, first.memory)
+    alone, after = labels(segmenter, words, None), labels(segmenter, words, first.history)
     assert (after.confidence != alone.confidence).any()
     np.testing.assert_array_equal(labels(segmenter, words, None).confidence, alone.confidence)
-    assert labels(segmenter, words, None, replace(SETTINGS, smoothing=0.0)).memory is None
+    assert labels(segmenter, words, None, replace(SETTINGS, smoothing=0.0)).history is None
 
 
 def test_the_same_words_encoded_again_have_the_same_memory(segmenter, words):
@@ -139,18 +140,18 @@ def test_the_same_words_encoded_again_have_the_same_memory(segmenter, words):
     vocabulary = parse_vocabulary('road; person; tree', ['sky'])
     classes = tuple(replace(entry, id=entry.id + 7) for entry in vocabulary.classes)
     for again in (vocabulary, replace(vocabulary, classes=classes)):
-        after = labels(segmenter, segmenter.encode_vocabulary(again), first.memory)
-        expected = labels(segmenter, words, first.memory)
+        after = labels(segmenter, segmenter.encode_vocabulary(again), first.history)
+        expected = labels(segmenter, words, first.history)
         np.testing.assert_array_equal(after.confidence, expected.confidence)
         assert (after.confidence != labels(segmenter, words, None).confidence).any()
 
 
 def test_memory_of_another_device_is_left_there(segmenter, words):
     (first,) = segmenter.segment([picture(0)], words, SETTINGS)
-    here = first.memory.kind
-    there = replace(first.memory, kind=replace(here, device=torch.device('meta')))
-    empty = segmenter.pipeline.no_memory(1, here.framing, words.table)
-    assert gather([first.memory, there], here, empty).known.tolist() == [True, False]
+    here = first.history.kind
+    there = replace(first.history, kind=replace(here, device=torch.device('meta')))
+    empty = segmenter.pipeline.no_history(1, here.framing, words.table)
+    assert gather([first.history, there], here, empty).known.tolist() == [True, False]
 
 
 def test_memory_of_other_words_sizes_or_settings_does_not_count(segmenter, words):
@@ -172,7 +173,7 @@ def test_memory_of_other_words_sizes_or_settings_does_not_count(segmenter, words
     ):
         arguments = {'words': words, **arguments}
         fresh = labels(segmenter, before=None, **arguments)
-        given = labels(segmenter, before=first.memory, **arguments)
+        given = labels(segmenter, before=first.history, **arguments)
         np.testing.assert_array_equal(given.confidence, fresh.confidence)
 
 
@@ -182,7 +183,7 @@ def test_calls_of_fixed_shape_remember_alike(segmenter, words, make_queue):
         for step in range(3):
             images = [picture(step), picture(step + 5)]
             results.append(segmenter.segment(images, words, SETTINGS, memory))
-            memory = [result.memory for result in results[-1]]
+            memory = [result.history for result in results[-1]]
         return results
 
     expected = sequence()

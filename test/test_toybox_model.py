@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cliptrase_ros.segmentation.model import weights
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
+from cliptrase_ros.segmentation.segmenter import load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.toybox.scenes import true_labels
 from cliptrase_ros.toybox.training import evaluate, towers

@@ -304,9 +304,7 @@ def test_tensors_of_odd_kinds(tiny_architecture, tiny_state, tmp_path, name, cha
 
 
 def test_toybox():
-    folder = Path(weights.__file__).parent.parent / 'toybox' / 'model'
-    if not (folder / 'open_clip_model.safetensors').exists():
-        pytest.skip('the toybox model is not there')
+    folder = weights.TOYBOX_FOLDER
     loaded = load_model('toybox')
     assert loaded.name == 'toybox'
     tokens = loaded.tokenizer(['a red ball'])

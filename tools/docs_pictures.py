@@ -22,7 +22,8 @@ from cliptrase_ros.commands.common import require_ros
 from cliptrase_ros.messages.depth import Intrinsics, labelled_points
 from cliptrase_ros.photos.results import write_label
 from cliptrase_ros.segmentation.overlay import draw_overlay
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
+from cliptrase_ros.segmentation.segmenter import load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.toybox.renderer import intrinsics, render

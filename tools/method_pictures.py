@@ -11,7 +11,8 @@ from cliptrase_ros.evaluation.measure import ABLATION, make_vocabulary
 from cliptrase_ros.evaluation.reading import open_dataset
 from cliptrase_ros.explain import Tile, draw_panel, explain, label_tiles, tiles
 from cliptrase_ros.segmentation.overlay import draw_overlay
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, load_segmenter
+from cliptrase_ros.segmentation.segmenter import load_segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
 #: The room, and a pixel (x, y) of its picture on the thing that is explained.

@@ -107,12 +107,8 @@ def engine_cost() -> dict:
     """Time of the engine for a frame of 640 x 480 at 336: of all processors, and by the clock."""
     from bench_node import make_segmenter
 
-    from cliptrase_ros.segmentation.segmenter import (
-        SegmentationSettings,
-        Segmenter,
-        limit_threads,
-        threads_beside_others,
-    )
+    from cliptrase_ros.segmentation.segmenter import Segmenter, limit_threads, threads_beside_others
+    from cliptrase_ros.segmentation.settings import SegmentationSettings
     from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
     # As the node does: threads that wait for each other would count as work.

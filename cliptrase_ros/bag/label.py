@@ -22,14 +22,10 @@ from cliptrase_ros.bag.reader import BagMessage, BagReader
 from cliptrase_ros.bag.writer import BagWriter
 from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to_rgb
 from cliptrase_ros.segmentation.overlay import draw_overlay
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    Segmentation,
-    SegmentationSettings,
-    Segmenter,
-)
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.batches import segment_each
-from cliptrase_ros.streams.frame_history import FrameMemories
+from cliptrase_ros.streams.frame_history import CameraHistories
 from cliptrase_ros.streams.rate_limit import RateLimit
 
 #: Nanoseconds between repetitions of label_info, as the node does.
@@ -208,7 +204,7 @@ class _Labelling:
             }
             for c in cameras
         }
-        self._memories = FrameMemories()
+        self._histories = CameraHistories()
         self._label_info_ns: dict[str, int] = {}
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
@@ -276,7 +272,7 @@ class _Labelling:
                 [item.picture for item in images],
                 self._vocabulary,
                 self._segmentation,
-                [self._memories.before(item.camera.name, item.image_ns) for item in images],
+                [self._histories.before(item.camera.name, item.image_ns) for item in images],
             )
         )
         for item in self._waiting:
@@ -292,7 +288,7 @@ class _Labelling:
             except Exception as error:
                 self._summary.refuse(topic.name, error)
             else:
-                self._memories.keep(item.camera.name, item.image_ns, result.memory)
+                self._histories.keep(item.camera.name, item.image_ns, result.history)
                 for name, data in outputs.items():
                     connection = self._outputs[item.camera.name][name]
                     self._writer.write(connection, item.message.stamp_ns, data)

@@ -29,6 +29,7 @@ from cliptrase_ros.benchmark.timing import (
 )
 from cliptrase_ros.segmentation.device_faults import describe
 from cliptrase_ros.segmentation.method.clustering import dbscan, dbscan_parameters
+from cliptrase_ros.segmentation.model.preprocessing import framing_of
 from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.run.graphs import (
@@ -38,7 +39,8 @@ from cliptrase_ros.segmentation.run.graphs import (
     FixedCall,
     batches,
 )
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 # Mean and std of pixels do not matter to time.
@@ -97,7 +99,7 @@ def measure_engine(
     )
     encoded = segmenter.encode_vocabulary(parse_vocabulary(VOCABULARY, BACKGROUND))
     patch_size = segmenter.pipeline.backbone.patch_size
-    window = settings.method.framing(case.frame, case.size, patch_size).window
+    window = framing_of(settings.method.frame, case.frame, case.size, patch_size).crop
 
     calls = segmenter.fixed_calls
     alone = {}

@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_architecture,
         select_device,
     )
-    from cliptrase_ros.segmentation.segmenter import SegmentationSettings, limit_threads
+    from cliptrase_ros.segmentation.segmenter import limit_threads
+    from cliptrase_ros.segmentation.settings import SegmentationSettings
 
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise CommandError(f'--json: there is no folder {arguments.json.absolute().parent}')

@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace, resolution: int):
-    from cliptrase_ros.segmentation.segmenter import SegmentationSettings
+    from cliptrase_ros.segmentation.settings import SegmentationSettings
 
     default = {'paper': 'paper', 'whole': 'robot'}[arguments.protocol]
     try:

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from cliptrase_ros.explain import draw_panel, explain, label_tiles, tiles
     from cliptrase_ros.photos.reading import UnreadableError, read_photo
-    from cliptrase_ros.segmentation.segmenter import SegmentationSettings
+    from cliptrase_ros.segmentation.settings import SegmentationSettings
 
     try:
         settings = SegmentationSettings(arguments.preset, arguments.resolution)

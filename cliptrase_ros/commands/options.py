@@ -212,7 +212,7 @@ def parse_words(arguments: argparse.Namespace) -> Vocabulary:
 
 def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
     """Engine, encoded vocabulary, settings and batch size, as the arguments say. CommandError."""
-    from cliptrase_ros.segmentation.segmenter import SegmentationSettings
+    from cliptrase_ros.segmentation.settings import SegmentationSettings
 
     try:
         settings = SegmentationSettings(

@@ -13,8 +13,8 @@ from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.reading import Benchmark
 from cliptrase_ros.evaluation.report import Result, write_json
 from cliptrase_ros.evaluation.run import Labeller, Notes, ResumeError, run_benchmark
-from cliptrase_ros.segmentation.method.presets import PRESETS, Method
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import PRESETS, Method, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import (
     Vocabulary,
     VocabularyClass,

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliptrase_ros.segmentation.method.presets import PRESETS
 from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.run.pipeline import Trace, trace
 from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import PRESETS
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
 MODES = ('plain', 'background', 'image_prior')
@@ -207,7 +207,7 @@ def recording_table(recording: Recording, logit_scale: float) -> LabelTable:
 
 def on_host(result: Trace) -> Trace:
     """The same with its tensors in host memory; without its memory."""
-    tensors = {name: value.cpu() for name, value in vars(result).items() if name != 'memory'}
+    tensors = {name: value.cpu() for name, value in vars(result).items() if name != 'history'}
     return Trace(**tensors)
 
 

@@ -21,14 +21,10 @@ from cliptrase_ros.photos.results import (
 from cliptrase_ros.photos.sources import REPORT, Source, output_files, remove_earlier_results
 from cliptrase_ros.photos.videos import read_video, read_webcam
 from cliptrase_ros.segmentation.overlay import draw_overlay
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    Segmentation,
-    SegmentationSettings,
-    Segmenter,
-)
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.batches import segment_each
-from cliptrase_ros.streams.frame_history import FrameMemories
+from cliptrase_ros.streams.frame_history import CameraHistories
 
 # Photos are read and results are written beside the engine; of each so many at a time.
 _THREADS = 4
@@ -172,7 +168,7 @@ class _Job:
         self._threads = threads
         self._on_image = on_image
         self._on_result = on_result
-        self._memories = FrameMemories()
+        self._histories = CameraHistories()
         self._writes: deque[tuple[Frame, Future]] = deque()
         self._video: OverlayVideo | None = None
         self._given_up: set[Source] = set()
@@ -261,7 +257,7 @@ class _Job:
         of_video = frames[0].number is not None
         if of_video:
             settings = self._settings
-            before = [self._memories.before(str(f.source), _stamp_ns(f)) for f in frames]
+            before = [self._histories.before(str(f.source), _stamp_ns(f)) for f in frames]
         else:
             settings, before = replace(self._settings, smoothing=0.0), ()
         results = segment_each(self._segmenter, pictures, self._vocabulary, settings, before)
@@ -270,7 +266,7 @@ class _Job:
                 self._note(str(frame), result)
             else:
                 if of_video:
-                    self._memories.keep(str(frame.source), _stamp_ns(frame), result.memory)
+                    self._histories.keep(str(frame.source), _stamp_ns(frame), result.history)
                 if self._on_result is not None:
                     self._on_result(frame, result)
                 self._writes.append((frame, self._threads.submit(self._write, frame, result)))

@@ -13,11 +13,10 @@ from rclpy.parameter import Parameter
 
 from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
 from cliptrase_ros.segmentation.model.preprocessing import is_too_elongated
-from cliptrase_ros.segmentation.segmenter import (
+from cliptrase_ros.segmentation.settings import (
     MAX_SMOOTHING,
     PRECISIONS,
     PRESETS,
-    REFINEMENTS,
     RESOLUTION_RANGE,
     SegmentationSettings,
 )
@@ -152,7 +151,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
         "edges, about two patches away at most; 'sam' gives each mask of a SAM one label.",
         live=True,
-        constraints=f'one of {", ".join(REFINEMENTS)}',
+        constraints='one of none, edges, sam',
     ),
     ParameterSpec(
         'smoothing',

@@ -35,12 +35,8 @@ from cliptrase_ros.ros.parameters import Parameters, declare_parameters
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back, release_frames
 from cliptrase_ros.segmentation.model.weights import ModelError
-from cliptrase_ros.segmentation.segmenter import (
-    SegmentationSettings,
-    Segmenter,
-    load_segmenter,
-    threads_beside_others,
-)
+from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter, threads_beside_others
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.unused_memory import share_memory_between_threads

@@ -11,14 +11,11 @@ from cliptrase_ros.messages.images import header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, Frame
 from cliptrase_ros.ros.conversions import ImageError
 from cliptrase_ros.ros.node_time import NodeTime
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    SegmentationSettings,
-    Segmenter,
-)
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
-from cliptrase_ros.streams.frame_history import FrameMemories
+from cliptrase_ros.streams.frame_history import CameraHistories
 from cliptrase_ros.streams.unused_memory import UnusedMemory
 
 #: Encoding gives way to a frame after this long, or one phrase if that takes longer: about as
@@ -74,7 +71,7 @@ class Worker:
         self._engine = engine
         self._warm_up_sizes = tuple(warm_up_sizes)
         self._warm_up_batch = warm_up_batch
-        self._memories = FrameMemories()
+        self._histories = CameraHistories()
         self._unused_memory = UnusedMemory()
         self._clock = clock
         self._on_change = on_change
@@ -369,7 +366,7 @@ class Worker:
                 frame.camera.refuse(error)
             except Exception as error:
                 frame.camera.fail(error)
-        before = [self._memories.before(f.camera.name, f.time_ns) for f in readable]
+        before = [self._histories.before(f.camera.name, f.time_ns) for f in readable]
         engine_begin = time.monotonic()
         results = self._engine.segment_each(pictures, choice.vocabulary, choice.settings, before)
         engine_s = time.monotonic() - engine_begin
@@ -377,7 +374,7 @@ class Worker:
             if isinstance(result, Exception):
                 frame.camera.fail(result)
                 continue
-            self._memories.keep(frame.camera.name, frame.time_ns, result.memory)
+            self._histories.keep(frame.camera.name, frame.time_ns, result.history)
             frame.camera.trace(frame.image.header, f'labelled in {engine_s * 1e3:.0f} ms')
             try:
                 frame.camera.publish(frame, picture, result)

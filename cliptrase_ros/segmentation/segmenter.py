@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cliptrase_ros.segmentation.method.presets import PRESETS, Method
 from cliptrase_ros.segmentation.method.sam import MaskSource, Sam, vote_in_masks
-from cliptrase_ros.segmentation.method.smoothing import FrameMemory, Kind, gather, separate
+from cliptrase_ros.segmentation.method.smoothing import FrameHistory, HistoryKey, gather, separate
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
-from cliptrase_ros.segmentation.model.preprocessing import Framing, check_aspect_ratio
+from cliptrase_ros.segmentation.model.preprocessing import Framing, check_aspect_ratio, framing_of
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.model.text_cache import default_folder
 from cliptrase_ros.segmentation.model.weights import (
@@ -36,77 +35,16 @@ from cliptrase_ros.segmentation.run.graphs import (
     batches,
 )
 from cliptrase_ros.segmentation.run.pipeline import Pipeline
+from cliptrase_ros.segmentation.settings import (
+    PRECISIONS,
+    Method,
+    ModelSettings,
+    SegmentationSettings,
+)
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary
-
-#: Number formats of the image tower.
-PRECISIONS = ('float32', 'float16', 'bfloat16')
 
 #: Of a pixel without a label, in what `Segmenter.label_indices` gives.
 NO_INDEX = -1
-
-#: Shorter side fed to CLIP, pixels.
-RESOLUTION_RANGE = (64, 1024)
-
-#: What is done to the boundaries of labels: `edges`, see `refinement`; `sam`, see `sam`.
-REFINEMENTS = ('none', 'edges', 'sam')
-
-#: Largest share of what was before: more would never forget.
-MAX_SMOOTHING = 0.95
-
-
-@dataclass(frozen=True)
-class SegmentationSettings:
-    """How images are segmented.
-
-    preset: one of `PRESETS`. resolution: shorter side fed to CLIP, pixels, rounded to whole
-    patches. min_confidence: 0..1, pixels below it become `UNLABELLED`. image_prior: multiply
-    the logits by those of the [CLS] token (the paper does on VOC20). refinement: one of
-    `REFINEMENTS`. smoothing: 0..`MAX_SMOOTHING`, see `smoothing`; for sequences of images of one
-    camera, 0 = every image by itself. window, stride: pixels of the scaled image, of squares that
-    slide over a large one, see `Method`; window 0 = none, stride 0 = half the window.
-    Raises ValueError.
-    """
-
-    preset: str = 'robot'
-    resolution: int = 336
-    min_confidence: float = 0.0
-    image_prior: bool = False
-    refinement: str = 'none'
-    smoothing: float = 0.0
-    window: int = 0
-    stride: int = 0
-
-    def __post_init__(self):
-        if self.preset not in PRESETS:
-            raise ValueError(f'preset is {self.preset!r}; it must be one of {", ".join(PRESETS)}')
-        low, high = RESOLUTION_RANGE
-        if not low <= self.resolution <= high:
-            raise ValueError(f'resolution is {self.resolution}; it must be {low} to {high} pixels')
-        if not 0 <= self.min_confidence <= 1:
-            raise ValueError(f'min_confidence is {self.min_confidence}; it must be 0 to 1')
-        if self.window != 0 and not low <= self.window <= high:
-            raise ValueError(f'window is {self.window}; it must be 0, or {low} to {high} pixels')
-        if not 0 <= self.stride <= (self.window or high):
-            most = f'the window, which is {self.window}' if self.window else f'{high} pixels'
-            raise ValueError(f'stride is {self.stride}; it must be 0 to {most}')
-        if not 0 <= self.smoothing <= MAX_SMOOTHING:
-            raise ValueError(f'smoothing is {self.smoothing}; it must be 0 to {MAX_SMOOTHING}')
-        if self.refinement not in REFINEMENTS:
-            raise ValueError(
-                f'refinement is {self.refinement!r}; it must be one of {", ".join(REFINEMENTS)}'
-            )
-
-    @property
-    def method(self) -> Method:
-        """The choices that the preset stands for."""
-        return replace(
-            PRESETS[self.preset],
-            image_prior=self.image_prior,
-            window=self.window,
-            stride=self.stride,
-            smoothing=self.smoothing,
-            refine_edges=self.refinement == 'edges',
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +69,13 @@ class Segmentation:
     label: uint8 (H, W), class ids of the vocabulary, 255 = unlabelled.
     confidence: uint8 (H, W), 0..255 for a probability of 0..1 of the label that was chosen,
     also where `label` is 255 because of it.
-    memory: for `Segmenter.segment` of the camera's next image, with `smoothing`; else None.
+    history: for `Segmenter.segment` of the camera's next image, with `smoothing`; else None.
     """
 
     label: np.ndarray
     confidence: np.ndarray
     vocabulary: Vocabulary
-    memory: FrameMemory | None = field(default=None, repr=False, compare=False)
+    history: FrameHistory | None = field(default=None, repr=False, compare=False)
 
 
 class Segmenter:
@@ -322,7 +260,7 @@ class Segmenter:
         images: Sequence[np.ndarray],
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings | None = None,
-        before: Sequence[FrameMemory | None] = (),
+        before: Sequence[FrameHistory | None] = (),
     ) -> list[Segmentation]:
         """Segment images, those of equal size as one batch.
 
@@ -363,8 +301,8 @@ class Segmenter:
         table: LabelTable,
         settings: SegmentationSettings,
         method: Method,
-        before: Sequence[FrameMemory | None] = (),
-    ) -> list[tuple[np.ndarray, np.ndarray, FrameMemory | None]]:
+        before: Sequence[FrameHistory | None] = (),
+    ) -> list[tuple[np.ndarray, np.ndarray, FrameHistory | None]]:
         """Label, confidence and memory of each image."""
         if settings.refinement == 'sam' and self.mask_source is None:
             raise ValueError(
@@ -372,7 +310,7 @@ class Segmenter:
             )
         before = before or [None] * len(images)
         if len(before) != len(images):
-            raise ValueError(f'{len(before)} memories for {len(images)} images')
+            raise ValueError(f'{len(before)} histories for {len(images)} images')
         by_size: dict[tuple[int, int], list[int]] = {}
         for position, image in enumerate(images):
             _check_image(image)
@@ -390,9 +328,9 @@ class Segmenter:
         results = [None] * len(images)
         for batch, finish in running:
             labelled = finish()
-            memories = labelled.memories or [None] * len(batch)
+            histories = labelled.histories or [None] * len(batch)
             for position, *result in zip(
-                batch, labelled.label, labelled.confidence, memories, strict=True
+                batch, labelled.label, labelled.confidence, histories, strict=True
             ):
                 results[position] = tuple(result)
         if settings.refinement == 'sam':
@@ -421,7 +359,9 @@ class Segmenter:
     def _framing(
         self, source: tuple[int, int], settings: SegmentationSettings, method: Method
     ) -> Framing:
-        return method.framing(tuple(source), settings.resolution, self.pipeline.backbone.patch_size)
+        return framing_of(
+            method.frame, tuple(source), settings.resolution, self.pipeline.backbone.patch_size
+        )
 
     def _start(
         self,
@@ -429,13 +369,13 @@ class Segmenter:
         table: LabelTable,
         settings: SegmentationSettings,
         method: Method,
-        before: Sequence[FrameMemory | None],
+        before: Sequence[FrameHistory | None],
     ) -> Callable[[], HostLabels]:
         """Begin to label images of one size; what is returned waits for the labels."""
         framing = self._framing(images[0].shape[:2], settings, method)
         kind = None
         if method.smoothing:
-            kind = Kind(table.words_digest, framing, method, self.device)
+            kind = HistoryKey(table.words_digest, framing, method, self.device)
         table = table.to(self.device)
 
         def label_exactly(some: Sequence[int]) -> HostLabels:
@@ -443,7 +383,7 @@ class Segmenter:
             min_confidence = torch.tensor(settings.min_confidence, device=self.device)
             memory = None
             if method.smoothing:
-                nothing = self.pipeline.no_memory(1, framing, table)
+                nothing = self.pipeline.no_history(1, framing, table)
                 memory = gather([before[i] for i in some], kind, nothing)
             # Photos of many sizes come this way. What is captured comes again and again.
             with no_cudnn_attention if self.device.type == 'cuda' else nullcontext():
@@ -452,7 +392,7 @@ class Segmenter:
                 )
             return HostLabels(
                 *(tensor.cpu().numpy() for tensor in labelled.tensors),
-                labelled.memory and separate(labelled.memory, kind),
+                labelled.history and separate(labelled.history, kind),
             )
 
         call = None
@@ -469,21 +409,21 @@ class Segmenter:
             if len(left):
                 again = label_exactly(left)
                 labelled.label[left], labelled.confidence[left] = again.label, again.confidence
-                for i, memory in zip(left, again.memories or (), strict=False):
-                    labelled.memories[i] = memory
+                for i, memory in zip(left, again.histories or (), strict=False):
+                    labelled.histories[i] = memory
             return labelled
 
         return finish
 
 
 def load_segmenter(
-    model: str = 'ViT-B-16-quickgelu',
-    pretrained: str = 'openai',
-    device: str = 'auto',
-    precision: str = 'auto',
+    model: str = ModelSettings.model,
+    pretrained: str = ModelSettings.pretrained,
+    device: str = ModelSettings.device,
+    precision: str = ModelSettings.precision,
     cache_dir: str | None = None,
     threads: int | None = None,
-    sam_model: str = '',
+    sam_model: str = ModelSettings.sam_model,
 ) -> Segmenter:
     """Load a model and make a Segmenter of it.
 

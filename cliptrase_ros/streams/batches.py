@@ -4,13 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cliptrase_ros.segmentation.method.smoothing import FrameMemory
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    Segmentation,
-    SegmentationSettings,
-    Segmenter,
-)
+from cliptrase_ros.segmentation.method.smoothing import FrameHistory
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 
 
 def default_batch(segmenter: Segmenter) -> int:
@@ -26,7 +22,7 @@ def segment_each(
     images: Sequence[np.ndarray],
     vocabulary: EncodedVocabulary,
     settings: SegmentationSettings,
-    before: Sequence[FrameMemory | None] = (),
+    before: Sequence[FrameHistory | None] = (),
 ) -> list[Segmentation | Exception]:
     """Segment images as one batch; where that fails, one by one.
 

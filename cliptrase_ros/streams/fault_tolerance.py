@@ -15,13 +15,9 @@ from cliptrase_ros.segmentation.device_faults import (
     is_out_of_memory,
     release_frames,
 )
-from cliptrase_ros.segmentation.method.smoothing import FrameMemory
-from cliptrase_ros.segmentation.segmenter import (
-    EncodedVocabulary,
-    Segmentation,
-    SegmentationSettings,
-    Segmenter,
-)
+from cliptrase_ros.segmentation.method.smoothing import FrameHistory
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.batches import default_batch
 
@@ -149,7 +145,7 @@ class FaultTolerantEngine:
         images: Sequence[np.ndarray],
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings,
-        before: Sequence[FrameMemory | None] = (),
+        before: Sequence[FrameHistory | None] = (),
     ) -> list[Segmentation | Exception]:
         """Segment images in as few calls as memory allows.
 
@@ -162,15 +158,17 @@ class FaultTolerantEngine:
         tried_again = gave_graphs_back = False
         while len(results) < len(images):
             part = slice(len(results), len(results) + self.largest_batch)
-            batch, memories = images[part], [self._if_here(memory) for memory in before[part]]
+            batch, histories = images[part], [self._if_here(memory) for memory in before[part]]
             try:
-                results += self.segmenter.segment(batch, self._here(vocabulary), settings, memories)
+                results += self.segmenter.segment(
+                    batch, self._here(vocabulary), settings, histories
+                )
             except Exception as error:
                 fault = self._met_fault(error)
                 lacks_memory = fault is _Fault.OUT_OF_MEMORY
                 if fault is None:
                     # One of them may be at fault, and must not take the others with it.
-                    results += self._one_by_one(batch, vocabulary, settings, memories, error)
+                    results += self._one_by_one(batch, vocabulary, settings, histories, error)
                 elif lacks_memory and not gave_graphs_back and self._give_graphs_back():
                     # The same batch again: without graphs it may fit.
                     gave_graphs_back = True
@@ -184,13 +182,13 @@ class FaultTolerantEngine:
         return results
 
     def _one_by_one(
-        self, batch, vocabulary, settings, memories, error
+        self, batch, vocabulary, settings, histories, error
     ) -> list[Segmentation | Exception]:
         if len(batch) == 1:
             return [error]
         return [
             self.segment_each([image], vocabulary, settings, [memory])[0]
-            for image, memory in zip(batch, memories, strict=True)
+            for image, memory in zip(batch, histories, strict=True)
         ]
 
     def _met_fault(self, error: Exception) -> _Fault | None:
@@ -251,7 +249,7 @@ class FaultTolerantEngine:
             self._moved = vocabulary, self.segmenter.encode_vocabulary(vocabulary.vocabulary)
         return self._moved[1]
 
-    def _if_here(self, memory: FrameMemory | None) -> FrameMemory | None:
-        if memory is None or memory.memory.probability.device != self.segmenter.device:
+    def _if_here(self, memory: FrameHistory | None) -> FrameHistory | None:
+        if memory is None or memory.history.probability.device != self.segmenter.device:
             return None
         return memory

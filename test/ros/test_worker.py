@@ -18,7 +18,8 @@ from cliptrase_ros.ros.node_time import NodeTime
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.streams import fault_tolerance
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliptrase_ros.segmentation.method.presets import Method
 from cliptrase_ros.segmentation.model.preprocessing import Framing
+from cliptrase_ros.segmentation.settings import Method
 
 # Root mean square differences of colours 0..1: of a patch from one before, at which it no longer
 # passes for that one, above a camera's noise and below most edges; and between candidates, of
@@ -24,7 +24,7 @@ _CELLS_PER_PATCH = 2
 
 
 @dataclass(frozen=True)
-class Memory:
+class History:
     """What is kept of B frames, each of another camera, for those that follow.
 
     probability: float32 (B, C, h, w), smoothed. appearance: float32 (B, A, h, w), colours 0..1.
@@ -40,14 +40,14 @@ class Memory:
         """All three."""
         return self.probability, self.appearance, self.known
 
-    def copy_(self, other: 'Memory') -> None:
+    def copy_(self, other: 'History') -> None:
         """Take over the contents of a memory of the same size, in place."""
         for buffer, tensor in zip(self.tensors, other.tensors, strict=True):
             buffer.copy_(tensor)
 
 
 @dataclass(frozen=True)
-class Kind:
+class HistoryKey:
     """What frames have to have in common for one's memory to serve the other.
 
     words: of their table, see `LabelTable.words_digest`. device: where they are labelled.
@@ -60,24 +60,24 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class FrameMemory:
+class FrameHistory:
     """The memory of one frame, a batch of 1, and the kind of frame it was."""
 
-    memory: Memory
-    kind: Kind
+    history: History
+    kind: HistoryKey
 
 
-def no_memory(columns: int, grid: tuple[int, int], batch: int, device: torch.device) -> Memory:
+def no_history(columns: int, grid: tuple[int, int], batch: int, device: torch.device) -> History:
     """What precedes the first of B frames."""
     cells = 3 * _CELLS_PER_PATCH**2
-    return Memory(
+    return History(
         torch.zeros(batch, columns, *grid, device=device),
         torch.zeros(batch, cells, *grid, device=device),
         torch.zeros(batch, dtype=torch.bool, device=device),
     )
 
 
-def gather(before: Sequence[FrameMemory | None], kind: Kind, nothing: Memory) -> Memory:
+def gather(before: Sequence[FrameHistory | None], kind: HistoryKey, nothing: History) -> History:
     """Memories of a batch from those of its frames.
 
     before: of each frame; None, or one of another kind, for a frame that nothing precedes.
@@ -89,26 +89,26 @@ def gather(before: Sequence[FrameMemory | None], kind: Kind, nothing: Memory) ->
             chosen.append(nothing)
             continue
         # Vocabularies are padded in some calls and not in others.
-        more = nothing.probability.shape[1] - one.memory.probability.shape[1]
+        more = nothing.probability.shape[1] - one.history.probability.shape[1]
         chosen.append(
-            replace(one.memory, probability=F.pad(one.memory.probability, (0, 0, 0, 0, 0, more)))
+            replace(one.history, probability=F.pad(one.history.probability, (0, 0, 0, 0, 0, more)))
         )
-    return Memory(
+    return History(
         *(torch.cat(tensors) for tensors in zip(*(m.tensors for m in chosen), strict=True))
     )
 
 
-def separate(memory: Memory, kind: Kind) -> list[FrameMemory]:
+def separate(memory: History, kind: HistoryKey) -> list[FrameHistory]:
     """The memory of each frame of a batch, in tensors of its own."""
     return [
-        FrameMemory(Memory(*(tensor[i : i + 1].clone() for tensor in memory.tensors)), kind)
+        FrameHistory(History(*(tensor[i : i + 1].clone() for tensor in memory.tensors)), kind)
         for i in range(len(memory.known))
     ]
 
 
 def smooth(
-    probability: Tensor, picture: Tensor, before: Memory, strength: float
-) -> tuple[Tensor, Memory]:
+    probability: Tensor, picture: Tensor, before: History, strength: float
+) -> tuple[Tensor, History]:
     """Blend each patch's probabilities with those of the patches before that look like it.
 
     Nothing is kept of what has moved away or changed, so labels do not lag; nothing at all of a
@@ -132,7 +132,7 @@ def smooth(
     same_scene = before.known & (resemblance.mean((1, 2)) > _SAME_SCENE)
     blend = strength * resemblance * same_scene[:, None, None]
     smoothed = torch.lerp(probability, remembered, blend[:, None])
-    return smoothed, Memory(smoothed, appearance, torch.ones_like(before.known))
+    return smoothed, History(smoothed, appearance, torch.ones_like(before.known))
 
 
 def _neighbours(maps: Tensor) -> Tensor:

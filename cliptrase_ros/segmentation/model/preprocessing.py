@@ -27,13 +27,13 @@ class Framing:
     """Which part of an image the network sees, and at what size; lengths in pixels.
 
     source: (height, width) of the image. resized: the whole image after scaling.
-    offset: (top, left) of the network's window in the scaled image. window: its size.
+    offset: (top, left) of what the network sees in the scaled image. crop: its size.
     """
 
     source: tuple[int, int]
     resized: tuple[int, int]
     offset: tuple[int, int]
-    window: tuple[int, int]
+    crop: tuple[int, int]
 
 
 def is_too_elongated(height: int, width: int) -> bool:
@@ -70,6 +70,21 @@ def whole_frame_framing(source: tuple[int, int], resolution: int, patch_size: in
     return Framing(source, size, (0, 0), size)
 
 
+_FRAMINGS = {'centre': centre_crop_framing, 'whole': whole_frame_framing}
+
+
+def framing_of(frame: str, source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
+    """What the network sees of an image.
+
+    Args:
+        frame: `centre` or `whole`, see `settings.Method`.
+        source: (height, width) of the image, pixels.
+        resolution: Shorter side fed to CLIP, pixels.
+        patch_size: Of the model, pixels.
+    """
+    return _FRAMINGS[frame](source, resolution, patch_size)
+
+
 def _multiple(length: float, patch_size: int) -> int:
     return max(1, round(length / patch_size)) * patch_size
 
@@ -78,7 +93,7 @@ def network_input(frames: Tensor, framing: Framing) -> Tensor:
     """Resize with PIL's antialiased bicubic filter, then crop.
 
     frames: uint8 (B, H, W, 3) RGB, of the framing's source size.
-    Returns uint8 (B, 3, h, w) on the same device, of the framing's window size. On a CPU the
+    Returns uint8 (B, 3, h, w) on the same device, of the framing's crop. On a CPU the
     pixels are PIL's own. Elsewhere the filter is the same, without PIL's rounding between its two
     passes: about one value in six differs by 1, one in a thousand by more.
     """
@@ -94,7 +109,7 @@ def network_input(frames: Tensor, framing: Framing) -> Tensor:
         images = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         resized = resize(images, framing.resized)
         resized = resized.round_().clamp_(0, 255).byte()
-    (top, left), (height, width) = framing.offset, framing.window
+    (top, left), (height, width) = framing.offset, framing.crop
     return resized[..., top : top + height, left : left + width]
 
 
@@ -127,27 +142,27 @@ def _bicubic(source: int, size: int, device: torch.device) -> Tensor:
     return (weight / weight.sum(1, keepdim=True)).float()
 
 
-def to_camera_size(window: Tensor, framing: Framing, outside: int) -> Tensor:
-    """Bring an image of the network's window back to the camera's pixels by nearest neighbour.
+def to_camera_size(cropped: Tensor, framing: Framing, outside: int) -> Tensor:
+    """Bring an image of the crop back to the camera's pixels by nearest neighbour.
 
-    window: (B, h, w). Returns (B, H, W) of the framing's source size, same dtype; pixels that
+    cropped: (B, h, w). Returns (B, H, W) of the framing's source size, same dtype; pixels that
     the network did not see hold `outside`.
     """
-    if framing.resized == framing.window == framing.source:
-        return window
-    bordered = F.pad(window, (1, 1, 1, 1), value=outside)
+    if framing.resized == framing.crop == framing.source:
+        return cropped
+    bordered = F.pad(cropped, (1, 1, 1, 1), value=outside)
     rows, columns = (
-        _nearest(*lengths, window.device)
+        _nearest(*lengths, cropped.device)
         for lengths in zip(
-            framing.source, framing.resized, framing.offset, framing.window, strict=True
+            framing.source, framing.resized, framing.offset, framing.crop, strict=True
         )
     )
     return bordered[:, rows[:, None], columns]
 
 
 @constant
-def _nearest(source: int, resized: int, offset: int, window: int, device: torch.device) -> Tensor:
+def _nearest(source: int, resized: int, offset: int, crop: int, device: torch.device) -> Tensor:
     # Integer arithmetic: the floor of (pixel + 0.5) * resized / source.
     pixel = torch.arange(source, device=device)
     position = (2 * pixel + 1) * resized // (2 * source) - offset
-    return position.clamp(-1, window) + 1
+    return position.clamp(-1, crop) + 1

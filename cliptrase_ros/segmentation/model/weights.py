@@ -19,7 +19,7 @@ from cliptrase_ros.segmentation.model.text_cache import fingerprint
 TOYBOX = 'toybox'
 LOCAL_FOLDER_PREFIX = 'local-dir:'
 
-TOYBOX_FOLDER = Path(__file__).parent.parent / 'toybox' / 'model'
+TOYBOX_FOLDER = Path(__file__).parents[2] / 'toybox' / 'model'
 CONFIG_NAME = 'open_clip_config.json'
 WEIGHTS_NAME = 'open_clip_model.safetensors'
 # What a repository without safetensors calls the same weights.

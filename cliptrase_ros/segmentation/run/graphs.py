@@ -27,11 +27,11 @@ from cliptrase_ros.segmentation.device_faults import (
     whole_device,
 )
 from cliptrase_ros.segmentation.memo import kept_in
-from cliptrase_ros.segmentation.method.presets import Method
-from cliptrase_ros.segmentation.method.smoothing import FrameMemory, Kind, gather, separate
+from cliptrase_ros.segmentation.method.smoothing import FrameHistory, HistoryKey, gather, separate
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.run.pipeline import Bounds, LabelledFrames, Pipeline
+from cliptrase_ros.segmentation.settings import Method
 
 #: Most frames of one call; more are labelled in several.
 LARGEST_BATCH = 8
@@ -67,13 +67,13 @@ class Shape:
 class HostLabels:
     """B frames labelled, in host memory: as `pipeline.LabelledFrames`.
 
-    memories: of each frame, on the device, where the method smooths.
+    histories: of each frame, on the device, where the method smooths.
     """
 
     label: np.ndarray
     confidence: np.ndarray
     exact: np.ndarray
-    memories: list[FrameMemory] | None = None
+    histories: list[FrameHistory] | None = None
 
 
 class Direct:
@@ -308,7 +308,7 @@ class FixedCall:
         self._nothing = self._before = self._after = None
         if shape.method.smoothing:
             self._nothing, self._before, self._after = (
-                pipeline.no_memory(batch, shape.framing, table)
+                pipeline.no_history(batch, shape.framing, table)
                 for batch in (1, shape.batch, shape.batch)
             )
         self._loaded: tuple[LabelTable, float] | None = None
@@ -331,7 +331,7 @@ class FixedCall:
             for buffer, tensor in zip(self._output.tensors, result.tensors, strict=True):
                 buffer.copy_(tensor)
             if self._after is not None:
-                self._after.copy_(result.memory)
+                self._after.copy_(result.history)
 
         #: Label the frames that are on the device, on the current stream.
         self.replay: Callable[[], None] = queue.record(function)
@@ -353,8 +353,8 @@ class FixedCall:
         images: Sequence[np.ndarray],
         table: LabelTable,
         min_confidence: float,
-        before: Sequence[FrameMemory | None] = (),
-        kind: Kind | None = None,
+        before: Sequence[FrameHistory | None] = (),
+        kind: HistoryKey | None = None,
     ) -> 'Running':
         """Begin to label as many images as the shape's batch.
 
@@ -378,10 +378,10 @@ class FixedCall:
             if self._before is not None:
                 self._before.copy_(gather(before, kind, self._nothing))
             self.replay()
-            memories = None if self._after is None else separate(self._after, kind)
+            histories = None if self._after is None else separate(self._after, kind)
         with self._queue.downloading():
             self.download()
-        self._pending = Running(self._queue.finished(), self._host_output, memories)
+        self._pending = Running(self._queue.finished(), self._host_output, histories)
         return self._pending
 
 
@@ -392,10 +392,10 @@ class Running:
         self,
         wait: Callable[[], None],
         output: tuple[Tensor, ...],
-        memories: list[FrameMemory] | None,
+        histories: list[FrameHistory] | None,
     ):
         self._wait = wait
-        self._memories = memories
+        self._memories = histories
         self._output = output
         self._result: HostLabels | None = None
 

@@ -21,16 +21,16 @@ from cliptrase_ros.segmentation.method.clustering import (
     dbscan_parameters,
     vote,
 )
-from cliptrase_ros.segmentation.method.presets import Method
 from cliptrase_ros.segmentation.method.propagation import propagate
 from cliptrase_ros.segmentation.method.refinement import refine_edges
-from cliptrase_ros.segmentation.method.smoothing import Memory, no_memory, smooth
+from cliptrase_ros.segmentation.method.smoothing import History, no_history, smooth
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
 from cliptrase_ros.segmentation.model.correlation import denoise_correlation
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
+from cliptrase_ros.segmentation.settings import Method
 
 # Columns enlarged to pixels at once: bounds memory, and the result is the same.
 _COLUMNS_AT_ONCE = 32
@@ -80,7 +80,7 @@ class Trace:
     raw_labels: Tensor
     labels: Tensor
     exact: Tensor
-    memory: Memory | None = None
+    history: History | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class LabelledFrames:
     label: Tensor
     confidence: Tensor
     exact: Tensor
-    memory: Memory | None = None
+    history: History | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +125,7 @@ class Pipeline:
         min_confidence: Tensor,
         method: Method,
         bounds: Bounds | None = None,
-        before: Memory | None = None,
+        before: History | None = None,
     ) -> LabelledFrames:
         """Label frames.
 
@@ -137,7 +137,7 @@ class Pipeline:
             picture = preprocessing.network_input(frames, framing)
             pixels = self.normalise(picture)
         if method.smoothing and before is None:
-            before = self.no_memory(len(frames), framing, table)
+            before = self.no_history(len(frames), framing, table)
         result = trace(self.backbone, pixels, table, method, bounds, picture, before)
         labels = result.labels
         if method.refine_edges:
@@ -153,13 +153,13 @@ class Pipeline:
                 preprocessing.to_camera_size(label, framing, outside=table.unlabelled),
                 preprocessing.to_camera_size(confidence, framing, outside=0),
                 result.exact,
-                result.memory,
+                result.history,
             )
 
-    def no_memory(self, batch: int, framing: Framing, table: LabelTable) -> Memory:
+    def no_history(self, batch: int, framing: Framing, table: LabelTable) -> History:
         """What precedes the first of B frames."""
-        grid = tuple(side // self.backbone.patch_size for side in framing.window)
-        return no_memory(table.size[1], grid, batch, self.mean.device)
+        grid = tuple(side // self.backbone.patch_size for side in framing.crop)
+        return no_history(table.size[1], grid, batch, self.mean.device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
@@ -174,7 +174,7 @@ def trace(
     method: Method,
     bounds: Bounds | None = None,
     picture: Tensor | None = None,
-    before: Memory | None = None,
+    before: History | None = None,
 ) -> Trace:
     """Run the method on normalised network input.
 

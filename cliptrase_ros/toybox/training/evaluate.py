@@ -19,7 +19,8 @@ from cliptrase_ros.evaluation.metrics import class_iou, confusion
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.model.weights import TOYBOX_FOLDER, LoadedModel, load_model_folder
-from cliptrase_ros.segmentation.segmenter import SegmentationSettings, Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
 from cliptrase_ros.toybox.scenes import (
     CLASSES,

@@ -1,0 +1,266 @@
+"""What can be chosen about the engine, declared once, and the method that choices stand for.
+
+The node's parameters, the options of the command line, their documentation and their checks are
+made from the declarations here; see `settings_of`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+#: Shorter side fed to CLIP, pixels.
+RESOLUTION_RANGE = (64, 1024)
+
+#: Largest share of what was before: more would never forget.
+MAX_SMOOTHING = 0.95
+
+#: Number formats of the image tower.
+PRECISIONS = ('float32', 'float16', 'bfloat16')
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is to be known of a setting besides its name, type and default.
+
+    Attributes:
+        doc: What it does, in a sentence or two.
+        live: Whether a running node takes a new value.
+        limits: Smallest and largest value, both included; None for no limits.
+        or_zero: Whether 0 is a value as well, beside those within the limits.
+        unit: Of the value, in the plural.
+        choices: The values there are; () for any.
+        constraints: What else a value has to be, where limits and choices do not say it.
+    """
+
+    doc: str
+    live: bool = False
+    limits: tuple[float, float] | None = None
+    or_zero: bool = False
+    unit: str = ''
+    choices: tuple[str, ...] = ()
+    constraints: str = ''
+
+    @property
+    def rule(self) -> str:
+        """What a value has to be, for people; '' where its type says it all."""
+        if self.choices:
+            return f'one of {", ".join(self.choices)}'
+        if self.limits is None:
+            return self.constraints
+        zero = '0, or ' if self.or_zero else ''
+        unit = f' {self.unit}' if self.unit else ''
+        return f'{zero}{self.limits[0]:g} to {self.limits[1]:g}{unit}'
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError for a value out of range, or that is none of the choices."""
+        if self.choices:
+            if value not in self.choices:
+                raise ValueError(f'{name} is {value!r}; it must be {self.rule}')
+        elif self.limits is not None:
+            low, high = self.limits
+            if not (low <= value <= high or (self.or_zero and value == 0)):
+                raise ValueError(f'{name} is {value}; it must be {self.rule}')
+
+
+def setting(default: Any, doc: str, **about: Any) -> Any:
+    """Declare a field of a dataclass as a setting.
+
+    Args:
+        default: Its value where nothing is said.
+        doc: See `Setting`.
+        **about: Further attributes of `Setting`.
+    """
+    metadata = {'setting': Setting(doc, **about)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def settings_of(declaration: type) -> Mapping[str, tuple[Field, Setting]]:
+    """The settings of a dataclass, by name, in the order in which they are declared.
+
+    Fields that are no settings, because only benchmarks choose them, are left out.
+    """
+    return MappingProxyType(
+        {f.name: (f, f.metadata['setting']) for f in fields(declaration) if 'setting' in f.metadata}
+    )
+
+
+def check_settings(values: Any) -> None:
+    """Raise ValueError for the first setting of a dataclass that is not what it has to be."""
+    for name, (_, about) in settings_of(type(values)).items():
+        about.check(name, getattr(values, name))
+
+
+@dataclass(frozen=True)
+class Method:
+    """Every choice that changes labels; equal methods give equal labels of the same pixels.
+
+    Attributes:
+        frame: `centre`, a centred square, or `whole`, the whole image at its own aspect ratio.
+        recovery: Tokens of the last block attend to tokens like themselves, not as in plain CLIP.
+        clustering: Regions of patches that correlate alike vote for one label.
+        denoising: What the [CLS] token correlates with is removed before clustering.
+        propagation: Patches that correlate share their class probabilities; see `propagation`.
+        fewest_clusters: An image with fewer keeps its labels as they are before the vote.
+        min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
+        image_prior, window, stride, smoothing: See `SegmentationSettings`.
+        refine_edges: Move the boundaries of labels to edges of the picture; see `refinement`.
+    """
+
+    frame: str
+    recovery: bool = True
+    clustering: bool = True
+    denoising: bool = True
+    propagation: bool = False
+    fewest_clusters: int = 1
+    min_agreement: float = 0.0
+    image_prior: bool = False
+    window: int = 0
+    stride: int = 0
+    smoothing: float = 0.0
+    refine_edges: bool = False
+
+
+#: `paper`: exactly the published method. `robot`: whole frame, a vote only where a region agrees.
+#: `plus`: whole frame, probabilities shared among patches that correlate instead of a vote.
+PRESETS = {
+    'paper': Method('centre'),
+    'robot': Method('whole', fewest_clusters=2, min_agreement=0.7),
+    'plus': Method('whole', clustering=False, propagation=True),
+}
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """How images are segmented; handed to the engine with every call.
+
+    Attributes:
+        preset: One of `PRESETS`.
+        resolution: Shorter side fed to CLIP, pixels, rounded to whole patches.
+        min_confidence: 0..1; pixels below it become `UNLABELLED`.
+        refinement: What is done to the boundaries of labels: `none`, `edges` (see `refinement`) or
+            `sam` (see `sam`).
+        smoothing: 0..`MAX_SMOOTHING`, for sequences of images of one camera, see `smoothing`; 0
+            labels every image by itself.
+        window: Side of squares that slide over a large image, pixels of the scaled image; what
+            patches show comes from them, clusters from the whole of it, scaled down to the window.
+            0 for none.
+        stride: How far apart they stand, pixels; 0 for half the window.
+        image_prior: Multiply the logits by those of the [CLS] token, as the paper does on VOC20;
+            for benchmarks.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
+
+    preset: str = setting(
+        'robot',
+        "'robot' labels the whole frame; 'plus' does with patches that correlate sharing their "
+        "probabilities instead of a vote of clusters; 'paper' is exactly the published method, "
+        'which sees a square from the centre.',
+        live=True,
+        choices=tuple(PRESETS),
+    )
+    resolution: int = setting(
+        336,
+        'Length of the shorter side fed to CLIP, pixels. Small things need more, time grows with '
+        'its square and faster.',
+        live=True,
+        limits=RESOLUTION_RANGE,
+        unit='pixels',
+    )
+    min_confidence: float = setting(
+        0.0,
+        'Pixels whose class is less probable than this become 255 (unlabelled).',
+        live=True,
+        limits=(0, 1),
+    )
+    refinement: str = setting(
+        'none',
+        "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
+        "edges, about two patches away at most; 'sam' gives each mask of a SAM one label.",
+        live=True,
+        choices=('none', 'edges', 'sam'),
+    )
+    smoothing: float = setting(
+        0.0,
+        'Share of what a patch was in the image before that is kept where it still looks the '
+        'same, against flicker: 0.5 is much; 0 labels every image by itself.',
+        live=True,
+        limits=(0, MAX_SMOOTHING),
+    )
+    window: int = setting(
+        0,
+        'Side of squares that slide over a large image, pixels at the resolution fed to CLIP; 0 '
+        'feeds it whole.',
+        live=True,
+        limits=RESOLUTION_RANGE,
+        or_zero=True,
+        unit='pixels',
+    )
+    stride: int = setting(
+        0,
+        'How far apart windows stand, pixels, a window at most; 0 is half a window.',
+        live=True,
+        limits=(0, RESOLUTION_RANGE[1]),
+        unit='pixels',
+    )
+    image_prior: bool = False
+
+    def __post_init__(self):
+        check_settings(self)
+        if self.window and self.stride > self.window:
+            raise ValueError(
+                f'stride is {self.stride}; it must be 0 to the window, which is {self.window}'
+            )
+
+    @property
+    def method(self) -> Method:
+        """The choices that these settings stand for."""
+        return replace(
+            PRESETS[self.preset],
+            image_prior=self.image_prior,
+            window=self.window,
+            stride=self.stride,
+            smoothing=self.smoothing,
+            refine_edges=self.refinement == 'edges',
+        )
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and where it computes; what `load_segmenter` takes."""
+
+    model: str = setting(
+        'ViT-B-16-quickgelu',
+        "Architecture as open_clip names it, 'toybox' for the small model that comes with this "
+        "package, or 'local-dir:FOLDER' for a model of your own.",
+    )
+    pretrained: str = setting(
+        'openai',
+        'Weights: a tag open_clip knows for the model, or a local file (safetensors, or a state '
+        'dict).',
+    )
+    sam_model: str = setting(
+        '', "Folder of a SAM, SAM 2, SAM-HQ or EdgeTAM for refinement 'sam'; empty for none."
+    )
+    device: str = setting(
+        'auto',
+        "Where inference runs: 'auto', 'cpu', 'cuda' or 'cuda:N'.",
+    )
+    precision: str = setting(
+        'auto',
+        "Number format of the image tower; 'auto' is float16 on CUDA and float32 elsewhere.",
+        choices=('auto', *PRECISIONS),
+    )
+    threads: int = setting(
+        0,
+        'Processor cores that inference uses at most; 0 leaves one of them to others, or takes '
+        'what OMP_NUM_THREADS says.',
+        limits=(0, 1024),
+    )
+    cache_dir: str = setting(
+        '', 'Folder for downloaded weights and encoded phrases; empty for the usual ones.'
+    )
