@@ -304,7 +304,6 @@ def test_tensors_of_odd_kinds(tiny_architecture, tiny_state, tmp_path, name, cha
 
 
 def test_toybox():
-    folder = weights.TOYBOX_FOLDER
     loaded = load_model('toybox')
     assert loaded.name == 'toybox'
     tokens = loaded.tokenizer(['a red ball'])
