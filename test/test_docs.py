@@ -219,18 +219,6 @@ def test_pictures_are_small_and_used():
         assert path.stat().st_size < 300_000, path.name
 
 
-def test_the_house_has_every_room():
-    (house,) = re.findall(
-        r'^cliptrase_ros/\n(.*?)^\S', (ROOT / 'CONTRIBUTING.md').read_text(), re.M | re.S
-    )
-    rooms = {
-        path.name + '/' * path.is_dir()
-        for path in (ROOT / 'cliptrase_ros').iterdir()
-        if not path.name.startswith('__')
-    }
-    assert set(re.findall(r'\w+(?:/|\.py\b)', house)) == rooms
-
-
 def test_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
     assert citation['version'] == cli.package_version()
