@@ -7,14 +7,9 @@ from pathlib import Path
 
 from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.reader import BagReader, Found, Topic
-from cliptrase_ros.bag.types import (
-    CAMERA_TOPICS,
-    CLASS_MASKS,
-    COMPRESSED_IMAGE,
-    IMAGE,
-    VOCABULARY_TOPIC,
-)
+from cliptrase_ros.bag.types import CAMERA_TOPICS, VOCABULARY_TOPIC
 from cliptrase_ros.messages.images import MEASUREMENTS, check_compressed, check_image
+from cliptrase_ros.messages.type_names import CLASS_MASKS, COMPRESSED_IMAGE, IMAGE
 
 #: Name of the node whose topics are added.
 DEFAULT_NODE = '/cliptrase'

@@ -101,7 +101,7 @@ class BagReader:
         self.storage = 'mcap'
         self.compressed = False
         self.topics: dict[tuple[str, str], Topic] = {}
-        self._typestore = typestore
+        self.typestore = typestore
         self._described = False
         self._hashes: dict[str, str] = {}
         self._counted: int | None = None
@@ -177,7 +177,7 @@ class BagReader:
             try:
                 if topic.serialization != 'cdr':
                     raise ValueError(f'serialised as {topic.serialization}; only cdr can be read')
-                content = self._typestore.deserialize_cdr(message.data, topic.type)
+                content = self.typestore.deserialize_cdr(message.data, topic.type)
                 check(content)
             except Exception as error:
                 # The library raises what it likes over data that are no message.
@@ -306,8 +306,8 @@ class BagReader:
         text = '' if definition.format is MessageDefinitionFormat.NONE else definition.data
         if not text and known:
             text = known.definition
-        if not text and connection.msgtype in self._typestore.fielddefs:
-            text, _ = self._typestore.generate_msgdef(connection.msgtype, ros_version=2)
+        if not text and connection.msgtype in self.typestore.fielddefs:
+            text, _ = self.typestore.generate_msgdef(connection.msgtype, ros_version=2)
         count = None if isinstance(reader, SalvagedSqlite) else connection.msgcount
         if known:
             count = None if count is None or known.count is None else known.count + count

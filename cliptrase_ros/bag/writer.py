@@ -94,14 +94,15 @@ class BagWriter(Writer):
         if compress:
             mode = CompressionMode.STORAGE if storage == 'mcap' else CompressionMode.MESSAGE
             self.set_compression(mode, CompressionFormat.ZSTD)
+        self._copies: dict[tuple[str, str], Connection] = {}
         self._sent_lost = 0
         self._extras_lost: list[str] = []
 
-    def add_topic(self, topic: Topic) -> Connection:
-        """Add a topic of another recording."""
+    def add_topic(self, topic: Topic) -> None:
+        """Add a topic of another recording, whose messages are to be copied."""
         if isinstance(self.storage, _McapStorage):
             self.storage.topics[topic.name, topic.type] = topic
-        return self.add_connection(
+        self._copies[topic.name, topic.type] = self.add_connection(
             topic.name,
             topic.type,
             msgdef=topic.definition,
@@ -110,12 +111,13 @@ class BagWriter(Writer):
             offered_qos_profiles=topic.qos,
         )
 
-    def copy(self, connection: Connection, message: BagMessage) -> None:
+    def copy(self, message: BagMessage) -> None:
         """Write a message of another recording."""
         if isinstance(self.storage, _McapStorage):
             self.storage.sent = message.publish_ns, message.sequence
         elif message.publish_ns not in (None, message.stamp_ns) or message.sequence:
             self._sent_lost += 1
+        connection = self._copies[message.topic.name, message.topic.type]
         self.write(connection, message.stamp_ns, message.data)
 
     def copy_extra(self, extra: Attachment | Metadata) -> None:
