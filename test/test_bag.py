@@ -222,10 +222,10 @@ def test_smoothing_is_that_of_each_camera(run, typestore, tiny_model, tmp_path):
     segmenter = load_segmenter(tiny_model, device='cpu')
     encoded = segmenter.encode_vocabulary(parse_over_background(WORDS))
     settings = SegmentationSettings(resolution=64, smoothing=0.9)
-    memory, expected, alone = None, [], []
+    history, expected, alone = None, [], []
     for picture in noisy:
-        (result,) = segmenter.segment([picture], encoded, settings, [memory])
-        memory = result.history
+        (result,) = segmenter.segment([picture], encoded, settings, [history])
+        history = result.history
         expected.append(result.label)
         alone.append(segmenter.segment([picture], encoded, settings)[0].label)
     assert any((a != b).any() for a, b in zip(expected, alone, strict=True))

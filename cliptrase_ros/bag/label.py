@@ -161,7 +161,7 @@ def label_bag(
     storage = settings.storage or reader.storage
     compress = reader.compressed if settings.compress is None else settings.compress
     try:
-        with _appearing(destination) as folder:
+        with _all_or_nothing(destination) as folder:
             writer = BagWriter(folder, storage, compress)
             for key, value in reader.custom_data.items():
                 writer.set_custom_data(key, value)
@@ -184,7 +184,7 @@ def label_bag(
 
 
 @contextlib.contextmanager
-def _appearing(destination: Path) -> Iterator[Path]:
+def _all_or_nothing(destination: Path) -> Iterator[Path]:
     """A folder to write to that takes its place when all has gone well, and vanishes otherwise."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     # The writer names its files after the folder, so it has the final name from the beginning.

@@ -49,7 +49,8 @@ def output_qos(latched: bool) -> Qos:
 def make_typestore() -> Typestore:
     """Types of a ROS 2 distribution, of vision_msgs/LabelInfo and of this package.
 
-    Raises FileNotFoundError where this package's message definitions are not installed.
+    Raises:
+        FileNotFoundError: This package's message definitions are not installed.
     """
     store = get_typestore(Stores.LATEST)
     types = {}
@@ -66,7 +67,7 @@ def definition_file(name: str) -> Path:
     """Path of the definition of a message of this package. Raises FileNotFoundError."""
     file = f'{name}.msg'
     package = Path(__file__).resolve().parent.parent
-    # As pip installs them, in the source tree, and as colcon installs them.
+    # Where pip installs them, where they are in the source tree, and where colcon installs them.
     candidates = [package / 'message_definitions' / file, package.parent / 'msg' / file]
     candidates += [folder / 'share' / _PACKAGE / 'msg' / file for folder in package.parents]
     for path in candidates:

@@ -14,15 +14,16 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from cliptrase_ros.bag.mcap_file import HASH_KEY, QOS_KEY, ROSBAG2_METADATA
 from cliptrase_ros.bag.reader import BagMessage, Topic
 
-# What stands in a bag whose types no definition is known of; rosbags insists on a hash.
+# For types of which no definition is known: rosbags insists on a hash.
 _UNKNOWN_HASH = f'RIHS01_{"0" * 64}'
 
 
 class _McapStorage:
     """An MCAP file, in the form rosbags' writer has its storages.
 
-    topics: those of another recording, by (name, type), with what MCAP said of them there.
-    sent: publish time, None for that of logging, and sequence number of the next message.
+    Attributes:
+        topics: Those of another recording, by name and type, with what MCAP said of them there.
+        sent: Of the next message, publish time (None for its log time) and sequence number.
     """
 
     def __init__(self, path: Path, compression: CompressionMode):
@@ -35,7 +36,7 @@ class _McapStorage:
             self._file, compression=CompressionType.ZSTD if packed else CompressionType.NONE
         )
         self.mcap.start('ros2')
-        # By type; messages of no type have no schema, which MCAP calls 0.
+        # Ids by message type. MCAP has 0 for topics without a schema, whose type is ''.
         self._schemas = {'': 0}
         self._channels: dict[int, int] = {}
 
@@ -80,7 +81,10 @@ class _McapStorage:
 class BagWriter(Writer):
     """Writes a recording that has another one in it.
 
-    storage: 'mcap' or 'sqlite3'.
+    Args:
+        path: Folder, which must not exist.
+        storage: 'mcap' or 'sqlite3'.
+        compress: Whether to compress with zstd: chunks of MCAP, messages of SQLite.
     """
 
     STORAGE_PLUGINS = {  # noqa: RUF012
