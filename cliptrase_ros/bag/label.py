@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rosbags.interfaces import Connection
@@ -28,7 +27,7 @@ from cliptrase_ros.bag.types import (
 from cliptrase_ros.bag.writer import BagWriter
 from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to_rgb
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
-from cliptrase_ros.messages.type_names import IMAGE, LABEL_INFO, VOCABULARY
+from cliptrase_ros.messages.type_names import IMAGE, LABEL_INFO, VOCABULARY, Message
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.batches import segment_each
@@ -207,7 +206,7 @@ class _CameraImage:
 
     camera: BagCamera
     log_ns: int
-    header: Any
+    header: Message
     picture: np.ndarray
 
     @property
@@ -384,7 +383,7 @@ class _LabelTopics:
             offered_qos_profiles=[output_qos(latched=message_type in (LABEL_INFO, VOCABULARY))],
         )
 
-    def _serialise(self, message: Any) -> memoryview:
+    def _serialise(self, message: Message) -> memoryview:
         return self._typestore.serialize_cdr(message, message.__msgtype__)
 
 

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from cliptrase_ros.messages.depth import (
     read_registered_depth,
 )
 from cliptrase_ros.messages.images import ENCODING_TABLE, ImageError, header_stamp_ns
-from cliptrase_ros.messages.type_names import CAMERA_INFO, IMAGE
+from cliptrase_ros.messages.type_names import CAMERA_INFO, IMAGE, Message
 
 
 @dataclass
@@ -25,8 +24,8 @@ class _DepthCamera:
     """A camera with depth; its latest depth image and labels, each with its stamp (ns)."""
 
     depth_topic: str
-    info: Any
-    depth: tuple[int, Any] | None = None
+    info: Message
+    depth: tuple[int, Message] | None = None
     label: tuple[int, np.ndarray] | None = None
 
 
@@ -110,14 +109,14 @@ class BagPoints:
             self.refused[name] = reason
 
 
-def _first_messages(reader: BagReader, message_type: str, *checks) -> dict[str, Any]:
+def _first_messages(reader: BagReader, message_type: str, *checks) -> dict[str, Message]:
     """The first usable message of every topic of a type, by name; see `BagReader.find`."""
     topics = (topic for topic in reader.topics.values() if topic.type == message_type)
     found = {topic.name: reader.find(topic, *checks).message for topic in topics}
     return {name: message for name, message in found.items() if message is not None}
 
 
-def _is_picture(image) -> bool:
+def _is_picture(image: Message) -> bool:
     return image.encoding in ENCODING_TABLE and image.encoding not in DEPTH_ENCODINGS
 
 

@@ -16,6 +16,7 @@ from cliptrase_ros.messages.images import (
     check_size,
     stored_pixels,
 )
+from cliptrase_ros.messages.type_names import Message
 
 _MILLIMETRES = Encoding(1, 16)
 #: Depth encodings: REP 118, and mono16, which some drivers write for 16UC1.
@@ -60,7 +61,7 @@ class Intrinsics:
     cy: float
 
 
-def check_depth(image, max_pixels: int = MAX_PIXELS) -> None:
+def check_depth(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that `depth_in_metres` could not read, in microseconds.
 
     Args:
@@ -80,7 +81,7 @@ def check_depth(image, max_pixels: int = MAX_PIXELS) -> None:
     check_layout(image, encoding)
 
 
-def depth_in_metres(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def depth_in_metres(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Depth along the optical axis.
 
     Args:
@@ -103,7 +104,7 @@ def depth_in_metres(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return depth
 
 
-def intrinsics_of(info, width: int, height: int) -> Intrinsics:
+def intrinsics_of(info: Message, width: int, height: int) -> Intrinsics:
     """Intrinsics of images of a size, from the K of their camera_info.
 
     Args:
@@ -132,7 +133,7 @@ def intrinsics_of(info, width: int, height: int) -> Intrinsics:
 
 
 def read_registered_depth(
-    depth_image, info, width: int, height: int, max_pixels: int = MAX_PIXELS
+    depth_image: Message, info: Message, width: int, height: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, Intrinsics]:
     """Depth of every pixel of a picture, from a depth image that is registered to it.
 

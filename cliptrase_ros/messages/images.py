@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from cliptrase_ros.messages.picture_headers import picture_size
+from cliptrase_ros.messages.type_names import Message
 
 #: Longest side of an image that is believed, pixels; above, a header is taken for corrupt.
 MAX_SIDE = 16384
@@ -26,7 +27,7 @@ class ImageError(ValueError):
     """An image message that cannot be used; the message says what is wrong with it."""
 
 
-def header_stamp_ns(header) -> int:
+def header_stamp_ns(header: Message) -> int:
     """Stamp of a std_msgs/Header, nanoseconds."""
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
 
@@ -107,7 +108,7 @@ _NO_PICTURE = (
 )
 
 
-def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
+def check_image(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that `to_rgb` could not read, in microseconds and without touching pixels.
 
     Args:
@@ -129,7 +130,7 @@ def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
     check_layout(image, encoding)
 
 
-def check_layout(image, encoding: Encoding) -> None:
+def check_layout(image: Message, encoding: Encoding) -> None:
     """Refuse an image whose size, step and data do not fit together. Raises ImageError."""
     size = f'{image.width} x {image.height}'
     _check_sides(image.encoding, encoding, image.width, image.height)
@@ -164,7 +165,7 @@ def _check_sides(name: str, encoding: Encoding, width: int, height: int) -> None
         raise ImageError(f'{size}; its mosaic needs {encoding.min_side} x {encoding.min_side}')
 
 
-def _luma_rows(image, encoding: Encoding) -> int:
+def _luma_rows(image: Message, encoding: Encoding) -> int:
     """Rows of brightness before the chroma: hardware decoders add some below the picture."""
     rows, rest = divmod(len(image.data), image.step)
     padded, odd = divmod(rows, encoding.planes)
@@ -172,7 +173,7 @@ def _luma_rows(image, encoding: Encoding) -> int:
     return int(padded) if is_padded else image.height
 
 
-def stored_pixels(image, encoding: Encoding) -> np.ndarray:
+def stored_pixels(image: Message, encoding: Encoding) -> np.ndarray:
     """Pixels of an image that `check_layout` has passed, just as they are stored.
 
     Returns:
@@ -196,7 +197,7 @@ def stored_pixels(image, encoding: Encoding) -> np.ndarray:
     return pixels[..., 0] if encoding.channels == 1 else pixels
 
 
-def to_rgb(image, max_pixels: int = MAX_PIXELS, may_share: bool = False) -> np.ndarray:
+def to_rgb(image: Message, max_pixels: int = MAX_PIXELS, may_share: bool = False) -> np.ndarray:
     """Picture of a sensor_msgs/Image.
 
     Honours `step` and `is_bigendian`. 16 bits are scaled to 8 as cv_bridge does (65535 to 255,
@@ -246,12 +247,12 @@ def _convert_to_rgb(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
     return cv2.convertScaleAbs(pixels, alpha=255 / 65535) if encoding.bits == 16 else pixels
 
 
-def copy_if_shared(pixels: np.ndarray, image) -> np.ndarray:
+def copy_if_shared(pixels: np.ndarray, image: Message) -> np.ndarray:
     """Copy pixels that lie in the memory of the message; return others as they are."""
     return pixels.copy() if np.may_share_memory(pixels, image.data) else pixels
 
 
-def check_compressed(image) -> None:
+def check_compressed(image: Message) -> None:
     """Refuse a compressed image whose `format` names depth, counts or video. Raises ImageError."""
     original, codec, _ = _split_format(image.format)
     if 'compressedDepth' in codec or MEASUREMENTS.match(original):
@@ -263,7 +264,7 @@ def check_compressed(image) -> None:
         )
 
 
-def check_compressed_stream(image, max_pixels: int = MAX_PIXELS) -> None:
+def check_compressed_stream(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse what `decompress_to_rgb` could not read, in microseconds and without decoding.
 
     Stricter than `decompress_to_rgb`: only JPEG and PNG pass, whose size is known before memory is
@@ -285,7 +286,7 @@ def check_compressed_stream(image, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
-def decompress_to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decompress_to_rgb(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Picture of a sensor_msgs/CompressedImage: JPEG, PNG or anything else OpenCV reads.
 
     Colours are as the file has them, unless `format` says that they are those of the raw image.
@@ -354,7 +355,7 @@ def _decoded_encoding(format: str, pixels: np.ndarray) -> Encoding:
     return ENCODING_TABLE[f'{usual}{bits}']
 
 
-def _size_before_decoding(image, max_pixels: int) -> tuple[int, int] | None:
+def _size_before_decoding(image: Message, max_pixels: int) -> tuple[int, int] | None:
     # Before decoding, because a few hundred bytes can ask for gigabytes of pixels.
     try:
         size = picture_size(bytes(image.data))
@@ -395,7 +396,7 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
-def mono8(image) -> np.ndarray:
+def mono8(image: Message) -> np.ndarray:
     """Pixels of a mono8 message, such as a label image.
 
     Args:

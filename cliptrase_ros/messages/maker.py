@@ -21,6 +21,7 @@ from cliptrase_ros.messages.type_names import (
     LABEL_INFO,
     POINTS,
     VOCABULARY,
+    Message,
 )
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.run_lengths import find_runs
@@ -40,16 +41,16 @@ class MessageMaker:
             numbers takes.
     """
 
-    make: Callable[..., Any]
+    make: Callable[..., Message]
     to_field: Callable[[np.ndarray], Any]
 
-    def make_header(self, stamp_ns: int, frame_id: str = '') -> Any:
+    def make_header(self, stamp_ns: int, frame_id: str = '') -> Message:
         """Make a std_msgs/Header of a stamp in nanoseconds."""
         seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
         stamp = self.make('builtin_interfaces/msg/Time', sec=seconds, nanosec=nanoseconds)
         return self.make('std_msgs/msg/Header', stamp=stamp, frame_id=frame_id)
 
-    def make_image(self, pixels: np.ndarray, encoding: str, header: Any) -> Any:
+    def make_image(self, pixels: np.ndarray, encoding: str, header: Message) -> Message:
         """Make a sensor_msgs/Image without row padding.
 
         Args:
@@ -70,18 +71,18 @@ class MessageMaker:
             data=self._bytes(pixels),
         )
 
-    def make_compressed_label(self, label: np.ndarray, header: Any) -> Any:
+    def make_compressed_label(self, label: np.ndarray, header: Message) -> Message:
         """Make a sensor_msgs/CompressedImage of uint8 (H, W), as image_transport reads it.
 
         PNG and never JPEG, which changes ids.
         """
         return self._make_compressed(compress_label(label), 'mono8; png compressed ', header)
 
-    def make_compressed_picture(self, rgb: np.ndarray, header: Any) -> Any:
+    def make_compressed_picture(self, rgb: np.ndarray, header: Message) -> Message:
         """Make a sensor_msgs/CompressedImage of uint8 (H, W, 3): JPEG, as camera drivers do."""
         return self._make_compressed(compress_picture(rgb), 'rgb8; jpeg compressed bgr8', header)
 
-    def make_points(self, points: np.ndarray, header: Any) -> Any:
+    def make_points(self, points: np.ndarray, header: Message) -> Message:
         """Make an organised sensor_msgs/PointCloud2.
 
         Args:
@@ -103,7 +104,7 @@ class MessageMaker:
             is_dense=False,
         )
 
-    def make_point_fields(self, dtype: np.dtype) -> list[Any]:
+    def make_point_fields(self, dtype: np.dtype) -> list[Message]:
         """Make a sensor_msgs/PointField of each field of a structured dtype of numbers."""
         return [
             self.make(
@@ -116,7 +117,7 @@ class MessageMaker:
             for name, (kind, offset) in dtype.fields.items()
         ]
 
-    def make_masks(self, result: Segmentation, header: Any) -> Any:
+    def make_masks(self, result: Segmentation, header: Message) -> Message:
         """Make a cliptrase_ros/ClassMasks with the mask of every class present."""
         runs = find_runs(result.label)
         lengths_of_value = label_run_lengths(runs)
@@ -146,7 +147,7 @@ class MessageMaker:
             masks=masks,
         )
 
-    def make_vocabulary(self, vocabulary: Vocabulary, header: Any) -> Any:
+    def make_vocabulary(self, vocabulary: Vocabulary, header: Message) -> Message:
         """Make a cliptrase_ros/Vocabulary."""
         classes = []
         for entry in vocabulary.classes:
@@ -168,7 +169,7 @@ class MessageMaker:
             background=list(vocabulary.background),
         )
 
-    def make_label_info(self, vocabulary: Vocabulary, threshold: float, header: Any) -> Any:
+    def make_label_info(self, vocabulary: Vocabulary, threshold: float, header: Message) -> Message:
         """Make a vision_msgs/LabelInfo, names by id.
 
         Args:
@@ -182,9 +183,9 @@ class MessageMaker:
         ]
         return self.make(LABEL_INFO, header=header, class_map=classes, threshold=threshold)
 
-    def _make_compressed(self, data: bytes, format: str, header: Any) -> Any:
-        data = np.frombuffer(data, np.uint8)
-        return self.make(COMPRESSED_IMAGE, header=header, format=format, data=self.to_field(data))
+    def _make_compressed(self, data: bytes, format: str, header: Message) -> Message:
+        field = self.to_field(np.frombuffer(data, np.uint8))
+        return self.make(COMPRESSED_IMAGE, header=header, format=format, data=field)
 
     def _bytes(self, values: np.ndarray) -> Any:
         return self.to_field(values.ravel().view(np.uint8))
@@ -192,7 +193,7 @@ class MessageMaker:
 
 #: Makes a message of an image's labels, given the maker, the image's header and its pixels,
 #: uint8 (H, W, 3) RGB.
-MakeOutput = Callable[[MessageMaker, Any, np.ndarray, Segmentation], Any]
+MakeOutput = Callable[[MessageMaker, Message, np.ndarray, Segmentation], Message]
 
 #: What can be made of an image's labels: by topic, NODE/CAMERA/ before it, type and how to make it.
 CAMERA_OUTPUTS: dict[str, tuple[str, MakeOutput]] = {

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.segmentation.run_lengths import Runs
 
 
@@ -77,7 +78,7 @@ def run_lengths(pixels: np.ndarray) -> np.ndarray:
     return np.diff(edges).astype(np.uint32)
 
 
-def decode_mask(mask, height: int, width: int) -> np.ndarray:
+def decode_mask(mask: Message, height: int, width: int) -> np.ndarray:
     """Pixels of one class.
 
     Args:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from cliptrase_ros.messages.type_names import Message
+
 #: Datatypes of sensor_msgs/PointField, from INT8, which is 1, to FLOAT64, which is 8.
 POINT_FIELD_TYPES = ('i1', 'u1', 'i2', 'u2', 'i4', 'u4', 'f4', 'f8')
 
@@ -10,7 +12,7 @@ class PointsError(ValueError):
     """A point cloud that cannot be used; the message says what is wrong with it."""
 
 
-def read_points(cloud) -> tuple[np.ndarray, np.ndarray]:
+def read_points(cloud: Message) -> tuple[np.ndarray, np.ndarray]:
     """Points that have a place, and their class ids.
 
     Args:

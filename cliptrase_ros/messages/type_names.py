@@ -1,5 +1,10 @@
 """Names of message types, as recordings and `ros2 topic info` have them."""
 
+from typing import Any, TypeAlias
+
+#: A message of rclpy or one read from a recording: code outside `ros/` uses its fields alone.
+Message: TypeAlias = Any
+
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'

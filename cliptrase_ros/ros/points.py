@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import (
@@ -122,7 +122,9 @@ class PointsOutput:
             if topic.is_subscribed
         )
 
-    def _make_points(self, labelled: _LabelledPicture, depth: Image, info) -> np.ndarray:
+    def _make_points(
+        self, labelled: _LabelledPicture, depth: Image, info: CameraInfo
+    ) -> np.ndarray:
         height, width = labelled.result.label.shape
         frames = labelled.header.frame_id, depth.header.frame_id
         # tf's own names begin without a slash; drivers that came from ROS 1 write one.
