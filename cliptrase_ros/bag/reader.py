@@ -234,7 +234,7 @@ class BagReader:
             raise BagError(f'{path} cannot be read: {error.strerror}') from error
         self.damage += files.damage
         self.notes += files.notes
-        self._describe(files.description)
+        self._add_description(files.description)
         self._described = bool(files.description.names)
         self._counted = files.description.message_count
         for file in files.paths:
@@ -271,7 +271,7 @@ class BagReader:
             file = McapFile(path)
             self._stack.callback(file.close)
             if not self._described:
-                self._take_description(file)
+                self._read_description(file)
             self.compressed = self.compressed or file.compressed
             return file
         log = path.with_name(f'{path.name}-wal')
@@ -291,19 +291,19 @@ class BagReader:
         self._stack.callback(salvaged.close)
         return salvaged
 
-    def _describe(self, description: Description) -> None:
+    def _add_description(self, description: Description) -> None:
         self.compressed = self.compressed or description.compressed
         self.custom_data |= description.custom_data
         self._hashes |= description.hashes
 
-    def _take_description(self, file: McapFile) -> None:
+    def _read_description(self, file: McapFile) -> None:
         """Take what rosbag2 has written into a file."""
         for extra in file.extras():
             if isinstance(extra, Metadata) and extra.name == ROSBAG2_METADATA:
                 # A recording is worth having without.
                 with suppress(Exception):
                     text = extra.metadata['serialized_metadata']
-                    self._describe(Description.of(yaml.safe_load(text)))
+                    self._add_description(Description.of(yaml.safe_load(text)))
 
     def _unpack(self, path: Path) -> Path:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory())

@@ -90,18 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
             counts = [camera.topic.count for camera in cameras]
             total = None if None in counts else sum(counts)
             with open_view(arguments) as viewer, progress_bar(total) as progress:
-                callbacks = {'on_image': lambda labelled: progress.update()}
                 if viewer:
                     points = BagPoints(reader, cameras, _points_shower(viewer))
-                    callbacks['on_image'] = _shower(viewer, points, progress)
-                    callbacks['on_message'] = points.add_depth
                 summary = label_bag(
                     reader,
                     arguments.output,
                     cameras,
                     Labeller(segmenter, encoded, segmentation),
                     settings,
-                    **callbacks,
+                    on_image=_image_shower(progress, viewer, points),
+                    on_message=points.add_depth if points else lambda message: None,
                 )
     except (BagError, FileNotFoundError) as error:
         raise CommandError(error) from error
@@ -128,9 +126,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if summary.damage or refused else 0
 
 
-def _shower(viewer, points, progress):
+def _image_shower(progress, viewer, points):
     def show(labelled) -> None:
-        if labelled is not None:
+        if viewer and labelled:
             camera = labelled.camera.name
             viewer.set_stamp(labelled.stamp_ns)
             viewer.show_segmentation(camera, labelled.picture, labelled.result)

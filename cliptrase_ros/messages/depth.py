@@ -153,7 +153,7 @@ def read_registered_depth(
     """
     if (depth_image.width, depth_image.height) != (width, height):
         raise ImageError(
-            f'depth is of {depth_image.width} x {depth_image.height} pixels, the image has '
+            f'depth is of {depth_image.width} x {depth_image.height} pixels, the image of '
             f'{width} x {height}; depth has to be registered to the image'
         )
     return depth_in_metres(depth_image, max_pixels), intrinsics_of(info, width, height)
