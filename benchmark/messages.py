@@ -13,9 +13,14 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import Intrinsics, depth_in_metres, labelled_points
-from cliptrase_ros.messages.images import compress_picture
-from cliptrase_ros.ros import conversions
-from cliptrase_ros.segmentation.overlay import draw_overlay
+from cliptrase_ros.messages.images import (
+    check_compressed_stream,
+    check_image,
+    compress_picture,
+    decompress_to_rgb,
+)
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+from cliptrase_ros.ros.conversions import MAKER, points_message, to_rgb
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -35,37 +40,32 @@ def cases(height: int, width: int) -> dict:
     vocabulary = parse_vocabulary([f'thing {i}' for i in range(CLASSES)])
     result = Segmentation(label, confidence, vocabulary)
     header = Header()
-    raw = conversions.image_message(picture, 'rgb8', header)
-    bgr = conversions.image_message(picture[..., ::-1], 'bgr8', header)
+    raw = MAKER.make_image(picture, 'rgb8', header)
+    bgr = MAKER.make_image(picture[..., ::-1], 'bgr8', header)
     jpeg = CompressedImage(header=header, format='jpeg', data=compress_picture(picture))
     png = CompressedImage(
         header=header, format='png', data=cv2.imencode('.png', picture)[1].tobytes()
     )
     millimetres = generator.integers(500, 9000, (height, width)).astype(np.uint16)
-    depth = conversions.image_message(millimetres, '16UC1', header)
+    depth = MAKER.make_image(millimetres, '16UC1', header)
     camera = Intrinsics(width, width, width / 2, height / 2)
 
     def points():
         array = labelled_points(depth_in_metres(depth), camera, picture, label, confidence)
-        return conversions.points_message(array, header)
+        return points_message(array, header)
 
     return {
-        'check raw': lambda: conversions.check_image(raw),
-        'check jpeg': lambda: conversions.check_compressed_stream(jpeg),
-        'read rgb8': lambda: conversions.to_rgb(raw),
-        'read bgr8': lambda: conversions.to_rgb(bgr),
-        'read jpeg': lambda: conversions.decompress_to_rgb(jpeg),
-        'read png': lambda: conversions.decompress_to_rgb(png),
-        'label': lambda: conversions.image_message(label, 'mono8', header),
-        'label/compressed': lambda: conversions.compressed_label_message(label, header),
-        'confidence': lambda: conversions.image_message(confidence, 'mono8', header),
-        'masks': lambda: conversions.masks_message(label, confidence, vocabulary, header),
-        'mask/CLASS': lambda: conversions.image_message(
-            class_mask(result, 'thing 3'), 'mono8', header
-        ),
-        'overlay': lambda: conversions.image_message(
-            draw_overlay(picture, label, vocabulary), 'rgb8', header
-        ),
+        'check raw': lambda: check_image(raw),
+        'check jpeg': lambda: check_compressed_stream(jpeg),
+        'read rgb8': lambda: to_rgb(raw),
+        'read bgr8': lambda: to_rgb(bgr),
+        'read jpeg': lambda: decompress_to_rgb(jpeg),
+        'read png': lambda: decompress_to_rgb(png),
+        **{
+            topic: lambda make=make: make(MAKER, header, picture, result)
+            for topic, (_, make) in CAMERA_OUTPUTS.items()
+        },
+        'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),
         'points': points,
     }
 

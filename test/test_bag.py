@@ -26,11 +26,12 @@ from rosbags.rosbag2 import CompressionMode, Reader
 
 from cliptrase_ros.bag.cameras import camera_name, choose_cameras
 from cliptrase_ros.bag.folder import BagError, find_files
-from cliptrase_ros.bag.messages import MessageMaker
+from cliptrase_ros.bag.messages import bag_message_maker
 from cliptrase_ros.bag.reader import BagReader
-from cliptrase_ros.bag.types import IMAGE, definition_file, make_typestore
+from cliptrase_ros.bag.types import definition_file, make_typestore
 from cliptrase_ros.cli import main
-from cliptrase_ros.messages.images import decode_mask
+from cliptrase_ros.messages.masks import decode_mask
+from cliptrase_ros.messages.type_names import IMAGE
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_over_background
@@ -221,10 +222,10 @@ def test_smoothing_is_that_of_each_camera(run, typestore, tiny_model, tmp_path):
     segmenter = load_segmenter(tiny_model, device='cpu')
     encoded = segmenter.encode_vocabulary(parse_over_background(WORDS))
     settings = SegmentationSettings(resolution=64, smoothing=0.9)
-    memory, expected, alone = None, [], []
+    history, expected, alone = None, [], []
     for picture in noisy:
-        (result,) = segmenter.segment([picture], encoded, settings, [memory])
-        memory = result.history
+        (result,) = segmenter.segment([picture], encoded, settings, [history])
+        history = result.history
         expected.append(result.label)
         alone.append(segmenter.segment([picture], encoded, settings)[0].label)
     assert any((a != b).any() for a, b in zip(expected, alone, strict=True))
@@ -964,7 +965,7 @@ def test_labels_that_cannot_be_made_cost_their_image(run, tmp_path, monkeypatch)
             raise ValueError('no font')
         return picture
 
-    monkeypatch.setattr('cliptrase_ros.bag.label.draw_overlay', fail_once)
+    monkeypatch.setattr('cliptrase_ros.messages.maker.draw_overlay', fail_once)
     status, out, err = run(source, tmp_path / 'out')
     assert status == 1
     assert '/cam/image_raw: 1 not labelled: no font' in err
@@ -1129,32 +1130,24 @@ def test_messages_are_those_of_the_node(typestore):
     from rclpy.serialization import deserialize_message, serialize_message
     from std_msgs.msg import Header
 
-    from cliptrase_ros.ros import conversions
+    from cliptrase_ros.ros.conversions import MAKER
 
     vocabulary = parse_over_background(WORDS)
     random = np.random.default_rng(0)
     label = random.choice(np.array([0, 1, 255], np.uint8), (20, 30))
     result = Segmentation(label, random.integers(0, 256, label.shape, np.uint8), vocabulary)
-    maker = MessageMaker(typestore)
-    header, theirs = maker.header(12_345_678_901, 'eye'), Header(frame_id='eye')
+    maker = bag_message_maker(typestore)
+    header, theirs = maker.make_header(12_345_678_901, 'eye'), Header(frame_id='eye')
     theirs.stamp.sec, theirs.stamp.nanosec = 12, 345_678_901
     for ours, message in (
-        (
-            maker.masks(result, header),
-            conversions.masks_message(label, result.confidence, vocabulary, theirs),
-        ),
-        (
-            maker.vocabulary(vocabulary, header),
-            conversions.vocabulary_message(vocabulary, theirs),
-        ),
-        (
-            maker.image(label, 'mono8', header),
-            conversions.image_message(label, 'mono8', theirs),
-        ),
+        (maker.make_masks(result, header), MAKER.make_masks(result, theirs)),
+        (maker.make_vocabulary(vocabulary, header), MAKER.make_vocabulary(vocabulary, theirs)),
+        (maker.make_image(label, 'mono8', header), MAKER.make_image(label, 'mono8', theirs)),
     ):
+        serialised = typestore.serialize_cdr(ours, ours.__msgtype__)
         # Not the bytes: what pads them is left to chance.
         sent = deserialize_message(serialize_message(message), type(message))
-        assert deserialize_message(bytes(ours), type(message)) == sent
+        assert deserialize_message(bytes(serialised), type(message)) == sent
 
 
 @pytest.mark.parametrize(

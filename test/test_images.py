@@ -17,12 +17,10 @@ from cliptrase_ros.messages.images import (
     ImageError,
     check_compressed_stream,
     check_image,
-    decode_mask,
     decompress_to_rgb,
-    label_run_lengths,
-    run_lengths,
     to_rgb,
 )
+from cliptrase_ros.messages.masks import decode_mask, label_run_lengths, run_lengths
 from cliptrase_ros.segmentation.run_lengths import find_runs
 
 PICTURES = npst.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)))

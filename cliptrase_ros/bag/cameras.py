@@ -6,15 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cliptrase_ros.bag.folder import BagError
-from cliptrase_ros.bag.reader import BagReader, Found, Topic
-from cliptrase_ros.bag.types import (
-    CAMERA_TOPICS,
-    CLASS_MASKS,
-    COMPRESSED_IMAGE,
-    IMAGE,
-    VOCABULARY_TOPIC,
-)
+from cliptrase_ros.bag.reader import BagReader, FoundMessage, Topic
+from cliptrase_ros.bag.types import CAMERA_TOPICS, VOCABULARY_TOPIC
 from cliptrase_ros.messages.images import MEASUREMENTS, check_compressed, check_image
+from cliptrase_ros.messages.type_names import CLASS_MASKS, COMPRESSED_IMAGE, IMAGE
 
 #: Name of the node whose topics are added.
 DEFAULT_NODE = '/cliptrase'
@@ -31,11 +26,14 @@ class BagCamera:
 
 
 @dataclass
-class Choice:
+class CameraChoice:
     """The cameras of a recording, and the image topics that are none.
 
-    left_out: why there is nothing to label, by topic. refused: (count, first reason) by topic of
-    images none of which can be labelled.
+    Attributes:
+        cameras: What is to be labelled.
+        left_out: Why there is nothing to label, by topic.
+        refused: Number of images and the first reason, by topic of images none of which can be
+            labelled.
     """
 
     cameras: list[BagCamera] = field(default_factory=list)
@@ -43,39 +41,46 @@ class Choice:
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-def choose_cameras(reader: BagReader, wanted: Sequence[str], node: str = DEFAULT_NODE) -> Choice:
+def choose_cameras(
+    reader: BagReader, wanted: Sequence[str], node: str = DEFAULT_NODE
+) -> CameraChoice:
     """Choose the image topics to label.
 
-    wanted: `TOPIC` or `TOPIC=NAME` each; empty for every topic that holds pictures, raw rather
-    than compressed where both of one camera do, and nothing that is labels already.
-    Raises BagError: a topic that is not there, or that holds no pictures; none found.
+    Args:
+        reader: The recording.
+        wanted: `TOPIC` or `TOPIC=NAME` each. Empty for every topic that holds pictures, raw rather
+            than compressed where both of one camera do, and nothing that is labels already.
+        node: Full name of the node the new topics go under.
+
+    Raises:
+        BagError: A topic that is not there or holds no pictures, or no topic with pictures at all.
     """
     images = {topic.name: topic for topic in reader.topics.values() if topic.type in _IMAGE_TYPES}
-    choice = Choice()
+    choice = CameraChoice()
     if wanted:
         for entry in wanted:
             name, _, given = entry.partition('=')
-            topic = _wanted_topic(reader, images, name)
+            topic = _find_wanted_topic(reader, images, name)
             if reason := _look_for_pictures(reader, topic).reason:
                 choice.left_out[name] = reason
             else:
-                choice.cameras.append(_camera(topic, given, choice.cameras))
+                choice.cameras.append(_make_camera(topic, given, choice.cameras))
         if choice.left_out:
-            raise BagError(_reasons(choice.left_out))
+            raise BagError(_join_reasons(choice.left_out))
     else:
         _choose_all(reader, [t for t in images.values() if not _is_output(reader, t, node)], choice)
     if not choice.cameras:
         reasons = choice.left_out | {name: reason for name, (_, reason) in choice.refused.items()}
         raise BagError(
-            f'no topic with pictures found; {_reasons(reasons)}'
+            f'no topic with pictures found; {_join_reasons(reasons)}'
             if reasons
-            else f'no image topic found; the topics are {_listed(reader)}'
+            else f'no image topic found; the topics are {_list_topics(reader)}'
         )
     _refuse_clashes(reader, choice.cameras, node)
     return choice
 
 
-def _choose_all(reader: BagReader, topics: Sequence[Topic], choice: Choice) -> None:
+def _choose_all(reader: BagReader, topics: Sequence[Topic], choice: CameraChoice) -> None:
     looks = {topic.name: _look_for_pictures(reader, topic) for topic in topics}
     good = {name for name, look in looks.items() if not look.reason}
     compressed = (topic.name for topic in topics if topic.type == COMPRESSED_IMAGE)
@@ -86,7 +91,7 @@ def _choose_all(reader: BagReader, topics: Sequence[Topic], choice: Choice) -> N
         if raw_of.get(name) in good:
             choice.left_out[name] = f'{raw_of[name]} is labelled'
         elif name in good:
-            choice.cameras.append(_camera(topic, '', choice.cameras))
+            choice.cameras.append(_make_camera(topic, '', choice.cameras))
         elif look.refused and name not in replaced:
             choice.refused[name] = (look.refused, look.reason)
         else:
@@ -99,7 +104,7 @@ def _is_output(reader: BagReader, topic: Topic, node: str) -> bool:
     return topic.name.startswith(f'{node}/') or (beside, CLASS_MASKS) in reader.topics
 
 
-def _camera(topic: Topic, given: str, cameras: Sequence[BagCamera]) -> BagCamera:
+def _make_camera(topic: Topic, given: str, cameras: Sequence[BagCamera]) -> BagCamera:
     taken = {camera.name for camera in cameras}
     name = given or _free_name(camera_name(topic.name), taken)
     if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', name) or name in taken:
@@ -109,15 +114,15 @@ def _camera(topic: Topic, given: str, cameras: Sequence[BagCamera]) -> BagCamera
     return BagCamera(name, topic)
 
 
-def _look_for_pictures(reader: BagReader, topic: Topic) -> Found:
-    # The first may be empty or odd, as drivers send when they start.
+def _look_for_pictures(reader: BagReader, topic: Topic) -> FoundMessage:
+    # Not only the first message counts: drivers may send an empty or odd one when they start.
     if topic.type == IMAGE:
         return reader.find(topic, check_image, lambda image: MEASUREMENTS.match(image.encoding))
-    # What is checked is the format alone, and that is one for all.
+    # Only `format` is checked, and all messages of a topic have the same.
     return reader.find(topic, check_compressed, lambda image: True)
 
 
-def _reasons(reasons: Mapping[str, str]) -> str:
+def _join_reasons(reasons: Mapping[str, str]) -> str:
     return '; '.join(f'{name}: {reason}' for name, reason in reasons.items())
 
 
@@ -139,16 +144,16 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _wanted_topic(reader: BagReader, images: dict[str, Topic], name: str) -> Topic:
+def _find_wanted_topic(reader: BagReader, images: dict[str, Topic], name: str) -> Topic:
     if name in images:
         return images[name]
     for topic in reader.topics.values():
         if topic.name == name:
             raise BagError(f'{name} holds {topic.type}, which is no image')
-    raise BagError(f'there is no topic {name}; the topics are {_listed(reader)}')
+    raise BagError(f'there is no topic {name}; the topics are {_list_topics(reader)}')
 
 
-def _listed(reader: BagReader) -> str:
+def _list_topics(reader: BagReader) -> str:
     return ', '.join(f'{topic.name} ({topic.type})' for topic in reader.topics.values())
 
 

@@ -19,8 +19,12 @@ class BagError(Exception):
 class Description:
     """What metadata.yaml says, which rosbag2 writes into an MCAP file as well.
 
-    names: of the files, as they stand there. hashes: by message type. compressed: whether the
-    messages are, each by itself. message_count: None if unknown.
+    Attributes:
+        names: Of the files, as they stand there.
+        custom_data: What the user had the recorder write.
+        hashes: Type description hash by message type, '' where there is none.
+        compressed: Whether messages are, each by itself.
+        message_count: None if unknown.
     """
 
     names: list[str] = field(default_factory=list)
@@ -33,7 +37,8 @@ class Description:
     def of(cls, information: Mapping) -> 'Description':
         """Take from `rosbag2_bagfile_information`.
 
-        Raises ValueError, LookupError, TypeError or AttributeError over what is no such thing.
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError: It is no such thing.
         """
         custom_data = information.get('custom_data') or {}
         topics = [
@@ -44,7 +49,7 @@ class Description:
             [str(PurePath(name)) for name in information['relative_file_paths']],
             {str(key): str(value) for key, value in custom_data.items()},
             {topic['type']: topic.get('type_description_hash') or '' for topic in topics},
-            # Files that are compressed show it by their names.
+            # Of mode `file` nothing is said here: the names of the files show it.
             str(information.get('compression_mode')).lower() == 'message',
             count if isinstance(count, int) else None,
         )
@@ -54,8 +59,12 @@ class Description:
 class BagFiles:
     """The files of a recording, in order.
 
-    notes: where the folder differs from metadata.yaml and nothing is lost by it, a sentence each;
-    damage: what is missing.
+    Attributes:
+        paths: The files.
+        description: What metadata.yaml says.
+        notes: Where the folder differs from metadata.yaml and nothing is lost by it, a sentence
+            each.
+        damage: What is missing, a sentence each.
     """
 
     paths: list[Path]
@@ -73,7 +82,11 @@ def find_files(path: Path) -> BagFiles:
     """Find the files of a recording: a folder or a single file.
 
     What is in the folder counts: files that metadata.yaml knows by another name are taken all
-    the same. Raises BagError: no recording, or one of ROS 1. Raises OSError.
+    the same.
+
+    Raises:
+        BagError: No recording, or one of ROS 1.
+        OSError: It cannot be read.
     """
     if not path.exists():
         raise BagError(f'{path} does not exist')
@@ -91,10 +104,11 @@ def find_files(path: Path) -> BagFiles:
         reason = ' '.join(str(error).split())
         damaged = f'metadata.yaml is damaged ({type(error).__name__}: {reason})'
         return BagFiles(_files_in(path), damage=[damaged])
-    return _match(path, description)
+    return _match_files(path, description)
 
 
-def _match(folder: Path, description: Description) -> BagFiles:
+def _match_files(folder: Path, description: Description) -> BagFiles:
+    """The files of a folder that metadata.yaml names, or all where it names others."""
     files = BagFiles(_files_in(folder), description)
     there = {_unpacked(path.name): path for path in files.paths}
     named = []
@@ -117,7 +131,7 @@ def _match(folder: Path, description: Description) -> BagFiles:
         files.damage = [f'{name} is missing, though metadata.yaml names it' for name in missing]
         files.notes += [f'{name} is left out: metadata.yaml does not name it' for name in others]
     else:
-        # Under other names, or no names at all: everything, in the order of the numbers.
+        # All files, in the order of their numbers, because metadata.yaml names others or none.
         names = ', '.join(missing) or 'no file'
         sentence = f'metadata.yaml names {names}; {", ".join(others)} of the folder is read'
         (files.notes if len(others) >= len(missing) else files.damage).append(sentence)

@@ -14,14 +14,20 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import WriterError
 from rosbags.typesys.store import Typestore
 
-from cliptrase_ros.bag import types
 from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera, check_node
 from cliptrase_ros.bag.folder import BagError
-from cliptrase_ros.bag.messages import MessageMaker
+from cliptrase_ros.bag.messages import bag_message_maker
 from cliptrase_ros.bag.reader import BagMessage, BagReader
+from cliptrase_ros.bag.types import (
+    CAMERA_TOPICS,
+    LABEL_INFO_TOPIC,
+    VOCABULARY_TOPIC,
+    output_qos,
+)
 from cliptrase_ros.bag.writer import BagWriter
 from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to_rgb
-from cliptrase_ros.segmentation.overlay import draw_overlay
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+from cliptrase_ros.messages.type_names import IMAGE, LABEL_INFO, VOCABULARY, Message
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.batches import segment_each
@@ -31,20 +37,41 @@ from cliptrase_ros.streams.rate_limit import RateLimit
 #: Nanoseconds between repetitions of label_info, as the node does.
 LABEL_INFO_PERIOD_NS = 5_000_000_000
 
-OnResult = Callable[[BagCamera, int, np.ndarray, Segmentation], None]
+OnImage = Callable[['LabelledImage | None'], None]
 
-# Messages wait for a batch of images; not without bound.
-_MOST_WAITING_BYTES = 256_000_000
+# Messages wait for a batch of images, but no more of them than this.
+_MAX_PENDING_BYTES = 256_000_000
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What images are labelled with.
+
+    Attributes:
+        segmenter: The engine.
+        vocabulary: Its classes.
+        settings: Its settings.
+    """
+
+    segmenter: Segmenter
+    vocabulary: EncodedVocabulary
+    settings: SegmentationSettings
 
 
 @dataclass(frozen=True)
 class BagSettings:
     """How a recording is written.
 
-    node: full name of the node the topics go under. storage: 'mcap' or 'sqlite3', None for that
-    of the input. compress: None as the input is. rate: most images labelled a second and camera,
-    0 = all. batch: images a batch. overlay: whether to add pictures for people.
-    Raises BagError for a value out of range.
+    Attributes:
+        node: Full name of the node the topics go under.
+        storage: 'mcap' or 'sqlite3', None for that of the input.
+        compress: None as the input is.
+        rate: Most images labelled a second and camera, 0 = all.
+        batch: Images a batch.
+        overlay: Whether to add pictures for people.
+
+    Raises:
+        BagError: A value out of range.
     """
 
     node: str = DEFAULT_NODE
@@ -66,9 +93,12 @@ class BagSettings:
 class BagSummary:
     """What came of a recording.
 
-    copied: messages. labelled: images by camera name. refused: (count, first reason) by topic
-    of images that could not be labelled. damage: what of the input is missing. not_kept: what of
-    it the storage has no place for, '' if nothing.
+    Attributes:
+        copied: Number of messages.
+        labelled: Number of images by camera name.
+        refused: Number of images that could not be labelled and the first reason, by topic.
+        damage: What of the input is missing, a sentence each.
+        not_kept: What of the input the storage has no place for, '' if nothing.
     """
 
     copied: int = 0
@@ -83,59 +113,77 @@ class BagSummary:
         self.refused[topic] = (count + 1, reason)
 
 
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image of the recording and its labels.
+
+    Attributes:
+        camera: Whose it is.
+        stamp_ns: When it was taken or, where that is not said, recorded; nanoseconds.
+        picture: uint8 (H, W, 3) RGB.
+        result: Its labels.
+    """
+
+    camera: BagCamera
+    stamp_ns: int
+    picture: np.ndarray
+    result: Segmentation
+
+
 def label_bag(
     reader: BagReader,
     destination: Path,
     cameras: Sequence[BagCamera],
-    segmenter: Segmenter,
-    vocabulary: EncodedVocabulary,
-    segmentation: SegmentationSettings,
+    labeller: Labeller,
     settings: BagSettings,
-    typestore: Typestore,
-    on_image: Callable[[], None] = lambda: None,
-    on_result: OnResult | None = None,
-    on_message: Callable[[BagMessage], None] | None = None,
+    on_image: OnImage = lambda labelled: None,
+    on_message: Callable[[BagMessage], None] = lambda message: None,
 ) -> BagSummary:
     """Write a recording with everything of the input and the labels of its images.
 
     Every message keeps its bytes, times and place in the order; an image's labels follow it, with
     its time and header. Attachments and metadata of MCAP are kept where the output is MCAP.
-    on_image: called when an image has been dealt with; on_result: with the camera, the stamp in
-    nanoseconds, the picture and its labels, when it has been labelled; on_message: with every
-    message of the input.
-    The destination appears, complete, at the very end. Raises BagError.
+
+    Args:
+        reader: The input.
+        destination: Folder of the new recording. It appears, complete, at the very end.
+        cameras: Whose images are labelled.
+        labeller: What with.
+        settings: How the recording is written.
+        on_image: Called when an image of the cameras has been dealt with: with its labels, or with
+            None where it has none.
+        on_message: Called with every message of the input, before the labels of any image in it.
+
+    Raises:
+        BagError: The recording holds no messages, or the destination could not be written.
     """
     storage = settings.storage or reader.storage
     compress = reader.compressed if settings.compress is None else settings.compress
     try:
-        with _appearing(destination) as folder:
+        with _all_or_nothing(destination) as folder:
             writer = BagWriter(folder, storage, compress)
             for key, value in reader.custom_data.items():
                 writer.set_custom_data(key, value)
             with writer:
-                labelling = _Labelling(
-                    writer,
-                    reader,
-                    cameras,
-                    segmenter,
-                    vocabulary,
-                    segmentation,
-                    settings,
-                    typestore,
-                    on_image,
-                    on_result,
-                    on_message,
-                )
-                summary = labelling.run()
+                labelling = _Labelling(reader, writer, cameras, labeller, settings, on_image)
+                for message in reader.messages():
+                    on_message(message)
+                    labelling.add(message)
+                labelling.write_pending()
+                for extra in reader.extras():
+                    writer.copy_extra(extra)
+            summary = labelling.summary
             if summary.copied == 0:
                 raise BagError('the recording holds no messages')
     except (OSError, sqlite3.Error, WriterError) as error:
         raise BagError(f'{destination} could not be written: {error}') from error
+    summary.damage = tuple(reader.damage)
+    summary.not_kept = writer.not_kept()
     return summary
 
 
 @contextlib.contextmanager
-def _appearing(destination: Path) -> Iterator[Path]:
+def _all_or_nothing(destination: Path) -> Iterator[Path]:
     """A folder to write to that takes its place when all has gone well, and vanishes otherwise."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     # The writer names its files after the folder, so it has the final name from the beginning.
@@ -153,165 +201,191 @@ def _appearing(destination: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    message: BagMessage
-    camera: BagCamera | None = None
-    header: object = None
-    picture: np.ndarray | None = None
+class _CameraImage:
+    """A decoded image that is to be labelled; log_ns: when it was recorded."""
+
+    camera: BagCamera
+    log_ns: int
+    header: Message
+    picture: np.ndarray
 
     @property
-    def image_ns(self) -> int:
-        """When the image was taken, or where that is not said, recorded."""
-        return header_stamp_ns(self.header) or self.message.stamp_ns
+    def stamp_ns(self) -> int:
+        """When it was taken or, where that is not said, recorded."""
+        return header_stamp_ns(self.header) or self.log_ns
 
 
 class _Labelling:
+    """Copies messages in their order, and writes the labels of images after them.
+
+    Messages are pending while a batch of images comes together.
+    """
+
+    def __init__(
+        self,
+        reader: BagReader,
+        writer: BagWriter,
+        cameras: Sequence[BagCamera],
+        labeller: Labeller,
+        settings: BagSettings,
+        on_image: OnImage,
+    ):
+        self.summary = BagSummary()
+        self._writer = writer
+        self._typestore = reader.typestore
+        self._labeller = labeller
+        self._batch = settings.batch
+        self._on_image = on_image
+        for topic in reader.topics.values():
+            writer.add_topic(topic)
+        self._outputs = _LabelTopics(writer, reader.typestore, cameras, labeller, settings)
+        self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
+        self._limits = {c.name: RateLimit(settings.rate) for c in cameras}
+        self._histories = CameraHistories()
+        self._pending: list[tuple[BagMessage, _CameraImage | None]] = []
+        self._pending_images: list[_CameraImage] = []
+        self._pending_bytes = 0
+
+    def add(self, message: BagMessage) -> None:
+        """Take in the next message of the input; `write_pending` has to follow the last one."""
+        if self.summary.copied == 0:
+            self._outputs.write_vocabulary(message.stamp_ns)
+        self.summary.copied += 1
+        image = self._decode_image(message)
+        if image is not None:
+            if self._labeller.settings.smoothing and any(
+                earlier.camera is image.camera for earlier in self._pending_images
+            ):
+                # Its labels depend on those of the camera's image before.
+                self.write_pending()
+            self._pending_images.append(image)
+            self._pending_bytes += image.picture.nbytes
+        self._pending.append((message, image))
+        self._pending_bytes += len(message.data)
+        if (
+            len(self._pending_images) in (0, self._batch)
+            or self._pending_bytes > _MAX_PENDING_BYTES
+        ):
+            self.write_pending()
+
+    def write_pending(self) -> None:
+        """Label the pending images, and write all that is pending."""
+        images = self._pending_images
+        results = iter(
+            segment_each(
+                self._labeller.segmenter,
+                [image.picture for image in images],
+                self._labeller.vocabulary,
+                self._labeller.settings,
+                [self._histories.before(image.camera.name, image.stamp_ns) for image in images],
+            )
+        )
+        for message, image in self._pending:
+            self._writer.copy(message)
+            if image is not None:
+                self._write_labels(image, next(results))
+        self._pending.clear()
+        self._pending_images.clear()
+        self._pending_bytes = 0
+
+    def _decode_image(self, message: BagMessage) -> _CameraImage | None:
+        """The image in a message, None where there is none to be labelled."""
+        topic = message.topic
+        camera = self._cameras.get((topic.name, topic.type))
+        if camera is None:
+            return None
+        if self._limits[camera.name].takes(message.stamp_ns):
+            try:
+                image = self._typestore.deserialize_cdr(message.data, topic.type)
+                picture = to_rgb(image) if topic.type == IMAGE else decompress_to_rgb(image)
+                return _CameraImage(camera, message.stamp_ns, image.header, picture)
+            except Exception as error:
+                # One message that is no image must not end the rest; it is copied and counted.
+                self.summary.refuse(topic.name, error)
+        self._on_image(None)
+        return None
+
+    def _write_labels(self, image: _CameraImage, result: Segmentation | Exception) -> None:
+        camera, labelled = image.camera, None
+        try:
+            if isinstance(result, Exception):
+                raise result
+            messages = self._outputs.make(image, result)
+        except Exception as error:
+            self.summary.refuse(camera.topic.name, error)
+        else:
+            self._outputs.write(image, messages)
+            self._histories.keep(camera.name, image.stamp_ns, result.history)
+            self.summary.labelled[camera.name] += 1
+            labelled = LabelledImage(camera, image.stamp_ns, image.picture, result)
+        self._on_image(labelled)
+
+
+class _LabelTopics:
+    """The topics of the node in the output."""
+
     def __init__(
         self,
         writer: BagWriter,
-        reader: BagReader,
-        cameras: Sequence[BagCamera],
-        segmenter: Segmenter,
-        vocabulary: EncodedVocabulary,
-        segmentation: SegmentationSettings,
-        settings: BagSettings,
         typestore: Typestore,
-        on_image: Callable[[], None],
-        on_result: OnResult | None,
-        on_message: Callable[[BagMessage], None] | None,
+        cameras: Sequence[BagCamera],
+        labeller: Labeller,
+        settings: BagSettings,
     ):
         self._writer = writer
-        self._reader = reader
-        self._segmenter = segmenter
-        self._vocabulary = vocabulary
-        self._segmentation = segmentation
-        self._settings = settings
         self._typestore = typestore
-        self._on_image = on_image
-        self._on_result = on_result
-        self._on_message = on_message
-        self._maker = MessageMaker(typestore)
-        self._summary = BagSummary()
-        self._copies = {key: writer.add_topic(topic) for key, topic in reader.topics.items()}
-        self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
-        self._limits = {c.name: RateLimit(settings.rate) for c in cameras}
-        self._vocabulary_output = self._add(types.VOCABULARY_TOPIC, types.VOCABULARY, True)
-        self._outputs = {
-            c.name: {
-                name: self._add(f'{c.name}/{name}', message_type, latched)
-                for name, (message_type, latched) in types.CAMERA_TOPICS.items()
-                if name != 'overlay' or settings.overlay
-            }
-            for c in cameras
+        self._node = settings.node
+        self._vocabulary = labeller.vocabulary.vocabulary
+        self._threshold = labeller.settings.min_confidence
+        self._maker = bag_message_maker(typestore)
+        self._vocabulary_connection = self._add(VOCABULARY_TOPIC, VOCABULARY)
+        self._topics = [t for t in CAMERA_TOPICS if t != 'overlay' or settings.overlay]
+        self._connections = {
+            (camera.name, topic): self._add(f'{camera.name}/{topic}', _output_type(topic))
+            for camera in cameras
+            for topic in self._topics
         }
-        self._histories = CameraHistories()
         self._label_info_ns: dict[str, int] = {}
-        self._waiting: list[_Waiting] = []
-        self._waiting_bytes = 0
-        self._waiting_images = 0
 
-    def run(self) -> BagSummary:
-        for message in self._reader.messages():
-            if self._summary.copied == 0:
-                announcement = self._maker.vocabulary(
-                    self._vocabulary.vocabulary, self._maker.header(message.stamp_ns)
-                )
-                self._writer.write(self._vocabulary_output, message.stamp_ns, announcement)
-            self._summary.copied += 1
-            if self._on_message is not None:
-                self._on_message(message)
-            self._take(message)
-            if (
-                self._waiting_images == 0
-                or self._waiting_images >= self._settings.batch
-                or self._waiting_bytes > _MOST_WAITING_BYTES
-            ):
-                self._flush()
-        self._flush()
-        for extra in self._reader.extras():
-            self._writer.copy_extra(extra)
-        self._summary.damage = tuple(self._reader.damage)
-        self._summary.not_kept = self._writer.not_kept()
-        return self._summary
+    def write_vocabulary(self, log_ns: int) -> None:
+        """Write the vocabulary, which comes before all labels."""
+        header = self._maker.make_header(log_ns)
+        message = self._maker.make_vocabulary(self._vocabulary, header)
+        self._writer.write(self._vocabulary_connection, log_ns, self._serialise(message))
 
-    def _add(self, name: str, message_type: str, latched: bool) -> Connection:
+    def make(self, image: _CameraImage, result: Segmentation) -> dict[str, memoryview]:
+        """Make the messages of an image by topic, in the order they are to be written."""
+        messages = {}
+        last_ns = self._label_info_ns.get(image.camera.name)
+        if last_ns is None or not 0 <= image.log_ns - last_ns < LABEL_INFO_PERIOD_NS:
+            messages[LABEL_INFO_TOPIC] = self._maker.make_label_info(
+                result.vocabulary, self._threshold, image.header
+            )
+        for topic in self._topics:
+            if topic != LABEL_INFO_TOPIC:
+                _, make = CAMERA_OUTPUTS[topic]
+                messages[topic] = make(self._maker, image.header, image.picture, result)
+        return {topic: self._serialise(message) for topic, message in messages.items()}
+
+    def write(self, image: _CameraImage, messages: dict[str, memoryview]) -> None:
+        """Write messages with the log time of their image."""
+        for topic, data in messages.items():
+            connection = self._connections[image.camera.name, topic]
+            self._writer.write(connection, image.log_ns, data)
+        if LABEL_INFO_TOPIC in messages:
+            self._label_info_ns[image.camera.name] = image.log_ns
+
+    def _add(self, topic: str, message_type: str) -> Connection:
         return self._writer.add_connection(
-            f'{self._settings.node}/{name}',
+            f'{self._node}/{topic}',
             message_type,
             typestore=self._typestore,
-            offered_qos_profiles=[types.output_qos(latched)],
+            offered_qos_profiles=[output_qos(latched=message_type in (LABEL_INFO, VOCABULARY))],
         )
 
-    def _take(self, message: BagMessage) -> None:
-        topic, item = message.topic, _Waiting(message)
-        camera = self._cameras.get((topic.name, topic.type))
-        if camera is not None and self._limits[camera.name].takes(message.stamp_ns):
-            if self._segmentation.smoothing and any(w.camera is camera for w in self._waiting):
-                # It needs the labels of the one before.
-                self._flush()
-            try:
-                image = self._typestore.deserialize_cdr(message.data, topic.type)
-                picture = to_rgb(image) if topic.type == types.IMAGE else decompress_to_rgb(image)
-                item = _Waiting(message, camera, image.header, picture)
-                self._waiting_images += 1
-                self._waiting_bytes += picture.nbytes
-            except Exception as error:
-                # One message that is no image must not end the rest; it is copied and counted.
-                self._summary.refuse(topic.name, error)
-                self._on_image()
-        elif camera is not None:
-            self._on_image()
-        self._waiting.append(item)
-        self._waiting_bytes += len(message.data)
+    def _serialise(self, message: Message) -> memoryview:
+        return self._typestore.serialize_cdr(message, message.__msgtype__)
 
-    def _flush(self) -> None:
-        images = [item for item in self._waiting if item.picture is not None]
-        results = iter(
-            segment_each(
-                self._segmenter,
-                [item.picture for item in images],
-                self._vocabulary,
-                self._segmentation,
-                [self._histories.before(item.camera.name, item.image_ns) for item in images],
-            )
-        )
-        for item in self._waiting:
-            topic = item.message.topic
-            self._writer.copy(self._copies[topic.name, topic.type], item.message)
-            if item.picture is None:
-                continue
-            result = next(results)
-            try:
-                if isinstance(result, Exception):
-                    raise result
-                outputs = self._make_outputs(item, result)
-            except Exception as error:
-                self._summary.refuse(topic.name, error)
-            else:
-                self._histories.keep(item.camera.name, item.image_ns, result.history)
-                for name, data in outputs.items():
-                    connection = self._outputs[item.camera.name][name]
-                    self._writer.write(connection, item.message.stamp_ns, data)
-                if self._on_result is not None:
-                    self._on_result(item.camera, item.image_ns, item.picture, result)
-                self._summary.labelled[item.camera.name] += 1
-            self._on_image()
-        self._waiting.clear()
-        self._waiting_bytes = self._waiting_images = 0
 
-    def _make_outputs(self, item: _Waiting, result: Segmentation) -> dict[str, memoryview]:
-        """Messages by the topic of the camera, in the order they are written."""
-        outputs, maker, stamp_ns = {}, self._maker, item.message.stamp_ns
-        last_ns = self._label_info_ns.get(item.camera.name)
-        if last_ns is None or not 0 <= stamp_ns - last_ns < LABEL_INFO_PERIOD_NS:
-            outputs['label_info'] = maker.label_info(
-                result.vocabulary, self._segmentation.min_confidence, item.header
-            )
-        outputs['label'] = maker.image(result.label, 'mono8', item.header)
-        outputs['masks'] = maker.masks(result, item.header)
-        if self._settings.overlay:
-            drawn = draw_overlay(item.picture, result.label, result.vocabulary)
-            outputs['overlay'] = maker.image(drawn, 'rgb8', item.header)
-        if 'label_info' in outputs:
-            self._label_info_ns[item.camera.name] = stamp_ns
-        return outputs
+def _output_type(topic: str) -> str:
+    return LABEL_INFO if topic == LABEL_INFO_TOPIC else CAMERA_OUTPUTS[topic][0]

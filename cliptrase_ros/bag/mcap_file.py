@@ -3,19 +3,25 @@
 A recorder that was killed leaves a file without an index, which ordinary readers refuse as a whole.
 """
 
-import heapq
-import struct
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
-from mcap.data_stream import ReadDataStream
 from mcap.exceptions import EndOfFile
-from mcap.opcode import Opcode
 from mcap.reader import SeekingReader
-from mcap.records import Attachment, Channel, Chunk, McapRecord, Message, Metadata, Schema
+from mcap.records import (
+    Attachment,
+    Channel,
+    Chunk,
+    DataEnd,
+    Footer,
+    McapRecord,
+    Message,
+    Metadata,
+    Schema,
+)
+from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.summary import Summary
 from rosbags.interfaces import (
     Connection,
@@ -23,7 +29,6 @@ from rosbags.interfaces import (
     MessageDefinition,
     MessageDefinitionFormat,
 )
-from rosbags.rosbag2.storage_mcap import decompress
 
 from cliptrase_ros.bag.salvage import DEFINITION_FORMATS, BreakError, profiles_of
 
@@ -33,27 +38,20 @@ QOS_KEY, HASH_KEY = 'offered_qos_profiles', 'topic_type_hash'
 #: What rosbag2 calls the metadata that it writes itself.
 ROSBAG2_METADATA = 'rosbag2'
 
-_RECORDS = {
-    Opcode.SCHEMA: Schema,
-    Opcode.CHANNEL: Channel,
-    Opcode.ATTACHMENT: Attachment,
-    Opcode.METADATA: Metadata,
-}
-
-
-class _Raw(NamedTuple):
-    position: int
-    op: int
-    body: bytes
-
 
 class McapFile:
-    """An MCAP file.
+    """An MCAP file. Without a complete index it is read through once to begin with.
 
-    connections: as rosbags' readers have them. channels, schemas: of the file, by their ids.
-    compressed: whether chunks are. reason: why nothing follows the messages, '' if they are
-    complete; it grows while messages are read. Without a complete index the file is read through
-    once to begin with. Raises BreakError if it is no MCAP file.
+    Attributes:
+        connections: Topics as rosbags' readers have them.
+        channels: Of the file, by id.
+        schemas: Of the file, by id.
+        compressed: Whether chunks are.
+        reason: Why nothing follows the messages, '' if they are complete; it is known only when
+            `messages` or `extras` has ended.
+
+    Raises:
+        BreakError: It is no MCAP file.
     """
 
     def __init__(self, path: Path):
@@ -63,38 +61,51 @@ class McapFile:
         self.compressed = False
         self.channels: dict[int, Channel] = {}
         self.schemas: dict[int, Schema] = {}
-        self._extras: list[int] = []
-        self._index = self._complete_index()
-        if self._index is None:
-            counts = self._read_through()
-        else:
-            self.channels, self.schemas = self._index.channels, self._index.schemas
-            indexes = (*self._index.attachment_indexes, *self._index.metadata_indexes)
-            self._extras = sorted(index.offset for index in indexes)
-            self.compressed = any(chunk.compression for chunk in self._index.chunk_indexes)
-            counts = self._index.statistics.channel_message_counts
+        # Attachments and metadata, and where they are in a file that has an index: place, length.
+        self._extras: list[Attachment | Metadata] = []
+        self._extra_places: list[tuple[int, int]] = []
+        self._file = path.open('rb')
+        try:
+            if self._file.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
+                raise BreakError(
+                    'it is empty' if not self._size else 'it does not begin as MCAP does'
+                )
+            self._file.seek(0)
+            self._reader = SeekingReader(
+                self._file, validate_crcs=True, record_size_limit=self._size
+            )
+            self._index = self._complete_index()
+            counts = self._read_through() if self._index is None else self._read_index(self._index)
+        except BaseException:
+            self.close()
+            raise
         self.connections = [
             self._connection(channel, counts.get(channel.id, 0))
             for channel in self.channels.values()
         ]
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def messages(
         self, connections: Collection[Connection]
     ) -> Iterator[tuple[Connection, int, bytes, int, int]]:
-        """Messages: connection, log time in nanoseconds, data, publish time, sequence number.
+        """Messages of some topics, by log time; in the order of a file without a complete index.
 
-        By log time, or in the order of the file where it has no complete index.
+        Yields:
+            Connection, log time in nanoseconds, data, publish time in nanoseconds, sequence
+            number.
         """
         wanted = {connection.id: connection for connection in connections}
         read = 0
         try:
-            messages = self._in_order_of_file() if self._index is None else self._by_time(wanted)
-            for message in messages:
-                if message.channel_id in wanted:
+            for record in self._records() if self._index is None else self._by_time(connections):
+                if isinstance(record, Message) and record.channel_id in wanted:
                     read += 1
                     yield (
-                        wanted[message.channel_id],
-                        *(message.log_time, message.data, message.publish_time, message.sequence),
+                        wanted[record.channel_id],
+                        *(record.log_time, record.data, record.publish_time, record.sequence),
                     )
         except BreakError as error:
             self.reason = str(error)
@@ -106,23 +117,25 @@ class McapFile:
 
     def extras(self) -> Iterator[Attachment | Metadata]:
         """Attachments and metadata. One that is damaged is left out, and `reason` says so."""
-        with self._path.open('rb') as file:
-            for position in self._extras:
-                try:
-                    record = _parse(self._read_at(file, position))
-                    if not isinstance(record, Attachment | Metadata):
-                        raise BreakError('it is another record')
-                except BreakError as error:
-                    self.reason = (
-                        f'the attachment or metadata at byte {position} is damaged ({error})'
-                    )
-                else:
-                    yield record
+        yield from self._extras
+        for place, length in self._extra_places:
+            try:
+                self._file.seek(place)
+                content = BytesIO(self._file.read(length))
+                record = next(StreamReader(content, skip_magic=True).records)
+                if not isinstance(record, Attachment | Metadata):
+                    raise BreakError('it is another record')
+            except Exception as error:
+                # Anything may stand in a damaged file or index.
+                self.reason = (
+                    f'the attachment or metadata at byte {place} is damaged ({_describe(error)})'
+                )
+            else:
+                yield record
 
     def _complete_index(self) -> Summary | None:
         try:
-            with self._path.open('rb') as file:
-                index = SeekingReader(file).get_summary()
+            index = self._reader.get_summary()
         except Exception:
             # Whatever the library makes of a damaged file; reading through it says more.
             return None
@@ -138,94 +151,66 @@ class McapFile:
         )
         return index if complete else None
 
-    def _read_through(self) -> Counter:
-        """Fill in what an index would have said. Returns the number of messages by channel."""
-        counts = Counter()
+    def _read_index(self, index: Summary) -> dict[int, int]:
+        """Take what the index says. Returns the number of messages by channel."""
+        self.channels, self.schemas = index.channels, index.schemas
+        extras = (*index.attachment_indexes, *index.metadata_indexes)
+        self._extra_places = sorted((extra.offset, extra.length) for extra in extras)
+        self.compressed = any(chunk.compression for chunk in index.chunk_indexes)
+        return index.statistics.channel_message_counts
+
+    def _read_through(self) -> dict[int, int]:
+        """Find out what an index would have said. Returns the number of messages by channel."""
+        counts: Counter[int] = Counter()
         try:
-            for raw in self._records():
-                record = _parse(raw)
+            for record in self._records():
                 if isinstance(record, Message):
                     counts[record.channel_id] += 1
                 elif isinstance(record, Schema):
                     self.schemas.setdefault(record.id, record)
                 elif isinstance(record, Channel):
                     self.channels.setdefault(record.id, record)
-                elif record is not None:
-                    self._extras.append(raw.position)
+                elif isinstance(record, Attachment | Metadata):
+                    self._extras.append(record)
         except BreakError as error:
             self.reason = str(error)
             if not self.channels:
                 raise
         return counts
 
-    def _in_order_of_file(self) -> Iterator[Message]:
-        for raw in self._records():
-            if raw.op == Opcode.MESSAGE:
-                yield _parse(raw)
-
-    def _records(self) -> Iterator[_Raw]:
+    def _records(self) -> Iterator[McapRecord]:
+        """Records in the order of the file, up to its index. Raises BreakError at damage."""
         with self._path.open('rb') as file:
-            if file.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
-                raise BreakError(
-                    'it is empty' if self._size == 0 else 'it does not begin as MCAP does'
-                )
-            for raw in _scan(file, self._size):
-                if raw.op == Opcode.CHUNK:
-                    yield from self._unpack(raw)
-                elif raw.op in (Opcode.DATA_END, Opcode.FOOTER):
-                    return
-                else:
-                    yield raw
-        raise BreakError(f'it ends at byte {self._size} without the end mark of MCAP')
-
-    def _by_time(self, wanted: Mapping[int, Connection]) -> Iterator[Message]:
-        chunks = [
-            chunk
-            for chunk in self._index.chunk_indexes
-            # Without offsets nothing is known of what is in it.
-            if not chunk.message_index_offsets or wanted.keys() & chunk.message_index_offsets.keys()
-        ]
-        waiting: list[tuple[int, int, int, Message]] = []
-        broken = None
-        with self._path.open('rb') as file:
-            for chunk in sorted(chunks, key=lambda c: (c.message_start_time, c.chunk_start_offset)):
-                # What the next chunks have cannot come before.
-                begin = (chunk.message_start_time, chunk.chunk_start_offset)
-                while waiting and waiting[0][:2] < begin:
-                    yield heapq.heappop(waiting)[-1]
+            records = StreamReader(file, emit_chunks=True, record_size_limit=self._size).records
+            while True:
+                place = file.tell()
                 try:
-                    for raw in self._unpack(self._read_at(file, chunk.chunk_start_offset)):
-                        if raw.op == Opcode.MESSAGE:
-                            message = _parse(raw)
-                            order = (message.log_time, chunk.chunk_start_offset, raw.position)
-                            heapq.heappush(waiting, (*order, message))
-                except BreakError as error:
-                    broken = error
-                    break
-        while waiting:
-            yield heapq.heappop(waiting)[-1]
-        if broken:
-            raise broken
+                    record = next(records)
+                    contents = [record]
+                    if isinstance(record, Chunk):
+                        self.compressed = self.compressed or bool(record.compression)
+                        contents = breakup_chunk(record, validate_crc=True)
+                except Exception as error:
+                    # The library raises what it likes over damage.
+                    if isinstance(error, EndOfFile) and file.tell() == self._size:
+                        raise BreakError(f'it breaks off at byte {self._size}') from error
+                    raise BreakError(
+                        f'what begins at byte {place} is damaged ({_describe(error)})'
+                    ) from error
+                if isinstance(record, DataEnd | Footer):
+                    return
+                yield from contents
 
-    def _read_at(self, file: BinaryIO, position: int) -> _Raw:
-        # Anything may stand in a damaged index.
-        if position < self._size:
-            file.seek(position)
-            return next(_scan(file, self._size))
-        raise BreakError(f'its index names byte {position}, beyond its end')
-
-    def _unpack(self, raw: _Raw) -> Iterator[_Raw]:
-        """Records in a chunk."""
+    def _by_time(self, connections: Collection[Connection]) -> Iterator[Message]:
+        topics = {connection.topic for connection in connections}
         try:
-            chunk = Chunk.read(_Exact(BytesIO(raw.body)))
-            self.compressed = self.compressed or bool(chunk.compression)
-            content = decompress(
-                *(chunk.data, chunk.compression, chunk.uncompressed_size, chunk.uncompressed_crc)
-            )
+            for _, _, message in self._reader.iter_messages(topics):
+                yield message
         except Exception as error:
-            # Whatever the decompressors make of damaged data.
-            raise BreakError(f'the chunk at byte {raw.position} is damaged ({error})') from error
-        yield from _scan(BytesIO(content), len(content))
+            # The library has read the chunk as a whole before it looks into it.
+            raise BreakError(
+                f'the chunk that ends at byte {self._file.tell()} is damaged ({_describe(error)})'
+            ) from error
 
     def _connection(self, channel: Channel, count: int) -> Connection:
         schema = self.schemas.get(channel.schema_id)
@@ -247,36 +232,6 @@ class McapFile:
         )
 
 
-class _Exact(ReadDataStream):
-    """What a record consists of, which must be as long as it says."""
-
-    def read(self, length: int) -> bytes:
-        try:
-            data = super().read(length)
-        except EndOfFile:
-            data = b''
-        if len(data) != length:
-            raise EndOfFile('it contradicts its own length')
-        return data
-
-
-def _scan(file: BinaryIO, size: int) -> Iterator[_Raw]:
-    while (position := file.tell()) < size:
-        head = file.read(9)
-        if len(head) < 9:
-            raise BreakError(f'it breaks off at byte {position}')
-        op, length = struct.unpack('<BQ', head)
-        if length > size - position - 9:
-            raise BreakError(f'it breaks off at byte {position}, within a record')
-        yield _Raw(position, op, file.read(length))
-
-
-def _parse(raw: _Raw) -> McapRecord | None:
-    stream = _Exact(BytesIO(raw.body))
-    try:
-        if raw.op == Opcode.MESSAGE:
-            return Message.read(stream, len(raw.body))
-        return _RECORDS[raw.op].read(stream) if raw.op in _RECORDS else None
-    except Exception as error:
-        # Chunks need not carry a checksum, so anything may stand in a damaged one.
-        raise BreakError(f'the record at byte {raw.position} is damaged ({error})') from error
+def _describe(error: Exception) -> str:
+    """What an exception says, or what it is called where it says nothing."""
+    return str(error) or type(error).__name__

@@ -5,62 +5,64 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.cameras import BagCamera
 from cliptrase_ros.bag.reader import BagMessage, BagReader
-from cliptrase_ros.bag.types import IMAGE
 from cliptrase_ros.messages.depth import (
     DEPTH_ENCODINGS,
+    STAMP_TOLERANCE_NS,
     back_project,
     check_depth,
-    depth_in_metres,
-    intrinsics_of,
+    read_registered_depth,
 )
 from cliptrase_ros.messages.images import ENCODING_TABLE, ImageError, header_stamp_ns
-
-CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
-#: Stamps of picture and depth may differ by so much, as in the node, nanoseconds.
-STAMP_TOLERANCE_NS = 20_000_000
+from cliptrase_ros.messages.type_names import CAMERA_INFO, IMAGE, Message
 
 
 @dataclass
-class _Camera:
+class _DepthCamera:
+    """A camera with depth; its latest depth image and labels, each with its stamp (ns)."""
+
     depth_topic: str
-    info: object
-    depth: tuple[int, object] | None = None
+    info: Message
+    depth: tuple[int, Message] | None = None
     label: tuple[int, np.ndarray] | None = None
 
 
 class BagPoints:
     """Finds the depth of cameras in a recording, and makes points when depth and labels are there.
 
-    show: called with the camera's name, the picture's stamp in nanoseconds, float32 (N, 3) metres
-    in the optical frame, and uint8 (N,) class ids. refused: why some camera has no points at all.
+    Args:
+        reader: The recording.
+        cameras: Those of it that are labelled.
+        show: Called with the camera's name, the picture's stamp in nanoseconds, float32 (N, 3)
+            metres in the optical frame, and uint8 (N,) class ids.
+
+    Attributes:
+        refused: Why there are no points at all, by name of the camera.
     """
 
     def __init__(
         self,
         reader: BagReader,
         cameras: Sequence[BagCamera],
-        typestore: Typestore,
         show: Callable[[str, int, np.ndarray, np.ndarray], None],
     ):
         self.refused: dict[str, str] = {}
         self._shown: set[str] = set()
-        self._typestore = typestore
+        self._typestore = reader.typestore
         self._show = show
         depths = _first_messages(reader, IMAGE, check_depth, _is_picture)
         infos = _first_messages(reader, CAMERA_INFO, lambda message: None)
-        self._cameras: dict[str, _Camera] = {}
+        self._cameras: dict[str, _DepthCamera] = {}
         topics = [camera.topic.name for camera in cameras]
         for camera in cameras:
-            depth = _belonging(camera.topic.name, topics, depths)
-            info = _belonging(camera.topic.name, topics, infos)
+            depth = _find_partner(camera.topic.name, topics, depths)
+            info = _find_partner(camera.topic.name, topics, infos)
             if depth and info:
-                self._cameras[camera.name] = _Camera(depth, infos[info])
+                self._cameras[camera.name] = _DepthCamera(depth, infos[info])
 
-    def take(self, message: BagMessage) -> None:
+    def add_depth(self, message: BagMessage) -> None:
         """Take in a message of the recording, of any topic."""
         topic = message.topic
         for name, camera in self._cameras.items():
@@ -73,37 +75,31 @@ class BagPoints:
                     self._refuse(name, f'depth cannot be read ({error})')
                     continue
                 camera.depth = (header_stamp_ns(depth.header) or message.stamp_ns, depth)
-                self._join(name, camera)
+                self._show_points(name, camera)
 
-    def label(self, name: str, stamp_ns: int, label: np.ndarray) -> None:
+    def add_labels(self, name: str, stamp_ns: int, label: np.ndarray) -> None:
         """Take in the labels of a camera's picture: uint8 (H, W)."""
         if name in self._cameras:
             camera = self._cameras[name]
             camera.label = (stamp_ns, label)
-            self._join(name, camera)
+            self._show_points(name, camera)
 
-    def _join(self, name: str, camera: _Camera) -> None:
+    def _show_points(self, name: str, camera: _DepthCamera) -> None:
+        """Show the points of the latest labels, once, if the latest depth belongs to them."""
         if camera.depth is None or camera.label is None:
             return
-        (depth_ns, message), (stamp_ns, label) = camera.depth, camera.label
+        (depth_ns, depth_image), (stamp_ns, label) = camera.depth, camera.label
         if abs(depth_ns - stamp_ns) > STAMP_TOLERANCE_NS:
             return
         camera.label = None
+        height, width = label.shape
         try:
-            depth = depth_in_metres(message)
-            if depth.shape != label.shape:
-                raise ImageError(
-                    f'depth is of {depth.shape[1]} x {depth.shape[0]} pixels, the image of '
-                    f'{label.shape[1]} x {label.shape[0]}'
-                )
-            right, down = back_project(
-                depth, intrinsics_of(camera.info, depth.shape[1], depth.shape[0])
-            )
+            depth, intrinsics = read_registered_depth(depth_image, camera.info, width, height)
         except ImageError as error:
             self._refuse(name, str(error))
             return
         measured = np.isfinite(depth)
-        positions = np.stack([right, down, depth], axis=2)[measured]
+        positions = np.stack([*back_project(depth, intrinsics), depth], axis=2)[measured]
         self._show(name, stamp_ns, positions, label[measured])
         self._shown.add(name)
         self.refused.pop(name, None)
@@ -113,28 +109,32 @@ class BagPoints:
             self.refused[name] = reason
 
 
-def _first_messages(reader: BagReader, kind: str, *checks) -> dict[str, object]:
-    topics = (topic for topic in reader.topics.values() if topic.type == kind)
+def _first_messages(reader: BagReader, message_type: str, *checks) -> dict[str, Message]:
+    """The first usable message of every topic of a type, by name; see `BagReader.find`."""
+    topics = (topic for topic in reader.topics.values() if topic.type == message_type)
     found = {topic.name: reader.find(topic, *checks).message for topic in topics}
     return {name: message for name, message in found.items() if message is not None}
 
 
-def _is_picture(image) -> bool:
+def _is_picture(image: Message) -> bool:
     return image.encoding in ENCODING_TABLE and image.encoding not in DEPTH_ENCODINGS
 
 
-def _belonging(topic: str, topics: Sequence[str], candidates: Collection[str]) -> str | None:
+def _find_partner(topic: str, topics: Sequence[str], candidates: Collection[str]) -> str | None:
     """Find the candidate that belongs to an image topic rather than to another of `topics`.
 
     Topics of one camera begin alike: /front/color/image_raw, /front/depth/image_raw.
     """
 
-    def alike(one: str, other: str) -> int:
-        pairs = zip(one.split('/'), other.split('/'), strict=False)
+    def common_parts(first: str, second: str) -> int:
+        pairs = zip(first.split('/'), second.split('/'), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-    best = max(candidates, key=lambda name: alike(topic, name), default=None)
-    if best is None or any(alike(other, best) > alike(topic, best) for other in topics):
+    best = max(candidates, key=lambda name: common_parts(topic, name), default=None)
+    if best is None:
         return None
-    # All names begin with nothing before the first slash.
-    return best if alike(topic, best) > 1 or len(topics) == len(candidates) == 1 else None
+    common = common_parts(topic, best)
+    if any(common_parts(other, best) > common for other in topics):
+        return None
+    # The empty part before the first slash is common to all.
+    return best if common > 1 or len(topics) == len(candidates) == 1 else None

@@ -34,10 +34,16 @@ _IDL_RULE = '=' * 80 + '\n'
 class Topic:
     """A topic of a recording.
 
-    type: as in `sensor_msgs/msg/Image`. definition: text of the message definition, '' if the
-    recording has none. type_hash: RIHS01, '' if unknown. serialization: 'cdr' for nearly all.
-    qos: offered profiles, with which the topic is to be played. count: messages, None if unknown;
-    it is what the file says, which may be wrong. schema, metadata: what an MCAP file says of it.
+    Attributes:
+        name: Full name.
+        type: As in `sensor_msgs/msg/Image`.
+        definition: Text of the message definition, '' if the recording has none.
+        type_hash: RIHS01 (REP 2011), '' if unknown.
+        serialization: 'cdr' for nearly all.
+        qos: Offered profiles, with which the topic is to be played.
+        count: Messages, None if unknown. It is what the file says, which may be wrong.
+        schema: Of an MCAP file.
+        metadata: What an MCAP file says of the topic besides.
     """
 
     name: str
@@ -54,8 +60,12 @@ class Topic:
 class BagMessage(NamedTuple):
     """A message of a recording.
 
-    stamp_ns: log time, nanoseconds. data: serialised. publish_ns, sequence: as MCAP has them; None
-    and 0 where the storage has no place for them.
+    Attributes:
+        topic: Where it was published.
+        stamp_ns: Log time, nanoseconds.
+        data: The message, serialised.
+        publish_ns: Publish time, nanoseconds; None where the storage has no place for it.
+        sequence: As MCAP has it; 0 where the storage has no place for it.
     """
 
     topic: Topic
@@ -66,11 +76,13 @@ class BagMessage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMessage:
     """What came of looking for a message.
 
-    message: None if there is none. refused: how many of the kind would not do. reason: why there
-    is none, '' if there is one.
+    Attributes:
+        message: None if there is none.
+        refused: How many messages would not do.
+        reason: Why there is none, '' if there is one.
     """
 
     message: object | None
@@ -79,7 +91,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _File:
+class _BagFile:
     name: str
     reader: Reader | McapFile | SalvagedSqlite
 
@@ -87,11 +99,22 @@ class _File:
 class BagReader:
     """A recording, opened: a context manager.
 
-    topics: by (name, type), in the order of the files. damage: what is missing or could not be
-    read, a sentence each; it grows while messages are read. notes: what is not as metadata.yaml
-    says, though nothing is missing. storage: 'mcap' or 'sqlite3'. compressed: whether messages,
-    chunks or files are. custom_data: of the metadata.
-    Raises BagError if nothing can be read at all.
+    Args:
+        path: A folder or a single file.
+        typestore: What messages are deserialised with.
+
+    Attributes:
+        typestore: The same.
+        topics: By name and type, in the order of the files.
+        damage: What is missing or could not be read, a sentence each; it grows while messages are
+            read.
+        notes: What is not as metadata.yaml says, though nothing is missing, a sentence each.
+        storage: 'mcap' or 'sqlite3'.
+        compressed: Whether messages, chunks or files are.
+        custom_data: Of the metadata.
+
+    Raises:
+        BagError: Nothing can be read at all.
     """
 
     def __init__(self, path: Path, typestore: Typestore):
@@ -101,11 +124,11 @@ class BagReader:
         self.storage = 'mcap'
         self.compressed = False
         self.topics: dict[tuple[str, str], Topic] = {}
-        self._typestore = typestore
+        self.typestore = typestore
         self._described = False
         self._hashes: dict[str, str] = {}
         self._counted: int | None = None
-        self._files: list[_File] = []
+        self._files: list[_BagFile] = []
         self._stack = ExitStack()
         try:
             self._open(path)
@@ -120,10 +143,9 @@ class BagReader:
         self._stack.close()
 
     def messages(self, wanted: Collection[Topic] | None = None) -> Iterator[BagMessage]:
-        """Messages of every topic, or of some.
+        """Messages of every topic, or of those wanted, file after file by log time.
 
-        File after file, by log time. Where a file is damaged, the rest of it is missing and
-        `damage` says so.
+        Where a file is damaged, the rest of it is missing and `damage` says so.
         """
         names = None if wanted is None else {(topic.name, topic.type) for topic in wanted}
         read = 0
@@ -165,11 +187,13 @@ class BagReader:
         topic: Topic,
         check: Callable[[object], None],
         settles: Callable[[object], bool] = lambda message: False,
-    ) -> Found:
-        """Find the first message of a topic that is of a kind; no more are read than that takes.
+    ) -> FoundMessage:
+        """Find the first usable message of a topic; no more are read than that takes.
 
-        check: raises for a message that is not. settles: whether such a message shows that none of
-        the topic is.
+        Args:
+            topic: Where to look.
+            check: Raises for a message that is not usable.
+            settles: Whether such a message shows that no message of the topic is.
         """
         refused, reason = 0, ''
         for message in self.messages([topic]):
@@ -177,16 +201,16 @@ class BagReader:
             try:
                 if topic.serialization != 'cdr':
                     raise ValueError(f'serialised as {topic.serialization}; only cdr can be read')
-                content = self._typestore.deserialize_cdr(message.data, topic.type)
+                content = self.typestore.deserialize_cdr(message.data, topic.type)
                 check(content)
             except Exception as error:
                 # The library raises what it likes over data that are no message.
                 if content is not None and settles(content):
-                    return Found(None, 0, str(error))
+                    return FoundMessage(None, 0, str(error))
                 refused, reason = refused + 1, reason or str(error)
             else:
-                return Found(content, refused, '')
-        return Found(None, refused, reason or 'it has no messages')
+                return FoundMessage(content, refused, '')
+        return FoundMessage(None, refused, reason or 'it has no messages')
 
     def extras(self) -> Iterator[Attachment | Metadata]:
         """Attachments and metadata of MCAP files, without what rosbag2 itself writes there."""
@@ -210,7 +234,7 @@ class BagReader:
             raise BagError(f'{path} cannot be read: {error.strerror}') from error
         self.damage += files.damage
         self.notes += files.notes
-        self._describe(files.description)
+        self._add_description(files.description)
         self._described = bool(files.description.names)
         self._counted = files.description.message_count
         for file in files.paths:
@@ -231,7 +255,7 @@ class BagReader:
                     f'{file} is a recording of ROS 1; convert the .bag it was made from: '
                     f'rosbags-convert --src {name}.bag --dst {name}'
                 )
-            self._files.append(_File(file.name, reader))
+            self._files.append(_BagFile(file.name, reader))
             for connection in reader.connections:
                 self._add_topic(connection, reader)
         if not self.topics:
@@ -245,8 +269,9 @@ class BagReader:
             path = self._unpack(path)
         if self.storage == 'mcap':
             file = McapFile(path)
+            self._stack.callback(file.close)
             if not self._described:
-                self._take_description(file)
+                self._read_description(file)
             self.compressed = self.compressed or file.compressed
             return file
         log = path.with_name(f'{path.name}-wal')
@@ -266,19 +291,19 @@ class BagReader:
         self._stack.callback(salvaged.close)
         return salvaged
 
-    def _describe(self, description: Description) -> None:
+    def _add_description(self, description: Description) -> None:
         self.compressed = self.compressed or description.compressed
         self.custom_data |= description.custom_data
         self._hashes |= description.hashes
 
-    def _take_description(self, file: McapFile) -> None:
+    def _read_description(self, file: McapFile) -> None:
         """Take what rosbag2 has written into a file."""
         for extra in file.extras():
             if isinstance(extra, Metadata) and extra.name == ROSBAG2_METADATA:
                 # A recording is worth having without.
                 with suppress(Exception):
                     text = extra.metadata['serialized_metadata']
-                    self._describe(Description.of(yaml.safe_load(text)))
+                    self._add_description(Description.of(yaml.safe_load(text)))
 
     def _unpack(self, path: Path) -> Path:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory())
@@ -306,8 +331,8 @@ class BagReader:
         text = '' if definition.format is MessageDefinitionFormat.NONE else definition.data
         if not text and known:
             text = known.definition
-        if not text and connection.msgtype in self._typestore.fielddefs:
-            text, _ = self._typestore.generate_msgdef(connection.msgtype, ros_version=2)
+        if not text and connection.msgtype in self.typestore.fielddefs:
+            text, _ = self.typestore.generate_msgdef(connection.msgtype, ros_version=2)
         count = None if isinstance(reader, SalvagedSqlite) else connection.msgcount
         if known:
             count = None if count is None or known.count is None else known.count + count

@@ -40,9 +40,9 @@ def profiles_of(text: str) -> list[Qos]:
 
 
 class _StrictVfs(apsw.VFS):
-    """Files that seem as long as they claim, and fail where they are not.
+    """Opens files that seem as long as they claim, and fail where they are not.
 
-    SQLite refuses a file that is too short, or takes zeros for what is missing.
+    By itself SQLite refuses a file that is too short, or takes zeros for what is missing.
     """
 
     def __init__(self, size: int, claimed: int):
@@ -71,8 +71,15 @@ class _StrictFile(apsw.VFSFile):
 class SalvagedSqlite:
     """The messages of an SQLite file in the order of writing, up to the break.
 
-    Also reads what a write-ahead log beside the file holds. Raises BreakError if nothing can
-    be read. `reason` is complete only after `messages` has ended.
+    Also reads what a write-ahead log beside the file holds.
+
+    Attributes:
+        connections: Topics as rosbags' readers have them.
+        reason: Why nothing follows the messages, '' if they are complete; it is known only when
+            `messages` has ended.
+
+    Raises:
+        BreakError: Nothing can be read.
     """
 
     def __init__(self, path: Path):
@@ -82,13 +89,13 @@ class SalvagedSqlite:
             self._database = self._connect(path)
             self.connections = self._read_topics()
         except Exception as error:
-            # SQLite says what it finds broken; what it does not find need not even be text.
+            # Not only errors of SQLite: in damage that it does not notice, names may not be text.
             raise BreakError(str(error)) from error
 
     def messages(
         self, connections: Collection[Connection]
     ) -> Iterator[tuple[Connection, int, bytes]]:
-        """Messages in the order of the file: connection, log time in nanoseconds, data."""
+        """Messages of some topics: connection, log time in nanoseconds, data."""
         wanted = {connection.id: connection for connection in connections}
         read = 0
         try:
@@ -114,12 +121,10 @@ class SalvagedSqlite:
         with path.open('rb') as file:
             head, size = file.read(100), path.stat().st_size
         if len(head) == 100:
-            # From the format of SQLite's files: bytes of a page (1 is 65536), and pages.
-            page, pages = (
-                struct.unpack_from('>H', head, 16)[0],
-                struct.unpack_from('>I', head, 28)[0],
-            )
-            claimed = (65536 if page == 1 else page) * pages
+            # Bytes of a page and number of pages, where SQLite's file format has them.
+            (page_size,) = struct.unpack_from('>H', head, 16)
+            (pages,) = struct.unpack_from('>I', head, 28)
+            claimed = (65536 if page_size == 1 else page_size) * pages
             if claimed > size:
                 self._strict = _StrictVfs(size, claimed)
                 uri = f'{path.absolute().as_uri()}?immutable=1'

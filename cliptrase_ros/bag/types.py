@@ -13,25 +13,17 @@ from rosbags.interfaces import (
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-IMAGE = 'sensor_msgs/msg/Image'
-COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
-CLASS_MASKS = 'cliptrase_ros/msg/ClassMasks'
-VOCABULARY = 'cliptrase_ros/msg/Vocabulary'
-LABEL_INFO = 'vision_msgs/msg/LabelInfo'
+from cliptrase_ros.messages.type_names import LABEL_INFO
 
-#: Topics of a camera, NODE/CAMERA/ before them: type, and whether it is latched.
-CAMERA_TOPICS = {
-    'label': (IMAGE, False),
-    'label_info': (LABEL_INFO, True),
-    'masks': (CLASS_MASKS, False),
-    'overlay': (IMAGE, False),
-}
-#: The topic of the node itself, NODE/ before it; latched.
+#: Topics of a camera, NODE/CAMERA/ before them: names by id, and some of `CAMERA_OUTPUTS`.
+LABEL_INFO_TOPIC = 'label_info'
+CAMERA_TOPICS = ('label', LABEL_INFO_TOPIC, 'masks', 'overlay')
+#: The topic of the node itself, NODE/ before it.
 VOCABULARY_TOPIC = 'vocabulary'
 
 _PACKAGE = 'cliptrase_ros'
 _OWN = ('ClassMask', 'ClassMasks', 'Vocabulary', 'VocabularyClass')
-# Of another package, which need not be installed where bags are labelled.
+# Definitions of another package, which need not be installed where recordings are labelled.
 _VISION_MSGS = {
     'vision_msgs/msg/VisionClass': 'uint16 class_id\nstring class_name\n',
     LABEL_INFO: 'std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n',
@@ -57,7 +49,8 @@ def output_qos(latched: bool) -> Qos:
 def make_typestore() -> Typestore:
     """Types of a ROS 2 distribution, of vision_msgs/LabelInfo and of this package.
 
-    Raises FileNotFoundError where this package's message definitions are not installed.
+    Raises:
+        FileNotFoundError: This package's message definitions are not installed.
     """
     store = get_typestore(Stores.LATEST)
     types = {}
@@ -74,7 +67,7 @@ def definition_file(name: str) -> Path:
     """Path of the definition of a message of this package. Raises FileNotFoundError."""
     file = f'{name}.msg'
     package = Path(__file__).resolve().parent.parent
-    # As pip installs them, in the source tree, and as colcon installs them.
+    # Where pip installs them, where they are in the source tree, and where colcon installs them.
     candidates = [package / 'message_definitions' / file, package.parent / 'msg' / file]
     candidates += [folder / 'share' / _PACKAGE / 'msg' / file for folder in package.parents]
     for path in candidates:

@@ -14,15 +14,16 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from cliptrase_ros.bag.mcap_file import HASH_KEY, QOS_KEY, ROSBAG2_METADATA
 from cliptrase_ros.bag.reader import BagMessage, Topic
 
-# What stands in a bag whose types no definition is known of; rosbags insists on a hash.
+# For types of which no definition is known: rosbags insists on a hash.
 _UNKNOWN_HASH = f'RIHS01_{"0" * 64}'
 
 
 class _McapStorage:
     """An MCAP file, in the form rosbags' writer has its storages.
 
-    topics: those of another recording, by (name, type), with what MCAP said of them there.
-    sent: publish time, None for that of logging, and sequence number of the next message.
+    Attributes:
+        topics: Those of another recording, by name and type, with what MCAP said of them there.
+        sent: Of the next message, publish time (None for its log time) and sequence number.
     """
 
     def __init__(self, path: Path, compression: CompressionMode):
@@ -35,7 +36,7 @@ class _McapStorage:
             self._file, compression=CompressionType.ZSTD if packed else CompressionType.NONE
         )
         self.mcap.start('ros2')
-        # By type; messages of no type have no schema, which MCAP calls 0.
+        # Ids by message type. MCAP has 0 for topics without a schema, whose type is ''.
         self._schemas = {'': 0}
         self._channels: dict[int, int] = {}
 
@@ -80,7 +81,10 @@ class _McapStorage:
 class BagWriter(Writer):
     """Writes a recording that has another one in it.
 
-    storage: 'mcap' or 'sqlite3'.
+    Args:
+        path: Folder, which must not exist.
+        storage: 'mcap' or 'sqlite3'.
+        compress: Whether to compress with zstd: chunks of MCAP, messages of SQLite.
     """
 
     STORAGE_PLUGINS = {  # noqa: RUF012
@@ -94,14 +98,15 @@ class BagWriter(Writer):
         if compress:
             mode = CompressionMode.STORAGE if storage == 'mcap' else CompressionMode.MESSAGE
             self.set_compression(mode, CompressionFormat.ZSTD)
+        self._copies: dict[tuple[str, str], Connection] = {}
         self._sent_lost = 0
         self._extras_lost: list[str] = []
 
-    def add_topic(self, topic: Topic) -> Connection:
-        """Add a topic of another recording."""
+    def add_topic(self, topic: Topic) -> None:
+        """Add a topic of another recording, whose messages are to be copied."""
         if isinstance(self.storage, _McapStorage):
             self.storage.topics[topic.name, topic.type] = topic
-        return self.add_connection(
+        self._copies[topic.name, topic.type] = self.add_connection(
             topic.name,
             topic.type,
             msgdef=topic.definition,
@@ -110,12 +115,13 @@ class BagWriter(Writer):
             offered_qos_profiles=topic.qos,
         )
 
-    def copy(self, connection: Connection, message: BagMessage) -> None:
+    def copy(self, message: BagMessage) -> None:
         """Write a message of another recording."""
         if isinstance(self.storage, _McapStorage):
             self.storage.sent = message.publish_ns, message.sequence
         elif message.publish_ns not in (None, message.stamp_ns) or message.sequence:
             self._sent_lost += 1
+        connection = self._copies[message.topic.name, message.topic.type]
         self.write(connection, message.stamp_ns, message.data)
 
     def copy_extra(self, extra: Attachment | Metadata) -> None:

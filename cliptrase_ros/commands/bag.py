@@ -71,13 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         check_node(arguments.node)
         check_destination(arguments.input, arguments.output)
-        typestore = make_typestore()
-        with BagReader(arguments.input, typestore) as reader:
+        with BagReader(arguments.input, make_typestore()) as reader:
             choice = choose_cameras(reader, arguments.topic, arguments.node)
             cameras = choice.cameras
             segmenter, encoded, segmentation, batch = load_engine(arguments, vocabulary)
 
-            from cliptrase_ros.bag.label import BagSettings, label_bag
+            from cliptrase_ros.bag.label import BagSettings, Labeller, label_bag
             from cliptrase_ros.bag.points import BagPoints
 
             settings = BagSettings(
@@ -92,13 +91,15 @@ def run(arguments: argparse.Namespace) -> int:
             total = None if None in counts else sum(counts)
             with open_view(arguments) as viewer, progress_bar(total) as progress:
                 if viewer:
-                    points = BagPoints(reader, cameras, typestore, _points_shower(viewer))
+                    points = BagPoints(reader, cameras, _points_shower(viewer))
                 summary = label_bag(
-                    *(reader, arguments.output, cameras),
-                    *(segmenter, encoded, segmentation, settings, typestore),
-                    on_image=progress.update,
-                    on_result=_shower(viewer, points) if viewer else None,
-                    on_message=points.take if viewer else None,
+                    reader,
+                    arguments.output,
+                    cameras,
+                    Labeller(segmenter, encoded, segmentation),
+                    settings,
+                    on_image=_image_shower(progress, viewer, points),
+                    on_message=points.add_depth if points else lambda message: None,
                 )
     except (BagError, FileNotFoundError) as error:
         raise CommandError(error) from error
@@ -125,11 +126,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if summary.damage or refused else 0
 
 
-def _shower(viewer, points):
-    def show(camera, stamp_ns, picture, segmentation) -> None:
-        viewer.set_stamp(stamp_ns)
-        viewer.show_segmentation(camera.name, picture, segmentation)
-        points.label(camera.name, stamp_ns, segmentation.label)
+def _image_shower(progress, viewer, points):
+    def show(labelled) -> None:
+        if viewer and labelled:
+            camera = labelled.camera.name
+            viewer.set_stamp(labelled.stamp_ns)
+            viewer.show_segmentation(camera, labelled.picture, labelled.result)
+            points.add_labels(camera, labelled.stamp_ns, labelled.result.label)
+        progress.update()
 
     return show
 

@@ -1,6 +1,6 @@
 """Depth images and what a camera sees in space, without any ROS.
 
-Messages are taken by their fields, as in `image_messages`.
+Messages are read by their fields, as in `messages.images`.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from cliptrase_ros.messages.images import (
     ImageError,
     check_layout,
     check_size,
-    pixels_of,
+    stored_pixels,
 )
+from cliptrase_ros.messages.type_names import Message
 
 _MILLIMETRES = Encoding(1, 16)
 #: Depth encodings: REP 118, and mono16, which some drivers write for 16UC1.
@@ -24,6 +25,10 @@ DEPTH_ENCODINGS = {
     'mono16': _MILLIMETRES,
     '32FC1': Encoding(1, 32, is_float=True),
 }
+
+#: Depth and picture belong together if their stamps differ by no more, nanoseconds: half a period
+#: at 25 Hz. Registered depth mostly has the very stamp of the picture.
+STAMP_TOLERANCE_NS = 20_000_000
 
 #: One point: metres in the optical frame, colour as PCL packs it (0x00RRGGBB), class id
 #: (255 = unlabelled), probability 0..1. PCL reads it as PointXYZRGBL.
@@ -41,7 +46,14 @@ POINT = np.dtype(
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """Pinhole camera: focal lengths and principal point, pixels; pixel centres are integers."""
+    """A pinhole camera; pixel centres have integer coordinates.
+
+    Attributes:
+        fx: Focal length in widths of a pixel.
+        fy: Focal length in heights of a pixel.
+        cx: Column of the principal point, pixels.
+        cy: Row of the principal point, pixels.
+    """
 
     fx: float
     fy: float
@@ -49,10 +61,15 @@ class Intrinsics:
     cy: float
 
 
-def check_depth(image, max_pixels: int = MAX_PIXELS) -> None:
+def check_depth(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that `depth_in_metres` could not read, in microseconds.
 
-    image: fields of sensor_msgs/Image. Raises ImageError.
+    Args:
+        image: Fields of sensor_msgs/Image.
+        max_pixels: Width x height of the largest image that is believed.
+
+    Raises:
+        ImageError: An encoding other than `DEPTH_ENCODINGS`, or as `messages.images.check_image`.
     """
     check_size(image.width, image.height, max_pixels)
     encoding = DEPTH_ENCODINGS.get(image.encoding)
@@ -64,15 +81,22 @@ def check_depth(image, max_pixels: int = MAX_PIXELS) -> None:
     check_layout(image, encoding)
 
 
-def depth_in_metres(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Depth along the optical axis: float32 (H, W), metres, NaN where there is none.
+def depth_in_metres(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Depth along the optical axis.
 
-    image: fields of sensor_msgs/Image, 16UC1 in millimetres or 32FC1 in metres (REP 118). Zero,
-    negative, infinite and not a number all mean that nothing was measured.
-    Raises ImageError as `check_depth`.
+    Args:
+        image: Fields of sensor_msgs/Image, 16UC1 in millimetres or 32FC1 in metres (REP 118).
+            Zero, negative, infinite and not a number all mean that nothing was measured.
+        max_pixels: Width x height of the largest image that is believed.
+
+    Returns:
+        float32 (H, W), metres, NaN where nothing was measured.
+
+    Raises:
+        ImageError: As `check_depth`.
     """
     check_depth(image, max_pixels)
-    stored = pixels_of(image, DEPTH_ENCODINGS[image.encoding])
+    stored = stored_pixels(image, DEPTH_ENCODINGS[image.encoding])
     depth = stored.astype(np.float32)
     if stored.dtype.kind == 'u':
         depth *= np.float32(1e-3)
@@ -80,12 +104,17 @@ def depth_in_metres(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return depth
 
 
-def intrinsics_of(info, width: int, height: int) -> Intrinsics:
+def intrinsics_of(info: Message, width: int, height: int) -> Intrinsics:
     """Intrinsics of images of a size, from the K of their camera_info.
 
-    info: fields of sensor_msgs/CameraInfo; its binning and region of interest are honoured, its
-    distortion is not: the image has to be rectified, or nearly so.
-    Raises ImageError: not calibrated, or calibrated for images of another size.
+    Args:
+        info: Fields of sensor_msgs/CameraInfo. Its binning and region of interest are honoured,
+            its distortion is not: the image has to be rectified, or nearly so.
+        width: Of the image, pixels.
+        height: Of the image, pixels.
+
+    Raises:
+        ImageError: Not calibrated, or calibrated for images of another size.
     """
     fx, _, cx, _, fy, cy = (float(value) for value in info.k[:6])
     if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
@@ -103,11 +132,43 @@ def intrinsics_of(info, width: int, height: int) -> Intrinsics:
     )
 
 
-def back_project(depth: np.ndarray, camera: Intrinsics) -> tuple[np.ndarray, np.ndarray]:
-    """Where every pixel lies to the right and down of the optical axis, metres.
+def read_registered_depth(
+    depth_image: Message, info: Message, width: int, height: int, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, Intrinsics]:
+    """Depth of every pixel of a picture, from a depth image that is registered to it.
 
-    depth: float32 (H, W), metres. Returns x and y of the optical frame, whose z is the depth:
-    float32 (H, W) each, NaN where depth is.
+    Args:
+        depth_image: Fields of sensor_msgs/Image, as for `depth_in_metres`.
+        info: Fields of sensor_msgs/CameraInfo, as for `intrinsics_of`.
+        width: Of the picture, pixels.
+        height: Of the picture, pixels.
+        max_pixels: Width x height of the largest image that is believed.
+
+    Returns:
+        float32 (height, width), metres, NaN where nothing was measured; and the camera's
+        intrinsics.
+
+    Raises:
+        ImageError: Depth of another size than the picture, or as the two functions above.
+    """
+    if (depth_image.width, depth_image.height) != (width, height):
+        raise ImageError(
+            f'depth is of {depth_image.width} x {depth_image.height} pixels, the image of '
+            f'{width} x {height}; depth has to be registered to the image'
+        )
+    return depth_in_metres(depth_image, max_pixels), intrinsics_of(info, width, height)
+
+
+def back_project(depth: np.ndarray, camera: Intrinsics) -> tuple[np.ndarray, np.ndarray]:
+    """Where every pixel lies to the right and down of the optical axis.
+
+    Args:
+        depth: float32 (H, W), metres.
+        camera: What the pixels are seen with.
+
+    Returns:
+        x and y in the optical frame (REP 103), whose z is the depth: float32 (H, W) each, metres,
+        NaN where depth is.
     """
     height, width = depth.shape
     right = ((np.arange(width) - camera.cx) / camera.fx).astype(np.float32)
@@ -122,12 +183,20 @@ def labelled_points(
     label: np.ndarray,
     confidence: np.ndarray,
 ) -> np.ndarray:
-    """Every pixel as a point in space: a structured array of `POINT`, (H, W).
+    """Every pixel as a point in space.
 
-    depth: float32 (H, W), metres. picture: uint8 (H, W, 3) RGB. label: uint8 (H, W).
-    confidence: uint8 (H, W), 255 = 1.0. Where depth is NaN, x, y and z are; the rest is kept.
+    Args:
+        depth: float32 (H, W), metres.
+        camera: What the pixels are seen with.
+        picture: uint8 (H, W, 3) RGB.
+        label: uint8 (H, W), class ids.
+        confidence: uint8 (H, W), 255 = 1.0.
+
+    Returns:
+        `POINT` (H, W). Where depth is NaN, so are x, y and z; the other fields are there all the
+        same.
     """
-    # 0xFFRRGGBB would be not a number as a float.
+    # With an alpha of 255 the bytes 0xFFRRGGBB, read as a float, would be not a number.
     packed = cv2.cvtColor(picture, cv2.COLOR_RGB2BGRA)
     packed[..., 3] = 0
     points = np.empty(depth.shape, POINT)

@@ -1,6 +1,7 @@
-"""Pixels of image messages, and masks as run lengths, without any ROS.
+"""Pixels of image messages, without any ROS.
 
-Messages are taken by their fields, so that those of rclpy and those read from a bag both will do.
+Functions here use the fields of a message and do not ask for its class, so that messages of rclpy
+and messages read from a recording both will do. `data` may be anything with the buffer protocol.
 """
 
 import re
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 
 from cliptrase_ros.messages.picture_headers import picture_size
-from cliptrase_ros.segmentation.run_lengths import Runs
+from cliptrase_ros.messages.type_names import Message
 
 #: Longest side of an image that is believed, pixels; above, a header is taken for corrupt.
 MAX_SIDE = 16384
@@ -26,7 +27,7 @@ class ImageError(ValueError):
     """An image message that cannot be used; the message says what is wrong with it."""
 
 
-def header_stamp_ns(header) -> int:
+def header_stamp_ns(header: Message) -> int:
     """Stamp of a std_msgs/Header, nanoseconds."""
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
 
@@ -35,10 +36,15 @@ def header_stamp_ns(header) -> int:
 class Encoding:
     """How an encoding lies in memory, and what turns it into RGB.
 
-    channels, bits: of one pixel as stored. code: OpenCV's conversion, None for RGB itself.
-    even_width, even_height: of formats whose chroma is shared between neighbours.
-    planes: rows of the buffer for one row of the image (1.5 for half-size chroma below).
-    min_side: shortest side that can be converted, pixels. is_float: of samples.
+    Attributes:
+        channels: Samples of one pixel as stored.
+        bits: Of one sample.
+        code: OpenCV's conversion to RGB, None for RGB itself.
+        even_width: Whether neighbours in a row share chroma, so that they must come in pairs.
+        even_height: The same of neighbours in a column.
+        planes: Rows of the buffer for one row of the image: 1.5 with half-size chroma below.
+        min_side: Shortest side that can be converted, pixels.
+        is_float: Whether samples are floats.
     """
 
     channels: int
@@ -102,12 +108,16 @@ _NO_PICTURE = (
 )
 
 
-def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
+def check_image(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that `to_rgb` could not read, in microseconds and without touching pixels.
 
-    image: fields of sensor_msgs/Image. max_pixels: width x height of the largest one.
-    Raises ImageError: width or height zero or absurd, an encoding that is not known or not a
-    picture, `step` shorter than a row, fewer data than the header promises.
+    Args:
+        image: Fields of sensor_msgs/Image.
+        max_pixels: Width x height of the largest image that is believed.
+
+    Raises:
+        ImageError: Width or height zero or absurd, an encoding that is not known or not a picture,
+            `step` shorter than a row, or fewer data than the header promises.
     """
     check_size(image.width, image.height, max_pixels)
     encoding = ENCODING_TABLE.get(image.encoding)
@@ -120,7 +130,7 @@ def check_image(image, max_pixels: int = MAX_PIXELS) -> None:
     check_layout(image, encoding)
 
 
-def check_layout(image, encoding: Encoding) -> None:
+def check_layout(image: Message, encoding: Encoding) -> None:
     """Refuse an image whose size, step and data do not fit together. Raises ImageError."""
     size = f'{image.width} x {image.height}'
     _check_sides(image.encoding, encoding, image.width, image.height)
@@ -140,7 +150,7 @@ def check_layout(image, encoding: Encoding) -> None:
         )
     # Less than a page may follow, as buffers of drivers have it.
     extra = len(image.data) - image.step * rows
-    if encoding.planes > 1 and extra >= 4096 and _first_plane(image, encoding) == image.height:
+    if encoding.planes > 1 and extra >= 4096 and _luma_rows(image, encoding) == image.height:
         raise ImageError(
             f'{image.encoding} image of {size} pixels with step {image.step} and {extra} bytes too '
             'many to tell where its chroma begins; publish it without rows below the picture'
@@ -155,7 +165,7 @@ def _check_sides(name: str, encoding: Encoding, width: int, height: int) -> None
         raise ImageError(f'{size}; its mosaic needs {encoding.min_side} x {encoding.min_side}')
 
 
-def _first_plane(image, encoding: Encoding) -> int:
+def _luma_rows(image: Message, encoding: Encoding) -> int:
     """Rows of brightness before the chroma: hardware decoders add some below the picture."""
     rows, rest = divmod(len(image.data), image.step)
     padded, odd = divmod(rows, encoding.planes)
@@ -163,45 +173,56 @@ def _first_plane(image, encoding: Encoding) -> int:
     return int(padded) if is_padded else image.height
 
 
-def pixels_of(image, encoding: Encoding) -> np.ndarray:
-    """Pixels of an image that `check_layout` has passed, as they are stored: (rows, W[, C]).
+def stored_pixels(image: Message, encoding: Encoding) -> np.ndarray:
+    """Pixels of an image that `check_layout` has passed, just as they are stored.
 
-    uint8, uint16 or float32 in the byte order of the message: a view into it, honouring `step`; a
-    copy where there are rows between its planes.
+    Returns:
+        uint8, uint16 or float32 in the byte order of the message: (H, W), (H, W, C), or, of chroma
+        in planes of their own, (1.5 H, W). The array shares the memory of the message, unless rows
+        between the planes had to be left out.
     """
-    dtype = np.dtype(np.uint8)
-    if encoding.bits > 8:
-        kind = 'f' if encoding.is_float else 'u'
-        dtype = np.dtype(f'{">" if image.is_bigendian else "<"}{kind}{encoding.bits // 8}')
-    first = _first_plane(image, encoding)
+    order = '>' if image.is_bigendian else '<'
+    dtype = np.dtype(f'{order}{"f" if encoding.is_float else "u"}{encoding.bits // 8}')
+    luma_rows = _luma_rows(image, encoding)
     pixels = np.ndarray(
-        (int(first * encoding.planes), image.width, encoding.channels),
+        (int(luma_rows * encoding.planes), image.width, encoding.channels),
         dtype,
         image.data,
         strides=(image.step, encoding.channels * dtype.itemsize, dtype.itemsize),
     )
-    if first > image.height:
-        chroma = int(image.height * (encoding.planes - 1))
-        pixels = np.concatenate([pixels[: image.height], pixels[first : first + chroma]])
+    if luma_rows > image.height:
+        chroma_rows = int(image.height * (encoding.planes - 1))
+        luma, chroma = pixels[: image.height], pixels[luma_rows : luma_rows + chroma_rows]
+        pixels = np.concatenate([luma, chroma])
     return pixels[..., 0] if encoding.channels == 1 else pixels
 
 
-def to_rgb(image, max_pixels: int = MAX_PIXELS, may_share: bool = False) -> np.ndarray:
-    """Picture of a sensor_msgs/Image as a contiguous uint8 (H, W, 3) RGB array.
+def to_rgb(image: Message, max_pixels: int = MAX_PIXELS, may_share: bool = False) -> np.ndarray:
+    """Picture of a sensor_msgs/Image.
 
-    image: fields of sensor_msgs/Image; `data` is anything with the buffer protocol. may_share:
-    whether the picture may be the message's own bytes, where they are RGB without padding.
-    Honours `step` and `is_bigendian`. 16 bits are scaled to 8 (65535 to 255, rounded).
-    Raises ImageError as `check_image` and `check_levels`.
+    Honours `step` and `is_bigendian`. 16 bits are scaled to 8 as cv_bridge does (65535 to 255,
+    rounded).
+
+    Args:
+        image: Fields of sensor_msgs/Image.
+        max_pixels: Width x height of the largest image that is believed.
+        may_share: Whether the result may be the message's own memory, where that is RGB without
+            padding. It then changes with the message.
+
+    Returns:
+        uint8 (H, W, 3) RGB, contiguous.
+
+    Raises:
+        ImageError: As `check_image` and `check_levels`.
     """
     check_image(image, max_pixels)
     encoding = ENCODING_TABLE[image.encoding]
-    # Only the conversion copies.
-    pixels = pixels_of(image, encoding)
-    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('='))
+    stored = stored_pixels(image, encoding)
+    # A copy only where rows are padded or bytes are in foreign order.
+    pixels = np.ascontiguousarray(stored, stored.dtype.newbyteorder('='))
     check_levels(pixels, encoding)
-    pixels = _rgb8(pixels, encoding)
-    return pixels if may_share else apart_from(image, pixels)
+    rgb = _convert_to_rgb(pixels, encoding)
+    return rgb if may_share else copy_if_shared(rgb, image)
 
 
 def check_levels(pixels: np.ndarray, encoding: Encoding) -> None:
@@ -220,22 +241,19 @@ def check_levels(pixels: np.ndarray, encoding: Encoding) -> None:
         )
 
 
-def _rgb8(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
+def _convert_to_rgb(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
     if encoding.code is not None:
         pixels = cv2.cvtColor(pixels, encoding.code)
     return cv2.convertScaleAbs(pixels, alpha=255 / 65535) if encoding.bits == 16 else pixels
 
 
-def apart_from(image, pixels: np.ndarray) -> np.ndarray:
-    """The pixels, copied if they are the message's own bytes."""
+def copy_if_shared(pixels: np.ndarray, image: Message) -> np.ndarray:
+    """Copy pixels that lie in the memory of the message; return others as they are."""
     return pixels.copy() if np.may_share_memory(pixels, image.data) else pixels
 
 
-def check_compressed(image) -> None:
-    """Refuse a compressed image that is no picture for people, by its format alone.
-
-    image: fields of sensor_msgs/CompressedImage. Raises ImageError.
-    """
+def check_compressed(image: Message) -> None:
+    """Refuse a compressed image whose `format` names depth, counts or video. Raises ImageError."""
     original, codec, _ = _split_format(image.format)
     if 'compressedDepth' in codec or MEASUREMENTS.match(original):
         raise ImageError(f'format {image.format[:60]!r} is {_NO_PICTURE}')
@@ -246,11 +264,18 @@ def check_compressed(image) -> None:
         )
 
 
-def check_compressed_stream(image, max_pixels: int = MAX_PIXELS) -> None:
+def check_compressed_stream(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse what `decompress_to_rgb` could not read, in microseconds and without decoding.
 
-    image: fields of sensor_msgs/CompressedImage. Stricter than `decompress_to_rgb`: only JPEG and
-    PNG, whose size is known before memory is taken for them. Raises ImageError.
+    Stricter than `decompress_to_rgb`: only JPEG and PNG pass, whose size is known before memory is
+    taken for them.
+
+    Args:
+        image: Fields of sensor_msgs/CompressedImage.
+        max_pixels: Width x height of the largest image that is believed.
+
+    Raises:
+        ImageError: Anything but a complete JPEG or PNG of a believable size.
     """
     check_compressed(image)
     if _size_before_decoding(image, max_pixels) is None:
@@ -261,19 +286,27 @@ def check_compressed_stream(image, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
-def decompress_to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Picture of a sensor_msgs/CompressedImage as a uint8 (H, W, 3) RGB array.
+def decompress_to_rgb(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Picture of a sensor_msgs/CompressedImage: JPEG, PNG or anything else OpenCV reads.
 
-    JPEG, PNG or anything else OpenCV reads, with colours as the file has them, unless `format` says
-    that they are those of the raw image. Raises ImageError as `check_compressed` and
-    `check_levels`, and for what cannot be read.
+    Colours are as the file has them, unless `format` says that they are those of the raw image.
+
+    Args:
+        image: Fields of sensor_msgs/CompressedImage.
+        max_pixels: Width x height of the largest image that is believed.
+
+    Returns:
+        uint8 (H, W, 3) RGB, contiguous.
+
+    Raises:
+        ImageError: As `check_compressed` and `check_levels`, or data that cannot be read.
     """
     check_compressed(image)
     promised = _size_before_decoding(image, max_pixels)
     data = np.frombuffer(image.data, np.uint8)
     try:
-        # Unturned, whatever orientation the file has: labels must lie on the pixels that others
-        # have.
+        # Not turned by the orientation in its EXIF data: other readers of the topic do not turn
+        # it either, and labels must lie on their pixels.
         pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     except cv2.error as error:
         raise ImageError(f'compressed image cannot be read: {error.err}') from error
@@ -284,11 +317,11 @@ def decompress_to_rgb(image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     check_size(pixels.shape[1], pixels.shape[0], max_pixels)
     encoding = _decoded_encoding(image.format, pixels)
     check_levels(pixels, encoding)
-    return _rgb8(pixels, encoding)
+    return _convert_to_rgb(pixels, encoding)
 
 
 def _split_format(text: str) -> tuple[str, str, str]:
-    """Encoding of the raw image, codec, and encoding of what was compressed.
+    """Split `format` into encoding of the raw image, codec, and encoding of what was compressed.
 
     image_transport writes `ENCODING; CODEC compressed ENCODING`, the last one often empty. Drivers
     that compress by themselves write the codec alone, or what they like.
@@ -299,11 +332,11 @@ def _split_format(text: str) -> tuple[str, str, str]:
 
 
 def _decoded_encoding(format: str, pixels: np.ndarray) -> Encoding:
-    """What decoded pixels are: grey, BGR or BGRA as in any file, or as the raw image had them.
+    """Tell what decoded pixels are: grey, BGR or BGRA as in any file, or as the raw image had them.
 
     image_transport turns images into BGR or grey before it compresses them, and says so at the end
-    of the format. Left as they are: mosaics in PNG, in JPEG by old versions or if asked for, and
-    everything in TIFF.
+    of the format. It leaves as they are: mosaics in PNG, in JPEG by old versions or if asked for,
+    and everything in TIFF.
     """
     original, codec, target = _split_format(format)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
@@ -322,8 +355,8 @@ def _decoded_encoding(format: str, pixels: np.ndarray) -> Encoding:
     return ENCODING_TABLE[f'{usual}{bits}']
 
 
-def _size_before_decoding(image, max_pixels: int) -> tuple[int, int] | None:
-    # A few hundred bytes can ask for gigabytes of pixels.
+def _size_before_decoding(image: Message, max_pixels: int) -> tuple[int, int] | None:
+    # Before decoding, because a few hundred bytes can ask for gigabytes of pixels.
     try:
         size = picture_size(bytes(image.data))
     except ValueError as error:
@@ -339,7 +372,7 @@ def compress_label(label: np.ndarray) -> bytes:
 
 
 def compress_picture(rgb: np.ndarray, quality: int = 95) -> bytes:
-    """JPEG of a picture, uint8 (H, W, 3) RGB. quality: 1 to 100."""
+    """JPEG of a picture, uint8 (H, W, 3) RGB, of a quality of 1 to 100."""
     return _encode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), cv2.IMWRITE_JPEG_QUALITY, quality)
 
 
@@ -363,95 +396,19 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Box:
-    """A box in an image, pixels."""
+def mono8(image: Message) -> np.ndarray:
+    """Pixels of a mono8 message, such as a label image.
 
-    x_offset: int
-    y_offset: int
-    width: int
-    height: int
+    Args:
+        image: Fields of sensor_msgs/Image.
 
+    Returns:
+        uint8 (H, W), a view into the message.
 
-def label_run_lengths(runs: Runs) -> dict[int, tuple[Box, np.ndarray]]:
-    """Bounding box and mask of every value in a label image, as cliptrase_ros/ClassMask has them.
-
-    runs: of the label image. Returns, by value, the box, and uint32 lengths of alternating runs
-    inside it, row-major, the first of zeros (0 long before a run of ones).
-    """
-    # All values at once: those of one value together, in order.
-    order = np.argsort(runs.value, kind='stable')
-    value, length = runs.value[order], runs.length[order]
-    row, column = np.divmod(runs.begin[order], runs.width)
-    starts = np.append(True, value[1:] != value[:-1])
-    first = np.flatnonzero(starts)
-    last = np.append(first[1:], value.size) - 1
-    top, left = row[first], np.minimum.reduceat(column, first)
-    height = row[last] + 1 - top
-    width = np.maximum.reduceat(column + length, first) - left
-
-    # Where they lie inside the box of their value.
-    box = np.cumsum(starts) - 1
-    begin = (row - top[box]) * width[box] + column - left[box]
-    end = begin + length
-    # Where one reaches the edge of the box and the next begins there, they are one.
-    begins = starts.copy()
-    begins[1:] |= begin[1:] != end[:-1]
-    joined = np.cumsum(begins) - 1
-    first, last = joined[first], joined[last]
-    begin, end = begin[begins], end[np.append(begins[1:], True)]
-    before = np.append(0, end[:-1])
-    before[first] = 0
-    lengths = np.stack([begin - before, end - begin], axis=1).astype(np.uint32)
-    # What is left of a box after its last run, if anything.
-    rest = (width * height - end[last]).astype(np.uint32)[:, None]
-    boxes = np.stack([left, top, width, height], axis=1).tolist()
-    return {
-        value: (Box(*sides), np.append(lengths[i : j + 1], after[after > 0]))
-        for value, sides, i, j, after in zip(
-            value[starts].tolist(), boxes, first.tolist(), last.tolist(), rest, strict=True
-        )
-    }
-
-
-def run_lengths(pixels: np.ndarray) -> np.ndarray:
-    """Lengths of alternating runs, the first of zeros (0 long before a run of ones).
-
-    pixels: bool (N,), N > 0. Returns uint32, adding up to N.
-    """
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    edges = np.concatenate(([0, 0] if pixels[0] else [0], changes, [pixels.size]))
-    return np.diff(edges).astype(np.uint32)
-
-
-def decode_mask(mask, height: int, width: int) -> np.ndarray:
-    """Pixels of one class: bool (height, width), True where the class is.
-
-    mask: fields of cliptrase_ros/ClassMask. height, width: those of the ClassMasks message.
-    Raises ValueError where roi, run lengths and size do not fit together.
-    """
-    roi, lengths = mask.roi, np.asarray(mask.run_lengths, np.int64)
-    if roi.x_offset + roi.width > width or roi.y_offset + roi.height > height:
-        raise ValueError(f'a roi that reaches out of an image of {width} x {height} pixels')
-    if lengths.sum() != roi.height * roi.width:
-        raise ValueError(
-            f'run lengths add up to {lengths.sum()}, the roi has {roi.height * roi.width} pixels'
-        )
-    ones = np.arange(lengths.size) % 2 == 1
-    pixels = np.zeros((height, width), bool)
-    pixels[roi.y_offset : roi.y_offset + roi.height, roi.x_offset : roi.x_offset + roi.width] = (
-        np.repeat(ones, lengths).reshape(roi.height, roi.width)
-    )
-    return pixels
-
-
-def mono8(image) -> np.ndarray:
-    """Pixels of a mono8 message, such as a label image: uint8 (H, W), a view.
-
-    image: fields of sensor_msgs/Image. Raises ImageError for another encoding, or as `check_image`.
+    Raises:
+        ImageError: Another encoding, or as `check_image`.
     """
     check_image(image)
     if image.encoding != 'mono8':
         raise ImageError(f'encoding {image.encoding[:40]!r}, which should be mono8')
-    shape, strides = (image.height, image.width), (image.step, 1)
-    return np.ndarray(shape, np.uint8, image.data, strides=strides)
+    return stored_pixels(image, ENCODING_TABLE['mono8'])

@@ -1,4 +1,8 @@
-"""Width and height of JPEG and PNG files from their headers, without decoding a pixel."""
+"""Width and height of JPEG and PNG files from their headers, without decoding a pixel.
+
+Pillow's lazy `Image.open` does not replace this: it takes seconds for headers that were made to
+be searched, unpacks text chunks of PNG, and does not notice that the end of a file is missing.
+"""
 
 import struct
 
@@ -7,21 +11,25 @@ _PNG_END = b'IEND\xaeB`\x82'
 _JPEG_END = b'\xff\xd9'
 # Start of frame: every marker that carries the size (ITU T.81, table B.1).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Start, end and scan: before the frame, they leave the picture without a size.
+# Start, end and scan: one of these before the frame means that the picture has no size.
 _JPEG_SIZELESS = frozenset({0xD8, 0xD9, 0xDA})
 # Markers without a length: TEM and the restarts.
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 
-# More than any camera or program writes; a header made to be searched for seconds has more.
+# Cameras and programs write fewer; a header with more was made to be searched for seconds.
 _MOST_SEGMENTS = 1000
 _MOST_FILLING = 1024
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels of a JPEG or PNG; None where the data are neither.
+    """Width and height of a JPEG or PNG in pixels, found in microseconds.
 
-    Takes microseconds and trusts nothing. Raises ValueError for a JPEG or PNG whose header is
-    damaged or whose end is missing: decoders fill what is missing with grey, without a word.
+    Returns:
+        Width and height; None where the data are neither JPEG nor PNG.
+
+    Raises:
+        ValueError: The header is damaged, or the end of the file is missing: decoders fill what is
+            missing with grey, without a word.
     """
     if data[:8] == _PNG_SIGNATURE:
         return _png_size(data)

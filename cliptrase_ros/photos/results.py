@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cliptrase_ros.messages.images import run_lengths
+from cliptrase_ros.messages.masks import run_lengths
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary

@@ -12,23 +12,30 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from cliptrase_ros.messages.images import MAX_PIXELS, header_stamp_ns
-from cliptrase_ros.msg import ClassMasks
-from cliptrase_ros.ros import conversions
+from cliptrase_ros.messages.images import (
+    MAX_PIXELS,
+    ImageError,
+    check_compressed_stream,
+    check_image,
+    decompress_to_rgb,
+    header_stamp_ns,
+)
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, MakeOutput, MessageMaker
+from cliptrase_ros.messages.type_names import IMAGE
+from cliptrase_ros.ros.conversions import MAKER, message_class, to_rgb
 from cliptrase_ros.ros.depth import DepthMatch
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.node_time import node_time
 from cliptrase_ros.ros.parameters import mask_topic_name
 from cliptrase_ros.ros.points import PointsOutput
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
-from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
 
 try:
-    from vision_msgs.msg import LabelInfo, VisionClass
+    from vision_msgs.msg import LabelInfo
 except ImportError:
     LabelInfo = None
 
@@ -72,9 +79,9 @@ class Frame:
     def picture(self) -> np.ndarray:
         """Decode it: uint8 (H, W, 3) RGB, perhaps the message's own bytes. Raises ImageError."""
         if isinstance(self.image, CompressedImage):
-            return conversions.decompress_to_rgb(self.image, self.camera.max_pixels)
+            return decompress_to_rgb(self.image, self.camera.max_pixels)
         # Nobody else has the message: rclpy makes one for each that is taken.
-        return conversions.to_rgb(self.image, self.camera.max_pixels, may_share=True)
+        return to_rgb(self.image, self.camera.max_pixels, may_share=True)
 
 
 class CameraTopics:
@@ -155,7 +162,7 @@ class Camera:
         self._rate = 0.0
         self._points: PointsOutput | None = None
         self._publishers: list[Publisher] = []
-        self._outputs: dict[str, tuple[Publisher, Callable]] = {}
+        self._outputs: dict[str, tuple[Publisher, MakeOutput]] = {}
         self._label_info: Publisher | None = None
         try:
             self._make_outputs()
@@ -247,7 +254,7 @@ class Camera:
         wanted = [key for key in self._outputs if self._always_on or self._wanted(key)]
         for key in wanted:
             publisher, make = self._outputs[key]
-            publisher.publish(make(header, picture, result))
+            publisher.publish(make(MAKER, header, picture, result))
         points = '' if frame.depth is None else ', points as soon as their depth is there'
         self.trace(header, f'published as {", ".join(wanted) or "nothing"}{points}')
         if frame.depth is not None:
@@ -261,10 +268,7 @@ class Camera:
         """Publish id -> name as vision_msgs/LabelInfo, where vision_msgs is installed."""
         self._look_for_unknown_masks(vocabulary)
         if self._label_info is not None:
-            classes = [VisionClass(class_id=c.id, class_name=c.name) for c in vocabulary.classes]
-            self._label_info.publish(
-                LabelInfo(header=header, class_map=classes, threshold=threshold)
-            )
+            self._label_info.publish(MAKER.make_label_info(vocabulary, threshold, header))
 
     def trace(self, header: Header, what: str) -> None:
         """Say at debug level what becomes of an image."""
@@ -312,18 +316,9 @@ class Camera:
         )
 
     def _make_outputs(self) -> None:
-        for topic, message_type, make in (
-            ('label', Image, _label),
-            ('label/compressed', CompressedImage, _compressed_label),
-            ('confidence', Image, _confidence),
-            ('masks', ClassMasks, _masks),
-            ('overlay', Image, _overlay),
-            *(
-                (f'mask/{mask_topic_name(class_name)}', Image, _mask_of(class_name))
-                for class_name in self._mask_topics
-            ),
-        ):
-            self._outputs[topic] = (self._publisher(message_type, topic), make)
+        masks = {f'mask/{mask_topic_name(name)}': _mask_of(name) for name in self._mask_topics}
+        for topic, (message_type, make) in (CAMERA_OUTPUTS | masks).items():
+            self._outputs[topic] = (self._publisher(message_class(message_type), topic), make)
         if LabelInfo is not None:
             self._label_info = self._publisher(LabelInfo, 'label_info', LATCHED_QOS)
 
@@ -351,10 +346,10 @@ class Camera:
             # Here and not in the inference thread, where a bad image could only be found after
             # it had replaced a good one that was waiting.
             if isinstance(image, CompressedImage):
-                conversions.check_compressed_stream(image, self.max_pixels)
+                check_compressed_stream(image, self.max_pixels)
             else:
-                conversions.check_image(image, self.max_pixels)
-        except conversions.ImageError as error:
+                check_image(image, self.max_pixels)
+        except ImageError as error:
             self.refuse(error)
             return
         now_ns = node_time(self._node).ns
@@ -402,31 +397,8 @@ class Camera:
         self.masks_unknown = unknown
 
 
-def _label(header: Header, _picture: np.ndarray, result: Segmentation) -> Image:
-    return conversions.image_message(result.label, 'mono8', header)
+def _mask_of(class_name: str) -> tuple[str, MakeOutput]:
+    def make(maker: MessageMaker, header: Header, _picture: np.ndarray, result: Segmentation):
+        return maker.make_image(class_mask(result, class_name), 'mono8', header)
 
-
-def _compressed_label(
-    header: Header, _picture: np.ndarray, result: Segmentation
-) -> CompressedImage:
-    return conversions.compressed_label_message(result.label, header)
-
-
-def _confidence(header: Header, _picture: np.ndarray, result: Segmentation) -> Image:
-    return conversions.image_message(result.confidence, 'mono8', header)
-
-
-def _masks(header: Header, _picture: np.ndarray, result: Segmentation) -> ClassMasks:
-    return conversions.masks_message(result.label, result.confidence, result.vocabulary, header)
-
-
-def _mask_of(class_name: str) -> Callable[[Header, np.ndarray, Segmentation], Image]:
-    def make(header: Header, _picture: np.ndarray, result: Segmentation) -> Image:
-        return conversions.image_message(class_mask(result, class_name), 'mono8', header)
-
-    return make
-
-
-def _overlay(header: Header, picture: np.ndarray, result: Segmentation) -> Image:
-    drawn = draw_overlay(picture, result.label, result.vocabulary)
-    return conversions.image_message(drawn, 'rgb8', header)
+    return IMAGE, make

@@ -8,26 +8,24 @@ from dataclasses import dataclass
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from cliptrase_ros.messages.depth import check_depth
+from cliptrase_ros.messages.depth import STAMP_TOLERANCE_NS, check_depth
 from cliptrase_ros.messages.images import MAX_PIXELS, ImageError, header_stamp_ns
 from cliptrase_ros.ros.subscribing import SensorTopic
 
-#: Depth and colour belong together if their stamps differ by no more, seconds: half a period at
-#: 25 Hz. Registered depth mostly has the very stamp of the colour image.
-STAMP_TOLERANCE_S = 0.02
-
-#: Depth images kept for colour images that come later.
-_KEPT = 8
-#: Pictures on their way whose depth may still come: one that waits for it, and those in work.
-_FOLLOWED = 4
+#: Depth images kept for pictures that come later.
+_KEPT_DEPTH_IMAGES = 8
+#: Pictures whose depth may still come: one that waits for it, and those being labelled.
+_KEPT_MATCHES = 4
 
 
 @dataclass
 class DepthMatch:
     """The depth image that belongs to a picture, as far as it has come.
 
-    stamp_ns: of the picture. nearest_ns: stamp of the depth image nearest in time, None before the
-    first. depth: that image, None while there is none within the tolerance.
+    Attributes:
+        stamp_ns: Of the picture.
+        nearest_ns: Stamp of the depth image nearest in time, None before the first.
+        depth: That image, None while none is within `STAMP_TOLERANCE_NS`.
     """
 
     stamp_ns: int
@@ -40,7 +38,7 @@ class DepthMatch:
         if self.nearest_ns is not None and distance >= abs(self.nearest_ns - self.stamp_ns):
             return
         self.nearest_ns = stamp_ns
-        if distance <= STAMP_TOLERANCE_S * 1e9:
+        if distance <= STAMP_TOLERANCE_NS:
             self.depth = depth
 
     def explain(self) -> str:
@@ -55,10 +53,20 @@ class DepthMatch:
 
 
 class DepthStream:
-    """Aligned depth images and the camera_info of one camera.
+    """Registered depth images and the camera_info of one camera.
 
-    on_depth: called, in the executor's thread, when a depth image has come. on_refused: with the
-    reason, when one cannot be used. `match` belongs to the inference thread.
+    `match` is called in the inference thread, messages come in the executor's.
+
+    Args:
+        depth_topic: Where depth images come from.
+        info_topic: Where camera_info comes from.
+        on_depth: Called in the executor's thread when a depth image or camera_info has come.
+        on_refused: Called in the executor's thread with the reason why a depth image cannot be
+            used.
+        max_pixels: Width x height of the largest image that is believed.
+
+    Attributes:
+        info: The latest camera_info, None before the first.
     """
 
     def __init__(
@@ -77,8 +85,8 @@ class DepthStream:
         self._on_refused = on_refused
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
-        self._recent: deque[tuple[int, Image]] = deque(maxlen=_KEPT)
-        self._followed: deque[DepthMatch] = deque(maxlen=_FOLLOWED)
+        self._recent: deque[tuple[int, Image]] = deque(maxlen=_KEPT_DEPTH_IMAGES)
+        self._matches: deque[DepthMatch] = deque(maxlen=_KEPT_MATCHES)
 
     def subscribe(self) -> None:
         """Begin to receive."""
@@ -95,17 +103,17 @@ class DepthStream:
         self.info_topic.unsubscribe()
         with self._lock:
             self._recent.clear()
-            self._followed.clear()
+            self._matches.clear()
         self.info = None
 
     def match(self, header: Header) -> DepthMatch:
-        """Find the depth of a picture, now and as it comes."""
+        """Begin to look for the depth of a picture; the result is updated as depth comes."""
         match = DepthMatch(header_stamp_ns(header))
         with self._lock:
-            # The newest first: of equal stamps, as of cameras that set none, it is the one.
+            # The newest first, which wins over equal stamps, as of cameras that set none.
             for stamp_ns, depth in reversed(self._recent):
                 match.offer(depth, stamp_ns)
-            self._followed.append(match)
+            self._matches.append(match)
         return match
 
     def _receive(self, depth: Image) -> None:
@@ -117,7 +125,7 @@ class DepthStream:
         stamp_ns = header_stamp_ns(depth.header)
         with self._lock:
             self._recent.append((stamp_ns, depth))
-            for match in self._followed:
+            for match in self._matches:
                 match.offer(depth, stamp_ns)
         self._on_depth()
 

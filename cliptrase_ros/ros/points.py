@@ -5,20 +5,24 @@ from dataclasses import dataclass
 
 import numpy as np
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from cliptrase_ros.messages.depth import depth_in_metres, intrinsics_of, labelled_points
+from cliptrase_ros.messages.depth import (
+    STAMP_TOLERANCE_NS,
+    labelled_points,
+    read_registered_depth,
+)
 from cliptrase_ros.messages.images import ImageError
 from cliptrase_ros.ros.conversions import points_message
-from cliptrase_ros.ros.depth import STAMP_TOLERANCE_S, DepthMatch, DepthStream
+from cliptrase_ros.ros.depth import DepthMatch, DepthStream
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.subscribing import SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 
 
 @dataclass(frozen=True)
-class _Labelled:
+class _LabelledPicture:
     """A labelled picture whose depth may still be on its way."""
 
     header: Header
@@ -30,8 +34,18 @@ class _Labelled:
 class PointsOutput:
     """Points with colour, label and confidence, published when labels and depth are both there.
 
-    wake: called when depth has come that a labelled picture waits for. Everything but
-    `subscribe`, `unsubscribe` and `explain` belongs to the inference thread.
+    Everything but `subscribe`, `unsubscribe` and `explain` belongs to the inference thread.
+
+    Args:
+        publisher: Of sensor_msgs/PointCloud2.
+        depth_topic: Where depth registered to the camera's images comes from.
+        info_topic: Where the camera's camera_info comes from.
+        statistics: Counts points that were published, and those that were missed with the reason.
+        wake: Called in the executor's thread when depth has come that a labelled picture waits
+            for.
+        on_refused: Called in the executor's thread with the reason why a depth image cannot be
+            used.
+        max_pixels: Width x height of the largest image that is believed.
     """
 
     def __init__(
@@ -49,7 +63,7 @@ class PointsOutput:
         self._statistics = statistics
         self._wake = wake
         self._max_pixels = max_pixels
-        self._waiting: _Labelled | None = None
+        self._waiting: _LabelledPicture | None = None
         self._depth = DepthStream(
             depth_topic,
             info_topic,
@@ -81,8 +95,8 @@ class PointsOutput:
     ) -> None:
         """Publish the points of a picture, or keep it until its depth comes or the next one."""
         if self._waiting is not None:
-            self._statistics.count('points_missed', self._missing(self._waiting.match))
-        self._waiting = _Labelled(header, match, picture, result)
+            self._statistics.count('points_missed', self._explain_missing(self._waiting.match))
+        self._waiting = _LabelledPicture(header, match, picture, result)
         self.publish_waiting()
 
     def publish_waiting(self) -> bool:
@@ -92,7 +106,7 @@ class PointsOutput:
             return False
         self._waiting = None
         try:
-            points = self._points(waiting, waiting.match.depth, info)
+            points = self._make_points(waiting, waiting.match.depth, info)
         except ImageError as error:
             self._statistics.count('points_missed', str(error))
         else:
@@ -108,7 +122,9 @@ class PointsOutput:
             if topic.is_subscribed
         )
 
-    def _points(self, labelled: _Labelled, depth: Image, info) -> np.ndarray:
+    def _make_points(
+        self, labelled: _LabelledPicture, depth: Image, info: CameraInfo
+    ) -> np.ndarray:
         height, width = labelled.result.label.shape
         frames = labelled.header.frame_id, depth.header.frame_id
         # tf's own names begin without a slash; drivers that came from ROS 1 write one.
@@ -117,23 +133,15 @@ class PointsOutput:
                 f'depth is in frame {frames[1]!r}, the image in {frames[0]!r}; depth has to be '
                 'registered to the image'
             )
-        if (depth.width, depth.height) != (width, height):
-            raise ImageError(
-                f'depth is of {depth.width} x {depth.height} pixels, the image has '
-                f'{width} x {height}; depth has to be registered to the image'
-            )
+        metres, camera = read_registered_depth(depth, info, width, height, self._max_pixels)
         return labelled_points(
-            depth_in_metres(depth, self._max_pixels),
-            intrinsics_of(info, width, height),
-            labelled.picture,
-            labelled.result.label,
-            labelled.result.confidence,
+            metres, camera, labelled.picture, labelled.result.label, labelled.result.confidence
         )
 
-    def _missing(self, match: DepthMatch) -> str:
+    def _explain_missing(self, match: DepthMatch) -> str:
         if match.depth is None:
             missing = (
-                f'no depth image within {1e3 * STAMP_TOLERANCE_S:.0f} ms of the image on '
+                f'no depth image within {1e-6 * STAMP_TOLERANCE_NS:.0f} ms of the image on '
                 f'{self._depth.depth_topic.name}'
             )
             return '; '.join(filter(None, (missing, match.explain())))

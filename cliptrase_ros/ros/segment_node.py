@@ -28,7 +28,7 @@ from std_msgs.msg import Header
 from cliptrase_ros import msg
 from cliptrase_ros.ros import diagnostics
 from cliptrase_ros.ros.camera import LATCHED_QOS, Camera, CameraTopics, LabelInfo
-from cliptrase_ros.ros.conversions import vocabulary_message
+from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.executable import StartFailure, run_node
 from cliptrase_ros.ros.node_time import node_time
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
@@ -306,7 +306,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
 
     def _announce(self, vocabulary: Vocabulary, settings: SegmentationSettings) -> None:
         if vocabulary.version != self._announced_version:
-            self._vocabulary_publisher.publish(vocabulary_message(vocabulary, self._header()))
+            self._vocabulary_publisher.publish(MAKER.make_vocabulary(vocabulary, self._header()))
             # Not before: what could not be published is tried again.
             self._announced_version = vocabulary.version
             self.get_logger().info(

@@ -17,7 +17,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from cliptrase_ros.ros.conversions import compressed_picture_message, image_message
+from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.parameters import (
     ParameterError,
@@ -113,14 +113,14 @@ class ToyboxCamera(Node):
         # By frame and not by the clock, so that a run is the same every time.
         frame = photograph(self._room, self._frame * self._period_s, self._height, self._width)
         self._frame += 1
-        self._image.publish(image_message(frame.image, 'rgb8', header))
+        self._image.publish(MAKER.make_image(frame.image, 'rgb8', header))
         if self._compressed.get_subscription_count():
-            self._compressed.publish(compressed_picture_message(frame.image, header))
+            self._compressed.publish(MAKER.make_compressed_picture(frame.image, header))
         self._camera_info.publish(self._describe(header))
         if self._depth.get_subscription_count():
-            self._depth.publish(image_message(frame.depth, '32FC1', header))
+            self._depth.publish(MAKER.make_image(frame.depth, '32FC1', header))
         if self._label_truth.get_subscription_count():
-            self._label_truth.publish(image_message(frame.label, 'mono8', header))
+            self._label_truth.publish(MAKER.make_image(frame.label, 'mono8', header))
 
     def _describe(self, header: Header) -> CameraInfo:
         fx, fy, cx, cy = intrinsics(self._height, self._width)

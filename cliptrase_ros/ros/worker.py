@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from cliptrase_ros.messages.images import header_stamp_ns
+from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, Frame
-from cliptrase_ros.ros.conversions import ImageError
 from cliptrase_ros.ros.node_time import NodeTime
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings

@@ -143,14 +143,14 @@ class Client:
         """A picture of colours in blocks, with a stamp of its own."""
         from std_msgs.msg import Header
 
-        from cliptrase_ros.ros.conversions import image_message
+        from cliptrase_ros.ros.conversions import MAKER
 
         blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, channels), np.uint8)
         rows, columns = np.arange(height) * 6 // height, np.arange(width) * 8 // width
         header = Header(frame_id='optical')
         self._stamp += 1
         header.stamp.sec, header.stamp.nanosec = 1000 + self._stamp, 7
-        return image_message(blocks[rows][:, columns], encoding, header)
+        return MAKER.make_image(blocks[rows][:, columns], encoding, header)
 
     def send(self, image, camera='camera'):
         self.connect(camera).publish(image)

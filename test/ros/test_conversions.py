@@ -16,21 +16,16 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.messages import images
 from cliptrase_ros.messages.depth import Intrinsics, labelled_points
-from cliptrase_ros.ros import conversions
-from cliptrase_ros.ros.conversions import (
+from cliptrase_ros.messages.images import (
     ENCODINGS,
     ImageError,
     check_compressed_stream,
     check_image,
-    compressed_label_message,
-    decode_mask,
     decompress_to_rgb,
-    image_message,
-    masks_message,
-    points_message,
-    to_rgb,
-    vocabulary_message,
 )
+from cliptrase_ros.ros import conversions
+from cliptrase_ros.ros.conversions import MAKER, decode_mask, points_message, to_rgb
+from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 CHANNELS = {'mono': 1, 'rgb': 3, 'bgr': 3, 'rgba': 4, 'bgra': 4}
@@ -69,7 +64,7 @@ def message_of(encoding, color, height=6, width=8):
         pixels = np.tile(np.array([first, luma + 128 - first], np.uint8), (height, width, 1))
     if encoding.endswith('16'):
         pixels = pixels.astype(np.uint16) * 257
-    message = image_message(pixels, encoding, Header())
+    message = MAKER.make_image(pixels, encoding, Header())
     assert message.step == len(message.data) // height
     return message
 
@@ -154,12 +149,12 @@ def test_what_is_accepted_converts_and_what_is_not_says_so(drawn, noise):
 
 def test_sixteen_bits_are_scaled_and_rounded():
     values = np.array([[0, 128, 129, 257, 32767, 32768, 65406, 65535]], np.uint16)
-    rgb = to_rgb(image_message(values, 'mono16', Header()))
+    rgb = to_rgb(MAKER.make_image(values, 'mono16', Header()))
     assert rgb[0, :, 0].tolist() == np.round(values[0] / 257).astype(int).tolist()
 
 
 def test_array_does_not_change_with_the_message():
-    image = image_message(np.full((4, 4, 3), 5, np.uint8), 'rgb8', Header())
+    image = MAKER.make_image(np.full((4, 4, 3), 5, np.uint8), 'rgb8', Header())
     rgb = to_rgb(image)
     # cv_bridge, where it is installed, shares nothing.
     shared = images.to_rgb(image, may_share=True)
@@ -172,17 +167,17 @@ def test_counts_of_a_thermal_camera_are_refused():
     """Whether cv_bridge reads them or not; and by name where the encoding is no picture's."""
     counts = np.linspace(7800, 8600, 48, dtype=np.uint16).reshape(6, 8)
     with pytest.raises(ImageError, match='mono16 image of 7800 to 8600 where 0 is black'):
-        to_rgb(image_message(counts, 'mono16', Header()))
+        to_rgb(MAKER.make_image(counts, 'mono16', Header()))
     with pytest.raises(ImageError, match='thermal'):
-        check_image(image_message(counts, '16UC1', Header()))
+        check_image(MAKER.make_image(counts, '16UC1', Header()))
 
 
 def test_a_compressed_mosaic_is_read_as_the_raw_one():
     mosaic = np.random.default_rng(0).integers(0, 256, (12, 16), np.uint8)
-    png = compressed_label_message(mosaic, Header())
+    png = MAKER.make_compressed_label(mosaic, Header())
     png.format = 'bayer_grbg8; png compressed '
     check_compressed_stream(png)
-    raw = to_rgb(image_message(mosaic, 'bayer_grbg8', Header()))
+    raw = to_rgb(MAKER.make_image(mosaic, 'bayer_grbg8', Header()))
     np.testing.assert_array_equal(decompress_to_rgb(png), raw)
     assert np.ptp(raw, axis=2).max() > 50
 
@@ -213,7 +208,7 @@ def test_mask_that_does_not_fit_is_refused():
 def test_masks_message_is_the_label_image(label):
     vocabulary = parse_vocabulary(['a', 'b', 'c'])
     confidence = np.full(label.shape, 51, np.uint8)
-    message = masks_message(label, confidence, vocabulary, Header(frame_id='f'))
+    message = MAKER.make_masks(Segmentation(label, confidence, vocabulary), Header(frame_id='f'))
     assert message.header.frame_id == 'f' and message.vocabulary_version == 1
     drawn = np.full(label.shape, 255, np.uint8)
     for mask in message.masks:
@@ -228,7 +223,7 @@ def test_masks_message_is_the_label_image(label):
 
 def test_vocabulary_message():
     vocabulary = parse_vocabulary('road: street; Käse', ['sky'])
-    message = vocabulary_message(vocabulary, Header())
+    message = MAKER.make_vocabulary(vocabulary, Header())
     assert [c.name for c in message.classes] == ['road', 'Käse']
     assert list(message.classes[0].synonyms) == ['street'] and list(message.background) == ['sky']
     assert message.classes[0].color.r == pytest.approx(vocabulary.classes[0].color[0] / 255)
@@ -246,7 +241,7 @@ def test_images_are_not_filled_byte_by_byte(monkeypatch):
 
     sys.settrace(trace)
     try:
-        image_message(pixels, 'rgb8', Header())
+        MAKER.make_image(pixels, 'rgb8', Header())
     finally:
         sys.settrace(None)
     assert len(steps) < 1000
@@ -303,7 +298,7 @@ def test_own_conversion_equals_cv_bridge():
         dtype = np.uint16 if spec.bits == 16 else np.uint8
         shape = (12, 16) if spec.channels == 1 else (12, 16, spec.channels)
         pixels = generator.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-        image = image_message(pixels, encoding, Header())
+        image = MAKER.make_image(pixels, encoding, Header())
         if spec.planes == 1 and conversions._cv_bridge_reads(image):
             theirs = bridge.imgmsg_to_cv2(image, 'rgb8')
             np.testing.assert_array_equal(images.to_rgb(image), theirs, encoding)

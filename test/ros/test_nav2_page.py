@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from cliptrase_ros.messages.depth import POINT
 from cliptrase_ros.ros.camera import LabelInfo
-from cliptrase_ros.ros.conversions import image_message
+from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.parameters import PARAMETERS
 from cliptrase_ros.segmentation.vocabulary import name_and_synonyms, parse_vocabulary
 
@@ -94,7 +94,7 @@ def test_node_publishes_what_the_layer_subscribes(start_node, client, ours, sour
     info.publish(CameraInfo(header=image.header, width=64, height=48, k=k))
     values = np.full((48, 64), 2000, np.uint16)
     values[:8] = 0
-    depth.publish(image_message(values, '16UC1', image.header))
+    depth.publish(MAKER.make_image(values, '16UC1', image.header))
     client.send(image, camera)
     label, confidence, cloud = (client._answer(image.header, source[key]) for key in topics)
     for mono in (label, confidence):

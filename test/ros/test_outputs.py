@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import POINT
-from cliptrase_ros.ros.conversions import image_message
+from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 
 UNLABELLED = 255
@@ -91,7 +91,7 @@ class DepthCamera:
         self.info.publish(CameraInfo(width=width, height=height, k=k))
 
     def send_depth(self, header, values, encoding='16UC1'):
-        self.depth.publish(image_message(values, encoding, header))
+        self.depth.publish(MAKER.make_image(values, encoding, header))
 
 
 @pytest.fixture

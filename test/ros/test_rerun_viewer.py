@@ -12,8 +12,9 @@ from rclpy.parameter import Parameter
 from recordings import classes, labels, pictures, read_recording, stamps_ns
 from sensor_msgs.msg import CameraInfo, Image
 
-from cliptrase_ros.messages.images import decode_mask, mono8
-from cliptrase_ros.ros.conversions import image_message, to_rgb
+from cliptrase_ros.messages.images import mono8
+from cliptrase_ros.messages.masks import decode_mask
+from cliptrase_ros.ros.conversions import MAKER, to_rgb
 from cliptrase_ros.ros.rerun_viewer import SHOWN, RerunViewer
 
 
@@ -67,7 +68,7 @@ def test_records_what_the_node_publishes(client, start_node, start_viewer, tmp_p
                 header=image.header, height=48, width=64, k=[50.0, 0, 32, 0, 50, 24, 0, 0, 1]
             )
         )
-        depth.publish(image_message(metres, '32FC1', image.header))
+        depth.publish(MAKER.make_image(metres, '32FC1', image.header))
         headers.append(client.send(image))
         images.append(to_rgb(image))
         client.label_of(image.header)

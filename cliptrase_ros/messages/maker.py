@@ -1,0 +1,224 @@
+"""The messages of node and recordings, made in one place for both.
+
+Only the classes differ: those of rclpy take `array.array` in their fields, those of rosbags numpy
+arrays. `MessageMaker` is given how to make either, and knows what is in which field.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cliptrase_ros.messages.images import compress_label, compress_picture
+from cliptrase_ros.messages.masks import label_run_lengths
+from cliptrase_ros.messages.points import POINT_FIELD_TYPES
+from cliptrase_ros.messages.type_names import (
+    CLASS_MASKS,
+    COMPRESSED_IMAGE,
+    IMAGE,
+    LABEL_INFO,
+    POINTS,
+    VOCABULARY,
+    Message,
+)
+from cliptrase_ros.segmentation.overlay import draw_overlay
+from cliptrase_ros.segmentation.run_lengths import find_runs
+from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.statistics import classes_present
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class MessageMaker:
+    """Makes messages of one library's classes. Headers handed to it are used unchanged.
+
+    Attributes:
+        make: Makes a message, given its type (as in `sensor_msgs/msg/Image`) and, by name, all
+            its fields.
+        to_field: Turns a contiguous array, uint8 or uint32 (N,), into what a field of such
+            numbers takes.
+    """
+
+    make: Callable[..., Message]
+    to_field: Callable[[np.ndarray], Any]
+
+    def make_header(self, stamp_ns: int, frame_id: str = '') -> Message:
+        """Make a std_msgs/Header of a stamp in nanoseconds."""
+        seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+        stamp = self.make('builtin_interfaces/msg/Time', sec=seconds, nanosec=nanoseconds)
+        return self.make('std_msgs/msg/Header', stamp=stamp, frame_id=frame_id)
+
+    def make_image(self, pixels: np.ndarray, encoding: str, header: Message) -> Message:
+        """Make a sensor_msgs/Image without row padding.
+
+        Args:
+            pixels: (H, W) or (H, W, C), of the encoding's type, in the byte order of this machine.
+            encoding: As in sensor_msgs/image_encodings.hpp.
+            header: Of the message.
+        """
+        pixels = np.ascontiguousarray(pixels)
+        height, width = pixels.shape[:2]
+        return self.make(
+            IMAGE,
+            header=header,
+            height=height,
+            width=width,
+            encoding=encoding,
+            is_bigendian=int(pixels.itemsize > 1 and sys.byteorder == 'big'),
+            step=pixels.nbytes // height,
+            data=self._bytes(pixels),
+        )
+
+    def make_compressed_label(self, label: np.ndarray, header: Message) -> Message:
+        """Make a sensor_msgs/CompressedImage of uint8 (H, W), as image_transport reads it.
+
+        PNG and never JPEG, which changes ids.
+        """
+        return self._make_compressed(compress_label(label), 'mono8; png compressed ', header)
+
+    def make_compressed_picture(self, rgb: np.ndarray, header: Message) -> Message:
+        """Make a sensor_msgs/CompressedImage of uint8 (H, W, 3): JPEG, as camera drivers do."""
+        return self._make_compressed(compress_picture(rgb), 'rgb8; jpeg compressed bgr8', header)
+
+    def make_points(self, points: np.ndarray, header: Message) -> Message:
+        """Make an organised sensor_msgs/PointCloud2.
+
+        Args:
+            points: Structured array (H, W) of numbers, as of `messages.depth.POINT`.
+            header: Of the message.
+        """
+        height, width = points.shape
+        return self.make(
+            POINTS,
+            header=header,
+            height=height,
+            width=width,
+            fields=self.make_point_fields(points.dtype),
+            is_bigendian=sys.byteorder == 'big',
+            point_step=points.itemsize,
+            row_step=points.itemsize * width,
+            data=self._bytes(np.ascontiguousarray(points)),
+            # Pixels without depth are not a number.
+            is_dense=False,
+        )
+
+    def make_point_fields(self, dtype: np.dtype) -> list[Message]:
+        """Make a sensor_msgs/PointField of each field of a structured dtype of numbers."""
+        return [
+            self.make(
+                'sensor_msgs/msg/PointField',
+                name=name,
+                offset=offset,
+                datatype=1 + POINT_FIELD_TYPES.index(kind.str[1:]),
+                count=1,
+            )
+            for name, (kind, offset) in dtype.fields.items()
+        ]
+
+    def make_masks(self, result: Segmentation, header: Message) -> Message:
+        """Make a cliptrase_ros/ClassMasks with the mask of every class present."""
+        runs = find_runs(result.label)
+        lengths_of_value = label_run_lengths(runs)
+        masks = []
+        for present in classes_present(result, runs):
+            box, lengths = lengths_of_value[present.entry.id]
+            masks.append(
+                self.make(
+                    'cliptrase_ros/msg/ClassMask',
+                    class_id=present.entry.id,
+                    class_name=present.entry.name,
+                    confidence=present.confidence,
+                    area=present.area,
+                    roi=self.make(
+                        'sensor_msgs/msg/RegionOfInterest', **vars(box), do_rectify=False
+                    ),
+                    run_lengths=self.to_field(lengths),
+                )
+            )
+        height, width = result.label.shape
+        return self.make(
+            CLASS_MASKS,
+            header=header,
+            height=height,
+            width=width,
+            vocabulary_version=result.vocabulary.version,
+            masks=masks,
+        )
+
+    def make_vocabulary(self, vocabulary: Vocabulary, header: Message) -> Message:
+        """Make a cliptrase_ros/Vocabulary."""
+        classes = []
+        for entry in vocabulary.classes:
+            red, green, blue = (value / 255.0 for value in entry.color)
+            classes.append(
+                self.make(
+                    'cliptrase_ros/msg/VocabularyClass',
+                    id=entry.id,
+                    name=entry.name,
+                    synonyms=list(entry.synonyms),
+                    color=self.make('std_msgs/msg/ColorRGBA', r=red, g=green, b=blue, a=1.0),
+                )
+            )
+        return self.make(
+            VOCABULARY,
+            header=header,
+            version=vocabulary.version,
+            classes=classes,
+            background=list(vocabulary.background),
+        )
+
+    def make_label_info(self, vocabulary: Vocabulary, threshold: float, header: Message) -> Message:
+        """Make a vision_msgs/LabelInfo, names by id.
+
+        Args:
+            vocabulary: The classes.
+            threshold: Least confidence of a labelled pixel, 0.0 to 1.0.
+            header: Of the message.
+        """
+        classes = [
+            self.make('vision_msgs/msg/VisionClass', class_id=entry.id, class_name=entry.name)
+            for entry in vocabulary.classes
+        ]
+        return self.make(LABEL_INFO, header=header, class_map=classes, threshold=threshold)
+
+    def _make_compressed(self, data: bytes, format: str, header: Message) -> Message:
+        field = self.to_field(np.frombuffer(data, np.uint8))
+        return self.make(COMPRESSED_IMAGE, header=header, format=format, data=field)
+
+    def _bytes(self, values: np.ndarray) -> Any:
+        return self.to_field(values.ravel().view(np.uint8))
+
+
+#: Makes a message of an image's labels, given the maker, the image's header and its pixels,
+#: uint8 (H, W, 3) RGB.
+MakeOutput = Callable[[MessageMaker, Message, np.ndarray, Segmentation], Message]
+
+#: What can be made of an image's labels: by topic, NODE/CAMERA/ before it, type and how to make it.
+CAMERA_OUTPUTS: dict[str, tuple[str, MakeOutput]] = {
+    'label': (
+        IMAGE,
+        lambda maker, header, _picture, result: maker.make_image(result.label, 'mono8', header),
+    ),
+    'label/compressed': (
+        COMPRESSED_IMAGE,
+        lambda maker, header, _picture, result: maker.make_compressed_label(result.label, header),
+    ),
+    'confidence': (
+        IMAGE,
+        lambda maker, header, _picture, result: maker.make_image(
+            result.confidence, 'mono8', header
+        ),
+    ),
+    'masks': (
+        CLASS_MASKS,
+        lambda maker, header, _picture, result: maker.make_masks(result, header),
+    ),
+    'overlay': (
+        IMAGE,
+        lambda maker, header, picture, result: maker.make_image(
+            draw_overlay(picture, result.label, result.vocabulary), 'rgb8', header
+        ),
+    ),
+}
