@@ -54,7 +54,7 @@ from cliptrase_ros.segmentation.model.preprocessing import (
 )
 from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.process_settings import exact_float32
-from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct, FixedCalls
+from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls, GraphQueue
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
@@ -86,7 +86,7 @@ def is_usable() -> bool:
         synchronise(_device)
     except RuntimeError:
         return False
-    return not CudaGraphs._has_failed
+    return not GraphQueue._has_failed
 
 
 def set_up(is_dry: bool) -> None:
@@ -128,7 +128,7 @@ def _segmenter_of(loaded: LoadedModel) -> Segmenter:
 
 def _with_calls(segmenter: Segmenter) -> Segmenter:
     if segmenter.fixed_calls is None:
-        segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(_device))
+        segmenter.fixed_calls = FixedCalls(segmenter.pipeline, EagerQueue(_device))
     return segmenter
 
 
@@ -181,8 +181,8 @@ def _labelling_with(segmenter: Segmenter, calls: FixedCalls | None) -> Iterator[
 
 def _graph_ms(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Median milliseconds of each function as a graph, which no host holds up."""
-    queue = Direct(_device) if _is_dry else CudaGraphs(_device)
-    replays = {name: queue.record(function) for name, function in functions.items()}
+    queue = EagerQueue(_device) if _is_dry else GraphQueue(_device)
+    replays = {name: queue.capture(function) for name, function in functions.items()}
     taken = device_ms(replays, 3 if _is_dry else 50, _device)
     queue.clear()
     return {name: statistics.median(ms) for name, ms in taken.items()}
@@ -378,7 +378,7 @@ def _compare_with_eager(
     begin = time.perf_counter()
     _warm_up(checks, segmenter, [frames[0].shape[:2]], batch, settings, words)
     figures = {'warm_up_s': time.perf_counter() - begin}
-    direct = FixedCalls(segmenter.pipeline, Direct(_device), patience=1)
+    direct = FixedCalls(segmenter.pipeline, EagerQueue(_device), patience=1)
 
     once = segmenter.segment(frames, words, settings)
     again = segmenter.segment(frames, words, settings)
@@ -644,7 +644,7 @@ def lost_device(checks: Checks) -> dict:
 FAILS_TO_CAPTURE = """
 import sys
 import numpy as np, torch
-from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct
+from cliptrase_ros.segmentation.run.graphs import GraphQueue, EagerQueue
 from cliptrase_ros.segmentation.segmenter import load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -657,7 +657,7 @@ blocks = np.random.RandomState(0).randint(0, 256, (3, 5, 3), np.uint8)
 frames = [blocks.repeat(40, 0).repeat(side, 1) for side in (32, 40)]
 segmenter.warm_up([(120, 160)], 1, settings, words)
 wanted = segmenter.segment(frames, words, settings)
-queue = CudaGraphs(segmenter.device) if on_cuda else Direct(segmenter.device)
+queue = GraphQueue(segmenter.device) if on_cuda else EagerQueue(segmenter.device)
 numbers = torch.zeros(4, device=segmenter.device)
 
 def asks_for_too_much():
@@ -670,7 +670,7 @@ def waits():
 
 def record(function, error):
     try:
-        queue.record(function)
+        queue.capture(function)
     except error as raised:
         print(type(raised).__name__, str(raised).partition(chr(10))[0])
     else:
@@ -678,7 +678,7 @@ def record(function, error):
 
 record(asks_for_too_much, torch.OutOfMemoryError)
 queue.clear()
-replay = queue.record(lambda: numbers.add_(1))
+replay = queue.capture(lambda: numbers.add_(1))
 record(waits, RuntimeError)
 numbers.zero_()
 replay()

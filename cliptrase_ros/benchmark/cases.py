@@ -34,9 +34,9 @@ from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.run.graphs import (
     LARGEST_BATCH,
-    CudaGraphs,
-    Direct,
+    EagerQueue,
     FixedCall,
+    GraphQueue,
     batches,
 )
 from cliptrase_ros.segmentation.segmenter import Segmenter
@@ -162,11 +162,11 @@ def measure_engine(
 
 
 def _captured(
-    queue: CudaGraphs | Direct, function: Callable[[], object]
+    queue: GraphQueue | EagerQueue, function: Callable[[], object]
 ) -> Callable[[], None] | None:
     """What replays the function; None, and a line in the log, where it cannot be captured."""
     try:
-        return queue.record(function)
+        return queue.capture(function)
     except RuntimeError as error:
         _log.warning('the bare encoder cannot be a CUDA graph: %s', describe(error))
         return None
