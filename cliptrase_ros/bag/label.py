@@ -24,7 +24,7 @@ from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.streams.batches import segment_each
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
 from cliptrase_ros.streams.rate_limit import RateLimit
 
@@ -182,7 +182,7 @@ class _Labelling:
     ):
         self._writer = writer
         self._reader = reader
-        self._segmenter = segmenter
+        self._engine = FaultTolerantEngine(segmenter, batch=settings.batch)
         self._vocabulary = vocabulary
         self._segmentation = segmentation
         self._settings = settings
@@ -267,8 +267,7 @@ class _Labelling:
     def _flush(self) -> None:
         images = [item for item in self._waiting if item.picture is not None]
         results = iter(
-            segment_each(
-                self._segmenter,
+            self._engine.segment_each(
                 [item.picture for item in images],
                 self._vocabulary,
                 self._segmentation,
