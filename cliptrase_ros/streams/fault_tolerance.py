@@ -31,7 +31,7 @@ RECENT_S = 10.0
 def default_batch(segmenter: Segmenter) -> int:
     """Images a batch: 8 on a GPU; 1 on a CPU.
 
-    There a batch takes as long as its images one by one, and the first would wait for the last.
+    On a CPU a batch takes as long as its images one by one, and the first would wait for the last.
     """
     return 1 if segmenter.device.type == 'cpu' else 8
 
