@@ -309,13 +309,8 @@ class Segmenter:
     ) -> list[tuple[tuple[int, int], int]]:
         """What to `make_ready` before labels are made with these settings and words.
 
-        These are the calls that are ready for other settings or words, and those for `sizes`.
-
-        Args:
-            sizes: See `warm_up`.
-            batch: See `warm_up`.
-            settings: How images will be segmented.
-            vocabulary: Into which classes.
+        These are the calls that are ready for other settings or words, and those for images of
+        these sizes, up to `batch` at a time; see `warm_up`.
 
         Returns:
             Size (height, width) and number of images of each call; none where there are no graphs.

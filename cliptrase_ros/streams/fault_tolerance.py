@@ -121,13 +121,7 @@ class FaultTolerantEngine:
     ) -> None:
         """Make ready for images of a size, in batches no larger than memory allows.
 
-        Raises what the engine raises for a single image.
-
-        Args:
-            size: (height, width), pixels.
-            batch: Most images at a time.
-            vocabulary: Into which classes images will be segmented.
-            settings: How.
+        See `Segmenter.warm_up`; raises what that raises for a single image.
         """
         tried_again = False
         while True:
@@ -152,17 +146,7 @@ class FaultTolerantEngine:
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings,
     ) -> list[tuple[tuple[int, int], int]]:
-        """What to `make_ready`, one by one, before labels are made with these words and settings.
-
-        Args:
-            sizes: (height, width), pixels, of images to be ready for in any case.
-            batch: Most of them at a time.
-            vocabulary: Into which classes images will be segmented.
-            settings: How.
-
-        Returns:
-            Size and number of images of each call.
-        """
+        """What to `make_ready` before labels are made so; see `Segmenter.missing_calls`."""
         most = min(batch, self.largest_batch)
         return self.segmenter.missing_calls(sizes, most, settings, vocabulary)
 
@@ -173,7 +157,7 @@ class FaultTolerantEngine:
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings,
     ) -> None:
-        """Make ready for so many images of a size in one call; raises what the engine raises."""
+        """Make ready for so many images of a size in one call; see `Segmenter.make_ready`."""
         try:
             self.segmenter.make_ready(size, count, settings, self._on_device(vocabulary))
         except Exception as error:
@@ -188,16 +172,10 @@ class FaultTolerantEngine:
         settings: SegmentationSettings,
         histories: Sequence[FrameHistory | None] = (),
     ) -> list[Segmentation | Exception]:
-        """Segment images in as few calls as memory allows; nothing is raised.
-
-        Args:
-            images: uint8 (H, W, 3) RGB each.
-            vocabulary: The classes.
-            settings: How.
-            histories: See `Segmenter.segment`.
+        """Segment images in as few calls as memory allows; see `Segmenter.segment`.
 
         Returns:
-            For each image its segmentation, or what was raised.
+            For each image its segmentation, or what was raised; nothing is raised here.
         """
         self._regrow()
         histories = histories or [None] * len(images)
