@@ -1,4 +1,4 @@
-"""An engine that goes on when the GPU runs out of memory or is lost."""
+"""An engine that goes on when the GPU runs out of memory or is lost, or an image fails."""
 
 import ctypes
 import threading
@@ -45,8 +45,8 @@ class _Fault(Enum):
 class _Attempts:
     """What was tried in one `segment_each` against lack of memory."""
 
-    without_graphs: bool = False
-    with_memory_back: bool = False
+    gave_graphs_back: bool = False
+    tried_again: bool = False
 
 
 class FaultTolerantEngine:
@@ -194,24 +194,25 @@ class FaultTolerantEngine:
                     # One of them may be at fault, and must not take the others with it.
                     for image, history in zip(images[part], histories[part], strict=True):
                         results += self.segment_each([image], vocabulary, settings, [history])
-                elif fault is None or not self._can_try_again(fault, count, attempts):
+                elif fault is None or not self._try_remedy(fault, count, attempts):
                     results += [error] * count
         return results
 
-    def _can_try_again(self, fault: _Fault, count: int, attempts: _Attempts) -> bool:
+    def _try_remedy(self, fault: _Fault, count: int, attempts: _Attempts) -> bool:
         """Change something that may help against a fault of a call; False where nothing is left.
 
         count: images of the call.
         """
         if fault is _Fault.OUT_OF_MEMORY:
-            if not attempts.without_graphs and self._give_graphs_back():
-                attempts.without_graphs = True
+            if not attempts.gave_graphs_back and self._give_graphs_back():
+                attempts.gave_graphs_back = True
                 return True
             if count > 1:
                 self.largest_batch = count // 2
                 return True
-            if not attempts.with_memory_back:
-                attempts.with_memory_back = True
+            if not attempts.tried_again:
+                # Once more, with the memory that was given back.
+                attempts.tried_again = True
                 return True
         return self._move_to_cpu()
 
