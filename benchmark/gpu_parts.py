@@ -54,7 +54,7 @@ from cliptrase_ros.segmentation.model.preprocessing import (
 )
 from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.process_settings import exact_float32
-from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct, FixedCalls
+from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls, GraphQueue
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
@@ -66,7 +66,7 @@ PARTS: list[Part] = []
 
 
 def part(limit_s: float) -> Callable:
-    """Make a function a part of the check; it hangs after `limit_s`."""
+    """Make a function a part of the check; after `limit_s` it counts as hanging."""
 
     def add(function: Callable[[Checks], dict]) -> Callable[[Checks], dict]:
         PARTS.append(Part(function, limit_s))
@@ -81,12 +81,12 @@ def has_gpu() -> bool:
 
 
 def is_usable() -> bool:
-    """Whether the GPU still answers, and can capture; else neither comes back in this process."""
+    """Whether the GPU still answers and can capture; if not, it never will in this process."""
     try:
         synchronise(_device)
     except RuntimeError:
         return False
-    return not CudaGraphs._has_failed
+    return not GraphQueue._has_failed
 
 
 def set_up(is_dry: bool) -> None:
@@ -128,7 +128,7 @@ def _segmenter_of(loaded: LoadedModel) -> Segmenter:
 
 def _with_calls(segmenter: Segmenter) -> Segmenter:
     if segmenter.fixed_calls is None:
-        segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(_device))
+        segmenter.fixed_calls = FixedCalls(segmenter.pipeline, EagerQueue(_device))
     return segmenter
 
 
@@ -181,8 +181,8 @@ def _labelling_with(segmenter: Segmenter, calls: FixedCalls | None) -> Iterator[
 
 def _graph_ms(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Median milliseconds of each function as a graph, which no host holds up."""
-    queue = Direct(_device) if _is_dry else CudaGraphs(_device)
-    replays = {name: queue.record(function) for name, function in functions.items()}
+    queue = EagerQueue(_device) if _is_dry else GraphQueue(_device)
+    replays = {name: queue.capture(function) for name, function in functions.items()}
     taken = device_ms(replays, 3 if _is_dry else 50, _device)
     queue.clear()
     return {name: statistics.median(ms) for name, ms in taken.items()}
@@ -213,12 +213,12 @@ def _busy(checks: Checks, work: Callable[[], object]) -> Iterator[None]:
 
 
 def _equal_share(
-    some: Sequence[Segmentation], others: Sequence[Segmentation], tolerance: int = 255
+    found: Sequence[Segmentation], wanted: Sequence[Segmentation], tolerance: int = 255
 ) -> list[float]:
     """Share of equal labels, 0..1, of each frame.
 
-    tolerance: how far apart confidences may be. Some presets give a whole frame one label, so that
-    labels alone say little.
+    Some presets give a whole frame one label, so that labels alone say little; then `tolerance`
+    tells how far apart confidences may be.
     """
     return [
         float(
@@ -227,12 +227,12 @@ def _equal_share(
                 & (np.abs(a.confidence.astype(int) - b.confidence) <= tolerance)
             ).mean()
         )
-        for a, b in zip(some, others, strict=True)
+        for a, b in zip(found, wanted, strict=True)
     ]
 
 
-def _are_equal(some: Sequence[Segmentation], others: Sequence[Segmentation]) -> bool:
-    return min(_equal_share(some, others, tolerance=0)) == 1
+def _are_equal(found: Sequence[Segmentation], wanted: Sequence[Segmentation]) -> bool:
+    return min(_equal_share(found, wanted, tolerance=0)) == 1
 
 
 @part(limit_s=60)
@@ -378,7 +378,7 @@ def _compare_with_eager(
     begin = time.perf_counter()
     _warm_up(checks, segmenter, [frames[0].shape[:2]], batch, settings, words)
     figures = {'warm_up_s': time.perf_counter() - begin}
-    direct = FixedCalls(segmenter.pipeline, Direct(_device), patience=1)
+    eager_calls = FixedCalls(segmenter.pipeline, EagerQueue(_device), patience=1)
 
     once = segmenter.segment(frames, words, settings)
     again = segmenter.segment(frames, words, settings)
@@ -391,11 +391,11 @@ def _compare_with_eager(
         'other words': (frames, other_words, settings),
         'threshold': (frames, words, replace(settings, min_confidence=0.5)),
     }
-    memories = [s.memory for s in once] if settings.smoothing else []
-    for case, (some, vocabulary, changed) in cases.items():
-        arguments = some, vocabulary, changed, memories[: len(some)]
+    histories = [segmentation.history for segmentation in once] if settings.smoothing else []
+    for case, (images, vocabulary, changed) in cases.items():
+        arguments = images, vocabulary, changed, histories[: len(images)]
         replayed = segmenter.segment(*arguments)
-        with _labelling_with(segmenter, direct):
+        with _labelling_with(segmenter, eager_calls):
             same = min(_equal_share(replayed, segmenter.segment(*arguments), tolerance=2))
         with _labelling_with(segmenter, None):
             eager = _equal_share(replayed, segmenter.segment(*arguments))
@@ -644,7 +644,7 @@ def lost_device(checks: Checks) -> dict:
 FAILS_TO_CAPTURE = """
 import sys
 import numpy as np, torch
-from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct
+from cliptrase_ros.segmentation.run.graphs import GraphQueue, EagerQueue
 from cliptrase_ros.segmentation.segmenter import load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -657,7 +657,7 @@ blocks = np.random.RandomState(0).randint(0, 256, (3, 5, 3), np.uint8)
 frames = [blocks.repeat(40, 0).repeat(side, 1) for side in (32, 40)]
 segmenter.warm_up([(120, 160)], 1, settings, words)
 wanted = segmenter.segment(frames, words, settings)
-queue = CudaGraphs(segmenter.device) if on_cuda else Direct(segmenter.device)
+queue = GraphQueue(segmenter.device) if on_cuda else EagerQueue(segmenter.device)
 numbers = torch.zeros(4, device=segmenter.device)
 
 def asks_for_too_much():
@@ -668,18 +668,18 @@ def asks_for_too_much():
 def waits():
     numbers.sum().item()
 
-def record(function, error):
+def expect(error, function):
     try:
-        queue.record(function)
+        queue.capture(function)
     except error as raised:
         print(type(raised).__name__, str(raised).partition(chr(10))[0])
     else:
         assert not on_cuda, 'it was captured'
 
-record(asks_for_too_much, torch.OutOfMemoryError)
+expect(torch.OutOfMemoryError, asks_for_too_much)
 queue.clear()
-replay = queue.record(lambda: numbers.add_(1))
-record(waits, RuntimeError)
+replay = queue.capture(lambda: numbers.add_(1))
+expect(RuntimeError, waits)
 numbers.zero_()
 replay()
 assert numbers.tolist() == [1] * 4, numbers

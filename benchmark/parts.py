@@ -21,8 +21,9 @@ STOPPED = 3
 class Part:
     """One part of the check.
 
-    run: makes checks by what it is given, and returns figures, which JSON can hold. limit_s: after
-    which it hangs.
+    Attributes:
+        run: Makes checks by the `Checks` it is given, and returns figures, which JSON can hold.
+        limit_s: After so long it counts as hanging, seconds.
     """
 
     run: Callable[['Checks'], dict]
@@ -38,8 +39,10 @@ class Part:
 class Checks:
     """What a part is given.
 
-    report: of all parts, for figures that belong to the whole. write: the report so far, for a part
-    that may not come to its end. failures: what was not as it has to be.
+    Attributes:
+        report: Of all parts, for figures that belong to the whole.
+        write: Writes the report so far, for a part that may not come to its end.
+        failures: What was not as it has to be.
     """
 
     report: dict
@@ -47,7 +50,7 @@ class Checks:
     failures: list[str] = field(default_factory=list)
 
     def __call__(self, passed: bool, what: str) -> None:
-        """Count as a failure, unless it passed; `what` says what is wrong."""
+        """Count a failure, unless it passed; `what` says what is wrong."""
         if not passed:
             self.failures.append(what)
 
@@ -55,9 +58,16 @@ class Checks:
 def run_to_the_end(command: Sequence[str], path: Path, begun: str, limit_s: float) -> int:
     """Run a command that calls `run_parts` until no part is left.
 
-    path, begun: as the command gives them to `run_parts`. limit_s: after which the part that runs
-    is ended, and the report goes without those left. Returns the exit status: 1 if a check failed,
-    `STOPPED` if none did but parts are left.
+    Args:
+        command: The command.
+        path: Of the report, as the command gives it to `run_parts`.
+        begun: When the check began, as the command gives it to `run_parts`.
+        limit_s: After so long, seconds, the part that runs is ended, and the report goes without
+            those that are left.
+
+    Returns:
+        The exit status: 1 if a check failed, `STOPPED` if none did but parts are left; that of the
+        command if it failed before any part.
     """
     end = time.monotonic() + limit_s
     count, in_time = -1, True
@@ -67,13 +77,13 @@ def run_to_the_end(command: Sequence[str], path: Path, begun: str, limit_s: floa
         except subprocess.TimeoutExpired:
             in_time = False
             print(f'stopped after {limit_s:.0f} s; what is not in the report was not run')
-            _leave_out_the_last(path, begun)
+            _remove_unfinished(path, begun)
             break
         if status == 0:
             break
         parts = read_report(path, begun)['parts']
         if len(parts) <= count or not parts:
-            # Not a part: there is no GPU, or a module is missing. It has been said.
+            # It failed outside any part, for want of a GPU or a module, and has said so.
             return status
         count = len(parts)
     parts = read_report(path, begun)['parts']
@@ -91,15 +101,21 @@ def run_parts(
 ) -> int:
     """Run those parts that the report does not have yet.
 
-    begun: when, which tells the report from one of before. is_usable: whether parts can go on in
-    this process. Returns 0 when all have been run, whatever they found; otherwise they are to be
-    run in another process.
+    Args:
+        path: Of the report.
+        begun: When the check began, which tells its report from an earlier one.
+        parts: All parts.
+        is_usable: Whether parts can go on in this process.
+
+    Returns:
+        0 when all have been run, whatever they found; otherwise the others are to be run in another
+        process.
     """
     report = read_report(path, begun)
     for part in parts:
         if part.name in report['parts']:
             continue
-        # Stands in the report if the part ends the process.
+        # This is what the report says if the part ends the process.
         result = {'passed': False, 'failures': ['it did not come to an end']}
         report['parts'][part.name] = result
         _write(path, report)
@@ -121,8 +137,8 @@ def run_parts(
             'seconds': round(time.monotonic() - begin, 1),
         }
         _write(path, report)
-        told = 'passed' if result['passed'] else 'FAILED: ' + '; '.join(checks.failures)
-        print(f'{part.name} {told} ({result["seconds"]} s)', flush=True)
+        outcome = 'passed' if result['passed'] else 'FAILED: ' + '; '.join(checks.failures)
+        print(f'{part.name} {outcome} ({result["seconds"]} s)', flush=True)
         if not is_usable():
             return 1
     return 0
@@ -137,8 +153,8 @@ def read_report(path: Path, begun: str) -> dict:
     return {'begun': begun, 'parts': {}}
 
 
-def _leave_out_the_last(path: Path, begun: str) -> None:
-    """The part that was running has neither passed nor failed."""
+def _remove_unfinished(path: Path, begun: str) -> None:
+    """Take the part that was running out of the report: it has neither passed nor failed."""
     report = read_report(path, begun)
     if report['parts'] and 'seconds' not in list(report['parts'].values())[-1]:
         report['parts'].popitem()

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cliptrase_ros.evaluation.class_indices import label_by_method
 from cliptrase_ros.segmentation.lettering import text_mask
 from cliptrase_ros.segmentation.method.clustering import cluster_maps, dbscan, dbscan_parameters
 from cliptrase_ros.segmentation.model import preprocessing
@@ -156,7 +157,7 @@ def label_tiles(
     plain = Method(settings.method.frame, recovery=False, clustering=False, denoising=False)
     captions = {'of plain CLIP': plain, f'of preset {settings.preset}': settings.method}
     for caption, method in captions.items():
-        (label,) = segmenter.label_indices([window], encoded.table, settings, method)
+        (label,) = label_by_method(segmenter, [window], encoded.table, settings, method)
         picture = draw_overlay(window, label, encoded.vocabulary, legend=False)
         drawn.append(Tile('Labels', caption, _mark(picture, explanation)))
         present |= set(np.unique(label).tolist())

@@ -50,9 +50,9 @@ def device(request):
 @pytest.fixture(scope='session')
 def make_queue():
     """A function that gives what runs calls of fixed shape on a device: graphs, or none."""
-    from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct
+    from cliptrase_ros.segmentation.run.graphs import EagerQueue, GraphQueue
 
-    return lambda device: CudaGraphs(device) if device.type == 'cuda' else Direct(device)
+    return lambda device: GraphQueue(device) if device.type == 'cuda' else EagerQueue(device)
 
 
 @pytest.fixture(scope='session')

@@ -8,7 +8,7 @@ import torch
 from cliptrase_ros.benchmark.cases import EngineCase, make_segmenter, measure_engine
 from cliptrase_ros.benchmark.suite import table
 from cliptrase_ros.cli import main
-from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls
 
 
 def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path, capfd):
@@ -50,7 +50,7 @@ def measure(tiny_architecture):
     cpu = torch.device('cpu')
     segmenter = make_segmenter(tiny_architecture, cpu, 'float32')
 
-    def measure(batch, queue=Direct):
+    def measure(batch, queue=EagerQueue):
         segmenter.fixed_calls = calls = FixedCalls(segmenter.pipeline, queue(cpu))
         result = measure_engine(segmenter, EngineCase(64, batch), 'float32', graph=True, runs=2)
         assert segmenter.fixed_calls is calls and len(calls) == 0
@@ -91,14 +91,14 @@ def test_a_batch_of_several_calls_is_measured_from_host_to_host_alone(measure):
 
 @pytest.mark.parametrize('captured', [0, 1], ids=['engine', 'encoder'])
 def test_what_was_not_captured_is_not_called_a_graph(measure, captured):
-    class Refuses(Direct):
+    class Refuses(EagerQueue):
         records = 0
 
-        def record(self, function):
+        def capture(self, function):
             if self.records == captured:
                 raise RuntimeError('operation not permitted when stream is capturing')
             self.records += 1
-            return super().record(function)
+            return super().capture(function)
 
     result = measure(1, Refuses)
     assert not result['graph'] and result['engine_ms'] > 0 and 'graph_ratio' not in result

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.evaluation import measure
 
 
 def evaluate(capsys, *arguments):
@@ -82,14 +82,14 @@ def test_a_run_of_several_goes_on_behind_those_that_are_done(
     arguments = ['toybox', '--model', tiny_model, '--limit', 2, '--resolution', 64, 96]
     labelled = []
 
-    def label(segmenter, images, table, settings, method=None):
+    def label(segmenter, images, table, settings, method):
         if settings.resolution == 96 and len(labelled) == 3:
             raise KeyboardInterrupt
         labelled.append(settings.resolution)
         return whole(segmenter, images, table, settings, method)
 
-    whole = Segmenter.label_indices
-    monkeypatch.setattr(Segmenter, 'label_indices', label)
+    whole = measure.label_by_method
+    monkeypatch.setattr(measure, 'label_by_method', label)
     assert evaluate(capsys, *arguments, '-o', tmp_path / 'out')[0] == 130
     assert labelled == [64, 64, 96]
     labelled.append(None)  # the next call is not interrupted
@@ -121,7 +121,7 @@ def test_a_run_does_not_go_on_with_another_folder(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Segmenter, 'label_indices', interrupt)
+        patched.setattr(measure, 'label_by_method', interrupt)
         assert evaluate(capsys, 'folder', '--root', folder, *options)[0] == 130
     status, out, err = evaluate(capsys, 'folder', '--root', other, *options)
     assert (status, out) == (2, '') and 'differed in root' in err

@@ -12,7 +12,7 @@ from tiny_clip import TINY_CONFIG
 
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.device_faults import is_device_lost, is_out_of_memory
-from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -59,14 +59,14 @@ class Failing(Segmenter):
             raise LOST[0]
         return super().encode_vocabulary(vocabulary)
 
-    def segment(self, images, vocabulary, settings=None, before=()):
+    def segment(self, images, vocabulary, settings=None, histories=()):
         self.calls = (*self.calls, len(images))
         if self.error is not None and len(images) > self.most:
             Failing.device_is_lost = self.error in LOST
             raise self.error
         if any(image[0, 0, 0] == 13 for image in images):
             raise ValueError('an unlucky image')
-        return super().segment(images, vocabulary, settings, before)
+        return super().segment(images, vocabulary, settings, histories)
 
 
 @pytest.fixture(scope='module')
@@ -337,7 +337,9 @@ def test_a_device_is_lost_that_raises_at_a_second_wait(monkeypatch, waits_that_r
 def with_graphs(engine):
     """The engine with calls of fixed shape, as those of a GPU, that have been made."""
     segmenter = engine.segmenter
-    segmenter.fixed_calls = FixedCalls(segmenter.pipeline, Direct(torch.device('cpu')), patience=9)
+    segmenter.fixed_calls = FixedCalls(
+        segmenter.pipeline, EagerQueue(torch.device('cpu')), patience=9
+    )
     yield engine
     segmenter.fixed_calls = None
 
@@ -389,7 +391,7 @@ def test_graphs_give_way_to_new_words_and_to_graphs_of_other_sizes(with_graphs, 
     engine.warm_up((64, 64), 2, vocabulary, SETTINGS)
     monkeypatch.setattr(failing, 'make_ready', only_without_graphs(make_ready))
     engine.warm_up((48, 64), 2, vocabulary, SETTINGS)
-    assert [size for size, _ in failing.fixed_calls.served] == [(48, 64)] * 2
+    assert [size for size, _ in failing.fixed_calls.sizes] == [(48, 64)] * 2
     assert engine.largest_batch == 8
 
 
@@ -398,7 +400,7 @@ def test_getting_ready_for_a_change_is_left_when_it_fails(with_graphs, healthy, 
     vocabulary = encode(engine)
     plus = replace(SETTINGS, preset='plus')
     engine.warm_up((64, 64), 2, vocabulary, SETTINGS)
-    calls = engine.unready([], 8, vocabulary, plus)
+    calls = engine.missing_calls([], 8, vocabulary, plus)
     assert calls == [((64, 64), 1), ((64, 64), 2)]
     failing.error = OUT_OF_MEMORY[0]
     with pytest.raises(torch.OutOfMemoryError):
@@ -408,4 +410,6 @@ def test_getting_ready_for_a_change_is_left_when_it_fails(with_graphs, healthy, 
     engine._make_cpu_segmenter = lambda: healthy
     failing.error = LOST[0]
     engine.make_ready(*calls[1], vocabulary, plus)
-    assert engine.segmenter is healthy and engine.unready([(64, 64)], 8, vocabulary, plus) == []
+    assert (
+        engine.segmenter is healthy and engine.missing_calls([(64, 64)], 8, vocabulary, plus) == []
+    )

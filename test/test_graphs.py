@@ -25,7 +25,7 @@ from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import framing_of
 from cliptrase_ros.segmentation.run import graphs
-from cliptrase_ros.segmentation.run.graphs import CudaGraphs, Direct, FixedCalls, batches
+from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls, GraphQueue, batches
 from cliptrase_ros.segmentation.run.pipeline import Bounds, Pipeline
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import PRESETS, SegmentationSettings
@@ -141,16 +141,16 @@ def test_a_call_is_made_for_shapes_that_come_again(segmenter, vocabularies, fixe
     assert ready == [0, 0, 1]
 
 
-class Traced(Direct):
+class Traced(EagerQueue):
     """Keeps what was recorded, waited for and forgotten, in order."""
 
     def __init__(self, device):
         super().__init__(device)
         self.events = []
 
-    def record(self, function):
-        self.events.append('record')
-        return super().record(function)
+    def capture(self, function):
+        self.events.append('capture')
+        return super().capture(function)
 
     def synchronise(self):
         self.events.append('wait')
@@ -170,12 +170,12 @@ def test_graphs_are_forgotten_all_together_when_nothing_runs(segmenter, vocabula
         return queue.events
 
     for width in (96, 97):
-        assert label(width, 2) == ['record']
+        assert label(width, 2) == ['capture']
     for width in (98, 99):
-        assert label(width, 2) == ['wait', 'record']
-    assert label(100, 2) == ['wait', 'wait', 'forget', 'record']
+        assert label(width, 2) == ['wait', 'capture']
+    assert label(100, 2) == ['wait', 'wait', 'forget', 'capture']
     # The other one in use comes back at once, one that had given way does not.
-    assert label(96, 1) == [] and label(99, 1) == ['record']
+    assert label(96, 1) == [] and label(99, 1) == ['capture']
     assert len(segmenter.fixed_calls) == 2
 
 
@@ -184,7 +184,7 @@ def test_announced_calls_are_all_kept(segmenter, vocabularies, fixed):
     fixed(queue, capacity=2, patience=9)
     sizes = [(96, 96), (96, 97)]
     segmenter.warm_up(sizes, 2, SETTINGS, vocabularies[0])
-    assert queue.events == ['record'] * 4
+    assert queue.events == ['capture'] * 4
     # Beside those before, which are in use meanwhile; the next ones take their places.
     for preset in ('plus', 'paper'):
         segmenter.warm_up(sizes, 2, replace(SETTINGS, preset=preset), vocabularies[0])
@@ -201,7 +201,7 @@ def test_a_lost_device_is_left_alone(segmenter, vocabularies, fixed):
 
     queue.synchronise = fail
     segmenter.fixed_calls.clear()
-    assert len(segmenter.fixed_calls) == 1 and queue.events == ['record']
+    assert len(segmenter.fixed_calls) == 1 and queue.events == ['capture']
 
 
 class Refuses(Traced):
@@ -210,8 +210,8 @@ class Refuses(Traced):
         self.error = error
         self.half_made = None
 
-    def record(self, function):
-        super().record(function)
+    def capture(self, function):
+        super().capture(function)
         if self.error is None:
             return function
         self.half_made = weakref.ref(function)
@@ -234,7 +234,7 @@ def test_after_a_failed_capture_frames_are_labelled_without_and_it_is_said_once(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert_equal(segmenter.segment(images, vocabularies[0], SETTINGS), expected)
-    assert queue.events == ['record']
+    assert queue.events == ['capture']
     (record,) = caplog.records
     assert '128 x 96' in record.message and 'invalidated' in record.message
     assert 'not permitted' in record.message
@@ -261,10 +261,10 @@ def test_too_little_memory_is_told_to_the_caller_once(segmenter, vocabularies, f
     assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
     with pytest.raises(torch.OutOfMemoryError, match='memory|ALLOC'):
         segmenter.segment([image(0)], vocabularies[0], SETTINGS)
-    assert queue.events == ['record', 'wait', 'forget']
+    assert queue.events == ['capture', 'wait', 'forget']
     # As patient as before, lest it fail at every frame.
     assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
-    assert queue.events == ['record', 'wait', 'forget']
+    assert queue.events == ['capture', 'wait', 'forget']
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_segmenter_moves_with_its_vocabulary(vocabularies, monkeypatch):
 
 def test_a_segmenter_moves_to_another_precision(vocabularies):
     first = make_segmenter()
-    first.fixed_calls = FixedCalls(first.pipeline, Direct(CPU), patience=1)
+    first.fixed_calls = FixedCalls(first.pipeline, EagerQueue(CPU), patience=1)
     first.segment([image(0)], vocabularies[0], SETTINGS)
     calls = first.fixed_calls
     moved = first.to('cpu', 'bfloat16')
@@ -359,7 +359,7 @@ def test_a_segmenter_moves_to_another_precision(vocabularies):
 
 
 class Cuda:
-    """What `CudaGraphs` asks of torch.cuda, in place of it: 32 streams in turn, and one capture.
+    """What `GraphQueue` asks of torch.cuda, in place of it: 32 streams in turn, and one capture.
 
     Everything is kept in `events`, in order; `stream` is the current one.
     """
@@ -428,8 +428,8 @@ class Cuda:
                 torch._C, name, lambda *_, name=name: self.events.append(name), raising=False
             )
         monkeypatch.setattr(torch._C, '_host_emptyCache', lambda: None, raising=False)
-        monkeypatch.setattr(graphs._Streams, '_of_devices', {})
-        monkeypatch.setattr(CudaGraphs, '_has_failed', False)
+        monkeypatch.setattr(graphs._DeviceStreams, '_by_device', {})
+        monkeypatch.setattr(GraphQueue, '_has_failed', False)
 
     def is_capturing(self):
         return self.events.count('capture') > self.events.count('captured')
@@ -461,9 +461,9 @@ def free_for_another_thread(lock):
 
 
 def test_nobody_else_captures_or_waits_for_the_device_during_a_capture(cuda):
-    queue = CudaGraphs(DEVICE)
+    queue = GraphQueue(DEVICE)
     is_free = []
-    queue.record(lambda: is_free.append(free_for_another_thread(whole_device)))
+    queue.capture(lambda: is_free.append(free_for_another_thread(whole_device)))
     assert is_free == [False] * 4 and free_for_another_thread(whole_device)
     # What a capture is protected from takes the lock itself, as `Cuda` asserts.
     queue.synchronise()
@@ -476,15 +476,15 @@ def test_nobody_else_captures_or_waits_for_the_device_during_a_capture(cuda):
 
 
 def test_each_computes_on_a_stream_of_its_own(cuda):
-    queues = [CudaGraphs(DEVICE) for _ in range(31)]
+    queues = [GraphQueue(DEVICE) for _ in range(31)]
     copying = {stream for queue in queues for stream in (queue._upload, queue._download)}
     computing = {queue._compute for queue in queues[:30]}
     assert len(copying) == 2 and len(computing) == 30 and not copying & computing
     with pytest.raises(RuntimeError, match='all streams'):
-        queues[30].record(lambda: None)
+        queues[30].capture(lambda: None)
     del queues[7]
     gc.collect()
-    CudaGraphs(DEVICE).record(lambda: None)
+    GraphQueue(DEVICE).capture(lambda: None)
 
 
 def test_a_stream_is_free_for_others_when_its_graphs_have_gone(cuda):
@@ -493,10 +493,10 @@ def test_a_stream_is_free_for_others_when_its_graphs_have_gone(cuda):
             cuda.events.append('free')
             super().append(stream)
 
-    streams = graphs._Streams.of(DEVICE)
+    streams = graphs._DeviceStreams.of(DEVICE)
     streams.unused = Unused(streams.unused)
-    queue = CudaGraphs(DEVICE)
-    replay = queue.record(lambda: None)
+    queue = GraphQueue(DEVICE)
+    replay = queue.capture(lambda: None)
     replay()
     del queue, replay
     gc.collect()
@@ -505,8 +505,8 @@ def test_a_stream_is_free_for_others_when_its_graphs_have_gone(cuda):
 
 def test_what_cublas_works_in_is_first_asked_for_within_the_capture(cuda):
     streams = []
-    queue = CudaGraphs(DEVICE)
-    queue.record(lambda: streams.append((cuda.stream, cuda.is_capturing())))
+    queue = GraphQueue(DEVICE)
+    queue.capture(lambda: streams.append((cuda.stream, cuda.is_capturing())))
     assert streams == [('default', False)] * 3 + [(queue._compute, True)]
 
 
@@ -516,10 +516,10 @@ def test_what_cublas_works_in_is_first_asked_for_within_the_capture(cuda):
     ids=['broken', 'memory'],
 )
 def test_after_a_failed_capture_pytorch_knows_that_it_has_ended(cuda, error, ends_captures):
-    queue = CudaGraphs(DEVICE)
+    queue = GraphQueue(DEVICE)
     cuda.fails = error
     with pytest.raises(RuntimeError, match=str(error)):
-        queue.record(lambda: None)
+        queue.capture(lambda: None)
     assert cuda.events[2:] == [
         'new random state',
         'reset',
@@ -530,9 +530,9 @@ def test_after_a_failed_capture_pytorch_knows_that_it_has_ended(cuda, error, end
     cuda.fails = None
     if ends_captures:
         with pytest.raises(RuntimeError, match='earlier capture'):
-            CudaGraphs(DEVICE).record(lambda: None)
+            GraphQueue(DEVICE).capture(lambda: None)
     else:
-        queue.record(lambda: None)
+        queue.capture(lambda: None)
 
 
 def test_a_pool_that_newer_pytorch_has_released_is_not_released_again(cuda, monkeypatch):
@@ -542,7 +542,7 @@ def test_a_pool_that_newer_pytorch_has_released_is_not_released_again(cuda, monk
     monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', refuse, raising=False)
     cuda.fails = torch.OutOfMemoryError('memory')
     with pytest.raises(torch.OutOfMemoryError):
-        CudaGraphs(DEVICE).record(lambda: None)
+        GraphQueue(DEVICE).capture(lambda: None)
     assert cuda.events[2:] == ['new random state', 'reset']
 
 
@@ -556,9 +556,9 @@ def test_calls_given_up_are_made_again_only_when_asked_for_often(segmenter, voca
             segmenter.segment([image(0)], vocabularies[0], SETTINGS)
         return queue.events
 
-    assert label(3) == ['record']
+    assert label(3) == ['capture']
     segmenter.fixed_calls.clear()
-    assert label(2) == [] and label(1) == ['record']
+    assert label(2) == [] and label(1) == ['capture']
 
 
 def test_too_little_memory_for_one_call_does_not_make_the_others_again_at_once(
@@ -572,13 +572,13 @@ def test_too_little_memory_for_one_call_does_not_make_the_others_again_at_once(
         segmenter.segment([image(0, height)], vocabularies[0], SETTINGS)
         return queue.events
 
-    assert label(96) == [] and label(96) == ['record']
+    assert label(96) == [] and label(96) == ['capture']
     queue.error = torch.OutOfMemoryError('CUDA out of memory')
     assert label(144) == []
     with pytest.raises(torch.OutOfMemoryError):
         label(144)
     queue.error = None
-    assert label(96) == [] and label(96) == ['record']
+    assert label(96) == [] and label(96) == ['capture']
 
 
 def test_words_half_loaded_are_loaded_again(segmenter, vocabularies, fixed, monkeypatch):
@@ -610,7 +610,7 @@ def test_what_is_unready_for_a_change_are_the_calls_that_there_are_now(
     calls = [((96, 128), 1), ((96, 128), 2), ((144, 96), 1)]
 
     def unready(settings, vocabulary):
-        return segmenter.unready([(96, 128), (72, 96)], 1, settings, vocabulary)
+        return segmenter.missing_calls([(96, 128), (72, 96)], 1, settings, vocabulary)
 
     assert unready(strict, vocabularies[1]) == [((72, 96), 1)]
     for settings, vocabulary in ((SETTINGS, large), (plus, vocabularies[0])):
@@ -620,7 +620,7 @@ def test_what_is_unready_for_a_change_are_the_calls_that_there_are_now(
         assert unready(settings, vocabulary) == [((72, 96), 1)]
     # All of them are ready, and those for the settings before are still there.
     assert unready(SETTINGS, vocabularies[0]) == [((72, 96), 1)]
-    segmenter.fixed_calls._cannot_record = True
+    segmenter.fixed_calls._cannot_capture = True
     assert unready(SETTINGS, vocabularies[0]) == []
     segmenter.fixed_calls = None
     assert unready(SETTINGS, vocabularies[0]) == []

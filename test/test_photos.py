@@ -539,10 +539,10 @@ def test_smoothing_joins_the_frames_of_a_video_and_no_photos(run, in_folder, tin
     words = segmenter.encode_vocabulary(parse_over_background(WORDS))
     settings = SegmentationSettings(resolution=64, smoothing=0.9)
     frames = [frame.picture for frame in read_video(Path('clip.avi'))]
-    memory, differ = None, False
+    history, differ = None, False
     for number, frame in enumerate(frames):
-        (smooth,) = segmenter.segment([frame], words, settings, [memory])
-        memory = smooth.memory
+        (smooth,) = segmenter.segment([frame], words, settings, [history])
+        history = smooth.history
         label = label_of('clip.avi', number)
         np.testing.assert_array_equal(label, smooth.label)
         differ |= bool((label != segmenter.segment([frame], words, settings)[0].label).any())

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from reference_weights import reference_clip
 
-from cliptrase_ros.segmentation.memo import constant, kept_in
+from cliptrase_ros.segmentation.memo import constant, reuse_constants_in
 from cliptrase_ros.segmentation.model.backbone import (
     DenseBackbone,
     _embedded,
@@ -141,7 +141,7 @@ def test_constants_are_made_once_for_a_call_that_is_repeated():
 
     first, second = {}, {}
     for constants in (first, second, first):
-        with kept_in(constants):
+        with reuse_constants_in(constants):
             assert len(ones(2)) == 2 and len(ones(3)) == 3
     ones(2)
     assert made == [2, 3, 2, 3, 2] and len(first) == len(second) == 2

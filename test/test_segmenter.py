@@ -7,6 +7,7 @@ import pytest
 import torch
 from reference_weights import MODEL_CONFIG, reference_clip
 
+from cliptrase_ros.evaluation.class_indices import index_table, label_by_method
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, UnsupportedModelError
 from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter, threads_beside_others
@@ -137,8 +138,8 @@ def test_a_synonym_counts_as_its_class(toybox):
     method = replace(settings.method, clustering=False)
 
     def labels(*words):
-        table = segmenter.index_table(parse_vocabulary(list(words)))
-        return segmenter.label_indices([room(7, 120, 160)], table, settings, method)[0]
+        table = index_table(segmenter, parse_vocabulary(list(words)))
+        return label_by_method(segmenter, [room(7, 120, 160)], table, settings, method)[0]
 
     apart = labels('ball', 'wall', 'floor')
     assert (np.bincount(apart.ravel(), minlength=3) > 0.2 * apart.size).all()

@@ -9,7 +9,7 @@ import torch
 from reference_weights import reference_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cliptrase_ros.segmentation.method.smoothing import gather, no_history, smooth
+from cliptrase_ros.segmentation.method.smoothing import empty_history, smooth, stack_histories
 from cliptrase_ros.segmentation.run.graphs import FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -33,7 +33,7 @@ def certain(classes):
 
 
 def nothing():
-    return no_history(3, GRID, 1, torch.device('cpu'))
+    return empty_history(3, GRID, 1, torch.device('cpu'))
 
 
 def by_patch(shift=0):
@@ -48,35 +48,35 @@ def test_the_first_frame_is_left_as_it_is():
 
 
 def test_what_flickers_in_a_still_scene_is_held():
-    _, memory = smooth(certain(by_patch()), scene(), nothing(), 0.8)
+    _, history = smooth(certain(by_patch()), scene(), nothing(), 0.8)
     flicker = (by_patch() + 1) % 3
-    smoothed, _ = smooth(certain(flicker), scene(), memory, 0.8)
+    smoothed, _ = smooth(certain(flicker), scene(), history, 0.8)
     assert torch.equal(smoothed.argmax(1), by_patch())
     torch.testing.assert_close(smoothed.sum(1), torch.ones(1, *GRID))
 
 
-def test_memory_moves_with_what_is_seen():
-    _, memory = smooth(certain(by_patch()), scene(), nothing(), 0.8)
+def test_history_moves_with_what_is_seen():
+    _, history = smooth(certain(by_patch()), scene(), nothing(), 0.8)
     undecided = torch.full((1, 3, *GRID), 1 / 3)
-    smoothed, _ = smooth(undecided, scene(2), memory, 0.8)
+    smoothed, _ = smooth(undecided, scene(2), history, 0.8)
     # The two columns that have come into view were never seen.
     assert torch.equal(smoothed.argmax(1)[..., 2:], by_patch(2)[..., 2:])
 
 
 def test_what_has_changed_does_not_lag():
     picture = scene()
-    _, memory = smooth(certain(by_patch()), picture, nothing(), 0.8)
+    _, history = smooth(certain(by_patch()), picture, nothing(), 0.8)
     changed, now = picture.clone(), by_patch().clone()
     changed[..., 32:64, 48:80] = 255 - changed[..., 32:64, 48:80]
     now[:, 2:4, 3:5] = (now[:, 2:4, 3:5] + 1) % 3
-    smoothed, _ = smooth(certain(now), changed, memory, 0.8)
+    smoothed, _ = smooth(certain(now), changed, history, 0.8)
     assert torch.equal(smoothed.argmax(1), now)
 
 
 def test_a_cut_is_a_new_beginning():
-    _, memory = smooth(certain(by_patch()), scene(), nothing(), 0.8)
+    _, history = smooth(certain(by_patch()), scene(), nothing(), 0.8)
     other = certain((by_patch() + 1) % 3)
-    smoothed, _ = smooth(other, 255 - scene(), memory, 0.8)
+    smoothed, _ = smooth(other, 255 - scene(), history, 0.8)
     assert torch.equal(smoothed, other)
 
 
@@ -113,9 +113,9 @@ def picture(noise):
     return (blocks + np.random.RandomState(noise).randint(0, 20, blocks.shape)).astype(np.uint8)
 
 
-def labels(segmenter, words, before, settings=SETTINGS, image=None):
+def labels(segmenter, words, history, settings=SETTINGS, image=None):
     image = picture(1) if image is None else image
-    (result,) = segmenter.segment([image], words, settings, [before])
+    (result,) = segmenter.segment([image], words, settings, [history])
     return result
 
 
@@ -134,7 +134,7 @@ def test_a_segmenter_remembers_only_through_what_it_is_given(segmenter, words):
     assert labels(segmenter, words, None, replace(SETTINGS, smoothing=0.0)).history is None
 
 
-def test_the_same_words_encoded_again_have_the_same_memory(segmenter, words):
+def test_the_same_words_encoded_again_have_the_same_history(segmenter, words):
     (first,) = segmenter.segment([picture(0)], words, SETTINGS)
     # Other ids, as after a class that came and went: the columns mean the same.
     vocabulary = parse_vocabulary('road; person; tree', ['sky'])
@@ -146,15 +146,15 @@ def test_the_same_words_encoded_again_have_the_same_memory(segmenter, words):
         assert (after.confidence != labels(segmenter, words, None).confidence).any()
 
 
-def test_memory_of_another_device_is_left_there(segmenter, words):
+def test_history_of_another_device_is_left_there(segmenter, words):
     (first,) = segmenter.segment([picture(0)], words, SETTINGS)
-    here = first.history.kind
-    there = replace(first.history, kind=replace(here, device=torch.device('meta')))
-    empty = segmenter.pipeline.no_history(1, here.framing, words.table)
-    assert gather([first.history, there], here, empty).known.tolist() == [True, False]
+    here = first.history.key
+    there = replace(first.history, key=replace(here, device=torch.device('meta')))
+    empty = segmenter.pipeline.empty_history(1, here.framing, words.table)
+    assert stack_histories([first.history, there], here, empty).known.tolist() == [True, False]
 
 
-def test_memory_of_other_words_sizes_or_settings_does_not_count(segmenter, words):
+def test_history_of_other_words_sizes_or_settings_does_not_count(segmenter, words):
     (first,) = segmenter.segment([picture(0)], words, SETTINGS)
     wide = np.ascontiguousarray(picture(1)[:80])
     # As many columns as the words have, but of other meaning: another word, another order, a class
@@ -172,18 +172,18 @@ def test_memory_of_other_words_sizes_or_settings_does_not_count(segmenter, words
         {'settings': replace(SETTINGS, preset='robot')},
     ):
         arguments = {'words': words, **arguments}
-        fresh = labels(segmenter, before=None, **arguments)
-        given = labels(segmenter, before=first.history, **arguments)
+        fresh = labels(segmenter, history=None, **arguments)
+        given = labels(segmenter, history=first.history, **arguments)
         np.testing.assert_array_equal(given.confidence, fresh.confidence)
 
 
 def test_calls_of_fixed_shape_remember_alike(segmenter, words, make_queue):
     def sequence():
-        memory, results = [None, None], []
+        histories, results = [None, None], []
         for step in range(3):
             images = [picture(step), picture(step + 5)]
-            results.append(segmenter.segment(images, words, SETTINGS, memory))
-            memory = [result.history for result in results[-1]]
+            results.append(segmenter.segment(images, words, SETTINGS, histories))
+            histories = [result.history for result in results[-1]]
         return results
 
     expected = sequence()

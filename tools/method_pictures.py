@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cliptrase_ros.evaluation.class_indices import label_by_method
 from cliptrase_ros.evaluation.measure import ABLATION, make_vocabulary
 from cliptrase_ros.evaluation.reading import open_dataset
 from cliptrase_ros.explain import Tile, draw_panel, explain, label_tiles, tiles
@@ -47,7 +48,7 @@ def main() -> None:
     labels = {('Truth', 'as rendered'): truth}
     for (name, off), caption in zip(ABLATION.items(), CAPTIONS, strict=True):
         one = replace(SETTINGS.method, **off)
-        (label,) = segmenter.label_indices([sample.image], encoded.table, SETTINGS, one)
+        (label,) = label_by_method(segmenter, [sample.image], encoded.table, SETTINGS, one)
         labels[name, caption] = label
     drawn = [
         Tile(name, caption, draw_overlay(sample.image, label, encoded.vocabulary, legend=False))

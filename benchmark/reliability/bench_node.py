@@ -32,7 +32,7 @@ class MadeBefore(Segmenter):
         super().__init__(*arguments, **keywords)
         self._made = {}
 
-    def segment(self, images, vocabulary, settings=None, before=()):
+    def segment(self, images, vocabulary, settings=None, histories=()):
         """Answer at once."""
         return [self._answer(image.shape[:2], vocabulary.vocabulary) for image in images]
 

@@ -30,7 +30,7 @@ from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 from cliptrase_ros.messages.type_names import IMAGE, LABEL_INFO, VOCABULARY, Message
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.streams.batches import segment_each
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
 from cliptrase_ros.streams.rate_limit import RateLimit
 
@@ -235,6 +235,7 @@ class _Labelling:
         self._typestore = reader.typestore
         self._labeller = labeller
         self._batch = settings.batch
+        self._engine = FaultTolerantEngine(labeller.segmenter, batch=settings.batch)
         self._on_image = on_image
         for topic in reader.topics.values():
             writer.add_topic(topic)
@@ -272,8 +273,7 @@ class _Labelling:
         """Label the pending images, and write all that is pending."""
         images = self._pending_images
         results = iter(
-            segment_each(
-                self._labeller.segmenter,
+            self._engine.segment_each(
                 [image.picture for image in images],
                 self._labeller.vocabulary,
                 self._labeller.settings,

@@ -34,9 +34,9 @@ from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.run.graphs import (
     LARGEST_BATCH,
-    CudaGraphs,
-    Direct,
+    EagerQueue,
     FixedCall,
+    GraphQueue,
     batches,
 )
 from cliptrase_ros.segmentation.segmenter import Segmenter
@@ -53,9 +53,12 @@ _log = logging.getLogger(__name__)
 class EngineCase:
     """One size, batch and kind of frame.
 
-    size: shorter side fed to CLIP, pixels. frame: (height, width) of the camera.
-    preset: `paper`, the square that both engine and encoder see; others see the whole frame.
-    refinement: as of `SegmentationSettings`.
+    Attributes:
+        size: Shorter side fed to CLIP, pixels.
+        batch: Frames in one call.
+        frame: (height, width) of the camera, pixels.
+        preset: `paper` sees a square, as the encoder usually does; others the whole frame.
+        refinement: See `SegmentationSettings`.
     """
 
     size: int
@@ -87,10 +90,19 @@ def measure_engine(
 ) -> dict:
     """Time frames to labels, both in host memory, against the bare encoder.
 
-    The encoder is the model's own `encode_image` at the same input size, precision and graph
-    treatment, on pixels that are on the device already. graph: only where the segmenter has
-    CUDA graphs; without one, and the result says so, where that cannot be captured. With one, the
-    two graphs are timed alone as well, by the device's clock.
+    The encoder is the model's own `encode_image` on pixels that are on the device already, at the
+    same input size, in the same precision, and with a graph if the engine has one.
+
+    Args:
+        segmenter: The engine.
+        case: What to label.
+        precision: Of the segmenter, for the result.
+        graph: Whether to use CUDA graphs, if the segmenter has some. The two graphs are then timed
+            alone as well, by the device's clock. Where they cannot be captured the result says so.
+        runs: Of which medians are taken.
+
+    Returns:
+        Figures that JSON can hold, with keys as docs/performance.md says.
     """
     device, dtype = segmenter.device, segmenter.pipeline.dtype
     frames = [camera_frame(seed, *case.frame) for seed in range(case.batch)]
@@ -99,7 +111,7 @@ def measure_engine(
     )
     encoded = segmenter.encode_vocabulary(parse_vocabulary(VOCABULARY, BACKGROUND))
     patch_size = segmenter.pipeline.backbone.patch_size
-    window = framing_of(settings.method.frame, case.frame, case.size, patch_size).crop
+    network = framing_of(settings.method.frame, case.frame, case.size, patch_size).crop
 
     calls = segmenter.fixed_calls
     alone = {}
@@ -113,10 +125,10 @@ def measure_engine(
         segmenter.segment(frames, encoded, settings)
         peak = memory.megabytes()
         with torch.inference_mode():
-            encode = bare_encoder(segmenter.name, window, device, dtype)
-            pixels = torch.randn(case.batch, 3, *window, device=device).to(dtype)
+            encode = bare_encoder(segmenter.name, network, device, dtype)
+            pixels = torch.randn(case.batch, 3, *network, device=device).to(dtype)
             run_encoder = partial(encode, pixels)
-            replay = _captured(calls.queue, run_encoder) if graph else None
+            replay = _capture_encoder(calls.queue, run_encoder) if graph else None
             graph = replay is not None
             if not graph:
                 segmenter.fixed_calls = None
@@ -129,7 +141,7 @@ def measure_engine(
                 device,
             )
             if graph and list(batches(case.batch)) == [case.batch]:
-                alone = _graphs_alone(calls.latest, replay, runs, device, taken['engine'])
+                alone = _time_graphs_alone(calls.latest, replay, runs, device, taken['engine'])
             segmenter.fixed_calls = None  # stages are told apart without a graph only
             stages = stages_ms(
                 lambda: segmenter.segment(frames, encoded, settings), min(runs, 3), device
@@ -147,7 +159,7 @@ def measure_engine(
         'preset': case.preset,
         'refinement': case.refinement,
         'frame': list(case.frame),
-        'network': list(window),
+        'network': list(network),
         'encoder_ms': statistics.median(taken['encoder']),
         'engine_ms': statistics.median(taken['engine']),
         'ratio': statistics.median(ratios),
@@ -161,18 +173,18 @@ def measure_engine(
     }
 
 
-def _captured(
-    queue: CudaGraphs | Direct, function: Callable[[], object]
+def _capture_encoder(
+    queue: GraphQueue | EagerQueue, function: Callable[[], object]
 ) -> Callable[[], None] | None:
-    """What replays the function; None, and a line in the log, where it cannot be captured."""
+    """Return what replays the encoder; None, and a line in the log, where it cannot be captured."""
     try:
-        return queue.record(function)
+        return queue.capture(function)
     except RuntimeError as error:
         _log.warning('the bare encoder cannot be a CUDA graph: %s', describe(error))
         return None
 
 
-def _graphs_alone(
+def _time_graphs_alone(
     call: FixedCall,
     encoder: Callable[[], object],
     runs: int,
@@ -200,7 +212,7 @@ def _graphs_alone(
 def measure_text(segmenter: Segmenter, phrases: int, runs: int) -> dict:
     """Time the features of new phrases: with the whole context, cut to the prompts, and from disk.
 
-    cached_ms: a vocabulary of 100 phrases that are on disk, read by a new process.
+    The last, `cached_ms`, is for a vocabulary of 100 phrases that are on disk, in a new process.
     """
     model, device = segmenter.model, segmenter.device
     tokenizer = open_clip.get_tokenizer(segmenter.name)
@@ -286,8 +298,8 @@ def measure_agreement(
     images = [camera_frame(seed, 480, 640) for seed in range(frames)]
     settings = SegmentationSettings(preset='robot', resolution=size)
     labels = []
-    for one in ('float32', precision):
-        segmenter = make_segmenter(architecture, device, one)
+    for tower_precision in ('float32', precision):
+        segmenter = make_segmenter(architecture, device, tower_precision)
         encoded = segmenter.encode_vocabulary(parse_vocabulary(VOCABULARY, BACKGROUND))
         labels.append([r.label for i in images for r in segmenter.segment([i], encoded, settings)])
     return float(np.mean([a == b for a, b in zip(*labels, strict=True)]))

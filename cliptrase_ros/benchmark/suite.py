@@ -27,11 +27,18 @@ _VERSIONS = ('torch', 'open_clip_torch', 'numpy')
 class Suite:
     """What to measure.
 
-    precisions: of the image tower. sizes, batches: every pair, on squares. frames: (height,
-    width) of whole frames labelled at preset `robot`, each at each of `frame_sizes`; the first at
-    the first with `edges` and at preset `plus` as well.
-    patches: of DBSCAN alone. phrases: new words to encode. agreement: frames to compare half
-    precision with float32 on. runs: of which medians are taken.
+    Attributes:
+        architecture: Of the model, whose weights are random.
+        precisions: Of the image tower.
+        sizes: Sides of squares, pixels, each measured with each of `batches`.
+        batches: Images in one call.
+        frames: (height, width) of whole frames labelled at preset `robot`, each at each of
+            `frame_sizes`; the first at the first with `edges` and at preset `plus` as well.
+        frame_sizes: Shorter sides fed to CLIP, pixels.
+        patches: Numbers of patches for DBSCAN alone.
+        phrases: New phrases to encode.
+        agreement: Frames on which to compare half precision with float32.
+        runs: Of which medians are taken.
     """
 
     architecture: str = ARCHITECTURE
@@ -47,7 +54,7 @@ class Suite:
 
 
 def quick(suite: Suite) -> Suite:
-    """The same in seconds: one case of each kind, too few runs for figures to be quoted."""
+    """A suite that takes seconds: one case of each kind, too few runs for figures to be quoted."""
     return Suite(
         suite.architecture,
         suite.precisions,
@@ -63,7 +70,7 @@ def quick(suite: Suite) -> Suite:
 
 
 def run_suite(suite: Suite, device: torch.device) -> dict:
-    """Measure everything. Returns what JSON can hold; keys as docs/performance.md says."""
+    """Measure everything; returns what JSON can hold, with keys as docs/performance.md says."""
     report = {**report_head(suite.architecture, device), 'runs': suite.runs, 'results': []}
     cases = list(_engine_cases(suite))
     with tqdm(total=len(suite.precisions) * len(cases), unit='case') as progress:
@@ -101,7 +108,7 @@ def _engine_cases(suite: Suite) -> Iterator[EngineCase]:
 
 
 def report_head(architecture: str, device: torch.device) -> dict:
-    """What a report says of where and with what it was measured."""
+    """Describe where and with what a report was measured."""
     return {
         'device': device_name(device),
         'device_type': device.type,

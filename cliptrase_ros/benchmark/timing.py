@@ -17,7 +17,7 @@ from cliptrase_ros.segmentation.run.pipeline import STAGES
 def interleaved(
     functions: dict[str, Callable[[], object]], runs: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Milliseconds of each run of each function, taken in turn so that drift meets all alike."""
+    """Time functions in turn, so that drift meets all alike: milliseconds of each run of each."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for run in range(runs + 1):
         for name, function in functions.items():
@@ -32,7 +32,7 @@ def interleaved(
 def device_ms(
     functions: dict[str, Callable[[], object]], runs: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Milliseconds that the device works for each run of each function, taken in turn.
+    """Time functions in turn by the device's clock: milliseconds of each run of each.
 
     On CUDA all runs are queued before the first is waited for, so that what the host takes to
     launch them does not count; on a CPU by the clock.
@@ -53,15 +53,15 @@ def device_ms(
 
 
 def stages_ms(function: Callable[[], object], runs: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each stage of the pipeline, medians, as PyTorch's profiler sees them.
+    """Median milliseconds of each stage of the pipeline, as PyTorch's profiler sees them.
 
-    On CUDA the time of the kernels that each stage launches.
+    On CUDA it is the time of the kernels that each stage launches.
     """
     on_cuda = device.type == 'cuda'
-    # Above every level of the profiler's library, which tells of each start and stop.
+    # Above every level of the profiler's library, so that it does not log each start and stop.
     os.environ.setdefault('KINETO_LOG_LEVEL', '6')
     if on_cuda:
-        # What CUPTI does at the end of a profile and the begin of the next does not suit graphs.
+        # CUDA graphs do not bear that CUPTI is torn down after a profile and initialised again.
         os.environ.setdefault('TEARDOWN_CUPTI', '0')
         os.environ.setdefault('DISABLE_CUPTI_LAZY_REINIT', '1')
     seen: dict[str, list[float]] = {}

@@ -240,7 +240,7 @@ def load_model(arguments: argparse.Namespace):
 
     from cliptrase_ros.segmentation.model.weights import ModelError
     from cliptrase_ros.segmentation.segmenter import load_segmenter
-    from cliptrase_ros.streams.batches import default_batch
+    from cliptrase_ros.streams.fault_tolerance import default_batch
 
     # Not every command that loads a model labels with it.
     sam_model = getattr(arguments, 'sam_model', '')

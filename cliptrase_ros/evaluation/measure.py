@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cliptrase_ros.evaluation.class_indices import index_table, label_by_method
 from cliptrase_ros.evaluation.datasets import Dataset
 from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.reading import Benchmark
@@ -97,11 +98,11 @@ def measure(
     }
     path = output / f'{stem}.json'
     _keep_other_results(path, described)
-    table = segmenter.index_table(make_vocabulary(dataset))
+    table = index_table(segmenter, make_vocabulary(dataset))
 
     def labeller(method: Method) -> Labeller:
         def label(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return segmenter.label_indices(images, table, settings, method)
+            return label_by_method(segmenter, images, table, settings, method)
 
         return label
 

@@ -23,7 +23,7 @@ from cliptrase_ros.photos.videos import read_video, read_webcam
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.streams.batches import segment_each
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
 
 # Photos are read and results are written beside the engine; of each so many at a time.
@@ -159,7 +159,7 @@ class _Job:
         on_image: Callable[[], None],
         on_result: Callable[[Frame, Segmentation], None] | None,
     ):
-        self._segmenter = segmenter
+        self._engine = FaultTolerantEngine(segmenter, batch=output.batch)
         self._vocabulary = vocabulary
         self._settings = settings
         self._output = output
@@ -260,7 +260,7 @@ class _Job:
             before = [self._histories.before(str(f.source), _stamp_ns(f)) for f in frames]
         else:
             settings, before = replace(self._settings, smoothing=0.0), ()
-        results = segment_each(self._segmenter, pictures, self._vocabulary, settings, before)
+        results = self._engine.segment_each(pictures, self._vocabulary, settings, before)
         for frame, result in zip(frames, results, strict=True):
             if isinstance(result, Exception):
                 self._note(str(frame), result)

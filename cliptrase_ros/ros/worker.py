@@ -268,7 +268,7 @@ class Worker:
         if wanted != self._preparing:
             self._preparing, self._tried = wanted, set()
         try:
-            calls = self._engine.unready(
+            calls = self._engine.missing_calls(
                 self._warm_up_sizes, self._warm_up_batch, wanted.vocabulary, wanted.settings
             )
         except Exception as error:

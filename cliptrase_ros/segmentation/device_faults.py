@@ -9,18 +9,18 @@ from contextlib import suppress
 
 import torch
 
-#: Held while a CUDA graph is captured, and by whatever concerns a device as a whole: waiting for
-#: it or giving its memory back ends a capture in another thread.
+#: Held while a CUDA graph is captured, and for whatever concerns a device as a whole: waiting for
+#: it, or giving its memory back, breaks a capture in another thread.
 whole_device = threading.RLock()
 
 # The allocator, the runtime, the driver, Triton and NVIDIA's libraries each have their own words.
-# A library that cannot be initialised has had no memory for its handle more often than not.
+# A library that "was not initialised" has mostly had no memory for its handle.
 _LACK_OF_MEMORY = re.compile(
     r'(CUDA|cuDNN|Triton).*out of memory|_OUT_OF_MEMORY|_ALLOC(ATION)?_FAILED'
     r'|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED'
 )
 
-# The device goes on, but nothing that this program does on it ever works.
+# Messages of a device that is in order, but on which this program can never run anything.
 _UNFIT = re.compile(
     r'no kernel image is available|device kernel image is invalid|ARCH_MISMATCH'
     r'|unsupported toolchain|no CUDA-capable device|driver version is insufficient'
@@ -28,17 +28,17 @@ _UNFIT = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device has too little memory: a smaller batch may help, or waiting.
+    """Whether the device has too little memory, so that a smaller batch may help, or waiting.
 
-    So it is as well where the lack of memory led to the error that was raised last.
+    It counts as well if the error was raised while such an error was handled.
     """
-    return any(map(_tells_lack_of_memory, _with_contexts(error)))
+    return any(map(_lacks_memory, _with_contexts(error)))
 
 
 def is_device_lost(error: BaseException, device: torch.device) -> bool:
-    """Whether a device does not work any more: every later call in this process fails as well.
+    """Whether the device does not work any more, so that later calls in this process fail as well.
 
-    Most errors do not tell, so the device is asked; this waits for all its work.
+    Most errors do not tell, so the device is asked, which waits for all its work.
     """
     return isinstance(error, RuntimeError) and (
         _UNFIT.search(str(error)) is not None or _still_raises(device)
@@ -46,25 +46,25 @@ def is_device_lost(error: BaseException, device: torch.device) -> bool:
 
 
 def give_memory_back() -> None:
-    """Collect garbage, and give what is free of the device's memory to whoever asks for it."""
+    """Collect garbage, and give the device's memory that PyTorch keeps but does not use back."""
     gc.collect()
     if not torch.cuda.is_initialized():
         return
-    # Of a device that is lost nothing can be had back.
+    # A lost device raises, and has nothing to give back.
     with whole_device, suppress(RuntimeError):
         torch.cuda.empty_cache()
 
 
 def release_frames(error: BaseException) -> None:
-    """Empty the frames of the stack that an error holds, whose variables hold tensors."""
-    for one in _with_contexts(error):
-        traceback.clear_frames(one.__traceback__)
+    """Clear the local variables in an error's traceback, which keep tensors alive."""
+    for raised in _with_contexts(error):
+        traceback.clear_frames(raised.__traceback__)
 
 
 def describe(error: BaseException) -> str:
-    """Kinds and first lines of an error and of those during whose handling it was raised."""
+    """Type and first line of an error, and of those during whose handling it was raised."""
     return '; after '.join(
-        f'{type(one).__name__}: {_first_line(one)[:200]}' for one in _with_contexts(error)
+        f'{type(raised).__name__}: {_first_line(raised)[:200]}' for raised in _with_contexts(error)
     )
 
 
@@ -72,7 +72,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition('\n')[0]
 
 
-def _tells_lack_of_memory(error: BaseException) -> bool:
+def _lacks_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _LACK_OF_MEMORY.search(str(error)) is not None
     )
@@ -81,12 +81,12 @@ def _tells_lack_of_memory(error: BaseException) -> bool:
 def _still_raises(device: torch.device) -> bool:
     if device.type != 'cuda' or not torch.cuda.is_initialized():
         return False
-    # The first wait may be told of what has happened before.
-    _raises(device)
-    return _raises(device)
+    # The first wait may only report what happened before.
+    _raises_at_wait(device)
+    return _raises_at_wait(device)
 
 
-def _raises(device: torch.device) -> bool:
+def _raises_at_wait(device: torch.device) -> bool:
     try:
         with whole_device:
             torch.cuda.synchronize(device)
@@ -96,8 +96,9 @@ def _raises(device: torch.device) -> bool:
 
 
 def _with_contexts(error: BaseException) -> Iterator[BaseException]:
-    met = []
-    while error is not None and error not in met:
+    """An error, and those during whose handling it was raised, latest first."""
+    seen = []
+    while error is not None and error not in seen:
         yield error
-        met.append(error)
+        seen.append(error)
         error = error.__cause__ or error.__context__

@@ -5,33 +5,33 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 
-_kept: ContextVar[dict | None] = ContextVar('kept', default=None)
+_cache: ContextVar[dict | None] = ContextVar('cache', default=None)
 
 
 @contextmanager
-def kept_in(constants: dict) -> Iterator[None]:
-    """Within it, what a `constant` function returned is looked up there, and added if need be."""
-    token = _kept.set(constants)
+def reuse_constants_in(cache: dict) -> Iterator[None]:
+    """Within it, `constant` functions look up there what they returned before, and add to it."""
+    token = _cache.set(cache)
     try:
         yield
     finally:
-        _kept.reset(token)
+        _cache.reset(token)
 
 
 def constant(function: Callable) -> Callable:
-    """Let a function of hashable arguments make its tensors once within `kept_in`.
+    """Let a function of hashable arguments make its tensors once within `reuse_constants_in`.
 
-    They must not be changed in place. Elsewhere it is called as it is.
+    They must not be changed in place. Elsewhere the function is called as it is.
     """
 
     @wraps(function)
-    def made_once(*arguments):
-        constants = _kept.get()
-        if constants is None:
+    def call_once(*arguments):
+        cache = _cache.get()
+        if cache is None:
             return function(*arguments)
         key = (function, arguments)
-        if key not in constants:
-            constants[key] = function(*arguments)
-        return constants[key]
+        if key not in cache:
+            cache[key] = function(*arguments)
+        return cache[key]
 
-    return made_once
+    return call_once

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 import torch
 
 
-class _Changed:
-    """A setting that is changed as long as any thread is within.
+class _WhileInUse:
+    """A context manager that changes a setting as long as any thread is within it.
 
-    change: makes the change and returns what puts back what was there before.
+    Args:
+        change: Makes the change; returns a function that undoes it.
     """
 
     def __init__(self, change: Callable[[], Callable[[], None]]):
@@ -21,24 +22,24 @@ class _Changed:
     def __enter__(self) -> None:
         with self._lock:
             if self._users == 0:
-                self._put_back = self._change()
+                self._undo = self._change()
             self._users += 1
 
     def __exit__(self, *error) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                self._put_back()
+                self._undo()
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Within it products of float32 numbers have float32's precision, whatever the program set.
 
-    That is TF32 on CUDA (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which NVIDIA's containers set, asks
-    for it too), bfloat16 in oneDNN on a CPU, and autocast. Also a decorator.
+    A program may have asked for TF32 on CUDA (so does TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which
+    NVIDIA's containers set), for bfloat16 in oneDNN on a CPU, or for autocast. Also a decorator.
     """
-    # Autocast is each thread's own.
+    # Each thread has its own autocast.
     cast = [device for device in ('cpu', 'cuda') if torch.is_autocast_enabled(device)]
     try:
         for device in cast:
@@ -51,39 +52,36 @@ def exact_float32() -> Iterator[None]:
 
 
 def _ask_for_full_precision() -> Callable[[], None]:
-    settings = _precisions()
-    found = [setting.fp32_precision for setting, _ in settings]
-    # What equals the setting above it follows it, and has to follow it again.
+    settings = _precision_settings()
+    values = [setting.fp32_precision for setting, _ in settings]
+    # A value that equals its parent's is inherited ('none'), and has to be inherited again.
     before = [
-        'none' if value == above.fp32_precision else value
-        for value, (_, above) in zip(found, settings, strict=True)
+        'none' if value == parent.fp32_precision else value
+        for value, (_, parent) in zip(values, settings, strict=True)
     ]
-    if settings and not {'tf32', 'bf16'} & set(found):
+    if settings and not {'tf32', 'bf16'} & set(values):
         return lambda: None
     _set_precisions(['ieee'] * len(settings))
-    # The older interface: where the two disagree, whoever reads it gets an error.
+    # The older interface has to agree, or reading it raises.
     matmul = torch.get_float32_matmul_precision()
     if matmul != 'highest':
         torch.set_float32_matmul_precision('highest')
 
-    def put_back() -> None:
+    def undo() -> None:
         if matmul != 'highest':
             torch.set_float32_matmul_precision(matmul)
         _set_precisions(before)
 
-    return put_back
+    return undo
 
 
 def _set_precisions(values: list[str]) -> None:
-    for value, (setting, _) in zip(values, _precisions(), strict=True):
+    for value, (setting, _) in zip(values, _precision_settings(), strict=True):
         setting.fp32_precision = value
 
 
-def _precisions() -> tuple:
-    """Pairs of the settings that the engine depends on, and those above them.
-
-    PyTorch before 2.9 has none of them.
-    """
+def _precision_settings() -> tuple:
+    """Pairs of a setting that the engine depends on and its parent; none before PyTorch 2.9."""
     backends = torch.backends
     if not hasattr(backends, 'fp32_precision'):
         return ()
@@ -96,7 +94,7 @@ def _precisions() -> tuple:
 
 def _turn_off_cudnn_attention() -> Callable[[], None]:
     backends = torch.backends.cuda
-    # A program that wants no other kind keeps it.
+    # A program that has switched the others off wants cuDNN's, and keeps it.
     if not (
         backends.cudnn_sdp_enabled()
         and backends.flash_sdp_enabled()
@@ -107,8 +105,8 @@ def _turn_off_cudnn_attention() -> Callable[[], None]:
     return lambda: backends.enable_cudnn_sdp(True)
 
 
-_full_precision = _Changed(_ask_for_full_precision)
+_full_precision = _WhileInUse(_ask_for_full_precision)
 
-#: Within it attention on CUDA is not cuDNN's, which makes a plan for each new number of images and
-#: patches.
-no_cudnn_attention = _Changed(_turn_off_cudnn_attention)
+#: Within it attention on CUDA is not cuDNN's, which spends time on a plan for each new number of
+#: images and patches.
+no_cudnn_attention = _WhileInUse(_turn_off_cudnn_attention)

@@ -1,7 +1,7 @@
 """Images and a vocabulary to label images: the one entry point of the engine."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from cliptrase_ros.segmentation.method.sam import MaskSource, Sam, vote_in_masks
-from cliptrase_ros.segmentation.method.smoothing import FrameHistory, HistoryKey, gather, separate
+from cliptrase_ros.segmentation.method.smoothing import (
+    FrameHistory,
+    HistoryKey,
+    split_history,
+    stack_histories,
+)
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
 from cliptrase_ros.segmentation.model.preprocessing import Framing, check_aspect_ratio, framing_of
@@ -29,9 +34,10 @@ from cliptrase_ros.segmentation.model.weights import (
 from cliptrase_ros.segmentation.process_settings import no_cudnn_attention
 from cliptrase_ros.segmentation.run.graphs import (
     LARGEST_BATCH,
-    CudaGraphs,
     FixedCalls,
+    GraphQueue,
     HostLabels,
+    PendingLabels,
     batches,
 )
 from cliptrase_ros.segmentation.run.pipeline import Pipeline
@@ -43,15 +49,14 @@ from cliptrase_ros.segmentation.settings import (
 )
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary
 
-#: Of a pixel without a label, in what `Segmenter.label_indices` gives.
-NO_INDEX = -1
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedVocabulary:
     """A vocabulary with the features of its phrases, ready for `Segmenter.segment`.
 
-    table: its label columns, one a class and one a background phrase, on the model's device.
+    Attributes:
+        vocabulary: The words.
+        table: Their label columns, one a class and one a background phrase, on the model's device.
     """
 
     vocabulary: Vocabulary
@@ -66,10 +71,12 @@ class EncodedVocabulary:
 class Segmentation:
     """Labels of one image, inseparable from the vocabulary they speak of.
 
-    label: uint8 (H, W), class ids of the vocabulary, 255 = unlabelled.
-    confidence: uint8 (H, W), 0..255 for a probability of 0..1 of the label that was chosen,
-    also where `label` is 255 because of it.
-    history: for `Segmenter.segment` of the camera's next image, with `smoothing`; else None.
+    Attributes:
+        label: uint8 (H, W), class ids of the vocabulary, 255 where a pixel is unlabelled.
+        confidence: uint8 (H, W), 0..255 for a probability of 0..1 of the label that was chosen,
+            also where `label` is 255 because it was too low.
+        vocabulary: What the ids mean.
+        history: For `Segmenter.segment` of the camera's next image, with `smoothing`; else None.
     """
 
     label: np.ndarray
@@ -78,13 +85,52 @@ class Segmentation:
     history: FrameHistory | None = field(default=None, repr=False, compare=False)
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Images of one size to be labelled in one call, and how.
+
+    Attributes:
+        positions: Of the images among all that were handed over.
+        images: uint8 (H, W, 3) RGB each.
+        histories: Of the frame before each.
+        key: Of these frames, where the method smooths; else None.
+        framing: What the network sees of them.
+        method: How they are labelled.
+        table: Label columns, without padding, on the segmenter's device.
+        min_confidence: 0..1.
+    """
+
+    positions: Sequence[int]
+    images: Sequence[np.ndarray]
+    histories: Sequence[FrameHistory | None]
+    key: HistoryKey | None
+    framing: Framing
+    method: Method
+    table: LabelTable
+    min_confidence: float
+
+    def part(self, indices: Sequence[int]) -> '_Batch':
+        """Some of the images, by their index in this batch."""
+        return replace(
+            self,
+            positions=[self.positions[i] for i in indices],
+            images=[self.images[i] for i in indices],
+            histories=[self.histories[i] for i in indices],
+        )
+
+
 class Segmenter:
     """Segments images into the classes of a vocabulary with a frozen CLIP model.
 
     For one thread at a time. On CUDA every kind of call (size, settings, number of images) is
     captured as a graph when it has come several times; `warm_up` does so beforehand.
 
-    fixed_calls: the graphs; None, as on a CPU, labels without them.
+    Attributes:
+        fixed_calls: The graphs; None, as on a CPU, labels without them.
+        pipeline: From frames to labels, in tensors.
+        mask_source: Masks for refinement `sam`, or None.
+        device: Where it labels.
+        name: Of the model, for people.
     """
 
     fixed_calls: FixedCalls | None
@@ -103,10 +149,20 @@ class Segmenter:
     ):
         """Take over an open_clip CLIP model.
 
-        mean, std: of its training pixels, RGB, for values 0..1. precision: of the image tower,
-        `float32`, `float16` or `bfloat16`; correlation, clusters and logits are float32 always.
-        name: the model's, for people. text_cache: folder in which features of phrases are kept;
-        None for none. mask_source: for refinement `sam`. Raises UnsupportedModelError.
+        Args:
+            model: The model; it moves to the device.
+            tokenizer: Texts to int64 (B, context length).
+            mean: Of the model's training pixels, RGB, for values 0..1.
+            std: The same for their standard deviation.
+            device: Where to label.
+            precision: Of the image tower: `float32`, `float16` or `bfloat16`. Correlation, clusters
+                and logits are always float32.
+            name: The model's, for people.
+            text_cache: Folder in which features of phrases are kept; None for none.
+            mask_source: Masks for refinement `sam`.
+
+        Raises:
+            UnsupportedModelError: The image tower is not a plain vision transformer.
         """
         self.mask_source = mask_source
         self.device = _with_index(torch.device(device))
@@ -125,25 +181,36 @@ class Segmenter:
             dtype,
         )
         on_cuda = self.device.type == 'cuda'
-        self.fixed_calls = FixedCalls(self.pipeline, CudaGraphs(self.device)) if on_cuda else None
+        self.fixed_calls = FixedCalls(self.pipeline, GraphQueue(self.device)) if on_cuda else None
 
     def to(self, device: str, precision: str = 'auto') -> 'Segmenter':
-        """A segmenter with the same model on another device, in place of this one.
+        """Move the model itself, and a SAM with it; this segmenter must not be used any more.
 
-        The model itself moves, and a SAM with it, so this segmenter must not be used any more.
-        Weights that were rounded to half precision stay rounded. device, precision: as
-        `load_segmenter` takes them.
+        Weights that were rounded to half precision stay rounded.
+
+        Args:
+            device: See `weights.select_device`.
+            precision: See `load_segmenter`.
+
+        Returns:
+            A segmenter on the other device.
         """
         selected = select_device(device)
-        _check_precision(precision)
+        precision = _resolve_precision(precision, selected)
         if self.fixed_calls is not None:
             self.fixed_calls.clear()
         if isinstance(self.mask_source, Sam):
             self.mask_source.to(selected)
-        return _segmenter(self._loaded, selected, precision, self._text_cache, self.mask_source)
+        return _make_segmenter(
+            self._loaded, selected, precision, self._text_cache, self.mask_source
+        )
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Raise VocabularyError for a phrase the text tower cannot read. Takes milliseconds."""
+        """Look for phrases that the text tower cannot read, which takes milliseconds.
+
+        Raises:
+            VocabularyError: For the first of them.
+        """
         self._text.check(vocabulary.phrases)
 
     def missing_phrases(self, vocabulary: Vocabulary) -> list[str]:
@@ -166,20 +233,13 @@ class Segmenter:
         return 1 if self.device.type == 'cpu' else 12
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
-        """Encode every phrase not met before. Raises VocabularyError as `check_vocabulary` does."""
-        return EncodedVocabulary(
-            vocabulary,
-            self._label_table(vocabulary, vocabulary.ids, UNLABELLED, UNLABELLED, torch.uint8),
-        )
+        """Encode every phrase that was not met before.
 
-    def index_table(self, vocabulary: Vocabulary) -> LabelTable:
-        """Label columns for `label_indices`, of any number of classes.
-
-        Ids do not count: a class's label is its position, int16; the background's is the number
-        of classes. Raises VocabularyError as `check_vocabulary` does.
+        Raises:
+            VocabularyError: As `check_vocabulary` does.
         """
-        count = len(vocabulary.classes)
-        return self._label_table(vocabulary, range(count), NO_INDEX, count, torch.int16)
+        table = self._label_table(vocabulary, vocabulary.ids, UNLABELLED, UNLABELLED, torch.uint8)
+        return EncodedVocabulary(vocabulary, table)
 
     def _label_table(
         self,
@@ -189,6 +249,10 @@ class Segmenter:
         background: int,
         dtype: torch.dtype,
     ) -> LabelTable:
+        """Label columns with ids for the classes, and for what has no label or is background.
+
+        `evaluation.class_indices` uses this too, for ids that are no class ids.
+        """
         self.check_vocabulary(vocabulary)
         columns = [column for column, c in enumerate(vocabulary.classes) for _ in c.phrases]
         first_background = len(vocabulary.classes)
@@ -205,14 +269,21 @@ class Segmenter:
     ) -> None:
         """Make ready for images like these, so that the first of them is not slower than others.
 
-        sizes: (height, width) of images, pixels. batch: most images of one size in one call.
-        On CUDA it captures the graphs of such calls, for any vocabulary of about this size. Raises
-        torch.OutOfMemoryError where the batch is too large for the device.
+        On CUDA it captures the graphs of such calls, for any vocabulary of about this size.
+
+        Args:
+            sizes: (height, width) of images, pixels.
+            batch: Most images of one size in one call.
+            settings: How images will be segmented.
+            vocabulary: Into which classes.
+
+        Raises:
+            torch.OutOfMemoryError: The batch is too large for the device.
         """
         for size in sizes:
-            for count in self._counts(batch):
+            for count in self._batch_sizes(batch):
                 if self.fixed_calls is not None:
-                    self.fixed_calls.announce(size, count)
+                    self.fixed_calls.reserve(size, count)
                 self.make_ready(size, count, settings, vocabulary)
 
     @torch.inference_mode()
@@ -226,10 +297,10 @@ class Segmenter:
         """Make ready for so many images of a size in one call; see `warm_up`."""
         if self.fixed_calls is not None:
             framing, table = self._framing(size, settings, settings.method), vocabulary.table
-            self.fixed_calls.make(count, framing, settings.method, table.to(self.device))
+            self.fixed_calls.prepare(count, framing, settings.method, table.to(self.device))
         self.segment([np.zeros((*size, 3), np.uint8)] * count, vocabulary, settings)
 
-    def unready(
+    def missing_calls(
         self,
         sizes: Iterable[tuple[int, int]],
         batch: int,
@@ -238,20 +309,21 @@ class Segmenter:
     ) -> list[tuple[tuple[int, int], int]]:
         """What to `make_ready` before labels are made with these settings and words.
 
-        sizes, batch: as for `warm_up`. What is ready for other settings and words counts as well.
-        Returns (size, count) of each call; none where there are no graphs.
+        These are the calls that are ready for other settings or words, and those for images of
+        these sizes, up to `batch` at a time; see `warm_up`.
+
+        Returns:
+            Size (height, width) and number of images of each call; none where there are no graphs.
         """
         if self.fixed_calls is None:
             return []
-        wanted = [(size, count) for size in sizes for count in self._counts(batch)]
+        wanted = [(size, count) for size in sizes for count in self._batch_sizes(batch)]
+        method = settings.method
         return [
             (size, count)
-            for size, count in dict.fromkeys([*self.fixed_calls.served, *wanted])
-            if self.fixed_calls.lacks(
-                count,
-                self._framing(size, settings, settings.method),
-                settings.method,
-                vocabulary.table,
+            for size, count in dict.fromkeys([*self.fixed_calls.sizes, *wanted])
+            if self.fixed_calls.is_missing(
+                count, self._framing(size, settings, method), method, vocabulary.table
             )
         ]
 
@@ -260,160 +332,170 @@ class Segmenter:
         images: Sequence[np.ndarray],
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings | None = None,
-        before: Sequence[FrameHistory | None] = (),
+        histories: Sequence[FrameHistory | None] = (),
     ) -> list[Segmentation]:
         """Segment images, those of equal size as one batch.
 
-        images: uint8 (H, W, 3) RGB each. before: with `smoothing`, for each the memory of the
-        same camera's image before, None where there is none; one of another vocabulary, size or
-        settings is left out of account. Returns one Segmentation an image, in order.
-        Raises ValueError for an array of another shape or dtype, torch.OutOfMemoryError where the
-        device has too little memory for them.
+        Args:
+            images: uint8 (H, W, 3) RGB each.
+            vocabulary: The classes, from `encode_vocabulary`.
+            settings: How; None for the defaults.
+            histories: With `smoothing`, for each image the `Segmentation.history` of the same
+                camera's image before, None where there is none. One of another vocabulary, size or
+                settings is not used.
+
+        Returns:
+            One segmentation an image, in order.
+
+        Raises:
+            ValueError: For an array of another shape or dtype.
+            torch.OutOfMemoryError: The device has too little memory for them.
         """
         settings = settings or SegmentationSettings()
+        labelled = self._label_images(
+            images, vocabulary.table, settings, settings.method, histories
+        )
         return [
-            Segmentation(label, confidence, vocabulary.vocabulary, memory)
-            for label, confidence, memory in self._run(
-                images, vocabulary.table, settings, settings.method, before
-            )
+            Segmentation(label, confidence, vocabulary.vocabulary, history)
+            for label, confidence, history in labelled
         ]
 
-    def label_indices(
-        self,
-        images: Sequence[np.ndarray],
-        table: LabelTable,
-        settings: SegmentationSettings,
-        method: Method | None = None,
-    ) -> list[np.ndarray]:
-        """Label images for benchmarks, whose classes may be more than ids are.
-
-        images: as for `segment`. table: from `index_table`. method: instead of the one that the
-        settings stand for. Returns int16 (H, W) each: positions of classes, the number of
-        classes for the background, `NO_INDEX` where there is no label.
-        """
-        method = method or settings.method
-        return [label for label, _, _ in self._run(images, table, settings, method)]
-
     @torch.inference_mode()
-    def _run(
+    def _label_images(
         self,
         images: Sequence[np.ndarray],
         table: LabelTable,
         settings: SegmentationSettings,
         method: Method,
-        before: Sequence[FrameHistory | None] = (),
+        histories: Sequence[FrameHistory | None] = (),
     ) -> list[tuple[np.ndarray, np.ndarray, FrameHistory | None]]:
-        """Label, confidence and memory of each image."""
+        """Label, confidence and new history of each image.
+
+        `evaluation.class_indices` uses this too, for methods and tables that `segment` has not.
+        """
         if settings.refinement == 'sam' and self.mask_source is None:
             raise ValueError(
                 "refinement is 'sam', but no SAM was loaded; give the folder of one as sam_model"
             )
-        before = before or [None] * len(images)
-        if len(before) != len(images):
-            raise ValueError(f'{len(before)} histories for {len(images)} images')
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for position, image in enumerate(images):
-            _check_image(image)
-            by_size.setdefault(image.shape[:2], []).append(position)
-        running = [
-            (
-                batch,
-                self._start(
-                    [images[p] for p in batch], table, settings, method, [before[p] for p in batch]
-                ),
-            )
-            for positions in by_size.values()
-            for batch in self._batches(positions)
+        histories = histories or [None] * len(images)
+        if len(histories) != len(images):
+            raise ValueError(f'{len(histories)} histories for {len(images)} images')
+        started = [
+            (batch, self._start(batch))
+            for batch in self._make_batches(images, table, settings, method, histories)
         ]
         results = [None] * len(images)
-        for batch, finish in running:
-            labelled = finish()
-            histories = labelled.histories or [None] * len(batch)
-            for position, *result in zip(
-                batch, labelled.label, labelled.confidence, histories, strict=True
-            ):
-                results[position] = tuple(result)
-        if settings.refinement == 'sam':
-            masks = self.mask_source(images)
-            return [
-                (*vote_in_masks(label, confidence, some), memory)
-                for (label, confidence, memory), some in zip(results, masks, strict=True)
-            ]
-        return results
+        for batch, labels in started:
+            if isinstance(labels, PendingLabels):
+                labels = self._finish(batch, labels)
+            new_histories = labels.histories or [None] * len(batch.images)
+            labelled = zip(labels.label, labels.confidence, new_histories, strict=True)
+            for position, result in zip(batch.positions, labelled, strict=True):
+                results[position] = result
+        if settings.refinement != 'sam':
+            return results
+        return [
+            (*vote_in_masks(label, confidence, masks), history)
+            for (label, confidence, history), masks in zip(
+                results, self.mask_source(images), strict=True
+            )
+        ]
 
-    def _counts(self, batch: int) -> list[int]:
-        """Images of one call, for up to so many at a time."""
-        counts = [1]
-        while self.fixed_calls is not None and 2 * counts[-1] <= min(batch, LARGEST_BATCH):
-            counts.append(2 * counts[-1])
-        return counts
-
-    def _batches(self, positions: list[int]) -> Iterator[list[int]]:
-        if self.fixed_calls is None:
-            yield positions
-            return
-        remaining = iter(positions)
-        for size in batches(len(positions)):
-            yield list(islice(remaining, size))
-
-    def _framing(
-        self, source: tuple[int, int], settings: SegmentationSettings, method: Method
-    ) -> Framing:
-        return framing_of(
-            method.frame, tuple(source), settings.resolution, self.pipeline.backbone.patch_size
-        )
-
-    def _start(
+    def _make_batches(
         self,
         images: Sequence[np.ndarray],
         table: LabelTable,
         settings: SegmentationSettings,
         method: Method,
-        before: Sequence[FrameHistory | None],
-    ) -> Callable[[], HostLabels]:
-        """Begin to label images of one size; what is returned waits for the labels."""
-        framing = self._framing(images[0].shape[:2], settings, method)
-        kind = None
-        if method.smoothing:
-            kind = HistoryKey(table.words_digest, framing, method, self.device)
-        table = table.to(self.device)
-
-        def label_exactly(some: Sequence[int]) -> HostLabels:
-            frames = torch.from_numpy(np.stack([images[i] for i in some])).to(self.device)
-            min_confidence = torch.tensor(settings.min_confidence, device=self.device)
-            memory = None
+        histories: Sequence[FrameHistory | None],
+    ) -> list[_Batch]:
+        """Sort images by their size; where there are graphs, into batches that these take."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for position, image in enumerate(images):
+            _check_image(image)
+            by_size.setdefault(image.shape[:2], []).append(position)
+        table_here = table.to(self.device)
+        made = []
+        for size, positions in by_size.items():
+            framing, key = self._framing(size, settings, method), None
             if method.smoothing:
-                nothing = self.pipeline.no_history(1, framing, table)
-                memory = gather([before[i] for i in some], kind, nothing)
-            # Photos of many sizes come this way. What is captured comes again and again.
-            with no_cudnn_attention if self.device.type == 'cuda' else nullcontext():
-                labelled = self.pipeline(
-                    frames, framing, table, min_confidence, method, before=memory
+                key = HistoryKey(table.words_digest, framing, method, self.device)
+            remaining = iter(positions)
+            counts = [len(positions)] if self.fixed_calls is None else batches(len(positions))
+            for count in counts:
+                chosen = list(islice(remaining, count))
+                made.append(
+                    _Batch(
+                        chosen,
+                        [images[position] for position in chosen],
+                        [histories[position] for position in chosen],
+                        key,
+                        framing,
+                        method,
+                        table_here,
+                        settings.min_confidence,
+                    )
                 )
-            return HostLabels(
-                *(tensor.cpu().numpy() for tensor in labelled.tensors),
-                labelled.history and separate(labelled.history, kind),
-            )
+        return made
 
+    def _start(self, batch: _Batch) -> PendingLabels | HostLabels:
+        """Begin to label a batch through its graph, or label it at once where it has none."""
         call = None
         if self.fixed_calls is not None:
-            call = self.fixed_calls.get(len(images), framing, method, table)
+            call = self.fixed_calls.get(len(batch.images), batch.framing, batch.method, batch.table)
         if call is None:
-            labelled = label_exactly(range(len(images)))
-            return lambda: labelled
-        pending = call.start(images, table, settings.min_confidence, before, kind)
+            return self._label_eagerly(batch)
+        return call.start(
+            batch.images, batch.table, batch.min_confidence, batch.histories, batch.key
+        )
 
-        def finish() -> HostLabels:
-            labelled = pending.result()
-            left = np.flatnonzero(~labelled.exact)
-            if len(left):
-                again = label_exactly(left)
-                labelled.label[left], labelled.confidence[left] = again.label, again.confidence
-                for i, memory in zip(left, again.histories or (), strict=False):
-                    labelled.histories[i] = memory
-            return labelled
+    def _finish(self, batch: _Batch, pending: PendingLabels) -> HostLabels:
+        """Wait for labels, and label again what exceeded the bounds of a graph."""
+        labels = pending.result()
+        inexact = np.flatnonzero(~labels.exact)
+        if len(inexact):
+            exact = self._label_eagerly(batch.part(inexact))
+            labels.label[inexact], labels.confidence[inexact] = exact.label, exact.confidence
+            for index, history in zip(inexact, exact.histories or (), strict=False):
+                labels.histories[index] = history
+        return labels
 
-        return finish
+    def _label_eagerly(self, batch: _Batch) -> HostLabels:
+        """Label without a graph, with exact clusters."""
+        frames = torch.from_numpy(np.stack(batch.images)).to(self.device)
+        min_confidence = torch.tensor(batch.min_confidence, device=self.device)
+        history, new_histories = None, None
+        if batch.key is not None:
+            empty = self.pipeline.empty_history(1, batch.framing, batch.table)
+            history = stack_histories(batch.histories, batch.key, empty)
+        # Photos of many sizes are labelled here, and cuDNN would make a plan for each size. What is
+        # captured comes again and again.
+        with no_cudnn_attention if self.device.type == 'cuda' else nullcontext():
+            labelled = self.pipeline(
+                frames,
+                batch.framing,
+                batch.table,
+                min_confidence,
+                batch.method,
+                history=history,
+            )
+        if batch.key is not None:
+            new_histories = split_history(labelled.history, batch.key)
+        return HostLabels(*(t.cpu().numpy() for t in labelled.tensors), new_histories)
+
+    def _batch_sizes(self, most: int) -> list[int]:
+        """Numbers of images of the calls that up to so many images at a time are labelled in."""
+        sizes = [1]
+        while self.fixed_calls is not None and 2 * sizes[-1] <= min(most, LARGEST_BATCH):
+            sizes.append(2 * sizes[-1])
+        return sizes
+
+    def _framing(
+        self, size: tuple[int, int], settings: SegmentationSettings, method: Method
+    ) -> Framing:
+        """What the network sees of images of this (height, width)."""
+        patch_size = self.pipeline.backbone.patch_size
+        return framing_of(method.frame, tuple(size), settings.resolution, patch_size)
 
 
 def load_segmenter(
@@ -427,28 +509,37 @@ def load_segmenter(
 ) -> Segmenter:
     """Load a model and make a Segmenter of it.
 
-    model, pretrained, cache_dir: see `weights.load_model`. device: see `weights.select_device`.
-    precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
     Features of phrases are kept on disk, see `text_cache.default_folder`.
-    threads: of PyTorch and OpenCV in the whole process, see `limit_threads`; None leaves them as
-    they are.
-    sam_model: folder of a SAM for refinement `sam`, see `sam.Sam`; '' for none.
-    Raises weights.ModelError; sam.SamError; ValueError for a device or precision that does not
-    exist.
+
+    Args:
+        model: See `weights.load_model`.
+        pretrained: See `weights.load_model`.
+        device: See `weights.select_device`.
+        precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
+        cache_dir: See `weights.load_model`.
+        threads: Of PyTorch and OpenCV in the whole process, see `limit_threads`; None leaves them
+            as they are.
+        sam_model: Folder of a SAM for refinement `sam`, see `sam.Sam`; '' for none.
+
+    Raises:
+        weights.ModelError: The model cannot be loaded.
+        sam.SamError: The SAM cannot be loaded.
+        ValueError: The device or precision does not exist.
     """
     selected = select_device(device)
-    _check_precision(precision)
+    precision = _resolve_precision(precision, selected)
     if threads is not None:
         limit_threads(threads)
     loaded = load_model(model, pretrained, cache_dir)
     mask_source = Sam(sam_model, selected) if sam_model else None
-    return _segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
+    return _make_segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
 
 
 def limit_threads(threads: int) -> None:
     """Set how many threads PyTorch and OpenCV compute with, in the whole process.
 
-    threads: at least 1. Raises ValueError.
+    Raises:
+        ValueError: For less than 1.
     """
     if threads < 1:
         raise ValueError(f'threads is {threads}; it must be at least 1')
@@ -475,16 +566,13 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _segmenter(
+def _make_segmenter(
     loaded: LoadedModel,
     device: torch.device,
     precision: str,
     text_cache: Path | None,
     mask_source: MaskSource | None,
 ) -> Segmenter:
-    _check_precision(precision)
-    if precision == 'auto':
-        precision = 'float16' if device.type == 'cuda' else 'float32'
     return Segmenter(
         loaded.model,
         loaded.tokenizer,
@@ -498,11 +586,14 @@ def _segmenter(
     )
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in ('auto', *PRECISIONS):
+def _resolve_precision(precision: str, device: torch.device) -> str:
+    if precision == 'auto':
+        return 'float16' if device.type == 'cuda' else 'float32'
+    if precision not in PRECISIONS:
         raise ValueError(
             f'precision is {precision!r}; it must be auto or one of {", ".join(PRECISIONS)}'
         )
+    return precision
 
 
 def _with_index(device: torch.device) -> torch.device:

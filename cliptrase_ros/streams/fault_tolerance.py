@@ -1,9 +1,10 @@
-"""An engine that goes on when the GPU runs out of memory or is lost."""
+"""An engine that goes on when the GPU runs out of memory or is lost, or an image fails."""
 
 import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 
 import numpy as np
@@ -19,13 +20,20 @@ from cliptrase_ros.segmentation.method.smoothing import FrameHistory
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
-from cliptrase_ros.streams.batches import default_batch
 
-#: Without another lack of memory for so long, larger batches are tried again, seconds.
+#: Larger batches are tried again after so long without another lack of memory, seconds.
 REGROWTH_S = 60.0
 
-#: A fault counts as present for so long after it was met last, seconds.
+#: A fault counts as present for so long after it was last met, seconds.
 RECENT_S = 10.0
+
+
+def default_batch(segmenter: Segmenter) -> int:
+    """Images a batch: 8 on a GPU; 1 on a CPU.
+
+    On a CPU a batch takes as long as its images one by one, and the first would wait for the last.
+    """
+    return 1 if segmenter.device.type == 'cpu' else 8
 
 
 class _Fault(Enum):
@@ -33,24 +41,46 @@ class _Fault(Enum):
     LOST = auto()
 
 
-class FaultTolerantEngine:
-    """A Segmenter for one thread that labels on with smaller batches, then on the CPU if it may.
+@dataclass
+class _Attempts:
+    """What was tried in one `segment_each` against lack of memory."""
 
-    make_cpu_segmenter: loads the same model on the CPU; None where that is not wanted. What cannot
-    be labelled is told frame by frame, and nothing is raised.
+    gave_graphs_back: bool = False
+    tried_again: bool = False
+
+
+class FaultTolerantEngine:
+    """A Segmenter for one thread that labels on when its device fails or an image does.
+
+    It gives memory back and makes batches smaller, then goes on on the CPU if it may. An image that
+    fails costs itself alone.
+
+    Attributes:
+        segmenter: The one in use.
+        largest_batch: Most images of one call at the moment.
     """
 
     def __init__(
-        self, segmenter: Segmenter, make_cpu_segmenter: Callable[[], Segmenter] | None = None
+        self,
+        segmenter: Segmenter,
+        make_cpu_segmenter: Callable[[], Segmenter] | None = None,
+        batch: int | None = None,
     ):
+        """Take over a segmenter.
+
+        Args:
+            segmenter: The segmenter.
+            make_cpu_segmenter: Loads the same model on the CPU; None where that is not wanted.
+            batch: Most images of one call; None for `default_batch`.
+        """
         self.segmenter = segmenter
-        #: Most images of one call at the moment.
-        self.largest_batch = default_batch(segmenter)
+        self.largest_batch = batch or default_batch(segmenter)
         self._wanted_batch = self.largest_batch
         self._make_cpu_segmenter = make_cpu_segmenter
-        self._moved: tuple[EncodedVocabulary, EncodedVocabulary] | None = None
         self._is_moved = False
-        self._is_kept = False
+        # The last vocabulary before and after its move to the CPU.
+        self._moved: tuple[EncodedVocabulary, EncodedVocabulary] | None = None
+        self._is_kept_for_ever = False
         self._no_cpu = ''
         self._fault = ''
         self._fault_at = -float('inf')
@@ -58,25 +88,25 @@ class FaultTolerantEngine:
 
     @property
     def fault(self) -> tuple[str, bool]:
-        """What went wrong with the device last ('' for nothing), and whether it still matters.
+        """What last went wrong with the device ('' for nothing), and whether it still matters.
 
-        It does for `RECENT_S`, and as long as the CPU stands in for the device.
+        It matters for `RECENT_S`, and as long as the CPU stands in for the device.
         """
         with self._lock:
             return self._fault, self._is_moved or time.monotonic() - self._fault_at < RECENT_S
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
-        """Encode as the segmenter does, and raise what it raises where the CPU does not help."""
+        """Encode as the segmenter does; raises what it raises where the CPU does not help."""
         tried_again = False
         while True:
             try:
                 return self.segmenter.encode_vocabulary(vocabulary)
             except Exception as error:
-                fault = self._met_fault(error)
+                fault = self._handle_fault(error)
                 if fault is None:
                     raise
                 if fault is _Fault.OUT_OF_MEMORY and not tried_again:
-                    # With the memory that was given back.
+                    # Once more, with the memory that was given back.
                     self._give_graphs_back()
                     tried_again = True
                 elif not self._move_to_cpu():
@@ -91,16 +121,15 @@ class FaultTolerantEngine:
     ) -> None:
         """Make ready for images of a size, in batches no larger than memory allows.
 
-        size: (height, width), pixels. batch: most images at a time. Raises what the engine
-        raises for one.
+        See `Segmenter.warm_up`; raises what that raises for a single image.
         """
         tried_again = False
         while True:
             try:
                 most = min(batch, self.largest_batch)
-                return self.segmenter.warm_up([size], most, settings, self._here(vocabulary))
+                return self.segmenter.warm_up([size], most, settings, self._on_device(vocabulary))
             except Exception as error:
-                fault = self._met_fault(error)
+                fault = self._handle_fault(error)
                 if fault is None:
                     raise
                 if fault is _Fault.OUT_OF_MEMORY and not tried_again and self._give_graphs_back():
@@ -110,20 +139,16 @@ class FaultTolerantEngine:
                 elif not self._move_to_cpu():
                     raise
 
-    def unready(
+    def missing_calls(
         self,
         sizes: Sequence[tuple[int, int]],
         batch: int,
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings,
     ) -> list[tuple[tuple[int, int], int]]:
-        """What to `make_ready` before labels are made with these words and settings.
-
-        sizes: (height, width) of images to be ready for in any case, pixels, up to batch at a time.
-        Returns the size and number of images of each call, to be made ready one by one.
-        """
+        """What to `make_ready` before labels are made so; see `Segmenter.missing_calls`."""
         most = min(batch, self.largest_batch)
-        return self.segmenter.unready(sizes, most, settings, vocabulary)
+        return self.segmenter.missing_calls(sizes, most, settings, vocabulary)
 
     def make_ready(
         self,
@@ -132,12 +157,12 @@ class FaultTolerantEngine:
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings,
     ) -> None:
-        """Make ready for so many images of a size in one call; raises what the engine raises."""
+        """Make ready for so many images of a size in one call; see `Segmenter.make_ready`."""
         try:
-            self.segmenter.make_ready(size, count, settings, self._here(vocabulary))
+            self.segmenter.make_ready(size, count, settings, self._on_device(vocabulary))
         except Exception as error:
             # On the CPU nothing has to be made ready.
-            if self._met_fault(error) is not _Fault.LOST or not self._move_to_cpu():
+            if self._handle_fault(error) is not _Fault.LOST or not self._move_to_cpu():
                 raise
 
     def segment_each(
@@ -145,65 +170,68 @@ class FaultTolerantEngine:
         images: Sequence[np.ndarray],
         vocabulary: EncodedVocabulary,
         settings: SegmentationSettings,
-        before: Sequence[FrameHistory | None] = (),
+        histories: Sequence[FrameHistory | None] = (),
     ) -> list[Segmentation | Exception]:
-        """Segment images in as few calls as memory allows.
+        """Segment images in as few calls as memory allows; see `Segmenter.segment`.
 
-        images: uint8 (H, W, 3) RGB each. before: see `Segmenter.segment`. Returns, for each, its
-        segmentation or what was raised.
+        Returns:
+            For each image its segmentation, or what was raised; nothing is raised here.
         """
         self._regrow()
-        before = before or [None] * len(images)
+        histories = histories or [None] * len(images)
         results: list[Segmentation | Exception] = []
-        tried_again = gave_graphs_back = False
+        attempts = _Attempts()
         while len(results) < len(images):
             part = slice(len(results), len(results) + self.largest_batch)
-            batch, histories = images[part], [self._if_here(memory) for memory in before[part]]
             try:
                 results += self.segmenter.segment(
-                    batch, self._here(vocabulary), settings, histories
+                    images[part], self._on_device(vocabulary), settings, histories[part]
                 )
             except Exception as error:
-                fault = self._met_fault(error)
-                lacks_memory = fault is _Fault.OUT_OF_MEMORY
-                if fault is None:
+                count = len(images[part])
+                fault = self._handle_fault(error)
+                if fault is None and count > 1:
                     # One of them may be at fault, and must not take the others with it.
-                    results += self._one_by_one(batch, vocabulary, settings, histories, error)
-                elif lacks_memory and not gave_graphs_back and self._give_graphs_back():
-                    # The same batch again: without graphs it may fit.
-                    gave_graphs_back = True
-                elif lacks_memory and len(batch) > 1:
-                    self.largest_batch = len(batch) // 2
-                elif lacks_memory and not tried_again:
-                    # With the memory that was given back.
-                    tried_again = True
-                elif not self._move_to_cpu():
-                    results += [error] * len(batch)
+                    for image, history in zip(images[part], histories[part], strict=True):
+                        results += self.segment_each([image], vocabulary, settings, [history])
+                elif fault is None or not self._try_remedy(fault, count, attempts):
+                    results += [error] * count
         return results
 
-    def _one_by_one(
-        self, batch, vocabulary, settings, histories, error
-    ) -> list[Segmentation | Exception]:
-        if len(batch) == 1:
-            return [error]
-        return [
-            self.segment_each([image], vocabulary, settings, [memory])[0]
-            for image, memory in zip(batch, histories, strict=True)
-        ]
+    def _try_remedy(self, fault: _Fault, count: int, attempts: _Attempts) -> bool:
+        """Change something that may help against a fault of a call; False where nothing is left.
 
-    def _met_fault(self, error: Exception) -> _Fault | None:
-        """What an error says about the device; None where the device is not to blame."""
+        count: images of the call.
+        """
+        if fault is _Fault.OUT_OF_MEMORY:
+            if not attempts.gave_graphs_back and self._give_graphs_back():
+                attempts.gave_graphs_back = True
+                return True
+            if count > 1:
+                self.largest_batch = count // 2
+                return True
+            if not attempts.tried_again:
+                # Once more, with the memory that was given back.
+                attempts.tried_again = True
+                return True
+        return self._move_to_cpu()
+
+    def _handle_fault(self, error: Exception) -> _Fault | None:
+        """Note what an error says about the device, and give back the memory that it holds.
+
+        Returns None, and does nothing, where the device is not to blame.
+        """
         if is_device_lost(error, self.segmenter.device):
             fault = _Fault.LOST
         elif is_out_of_memory(error):
             fault = _Fault.OUT_OF_MEMORY
         else:
             return None
-        if fault is _Fault.LOST and not self._is_kept:
-            # Never freed: pinned memory that goes tells the device so, and on a lost one that
-            # ends the process.
+        if fault is _Fault.LOST and not self._is_kept_for_ever:
+            # Never freed: freeing pinned memory calls the device, which ends the process where the
+            # device is lost.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.segmenter))
-            self._is_kept = True
+            self._is_kept_for_ever = True
         with self._lock:
             self._fault = describe(error) + self._no_cpu
             self._fault_at = time.monotonic()
@@ -241,15 +269,10 @@ class FaultTolerantEngine:
         give_memory_back()
         return True
 
-    def _here(self, vocabulary: EncodedVocabulary) -> EncodedVocabulary:
-        """The vocabulary where the segmenter is now; a lost device gives nothing back."""
+    def _on_device(self, vocabulary: EncodedVocabulary) -> EncodedVocabulary:
+        """The vocabulary where the segmenter is now; from a lost device nothing can be copied."""
         if not self._is_moved or vocabulary.table.features.device == self.segmenter.device:
             return vocabulary
         if self._moved is None or self._moved[0] is not vocabulary:
             self._moved = vocabulary, self.segmenter.encode_vocabulary(vocabulary.vocabulary)
         return self._moved[1]
-
-    def _if_here(self, memory: FrameHistory | None) -> FrameHistory | None:
-        if memory is None or memory.history.probability.device != self.segmenter.device:
-            return None
-        return memory

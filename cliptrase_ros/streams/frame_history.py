@@ -2,8 +2,8 @@
 
 from cliptrase_ros.segmentation.method.smoothing import FrameHistory
 
-#: Age of a frame from which it says nothing about the next one of its camera.
-REMEMBERED_NS = 1_000_000_000
+#: Longest time between two frames of a camera over which its history is of use.
+MAX_GAP_NS = 1_000_000_000
 
 
 class CameraHistories:
@@ -13,14 +13,14 @@ class CameraHistories:
         self._latest: dict[str, tuple[int, FrameHistory]] = {}
 
     def before(self, camera: str, time_ns: int) -> FrameHistory | None:
-        """Memory of the camera's frame before this one; None after a gap or a jump back."""
-        last_ns, memory = self._latest.get(camera, (0, None))
+        """History of the camera's frame before this time; None after a gap or a jump back."""
+        last_ns, history = self._latest.get(camera, (0, None))
         # A driver may repeat a stamp: that is no gap.
-        return memory if 0 <= time_ns - last_ns <= REMEMBERED_NS else None
+        return history if 0 <= time_ns - last_ns <= MAX_GAP_NS else None
 
-    def keep(self, camera: str, time_ns: int, memory: FrameHistory | None) -> None:
+    def keep(self, camera: str, time_ns: int, history: FrameHistory | None) -> None:
         """Keep what a frame leaves; None forgets."""
-        if memory is None:
+        if history is None:
             self._latest.pop(camera, None)
         else:
-            self._latest[camera] = time_ns, memory
+            self._latest[camera] = time_ns, history

@@ -8,11 +8,12 @@ class RateLimiter:
         self._due_ns: int | None = None
 
     def wait_ns(self, now_ns: int, rate: float) -> int:
-        """Nanoseconds until a frame is due, 0 if it is now. rate: frames a second, 0 = any."""
+        """Nanoseconds until a frame is due, 0 if it is now; rate in frames a second, 0 for any."""
         if rate <= 0 or self._due_ns is None:
             return 0
         wait = self._due_ns - now_ns
-        # Longer than a period cannot be: the clock ran backwards (a bag loops), or the rate rose.
+        # A wait longer than a period means that the clock ran backwards (a bag loops) or the rate
+        # rose; the frame is due then.
         return wait if 0 < wait <= _period_ns(rate) else 0
 
     def take(self, now_ns: int, rate: float) -> None:
@@ -21,8 +22,8 @@ class RateLimiter:
             return
         period = _period_ns(rate)
         due = now_ns if self._due_ns is None else self._due_ns
-        # From the time it was due, so that small delays do not add up to a lower rate; but a
-        # long pause earns no burst.
+        # Counted from the time it was due, so that small delays do not add up to a lower rate; but
+        # after a long pause from now, so that it earns no burst.
         self._due_ns = (due if 0 <= now_ns - due < period else now_ns) + period
 
 

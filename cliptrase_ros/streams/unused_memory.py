@@ -5,8 +5,8 @@ import ctypes
 import time
 from collections.abc import Hashable, Iterable
 
-#: Kinds of images in use at a time: those of the cameras, and what comes with them.
-_KINDS = 16
+#: Kinds of images remembered at a time: those of the cameras, and what comes with them.
+_MOST_KINDS = 16
 
 #: Giving memory back makes the next images fetch it again, so not more often than this, seconds.
 _PERIOD_S = 10.0
@@ -20,25 +20,28 @@ class UnusedMemory:
     """
 
     def __init__(self):
-        self._latest: dict[Hashable, None] = {}
-        self._is_left = False
+        self._known: set[Hashable] = set()
+        self._is_due = False
         self._given_back_at = time.monotonic()
 
     def give_back_after(self, kinds: Iterable[Hashable]) -> bool:
-        """Tell what was dealt with; returns whether memory was given back.
+        """Give memory back if it is due after images like these, which takes some milliseconds.
 
-        kinds: of the images, equal where they need memory in blocks of the same sizes. Takes some
-        milliseconds when memory is given back.
+        Args:
+            kinds: Of the images, equal where they need memory in blocks of the same sizes.
+
+        Returns:
+            Whether memory was given back.
         """
-        for kind in kinds:
-            self._is_left |= kind not in self._latest
-            self._latest.pop(kind, None)
-            self._latest[kind] = None
-        self._latest = dict(list(self._latest.items())[-_KINDS:])
+        kinds = set(kinds)
+        self._is_due |= not kinds <= self._known
+        self._known |= kinds
+        if len(self._known) > _MOST_KINDS:
+            self._known = kinds
         now = time.monotonic()
-        if not self._is_left or now - self._given_back_at < _PERIOD_S:
+        if not self._is_due or now - self._given_back_at < _PERIOD_S:
             return False
-        self._is_left, self._given_back_at = False, now
+        self._is_due, self._given_back_at = False, now
         return give_back_unused_memory()
 
 
@@ -56,10 +59,9 @@ def give_back_unused_memory() -> bool:
 def share_memory_between_threads() -> None:
     """Let the threads that start from now on allocate from common pools, two in all.
 
-    By default each has one of its own, and keeps there what another could use. Does nothing where
-    the C library cannot.
+    By default each has a pool of its own, and keeps there what another could use. Does nothing
+    where the C library cannot.
     """
-    # M_ARENA_MAX of glibc's malloc.h.
-    arena_max = -8
+    m_arena_max = -8  # of glibc's malloc.h
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(arena_max, 2)
+        ctypes.CDLL(None).mallopt(m_arena_max, 2)

@@ -25,13 +25,13 @@ class Watched(Segmenter):
     batches = ()
     gate = None
 
-    def segment(self, images, vocabulary, settings=None, before=()):
+    def segment(self, images, vocabulary, settings=None, histories=()):
         if self.gate is not None:
             self.gate(images)
         self.batches = (*self.batches, len(images))
         if self.error is not None and len(images) > self.most:
             raise self.error
-        return super().segment(images, vocabulary, settings, before)
+        return super().segment(images, vocabulary, settings, histories)
 
 
 @pytest.fixture

@@ -200,10 +200,13 @@ def test_settings_take_effect_live(start_node, client):
 class Watched(Segmenter):
     """Notes for how many images of each call a memory of the image before was given."""
 
-    def segment(self, images, vocabulary, settings=None, before=()):
+    def segment(self, images, vocabulary, settings=None, histories=()):
         if settings.smoothing:
-            self.remembered = [*getattr(self, 'remembered', []), sum(m is not None for m in before)]
-        return super().segment(images, vocabulary, settings, before)
+            self.remembered = [
+                *getattr(self, 'remembered', []),
+                sum(h is not None for h in histories),
+            ]
+        return super().segment(images, vocabulary, settings, histories)
 
 
 def test_smoothing_remembers_the_image_before_for_a_second(start_node, client, make_segmenter):
@@ -296,10 +299,10 @@ def test_always_on_labels_without_listeners(start_node, client):
 class Stepped(Segmenter):
     """Notes the heights of the images it is given, and labels each when the test lets it."""
 
-    def segment(self, images, vocabulary, settings=None, before=()):
+    def segment(self, images, vocabulary, settings=None, histories=()):
         self.taken += [len(image) for image in images]
         assert self.step.acquire(timeout=60)
-        return super().segment(images, vocabulary, settings, before)
+        return super().segment(images, vocabulary, settings, histories)
 
 
 @pytest.fixture

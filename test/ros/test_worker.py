@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 from cliptrase_ros.ros.node_time import NodeTime
 from cliptrase_ros.ros.worker import VocabularyState, Worker
 from cliptrase_ros.segmentation import device_faults
-from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
+from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -300,9 +300,9 @@ class WithGraphs(Segmenter):
             self.gate()
         super().make_ready(size, count, settings, vocabulary)
 
-    def segment(self, images, vocabulary, settings=None, before=()):
+    def segment(self, images, vocabulary, settings=None, histories=()):
         self.settings = settings
-        return super().segment(images, vocabulary, settings, before)
+        return super().segment(images, vocabulary, settings, histories)
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def start_busy(start_worker, make_segmenter, monkeypatch):
         segmenter = make_segmenter(WithGraphs)
         segmenter.events = events
         if with_graphs:
-            queue = Direct(torch.device('cpu'))
+            queue = EagerQueue(torch.device('cpu'))
             segmenter.fixed_calls = FixedCalls(segmenter.pipeline, queue, patience=1000)
         worker = start_worker(
             segmenter,
@@ -476,7 +476,7 @@ def test_what_cannot_be_made_ready_does_not_keep_a_change_waiting(start_busy):
 def test_calls_that_give_way_to_others_are_made_ready_once(start_busy):
     worker, segmenter, events = start_busy()
     segmenter.fixed_calls._capacity = 2
-    segmenter.fixed_calls._announced.clear()
+    segmenter.fixed_calls._reserved.clear()
     events.clear()
     worker.request(settings=PLUS)
     wait_for(lambda: ('label', 1, 'plus') in events)

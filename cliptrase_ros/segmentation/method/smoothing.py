@@ -1,4 +1,4 @@
-"""Class probabilities that do not flicker: each patch remembers what it looked like and was."""
+"""Class probabilities that do not flicker: patches that look as before stay what they were."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +10,16 @@ from torch import Tensor
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.settings import Method
 
-# Root mean square differences of colours 0..1: of a patch from one before, at which it no longer
-# passes for that one, above a camera's noise and below most edges; and between candidates, of
-# which the more alike then counts alone.
+# Root mean square difference of colours (0..1) at which a patch no longer passes for an earlier
+# one: above a camera's noise, below most edges.
 _SAME_COLOUR = 0.05
+# The same, by which one of several earlier patches has to look more alike to count alone.
 _TELLING_COLOUR = 0.03
-# Patches around its own place among which a patch is looked for in the frame before.
+# How far around its own place a patch is looked for in the frame before, patches.
 _REACH = 2
-# A frame whose patches resemble those before less than this, on average, is of another scene.
+# A frame whose patches resemble the earlier ones less than this, on average, shows another scene.
 _SAME_SCENE = 0.2
-# Colours are compared in cells, a few to a patch: texture counts, noise does not.
+# Colours are compared in so many cells a side of a patch: texture counts, noise does not.
 _CELLS_PER_PATCH = 2
 
 
@@ -27,8 +27,10 @@ _CELLS_PER_PATCH = 2
 class History:
     """What is kept of B frames, each of another camera, for those that follow.
 
-    probability: float32 (B, C, h, w), smoothed. appearance: float32 (B, A, h, w), colours 0..1.
-    known: bool (B,); where False there was no frame before.
+    Attributes:
+        probability: float32 (B, C, h, w), class probabilities of patches, smoothed.
+        appearance: float32 (B, A, h, w), colours 0..1 of the cells of each patch.
+        known: bool (B,); False where no frame came before.
     """
 
     probability: Tensor
@@ -41,16 +43,20 @@ class History:
         return self.probability, self.appearance, self.known
 
     def copy_(self, other: 'History') -> None:
-        """Take over the contents of a memory of the same size, in place."""
+        """Take over the contents of a history of the same size, in place."""
         for buffer, tensor in zip(self.tensors, other.tensors, strict=True):
             buffer.copy_(tensor)
 
 
 @dataclass(frozen=True)
 class HistoryKey:
-    """What frames have to have in common for one's memory to serve the other.
+    """What two frames need to have in common for the history of one to serve the other.
 
-    words: of their table, see `LabelTable.words_digest`. device: where they are labelled.
+    Attributes:
+        words: Digest of the words, see `LabelTable.words_digest`.
+        framing: Size of the frame and of what the network sees of it.
+        method: By which it is labelled.
+        device: Where it is labelled.
     """
 
     words: str
@@ -61,14 +67,21 @@ class HistoryKey:
 
 @dataclass(frozen=True)
 class FrameHistory:
-    """The memory of one frame, a batch of 1, and the kind of frame it was."""
+    """The history of one frame (a batch of 1), and which frames it can serve."""
 
     history: History
-    kind: HistoryKey
+    key: HistoryKey
 
 
-def no_history(columns: int, grid: tuple[int, int], batch: int, device: torch.device) -> History:
-    """What precedes the first of B frames."""
+def empty_history(columns: int, grid: tuple[int, int], batch: int, device: torch.device) -> History:
+    """The history that the first frame of a camera gets.
+
+    Args:
+        columns: Label columns, C.
+        grid: Patches (h, w).
+        batch: Frames, B.
+        device: Where frames are labelled.
+    """
     cells = 3 * _CELLS_PER_PATCH**2
     return History(
         torch.zeros(batch, columns, *grid, device=device),
@@ -77,62 +90,72 @@ def no_history(columns: int, grid: tuple[int, int], batch: int, device: torch.de
     )
 
 
-def gather(before: Sequence[FrameHistory | None], kind: HistoryKey, nothing: History) -> History:
-    """Memories of a batch from those of its frames.
+def stack_histories(
+    histories: Sequence[FrameHistory | None], key: HistoryKey, empty: History
+) -> History:
+    """Make the history of a batch from those of its frames.
 
-    before: of each frame; None, or one of another kind, for a frame that nothing precedes.
-    nothing: of a batch of 1, with as many columns as the result is to have.
+    Args:
+        histories: One a frame; None, or one with another key, counts as `empty`.
+        key: Of the frames of the batch.
+        empty: A batch of 1, with as many columns as the result is to have.
     """
-    chosen = []
-    for one in before:
-        if one is None or one.kind != kind:
-            chosen.append(nothing)
-            continue
-        # Vocabularies are padded in some calls and not in others.
-        more = nothing.probability.shape[1] - one.history.probability.shape[1]
-        chosen.append(
-            replace(one.history, probability=F.pad(one.history.probability, (0, 0, 0, 0, 0, more)))
-        )
+    columns = empty.probability.shape[1]
+    chosen = [
+        _padded(entry.history, columns) if entry is not None and entry.key == key else empty
+        for entry in histories
+    ]
     return History(
-        *(torch.cat(tensors) for tensors in zip(*(m.tensors for m in chosen), strict=True))
+        *(torch.cat(tensors) for tensors in zip(*(h.tensors for h in chosen), strict=True))
     )
 
 
-def separate(memory: History, kind: HistoryKey) -> list[FrameHistory]:
-    """The memory of each frame of a batch, in tensors of its own."""
+def _padded(history: History, columns: int) -> History:
+    """The same with more columns: vocabularies are padded in some calls and not in others."""
+    missing = columns - history.probability.shape[1]
+    return replace(history, probability=F.pad(history.probability, (0, 0, 0, 0, 0, missing)))
+
+
+def split_history(history: History, key: HistoryKey) -> list[FrameHistory]:
+    """The history of each frame of a batch, in tensors of its own."""
     return [
-        FrameHistory(History(*(tensor[i : i + 1].clone() for tensor in memory.tensors)), kind)
-        for i in range(len(memory.known))
+        FrameHistory(History(*(tensor[i : i + 1].clone() for tensor in history.tensors)), key)
+        for i in range(len(history.known))
     ]
 
 
 def smooth(
-    probability: Tensor, picture: Tensor, before: History, strength: float
+    probability: Tensor, picture: Tensor, history: History, strength: float
 ) -> tuple[Tensor, History]:
-    """Blend each patch's probabilities with those of the patches before that look like it.
+    """Blend the probabilities of each patch with those of earlier patches that look like it.
 
-    Nothing is kept of what has moved away or changed, so labels do not lag; nothing at all of a
-    frame of another scene. Sizes must agree. Nothing waits for the device.
+    Nothing is kept of what has moved away or changed, so labels do not lag behind, and nothing at
+    all of a frame of another scene. Nothing here waits for the device.
 
-    probability: float32 (B, C, h, w). picture: uint8 (B, 3, H, W). strength: 0..1, share of what
-    was before where nothing has changed.
-    Returns the blend and the memory for the next frames.
+    Args:
+        probability: float32 (B, C, h, w), of these frames.
+        picture: uint8 (B, 3, H, W), what the network sees of them.
+        history: Of the frames before, of the same sizes.
+        strength: 0..1; share of the earlier probabilities where nothing has changed.
+
+    Returns:
+        The blend, and the history for the next frames.
     """
     grid = probability.shape[-2:]
     cells = [side * _CELLS_PER_PATCH for side in grid]
     appearance = F.pixel_unshuffle(
         F.interpolate(picture.float() / 255, size=cells, mode='area'), _CELLS_PER_PATCH
     )
-    # What is contiguous comes first, and the results are laid out as it is.
-    distance = (appearance[:, :, None, None] - _neighbours(before.appearance)).square().mean(1) / 2
+    # The contiguous operand comes first, because results take its memory layout.
+    distance = (appearance[:, :, None, None] - _neighbours(history.appearance)).square().mean(1) / 2
     weight = (-distance / _TELLING_COLOUR**2).flatten(1, 2).softmax(1).view_as(distance)
-    remembered = (weight[:, None] * _neighbours(before.probability)).sum((2, 3))
+    earlier = (weight[:, None] * _neighbours(history.probability)).sum((2, 3))
 
     resemblance = (-distance.amin((1, 2)) / _SAME_COLOUR**2).exp()
-    same_scene = before.known & (resemblance.mean((1, 2)) > _SAME_SCENE)
+    same_scene = history.known & (resemblance.mean((1, 2)) > _SAME_SCENE)
     blend = strength * resemblance * same_scene[:, None, None]
-    smoothed = torch.lerp(probability, remembered, blend[:, None])
-    return smoothed, History(smoothed, appearance, torch.ones_like(before.known))
+    smoothed = torch.lerp(probability, earlier, blend[:, None])
+    return smoothed, History(smoothed, appearance, torch.ones_like(history.known))
 
 
 def _neighbours(maps: Tensor) -> Tensor:

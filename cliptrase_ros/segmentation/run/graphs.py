@@ -1,9 +1,9 @@
 """The pipeline as calls of fixed shape over buffers that stay; on CUDA each is one graph.
 
-A graph replays the kernels of one call without the processor that launched them. It is bound to
-shapes and addresses: batches are cut to a few sizes, vocabularies are padded to a few sizes, and
-frames, vocabulary and labels live in buffers that only change their contents. Copies between host
-and device go through pinned memory and have streams of their own.
+A graph replays the kernels of one call without the host launching them one by one. It is bound to
+shapes and addresses: batches are cut into a few sizes, vocabularies are padded to a few sizes, and
+frames, vocabulary and labels live in buffers of which only the contents change. Copies between host
+and device go through pinned memory, on streams of their own.
 """
 
 import gc
@@ -26,8 +26,13 @@ from cliptrase_ros.segmentation.device_faults import (
     release_frames,
     whole_device,
 )
-from cliptrase_ros.segmentation.memo import kept_in
-from cliptrase_ros.segmentation.method.smoothing import FrameHistory, HistoryKey, gather, separate
+from cliptrase_ros.segmentation.memo import reuse_constants_in
+from cliptrase_ros.segmentation.method.smoothing import (
+    FrameHistory,
+    HistoryKey,
+    split_history,
+    stack_histories,
+)
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.run.pipeline import Bounds, LabelledFrames, Pipeline
@@ -36,11 +41,11 @@ from cliptrase_ros.segmentation.settings import Method
 #: Most frames of one call; more are labelled in several.
 LARGEST_BATCH = 8
 
-# The least phrases and columns a table is padded to.
+# Fewest phrases and label columns that a table is padded to.
 _LEAST_TABLE = 16
 
-# Shapes of which it is counted how often they come.
-_REMEMBERED_SHAPES = 64
+# Shapes whose requests are counted at a time; the least recently requested is forgotten.
+_MOST_COUNTED_SHAPES = 64
 
 # Runs before a capture: libraries choose kernels and take their memory in the first ones.
 _WARM_UP_RUNS = 3
@@ -50,9 +55,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shape:
-    """What one call is for.
+    """Everything that one graph is bound to.
 
-    table_size: phrases and columns, padding included. ids, unlabelled: the table's kind of ids.
+    Attributes:
+        batch: Number of frames.
+        framing: Size of the frames and of what the network sees of them.
+        method: How they are labelled.
+        table_size: Phrases and label columns, padding included.
+        ids: Dtype of the table's class ids.
+        unlabelled: The table's id for pixels without a label.
     """
 
     batch: int
@@ -65,9 +76,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class HostLabels:
-    """B frames labelled, in host memory: as `pipeline.LabelledFrames`.
+    """B frames labelled, in host memory; as `pipeline.LabelledFrames`.
 
-    histories: of each frame, on the device, where the method smooths.
+    Attributes:
+        label: (B, H, W), ids of the label table.
+        confidence: uint8 (B, H, W), 0..255 for 0..1.
+        exact: bool (B,), whether the bounds of clustering sufficed.
+        histories: One a frame, on the device, where the method smooths; else None.
     """
 
     label: np.ndarray
@@ -76,54 +91,56 @@ class HostLabels:
     histories: list[FrameHistory] | None = None
 
 
-class Direct:
-    """Calls the function itself: what graphs do, without a graph, on any device."""
+class EagerQueue:
+    """Stands in for a `GraphQueue` on any device: calls the function itself, without a graph."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.pinned = False
 
-    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Run the function once; returns it."""
         function()
         return function
 
-    def uploading(self) -> AbstractContextManager:
-        """Where frames are copied to the device."""
+    def upload_stream(self) -> AbstractContextManager:
+        """Frames are copied to the device within it."""
         return nullcontext()
 
-    def computing(self) -> AbstractContextManager:
-        """Where vocabularies are copied and the function runs; after the uploads so far."""
+    def compute_stream(self) -> AbstractContextManager:
+        """Vocabularies are copied and graphs replayed within it, after the uploads so far."""
         return nullcontext()
 
-    def downloading(self) -> AbstractContextManager:
-        """Where labels are copied to the host; after what has been computed so far."""
+    def download_stream(self) -> AbstractContextManager:
+        """Labels are copied to the host within it, after what has been computed so far."""
         return nullcontext()
 
-    def finished(self) -> Callable[[], None]:
-        """A function that waits for the downloads so far."""
+    def record_event(self) -> Callable[[], None]:
+        """Mark the downloads so far; returns a function that waits for them."""
         return lambda: None
 
     def synchronise(self) -> None:
         """Wait for everything so far."""
 
     def clear(self) -> None:
-        """Forget everything recorded, which must not be replayed any more."""
+        """Forget everything captured, which must not be replayed any more."""
 
 
-class CudaGraphs:
-    """Captures functions as CUDA graphs, all in one memory pool, replayed on one stream.
+class GraphQueue:
+    """Captures functions as CUDA graphs in one memory pool and replays them on one stream.
 
-    Nobody else may use that stream. What is started on a stream while it is captured, by whatever
-    thread, becomes part of the graph; and with a graph that goes, PyTorch frees the memory in which
-    cuBLAS works on the stream of its capture, although others captured there have its address (its
-    issue 193402). So each has a stream of its own, see `_Streams`, and its graphs go together.
+    Nobody else may use that stream. Whatever any thread starts on a stream during a capture becomes
+    part of the graph. And when a graph is destroyed, PyTorch frees the workspace of cuBLAS for the
+    stream on which it was captured, although other graphs captured there hold its address (PyTorch
+    issue 193402). So each queue has a stream of its own, see `_DeviceStreams`, and all its graphs
+    are destroyed together.
     """
 
-    # PyTorch may not be fit for a second capture in a process in which one failed.
+    # After a failed capture PyTorch may not be fit for another one in the same process.
     _has_failed = False
 
-    # PyTorch may ask graphs whose capture could not be ended about allocations for ever.
+    # Graphs whose capture could not be ended: PyTorch may go on asking them about allocations, so
+    # they must not be freed.
     _never_ended: ClassVar[deque[torch.cuda.CUDAGraph]] = deque(maxlen=8)
 
     def __init__(self, device: torch.device):
@@ -131,44 +148,50 @@ class CudaGraphs:
         self.pinned = True
         self._graphs: list[torch.cuda.CUDAGraph] = []
         with whole_device:
-            streams = _Streams.of(device)
+            streams = _DeviceStreams.of(device)
             self._upload, self._download = streams.upload, streams.download
             self._compute = streams.unused.pop() if streams.unused else None
         if self._compute is not None:
-            end = weakref.finalize(self, _end, self._graphs, streams.unused, self._compute)
-            end.atexit = False
+            finalizer = weakref.finalize(
+                self, _release_stream, self._compute, self._graphs, streams.unused
+            )
+            finalizer.atexit = False
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Capture the function; returns what replays it, until `clear`.
 
-        Other threads may go on using CUDA meanwhile, but for what `whole_device` is for; with
-        older PyTorch they can make no random numbers on the device.
+        Other threads may go on using CUDA meanwhile, except for what needs `whole_device`; with
+        older PyTorch they cannot make random numbers on the device.
+
+        Raises:
+            torch.OutOfMemoryError: The device has too little memory.
+            RuntimeError: The function cannot be captured, or nothing can any more.
         """
         with whole_device, torch.cuda.device(self.device):
-            if CudaGraphs._has_failed:
+            if GraphQueue._has_failed:
                 raise RuntimeError('an earlier capture failed in this process')
             if self._compute is None:
                 raise RuntimeError('other segmenters have all streams of the device')
-            # Not on the stream of the capture: so the memory in which cuBLAS works there is first
-            # asked for within the capture. It then lies in the pool and stays as long as graphs
-            # do, also if the thread ends with which PyTorch may free its own.
+            # Not on the stream of the capture, so that the workspace of cuBLAS for that stream is
+            # first allocated during the capture. It then lies in the pool and stays as long as the
+            # graphs do; PyTorch may free any other when the thread that made it ends.
             for _ in range(_WARM_UP_RUNS):
                 function()
             index = len(self._graphs)
             self._graphs.append(torch.cuda.CUDAGraph())
             try:
-                self._capture(function, self._graphs[index])
+                self._capture_into(self._graphs[index], function)
             except Exception as error:
-                CudaGraphs._has_failed = not is_out_of_memory(error)
+                GraphQueue._has_failed = not is_out_of_memory(error)
                 self._abandon(self._graphs[index])
                 raise
         return lambda: self._graphs[index].replay()
 
-    def _capture(self, function: Callable[[], None], graph: torch.cuda.CUDAGraph) -> None:
+    def _capture_into(self, graph: torch.cuda.CUDAGraph, function: Callable[[], None]) -> None:
         with (
             _no_garbage_collection(),
-            # A capture that cannot be ended leaves its stream the current one.
+            # A capture that cannot be ended leaves its stream the current one; this puts it back.
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(
                 graph, pool=self._pool, stream=self._compute, capture_error_mode='thread_local'
@@ -177,11 +200,12 @@ class CudaGraphs:
             function()
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End a capture that failed for the allocator as well, which gives back nothing before.
+        """Tell PyTorch's allocator and random number generator that a failed capture has ended.
 
-        And for random numbers, of which older PyTorch makes none on the device before.
+        Until then the allocator gives no memory back, and older PyTorch makes no random numbers on
+        the device.
         """
-        CudaGraphs._never_ended.append(graph)
+        GraphQueue._never_ended.append(graph)
         with suppress(RuntimeError):
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
@@ -191,23 +215,23 @@ class CudaGraphs:
             torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
             torch._C._cuda_releasePool(self.device.index, self._pool)
 
-    def uploading(self) -> AbstractContextManager:
-        """Where frames are copied to the device."""
+    def upload_stream(self) -> AbstractContextManager:
+        """Frames are copied to the device within it."""
         return torch.cuda.stream(self._upload)
 
-    def computing(self) -> AbstractContextManager:
-        """Where vocabularies are copied and the function runs; after the uploads so far."""
+    def compute_stream(self) -> AbstractContextManager:
+        """Vocabularies are copied and graphs replayed within it, after the uploads so far."""
         self._compute.wait_stream(self._upload)
         self._compute.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(self._compute)
 
-    def downloading(self) -> AbstractContextManager:
-        """Where labels are copied to the host; after what has been computed so far."""
+    def download_stream(self) -> AbstractContextManager:
+        """Labels are copied to the host within it, after what has been computed so far."""
         self._download.wait_stream(self._compute)
         return torch.cuda.stream(self._download)
 
-    def finished(self) -> Callable[[], None]:
-        """A function that waits for the downloads so far."""
+    def record_event(self) -> Callable[[], None]:
+        """Mark the downloads so far; returns a function that waits for them."""
         # Blocking: a thread that spins would take a core from the robot's other processes.
         event = torch.cuda.Event(blocking=True)
         event.record(self._download)
@@ -219,10 +243,10 @@ class CudaGraphs:
             torch.cuda.synchronize(self.device)
 
     def clear(self) -> None:
-        """Forget all graphs, which must not be replayed any more, and give back their memory."""
+        """Destroy all graphs, which must not be replayed any more, and give back their memory."""
         with whole_device:
-            _forget(self._graphs)
-            # PyTorch takes no more graphs into a pool that all have left but something is kept in.
+            _reset_graphs(self._graphs)
+            # PyTorch refuses new graphs in a pool whose graphs are gone but not all its memory.
             self._pool = torch.cuda.graph_pool_handle()
             give_memory_back()
             empty_pinned = getattr(torch._C, '_host_emptyCache', None)
@@ -231,31 +255,39 @@ class CudaGraphs:
 
 
 @dataclass
-class _Streams:
-    """The streams of a device: two on which everybody copies, and those to compute on.
+class _DeviceStreams:
+    """The streams of a device: two on which every queue copies, and those to compute on.
 
-    PyTorch has 32 and hands them out in turn, also those in use. unused: by no `CudaGraphs`.
+    PyTorch has 32 of them and hands them out in turn, also those in use.
+
+    Attributes:
+        upload: Copies to the device.
+        download: Copies to the host.
+        unused: The streams that no `GraphQueue` computes on.
     """
 
     upload: torch.cuda.Stream
     download: torch.cuda.Stream
     unused: list[torch.cuda.Stream]
 
-    _of_devices: ClassVar[dict[torch.device, '_Streams']] = {}
+    _by_device: ClassVar[dict[torch.device, '_DeviceStreams']] = {}
 
     @classmethod
-    def of(cls, device: torch.device) -> '_Streams':
-        if device not in cls._of_devices:
+    def of(cls, device: torch.device) -> '_DeviceStreams':
+        if device not in cls._by_device:
             with torch.cuda.device(device):
                 streams = dict.fromkeys(torch.cuda.Stream() for _ in range(32))
             upload, download, *unused = streams
-            cls._of_devices[device] = cls(upload, download, unused)
-        return cls._of_devices[device]
+            cls._by_device[device] = cls(upload, download, unused)
+        return cls._by_device[device]
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A graph freed by a thread that captures another would break that, or end the process."""
+    """Keep a thread that captures from freeing another graph.
+
+    That would break the capture, or end the process.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -265,23 +297,24 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _forget(graphs: list[torch.cuda.CUDAGraph]) -> None:
+def _reset_graphs(graphs: list[torch.cuda.CUDAGraph]) -> None:
     for graph in graphs:
         graph.reset()
     graphs.clear()
 
 
-def _end(
+def _release_stream(
+    stream: torch.cuda.Stream,
     graphs: list[torch.cuda.CUDAGraph],
     unused: list[torch.cuda.Stream],
-    stream: torch.cuda.Stream,
 ) -> None:
-    _forget(graphs)
+    """Destroy what was captured on a stream, then let others have it."""
+    _reset_graphs(graphs)
     unused.append(stream)
 
 
 class FixedCall:
-    """One call of the pipeline at one shape, over buffers of its own."""
+    """The pipeline at one shape, over buffers of its own."""
 
     def __init__(
         self,
@@ -289,9 +322,17 @@ class FixedCall:
         shape: Shape,
         bounds: Bounds,
         table: LabelTable,
-        queue: CudaGraphs | Direct,
+        queue: GraphQueue | EagerQueue,
     ):
-        """table: any vocabulary's of the shape's size, padded."""
+        """Allocate the buffers and capture the call.
+
+        Args:
+            pipeline: What is called.
+            shape: Of its arguments.
+            bounds: Of clustering.
+            table: Of any vocabulary, padded to the shape's size.
+            queue: What captures and replays.
+        """
         height, width = shape.framing.source
         device = queue.device
         self._queue = queue
@@ -305,20 +346,22 @@ class FixedCall:
         )
         self._host_frames = self._on_host(self._frames)
         self._host_output = tuple(map(self._on_host, self._output.tensors))
-        self._nothing = self._before = self._after = None
+        self._empty_history = self._history = self._new_history = None
         if shape.method.smoothing:
-            self._nothing, self._before, self._after = (
-                pipeline.no_history(batch, shape.framing, table)
+            self._empty_history, self._history, self._new_history = (
+                pipeline.empty_history(batch, shape.framing, table)
                 for batch in (1, shape.batch, shape.batch)
             )
+        # What the buffers hold: the table without its padding, and the least confidence.
         self._loaded: tuple[LabelTable, float] | None = None
-        self._pending: Running | None = None
+        self._pending: PendingLabels | None = None
 
-        # A graph replays what it has seen being made; these are made in the runs before.
+        # A graph replays the making of every tensor that it has seen made. These are made in the
+        # runs before the capture, so that they are not made again at every replay.
         self._constants = {}
 
-        def function() -> None:
-            with kept_in(self._constants):
+        def call() -> None:
+            with reuse_constants_in(self._constants):
                 result = pipeline(
                     self._frames,
                     shape.framing,
@@ -326,15 +369,15 @@ class FixedCall:
                     self._min_confidence,
                     shape.method,
                     bounds,
-                    self._before,
+                    self._history,
                 )
             for buffer, tensor in zip(self._output.tensors, result.tensors, strict=True):
                 buffer.copy_(tensor)
-            if self._after is not None:
-                self._after.copy_(result.history)
+            if self._new_history is not None:
+                self._new_history.copy_(result.history)
 
         #: Label the frames that are on the device, on the current stream.
-        self.replay: Callable[[], None] = queue.record(function)
+        self.replay: Callable[[], None] = queue.capture(call)
 
     def upload(self) -> None:
         """Copy the frames to the device, on the current stream."""
@@ -353,40 +396,52 @@ class FixedCall:
         images: Sequence[np.ndarray],
         table: LabelTable,
         min_confidence: float,
-        before: Sequence[FrameHistory | None] = (),
-        kind: HistoryKey | None = None,
-    ) -> 'Running':
-        """Begin to label as many images as the shape's batch.
+        histories: Sequence[FrameHistory | None] = (),
+        key: HistoryKey | None = None,
+    ) -> 'PendingLabels':
+        """Begin to label images, as many as the shape's batch.
 
-        table: without padding. before: of the frame before each, for a method that smooths, and
-        kind: of these frames; see `smoothing.gather`.
+        Args:
+            images: uint8 (H, W, 3) RGB each.
+            table: Without padding.
+            min_confidence: 0..1; pixels below it become unlabelled.
+            histories: Of the frame before each, for a method that smooths.
+            key: Of these frames, for a method that smooths.
         """
         if self._pending is not None:
+            # The buffers are overwritten now.
             self._pending.result()
         for row, image in zip(self._host_frames.numpy(), images, strict=True):
             np.copyto(row, image)
-        with self._queue.uploading():
+        with self._queue.upload_stream():
             self.upload()
-        with self._queue.computing():
-            if self._loaded is None or self._loaded[0] is not table:
-                # Not what it was if this fails half-way.
-                self._loaded = None
-                self._table.copy_(table.padded(*self._table.size))
-            if self._loaded is None or self._loaded[1] != min_confidence:
-                self._min_confidence.fill_(min_confidence)
-            self._loaded = table, min_confidence
-            if self._before is not None:
-                self._before.copy_(gather(before, kind, self._nothing))
+        with self._queue.compute_stream():
+            self._load(table, min_confidence)
+            if self._history is not None:
+                self._history.copy_(stack_histories(histories, key, self._empty_history))
             self.replay()
-            histories = None if self._after is None else separate(self._after, kind)
-        with self._queue.downloading():
+            new_histories = None
+            if self._new_history is not None:
+                new_histories = split_history(self._new_history, key)
+        with self._queue.download_stream():
             self.download()
-        self._pending = Running(self._queue.finished(), self._host_output, histories)
+        self._pending = PendingLabels(self._queue.record_event(), self._host_output, new_histories)
         return self._pending
 
+    def _load(self, table: LabelTable, min_confidence: float) -> None:
+        """Copy the table and the least confidence to the device, where they are not there yet."""
+        loaded_table, loaded_confidence = self._loaded or (None, None)
+        # Until all is copied, the buffers hold neither what they held nor what they are to hold.
+        self._loaded = None
+        if table is not loaded_table:
+            self._table.copy_(table.padded(*self._table.size))
+        if table is not loaded_table or min_confidence != loaded_confidence:
+            self._min_confidence.fill_(min_confidence)
+        self._loaded = table, min_confidence
 
-class Running:
-    """Labels on their way."""
+
+class PendingLabels:
+    """Labels on their way to the host."""
 
     def __init__(
         self,
@@ -395,7 +450,7 @@ class Running:
         histories: list[FrameHistory] | None,
     ):
         self._wait = wait
-        self._memories = histories
+        self._histories = histories
         self._output = output
         self._result: HostLabels | None = None
 
@@ -403,41 +458,44 @@ class Running:
         """Wait for the labels."""
         if self._result is None:
             self._wait()
-            # Copied: the buffers will hold the next labels.
+            # Copied, because the buffers will hold the next labels.
             arrays = (tensor.numpy().copy() for tensor in self._output)
-            self._result = HostLabels(*arrays, self._memories)
+            self._result = HostLabels(*arrays, self._histories)
         return self._result
 
 
 class FixedCalls:
-    """Calls by shape, made when one is asked for often; the least recently used gives way.
-
-    For one thread. queue: `CudaGraphs` or `Direct`. capacity: most calls kept ready, unless more
-    are announced; the buffers of each take 5 bytes a pixel of its frames on the device,
-    and as much pinned memory of the host. patience: a call is made when it has been asked for so
-    often.
-    """
+    """A cache of `FixedCall` by shape; the least recently used is evicted. For one thread."""
 
     def __init__(
         self,
         pipeline: Pipeline,
-        queue: CudaGraphs | Direct,
+        queue: GraphQueue | EagerQueue,
         bounds: Bounds | None = None,
         capacity: int = 16,
         patience: int = 16,
     ):
-        self._pipeline = pipeline
+        """Make an empty cache.
+
+        Args:
+            pipeline: What is called.
+            queue: What captures and replays the calls.
+            bounds: Of clustering; None for those of `Bounds`.
+            capacity: Most calls kept, unless more are reserved. The buffers of each take 5 bytes a
+                pixel of its frames on the device, and as much pinned memory of the host.
+            patience: A call is captured when its shape was requested so often.
+        """
         self.queue = queue
+        self._pipeline = pipeline
         self._bounds = bounds or Bounds()
         self._capacity = capacity
         self._patience = patience
-        self._asked: OrderedDict[Shape, int] = OrderedDict()
+        self._requests: OrderedDict[Shape, int] = OrderedDict()
         self._calls: OrderedDict[Shape, FixedCall] = OrderedDict()
-        # Sizes and numbers of frames that somebody wants to be ready, whatever the settings.
-        self._announced: set[tuple[tuple[int, int], int]] = set()
-        # Calls that gave way since the last time when all were given up.
-        self._given_way = 0
-        self._cannot_record = False
+        self._reserved: set[tuple[tuple[int, int], int]] = set()
+        # Since all calls were last given up together.
+        self._evictions = 0
+        self._cannot_capture = False
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -447,107 +505,115 @@ class FixedCalls:
         """The call that was used last."""
         return next(reversed(self._calls.values()))
 
-    def get(
-        self, batch: int, framing: Framing, method: Method, table: LabelTable
-    ) -> FixedCall | None:
-        """The call for such frames and vocabularies; None as long as there is none.
-
-        Raises torch.OutOfMemoryError, with the memory of all calls given back.
-        """
-        shape = _shape(batch, framing, method, table)
-        if shape in self._calls:
-            self._calls.move_to_end(shape)
-            return self._calls[shape]
-        # Photos of many sizes would be captured more often than labelled.
-        self._ask(shape, self._asked.get(shape, 0) + 1)
-        if self._asked[shape] < self._patience:
-            return None
-        return self._made(shape, table)
-
-    def make(
-        self, batch: int, framing: Framing, method: Method, table: LabelTable
-    ) -> FixedCall | None:
-        """The same, made if need be; None where it cannot be captured."""
-        return self._made(_shape(batch, framing, method, table), table)
-
-    def lacks(self, batch: int, framing: Framing, method: Method, table: LabelTable) -> bool:
-        """Whether `make` would make one."""
-        shape = _shape(batch, framing, method, table)
-        return not self._cannot_record and shape not in self._calls
-
-    def announce(self, size: tuple[int, int], batch: int) -> None:
-        """Keep calls for frames of this (height, width) beside all others announced."""
-        self._announced.add((size, batch))
-
     @property
-    def served(self) -> list[tuple[tuple[int, int], int]]:
+    def sizes(self) -> list[tuple[tuple[int, int], int]]:
         """Size (height, width) and number of frames of each call, the latest used last."""
         return [(shape.framing.source, shape.batch) for shape in self._calls]
 
+    def get(
+        self, batch: int, framing: Framing, method: Method, table: LabelTable
+    ) -> FixedCall | None:
+        """Request the call for such frames and vocabularies; None as long as there is none.
+
+        Raises:
+            torch.OutOfMemoryError: With the memory of all calls given back.
+        """
+        shape = _shape(batch, framing, method, table)
+        if shape not in self._calls:
+            # Photos of many sizes would be captured more often than labelled.
+            self._set_requests(shape, self._requests.get(shape, 0) + 1)
+            if self._requests[shape] < self._patience:
+                return None
+        return self._get_or_capture(shape, table)
+
+    def prepare(self, batch: int, framing: Framing, method: Method, table: LabelTable) -> None:
+        """Capture the call for such frames and vocabularies at once, if it can be captured.
+
+        Raises:
+            torch.OutOfMemoryError: With the memory of all calls given back.
+        """
+        self._get_or_capture(_shape(batch, framing, method, table), table)
+
+    def is_missing(self, batch: int, framing: Framing, method: Method, table: LabelTable) -> bool:
+        """Whether `prepare` would capture a call."""
+        shape = _shape(batch, framing, method, table)
+        return not self._cannot_capture and shape not in self._calls
+
+    def reserve(self, size: tuple[int, int], batch: int) -> None:
+        """Make room for calls with frames of this (height, width), beside all others reserved."""
+        self._reserved.add((size, batch))
+
     def clear(self) -> None:
-        """Give back the memory of all calls; none is made again before it is asked for often."""
+        """Give back the memory of all calls; none comes back before it is requested often again."""
         try:
             self.queue.synchronise()
         except RuntimeError:
             # A lost device gives nothing back, and freeing pinned memory would end the process.
             return
-        self._asked.clear()
+        self._requests.clear()
         self._calls.clear()
         self.queue.clear()
-        self._given_way = 0
+        self._evictions = 0
 
-    def _ask(self, shape: Shape, times: int) -> None:
-        self._asked[shape] = times
-        self._asked.move_to_end(shape)
-        while len(self._asked) > _REMEMBERED_SHAPES:
-            self._asked.popitem(last=False)
+    def _set_requests(self, shape: Shape, count: int) -> None:
+        self._requests[shape] = count
+        self._requests.move_to_end(shape)
+        while len(self._requests) > _MOST_COUNTED_SHAPES:
+            self._requests.popitem(last=False)
 
-    def _made(self, shape: Shape, table: LabelTable) -> FixedCall | None:
+    def _get_or_capture(self, shape: Shape, table: LabelTable) -> FixedCall | None:
         if shape not in self._calls:
-            if self._cannot_record:
+            if self._cannot_capture:
                 return None
             self._make_room()
-            try:
-                padded = table.padded(*shape.table_size)
-                call = FixedCall(self._pipeline, shape, self._bounds, padded, self.queue)
-            except Exception as error:
-                # What there is of the call goes before the rest does.
-                release_frames(error)
-                if is_out_of_memory(error):
-                    self.clear()
-                    if isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    raise torch.OutOfMemoryError(describe(error)) from error
-                # Whatever CUDA or a kernel's compiler raise: the same work runs without a graph.
-                self._cannot_record = True
-                _log.warning(
-                    'no CUDA graph for %d frames of %d x %d; they and all others without one yet '
-                    'are labelled without, slower: %s',
-                    shape.batch,
-                    *reversed(shape.framing.source),
-                    describe(error),
-                )
+            call = self._capture(shape, table)
+            if call is None:
                 return None
             self._calls[shape] = call
-            self._asked.pop(shape, None)
+            self._requests.pop(shape, None)
         self._calls.move_to_end(shape)
         return self._calls[shape]
 
+    def _capture(self, shape: Shape, table: LabelTable) -> FixedCall | None:
+        """Make a call; None, and no others from now on, where it cannot be captured."""
+        try:
+            padded = table.padded(*shape.table_size)
+            return FixedCall(self._pipeline, shape, self._bounds, padded, self.queue)
+        except Exception as error:
+            # What the traceback holds of the unfinished call has to go before the graphs do.
+            release_frames(error)
+            if is_out_of_memory(error):
+                self.clear()
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise torch.OutOfMemoryError(describe(error)) from error
+            # Whatever CUDA or a kernel's compiler raise: the same work runs without a graph.
+            self._cannot_capture = True
+            _log.warning(
+                'no CUDA graph for %d frames of %d x %d; they and all others without one yet '
+                'are labelled without, slower: %s',
+                shape.batch,
+                *reversed(shape.framing.source),
+                describe(error),
+            )
+            return None
+
     def _make_room(self) -> None:
-        # Twice: those for other words or settings are made while these are in use.
-        capacity = max(self._capacity, 2 * len(self._announced))
+        # Twice what is reserved: calls for other words or settings are captured while those for the
+        # present ones are in use.
+        capacity = max(self._capacity, 2 * len(self._reserved))
         if len(self._calls) < capacity:
             return
-        # Buffers that go may be in use. The graph stays, see `CudaGraphs`, until all go.
+        # The buffers that go may be in use. The graph itself stays until all go, see `GraphQueue`.
         self.queue.synchronise()
         self._calls.popitem(last=False)
-        self._given_way += 1
-        if self._given_way > capacity:
+        self._evictions += 1
+        if self._evictions > capacity:
             in_use = list(self._calls)
             self.clear()
             for shape in in_use:
-                # At once when it is asked for again.
-                self._ask(shape, self._patience)
+                # So that it is captured the next time it is requested.
+                self._set_requests(shape, self._patience)
 
 
 def batches(count: int) -> Iterator[int]:
@@ -561,9 +627,10 @@ def batches(count: int) -> Iterator[int]:
 
 
 def _shape(batch: int, framing: Framing, method: Method, table: LabelTable) -> Shape:
-    size = tuple(map(_bucket, table.size))
-    return Shape(batch, framing, method, size, table.ids.dtype, table.unlabelled)
+    table_size = tuple(map(_padded_length, table.size))
+    return Shape(batch, framing, method, table_size, table.ids.dtype, table.unlabelled)
 
 
-def _bucket(count: int) -> int:
+def _padded_length(count: int) -> int:
+    """The next power of two."""
     return max(_LEAST_TABLE, 1 << (count - 1).bit_length())

@@ -1,7 +1,8 @@
-"""From camera frames to label images in tensors alone; shapes are known beforehand if bounded.
+"""From camera frames to label images, in tensors alone.
 
-With `Bounds` nothing here waits for the device or depends on a value, so that a whole call can be
-one CUDA graph; without, clustering takes as many steps and clusters as there are.
+With `Bounds` every shape is known beforehand and nothing here waits for the device or depends on a
+value, so that a whole call can be one CUDA graph. Without them, clustering takes as many steps and
+clusters as it needs.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from cliptrase_ros.segmentation.method.clustering import (
 )
 from cliptrase_ros.segmentation.method.propagation import propagate
 from cliptrase_ros.segmentation.method.refinement import refine_edges
-from cliptrase_ros.segmentation.method.smoothing import History, no_history, smooth
+from cliptrase_ros.segmentation.method.smoothing import History, empty_history, smooth
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
 from cliptrase_ros.segmentation.model.correlation import denoise_correlation
@@ -32,15 +33,14 @@ from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.settings import Method
 
-# Columns enlarged to pixels at once: bounds memory, and the result is the same.
+# Label columns enlarged to pixels at a time, to bound memory; the result does not depend on it.
 _COLUMNS_AT_ONCE = 32
 
 # Stands for the probability 0, whose logarithm could not be interpolated.
-_LEAST = 1e-37
+_LEAST_PROBABILITY = 1e-37
 
-# Windows of large frames that go through the tower at once: bounds memory.
+# Windows of large frames that go through the tower at a time, to bound memory.
 _WINDOWS_AT_ONCE = 16
-
 
 #: Names of the stages in PyTorch's profiler, which `cliptrase bench` reads.
 STAGES = ('input', 'tower', 'logits', 'clusters', 'regions', 'edges', 'output')
@@ -50,8 +50,10 @@ STAGES = ('input', 'tower', 'logits', 'clusters', 'regions', 'edges', 'output')
 class Bounds:
     """What makes clustering a fixed amount of work.
 
-    clusters: slots for clusters of one image. steps: rounds of DBSCAN; every one at least halves
-    the way that is left along most chains of core points.
+    Attributes:
+        clusters: Slots for the clusters of one image.
+        steps: Rounds of DBSCAN; each at least halves the way that is left along most chains of
+            core points.
     """
 
     clusters: int = 32
@@ -62,14 +64,18 @@ class Bounds:
 class Trace:
     """Every stage of the method for B images of N = h w patches and C label columns.
 
-    tokens: float32 (B, 1 + N, D). correlation: float32 (B, N, N), what is clustered.
-    patch_logits: float32 (B, C, h, w), without the image prior; with windows their mean, of a
-    finer grid than that of tokens, correlation and clusters. patch_probability: the same shape,
-    0..1, propagated where the method does. clusters: int64 (B, N), -1 = noise.
-    raw_labels, labels: int64 (B, H, W), before and after the vote; the value `foreground`
-    stands for every background column.
-    exact: bool (B,), whether the bounds sufficed; where not, `clusters` and `labels` are wrong.
-    memory: for the frames that follow, where the method smooths.
+    Attributes:
+        tokens: float32 (B, 1 + N, D), unit length, [CLS] first.
+        correlation: float32 (B, N, N), what is clustered.
+        patch_logits: float32 (B, C, h, w), without the image prior. With sliding windows their
+            mean, on a finer grid than that of tokens, correlation and clusters.
+        patch_probability: float32 of the same shape, 0..1, propagated where the method does so.
+        clusters: int64 (B, N), -1 for noise.
+        raw_labels: int64 (B, H, W), label columns before the vote; the value
+            `LabelTable.foreground` stands for every background column.
+        labels: int64 (B, H, W), the same after the vote.
+        exact: bool (B,), whether the bounds sufficed; where not, `clusters` and `labels` are wrong.
+        history: For the frames that follow, where the method smooths; else None.
     """
 
     tokens: Tensor
@@ -87,8 +93,11 @@ class Trace:
 class LabelledFrames:
     """B frames labelled, at the camera's size, on the device.
 
-    label: (B, H, W), ids of the table, its `unlabelled` where there is none.
-    confidence: uint8 (B, H, W), 0..255 for 0..1. exact: bool (B,), memory: see `Trace`.
+    Attributes:
+        label: (B, H, W), ids of the label table, its `unlabelled` where there is none.
+        confidence: uint8 (B, H, W), 0..255 for a probability of 0..1.
+        exact: bool (B,), see `Trace`.
+        history: See `Trace`.
     """
 
     label: Tensor
@@ -98,7 +107,7 @@ class LabelledFrames:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What is for the host."""
+        """What is copied to the host."""
         return self.label, self.confidence, self.exact
 
 
@@ -106,9 +115,12 @@ class LabelledFrames:
 class Pipeline:
     """A frozen image tower with what its pixels need.
 
-    mean, std: float32 (3, 1, 1), on the tower's device, of RGB values 0..1.
-    dtype: of the tower; correlation, clusters and logits are float32 always, and exactly so, see
-    `exact_float32`.
+    Attributes:
+        backbone: The tower.
+        mean: float32 (3, 1, 1), on the tower's device, of RGB values 0..1.
+        std: The same for the standard deviation.
+        dtype: Of the tower. Correlation, clusters and logits are always float32, and exactly so,
+            see `exact_float32`.
     """
 
     backbone: DenseBackbone
@@ -125,20 +137,25 @@ class Pipeline:
         min_confidence: Tensor,
         method: Method,
         bounds: Bounds | None = None,
-        before: History | None = None,
+        history: History | None = None,
     ) -> LabelledFrames:
         """Label frames.
 
-        frames: uint8 (B, H, W, 3) RGB, of the framing's source size. min_confidence: float32 (),
-        0..1; pixels below become unlabelled. bounds: None for exact clusters at any cost.
-        before: of the frames before, for a method that smooths; None where there were none.
+        Args:
+            frames: uint8 (B, H, W, 3) RGB, of the framing's source size.
+            framing: What the network sees of them.
+            table: Label columns of the words.
+            min_confidence: float32 (), 0..1; pixels below it become unlabelled.
+            method: How to label.
+            bounds: None for exact clusters at any cost.
+            history: Of the frames before, for a method that smooths; None where there are none.
         """
         with stage('input'):
             picture = preprocessing.network_input(frames, framing)
             pixels = self.normalise(picture)
-        if method.smoothing and before is None:
-            before = self.no_history(len(frames), framing, table)
-        result = trace(self.backbone, pixels, table, method, bounds, picture, before)
+        if method.smoothing and history is None:
+            history = self.empty_history(len(frames), framing, table)
+        result = trace(self.backbone, pixels, table, method, bounds, picture, history)
         labels = result.labels
         if method.refine_edges:
             with stage('edges'):
@@ -156,10 +173,10 @@ class Pipeline:
                 result.history,
             )
 
-    def no_history(self, batch: int, framing: Framing, table: LabelTable) -> History:
-        """What precedes the first of B frames."""
+    def empty_history(self, batch: int, framing: Framing, table: LabelTable) -> History:
+        """The history that the first frames of `batch` cameras get."""
         grid = tuple(side // self.backbone.patch_size for side in framing.crop)
-        return no_history(table.size[1], grid, batch, self.mean.device)
+        return empty_history(table.size[1], grid, batch, self.mean.device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
@@ -174,43 +191,45 @@ def trace(
     method: Method,
     bounds: Bounds | None = None,
     picture: Tensor | None = None,
-    before: History | None = None,
+    history: History | None = None,
 ) -> Trace:
-    """Run the method on normalised network input.
+    """Run the method on normalised network input; labels have the size of the input.
 
-    pixels: float (B, 3, H, W) in the backbone's dtype. picture: uint8, the same before it was
-    normalised; it and `before` are for a method that smooths. Labels have the size of the input.
+    Args:
+        backbone: The image tower.
+        pixels: float (B, 3, H, W) in the tower's dtype.
+        table: Label columns of the words.
+        method: How to label.
+        bounds: None for exact clusters at any cost.
+        picture: uint8 (B, 3, H, W), `pixels` before they were normalised; needed for smoothing.
+        history: Of the frames before; needed for smoothing.
     """
     size = pixels.shape[-2:]
-    window = _window(size, backbone.patch_size, method)
+    window = _window_grid(size, backbone.patch_size, method)
     with stage('tower'):
-        whole = pixels if window is None else _shrunk(pixels, backbone.patch_size, method)
+        whole = pixels if window is None else _shrink_to_window(pixels, backbone, method)
         dense = backbone(whole, method.recovery)
         tokens = dense.tokens.float()
         correlation = _correlation(dense, method)
     with stage('logits'):
         token_logits = table.logits(tokens)
         image_logits = token_logits[:, 0]
-        patches = _patches(dense, token_logits, image_logits, table, method)
-    if window is not None:
-        patches = _sliding_patches(backbone, pixels, window, table, image_logits, method)
-
+    if window is None:
+        with stage('logits'):
+            patches = _patch_maps(dense, token_logits, image_logits, table, method)
+    else:
+        patches = _sliding_patch_maps(backbone, pixels, window, table, image_logits, method)
     with stage('logits'):
-        probability, evidence, memory = patches.logits.softmax(1), patches.label_logits, None
-        if method.propagation:
-            evidence = probability = patches.shared
-        if method.smoothing:
-            probability, memory = smooth(patches.shared, picture, before, method.smoothing)
-            # Interpolated logarithms rank classes as interpolated logits do.
-            evidence = probability if method.propagation else probability.clamp(min=_LEAST).log()
+        probability, evidence, new_history = _weigh(patches, picture, history, method)
         raw_labels = torch.minimum(largest_enlarged(evidence, size), table.foreground)
-
     with stage('clusters'):
         clusters, exact = _clusters(correlation, method, bounds)
     labels = raw_labels
     if method.clustering:
         with stage('regions'):
-            labels = _voted(raw_labels, correlation, clusters, dense.grid, table, method, bounds)
+            labels = _vote_in_regions(
+                raw_labels, correlation, clusters, dense.grid, table, method, bounds
+            )
     return Trace(
         tokens,
         correlation,
@@ -220,21 +239,23 @@ def trace(
         raw_labels,
         labels,
         exact,
-        memory,
+        new_history,
     )
 
 
 @dataclass(frozen=True)
-class _Patches:
+class _PatchMaps:
     """What patches show, each float32 (B, C, h, w).
 
-    logits: without the image prior. label_logits: with it, where the method has it. shared: the
-    probabilities of these, propagated where the method does.
+    Attributes:
+        logits: Without the image prior.
+        label_logits: With the image prior, where the method has it.
+        probability: Of `label_logits`, propagated where the method does so.
     """
 
     logits: Tensor
     label_logits: Tensor
-    shared: Tensor
+    probability: Tensor
 
 
 def _correlation(dense: DenseFeatures, method: Method) -> Tensor:
@@ -243,25 +264,53 @@ def _correlation(dense: DenseFeatures, method: Method) -> Tensor:
     return dense.correlation[:, 1:, 1:]
 
 
-def _patches(
+def _patch_maps(
     dense: DenseFeatures,
     token_logits: Tensor,
     image_logits: Tensor,
     table: LabelTable,
     method: Method,
-) -> _Patches:
+) -> _PatchMaps:
     """token_logits: (B, 1 + N, C). image_logits: (B, C), of whole images, for the image prior."""
     logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
     label_logits = logits
     if method.image_prior:
         label_logits = table.without_padding(logits * image_logits[..., None, None])
-    shared = label_logits.softmax(1)
+    probability = label_logits.softmax(1)
     if method.propagation:
-        shared = propagate(shared, _correlation(dense, method))
-    return _Patches(logits, label_logits, shared)
+        probability = propagate(probability, _correlation(dense, method))
+    return _PatchMaps(logits, label_logits, probability)
 
 
-def _window(size: Sequence[int], patch_size: int, method: Method) -> tuple[int, int] | None:
+def _sliding_patch_maps(
+    backbone: DenseBackbone,
+    pixels: Tensor,
+    window: tuple[int, int],
+    table: LabelTable,
+    image_logits: Tensor,
+    method: Method,
+) -> _PatchMaps:
+    """The mean of what overlapping windows, of so many patches (h, w), show of B images."""
+    patch_size = backbone.patch_size
+    grid = tuple(length // patch_size for length in pixels.shape[-2:])
+    stride = max(1, (method.stride or method.window // 2) // patch_size)
+    corners = sliding.corners(grid, window, stride)
+    windows = sliding.cut(pixels, corners, window, patch_size).split(_WINDOWS_AT_ONCE)
+    priors = image_logits.repeat(len(corners), 1).split(_WINDOWS_AT_ONCE)
+    parts = []
+    for window_pixels, prior in zip(windows, priors, strict=True):
+        with stage('tower'):
+            dense = backbone(window_pixels, method.recovery)
+        with stage('logits'):
+            token_logits = table.logits(dense.tokens.float())
+            maps = _patch_maps(dense, token_logits, prior, table, method)
+            parts.append(torch.stack([maps.logits, maps.label_logits, maps.probability], 1))
+    with stage('logits'):
+        mean = sliding.mean(torch.cat(parts).flatten(1, 2), corners, grid)
+        return _PatchMaps(*mean.unflatten(1, (3, -1)).unbind(1))
+
+
+def _window_grid(size: Sequence[int], patch_size: int, method: Method) -> tuple[int, int] | None:
     """Patches (h, w) of the windows of images of this size; None where one would show it all."""
     grid = tuple(length // patch_size for length in size)
     side = max(1, method.window // patch_size)
@@ -269,9 +318,10 @@ def _window(size: Sequence[int], patch_size: int, method: Method) -> tuple[int, 
     return None if method.window == 0 or window == grid else window
 
 
-def _shrunk(pixels: Tensor, patch_size: int, method: Method) -> Tensor:
-    """Images with the window as their shorter side, if they are larger."""
+def _shrink_to_window(pixels: Tensor, backbone: DenseBackbone, method: Method) -> Tensor:
+    """Scale images down until their shorter side is a window's, if they are larger."""
     scale = min(1.0, method.window / min(pixels.shape[-2:]))
+    patch_size = backbone.patch_size
     size = [max(1, round(side * scale / patch_size)) * patch_size for side in pixels.shape[-2:]]
     shrunk = F.interpolate(
         pixels.float(), size=size, mode='bilinear', align_corners=False, antialias=True
@@ -279,34 +329,22 @@ def _shrunk(pixels: Tensor, patch_size: int, method: Method) -> Tensor:
     return shrunk.to(pixels.dtype)
 
 
-def _sliding_patches(
-    backbone: DenseBackbone,
-    pixels: Tensor,
-    window: tuple[int, int],
-    table: LabelTable,
-    image_logits: Tensor,
-    method: Method,
-) -> _Patches:
-    """The mean of what overlapping windows show."""
-    patch_size = backbone.patch_size
-    grid = tuple(length // patch_size for length in pixels.shape[-2:])
-    stride = max(1, (method.stride or method.window // 2) // patch_size)
-    places = sliding.corners(grid, window, stride)
-    cuts = sliding.cut(pixels, places, window, patch_size)
-    prior = image_logits.repeat(len(places), 1)
-    parts = []
-    for some, some_prior in zip(
-        cuts.split(_WINDOWS_AT_ONCE), prior.split(_WINDOWS_AT_ONCE), strict=True
-    ):
-        with stage('tower'):
-            dense = backbone(some, method.recovery)
-        with stage('logits'):
-            token_logits = table.logits(dense.tokens.float())
-            part = _patches(dense, token_logits, some_prior, table, method)
-            parts.append(torch.stack([part.logits, part.label_logits, part.shared], 1))
-    with stage('logits'):
-        maps = sliding.mean(torch.cat(parts).flatten(1, 2), places, grid)
-        return _Patches(*maps.unflatten(1, (3, -1)).unbind(1))
+def _weigh(
+    patches: _PatchMaps, picture: Tensor | None, history: History | None, method: Method
+) -> tuple[Tensor, Tensor, History | None]:
+    """Class probabilities of patches, the maps whose largest decides a pixel, and the history.
+
+    The maps are float32 (B, C, h, w); the history is for the next frames.
+    """
+    if method.smoothing:
+        probability, history = smooth(patches.probability, picture, history, method.smoothing)
+        if method.propagation:
+            return probability, probability, history
+        # Interpolated logarithms rank classes as interpolated logits do.
+        return probability, probability.clamp(min=_LEAST_PROBABILITY).log(), history
+    if method.propagation:
+        return patches.probability, patches.probability, None
+    return patches.logits.softmax(1), patches.label_logits, None
 
 
 def _clusters(correlation: Tensor, method: Method, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
@@ -322,7 +360,7 @@ def _clusters(correlation: Tensor, method: Method, bounds: Bounds | None) -> tup
     return clusters, converged & (clusters.amax(1) < bounds.clusters)
 
 
-def _voted(
+def _vote_in_regions(
     labels: Tensor,
     correlation: Tensor,
     clusters: Tensor,
@@ -331,6 +369,7 @@ def _voted(
     method: Method,
     bounds: Bounds | None,
 ) -> Tensor:
+    """Labels after each cluster's region has voted, in images that have enough clusters."""
     found = clusters.amax(1) + 1
     applies = found >= method.fewest_clusters
     if bounds is not None:
@@ -349,10 +388,10 @@ def _voted(
 def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Which of K maps (B, K, h, w), enlarged bilinearly, is largest at each pixel: int64."""
     best = None
-    for first, some in enumerate(maps.split(_COLUMNS_AT_ONCE, 1)):
+    for number, part in enumerate(maps.split(_COLUMNS_AT_ONCE, 1)):
         # Contiguous, because the kernel for other layouts rounds differently.
         enlarged = F.interpolate(
-            some.contiguous(), size=tuple(size), mode='bilinear', align_corners=False
+            part.contiguous(), size=tuple(size), mode='bilinear', align_corners=False
         )
         # max() over a strided dimension is several times faster than argmax(), with equal indices.
         value, index = enlarged.max(1)
@@ -361,14 +400,21 @@ def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
         else:
             larger = value > best
             best = torch.where(larger, value, best)
-            largest = torch.where(larger, index + first * _COLUMNS_AT_ONCE, largest)
+            largest = torch.where(larger, index + number * _COLUMNS_AT_ONCE, largest)
     return largest
 
 
 def label_probability(probability: Tensor, labels: Tensor, table: LabelTable) -> Tensor:
-    """Probability of each pixel's label: patches' (B, C, h, w), interpolated. float32 (B, H, W).
+    """Interpolate the probability of each pixel's label.
 
-    The background columns count as one, as their labels do.
+    Args:
+        probability: float32 (B, C, h, w), 0..1, of patches. The background columns count as one,
+            as they do in `labels`.
+        labels: int64 (B, H, W), see `Trace`.
+        table: Label columns of the words.
+
+    Returns:
+        float32 (B, H, W), 0..1.
     """
     column = torch.arange(probability.shape[1], device=probability.device)[:, None, None]
     is_background = column >= table.foreground
@@ -377,25 +423,28 @@ def label_probability(probability: Tensor, labels: Tensor, table: LabelTable) ->
 
 
 def _enlarged_at(maps: Tensor, which: Tensor) -> Tensor:
-    """Of maps (B, K, h, w), enlarged bilinearly to (B, K, H, W), the values at which (B, H, W)."""
-    (top, bottom, down), (left, right, across) = (
-        _between(target, source, maps.device)
-        for target, source in zip(which.shape[-2:], maps.shape[-2:], strict=True)
-    )
-    height, width = maps.shape[-2:]
-    flat = maps.flatten(1)
+    """Enlarge maps (B, K, h, w) bilinearly, at each pixel only the one that `which` (B, H, W) says.
 
-    def at(rows: Tensor, columns: Tensor) -> Tensor:
-        index = which * (height * width) + (rows[:, None] * width + columns)
+    The result is float32 (B, H, W).
+    """
+    height, width = maps.shape[-2:]
+    top, bottom, down = _bilinear_positions(which.shape[-2], height, maps.device)
+    left, right, across = _bilinear_positions(which.shape[-1], width, maps.device)
+    flat, first = maps.flatten(1), which * (height * width)
+
+    def pick(rows: Tensor, columns: Tensor) -> Tensor:
+        index = first + (rows[:, None] * width + columns)
         return flat.gather(1, index.flatten(1)).view(which.shape)
 
-    upper = torch.lerp(at(top, left), at(top, right), across)
-    lower = torch.lerp(at(bottom, left), at(bottom, right), across)
+    upper = torch.lerp(pick(top, left), pick(top, right), across)
+    lower = torch.lerp(pick(bottom, left), pick(bottom, right), across)
     return torch.lerp(upper, lower, down[:, None])
 
 
 @constant
-def _between(target: int, source: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _bilinear_positions(
+    target: int, source: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """For each of `target` pixels the two of `source` it lies between, and how far along."""
     pixel = torch.arange(target, device=device)
     position = ((pixel + 0.5) * (source / target) - 0.5).clamp(min=0)
