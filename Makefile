@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench gpu-check bench-docs docs-pictures soak reliability lint clean distclean
+.PHONY: help build demo test bench gpu-check bench-docs docs-pictures settings-docs soak reliability lint clean distclean
 
 # Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
 PYTHON ?=
@@ -49,6 +49,9 @@ bench-docs: build  ## table and plot of docs/performance.md from benchmark/resul
 
 docs-pictures: build  ## every picture of the documentation, from toybox scenes (docs/images/)
 	@source tools/env.sh && python tools/docs_pictures.py && python tools/method_pictures.py
+
+settings-docs: build  ## config/segment.yaml and the parameters of docs/node.md, from the declarations
+	@source tools/env.sh && python tools/settings_docs.py
 
 soak: build  ## the node under everything at once for MINUTES=5, with FUZZ=10000 mutated messages
 	@source tools/env.sh && python benchmark/reliability/soak.py --minutes $(MINUTES) \

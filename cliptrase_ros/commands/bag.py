@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cliptrase_ros.commands.common import CommandError, progress_bar
+from cliptrase_ros.commands.common import command_errors, progress_bar
 from cliptrase_ros.commands.options import (
     add_engine,
     add_view,
@@ -16,7 +16,7 @@ from cliptrase_ros.commands.options import (
 )
 
 
-def add(commands) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     description = (
         'Label the images of a rosbag2 recording (MCAP or SQLite, compressed or not). The new '
         'recording has everything of the old one, and the topics of the node: '
@@ -54,7 +54,7 @@ def add(commands) -> None:
         help='compress OUT with zstd or not (default: as IN)',
     )
     add_view(command, 'pictures and labels')
-    add_engine(command, 'images of a camera, by their times in the recording', 'images of a camera')
+    add_engine(command)
     command.set_defaults(run=run)
 
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.bag.types import make_typestore
 
     points = None
-    try:
+    with command_errors(BagError, FileNotFoundError):
         check_node(arguments.node)
         check_destination(arguments.input, arguments.output)
         with BagReader(arguments.input, make_typestore()) as reader:
@@ -101,20 +101,15 @@ def run(arguments: argparse.Namespace) -> int:
                     on_image=_image_shower(progress, viewer, points),
                     on_message=points.add_depth if points else lambda message: None,
                 )
-    except (BagError, FileNotFoundError) as error:
-        raise CommandError(error) from error
-    for sentence in (*reader.notes, *summary.damage):
-        print(f'cliptrase bag: {arguments.input}: {sentence}', file=sys.stderr)
     refused = choice.refused | summary.refused
-    for topic, (count, reason) in refused.items():
-        print(f'cliptrase bag: {topic}: {count} not labelled: {reason}', file=sys.stderr)
-    for camera, reason in points.refused.items() if points else ():
-        print(f'cliptrase bag: {camera}: no points to view: {reason}', file=sys.stderr)
+    warnings = [f'{arguments.input}: {note}' for note in (*reader.notes, *summary.damage)]
+    warnings += [f'{topic}: {n} not labelled: {reason}' for topic, (n, reason) in refused.items()]
+    if points:
+        warnings += [f'{name}: no points to view: {why}' for name, why in points.refused.items()]
     if summary.not_kept:
-        print(
-            f'cliptrase bag: SQLite has no place for {summary.not_kept}; --storage mcap keeps them',
-            file=sys.stderr,
-        )
+        warnings.append(f'SQLite has no place for {summary.not_kept}; --storage mcap keeps them')
+    for warning in warnings:
+        print(f'cliptrase bag: {warning}', file=sys.stderr)
     for camera in cameras:
         print(
             f'{camera.topic.name}: {summary.labelled[camera.name]} images labelled, in '

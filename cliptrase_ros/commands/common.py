@@ -1,14 +1,39 @@
 """What commands share in talking to the user: errors and progress."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class CommandError(Exception):
     """What the user asked for cannot be done; the message says why, in one line."""
 
 
+@contextlib.contextmanager
+def command_errors(*kinds: type[Exception], before: str = '') -> Iterator[None]:
+    """Within it, errors of some kinds become a CommandError.
+
+    Args:
+        *kinds: Errors whose messages are written for the user.
+        before: What stands before the message.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise CommandError(f'{before}{error}') from error
+
+
 def require_ros(why: str, remedy: str) -> None:
-    """Raise CommandError where this Python has no ROS 2. why: it is needed; remedy: what to do."""
+    """Raise CommandError where this Python has no ROS 2.
+
+    Args:
+        why: It is needed.
+        remedy: What to do.
+    """
     try:
         import rclpy  # noqa: F401
     except ImportError as error:
@@ -22,8 +47,8 @@ def quiet_pillow() -> None:
     warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
-def progress_bar(total: int | None):
-    """Progress over so many images, None if unknown, with rate and time left; a tqdm bar."""
+def progress_bar(total: int | None) -> 'tqdm':
+    """A tqdm bar with rate and time left, over so many images; None where that is not known."""
     from tqdm import tqdm
 
     # None: shown on a terminal only.

@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from cliptrase_ros.commands.common import CommandError, require_ros
+from cliptrase_ros.commands.common import command_errors, require_ros
 from cliptrase_ros.commands.options import add_view, check_view
 
 
-def add(commands) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     description = (
         'Two simulated cameras and the node, as separate processes; half-way the words change.'
     )
@@ -39,7 +39,5 @@ def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.ros.demo import run_demo
     from cliptrase_ros.ros.executable import StartFailure
 
-    try:
+    with command_errors(StartFailure):
         return run_demo(arguments.output, arguments.phase, arguments.view)
-    except StartFailure as error:
-        raise CommandError(error) from error

@@ -5,20 +5,28 @@ import itertools
 import sys
 from pathlib import Path
 
-from cliptrase_ros.commands.common import CommandError, progress_bar, quiet_pillow
+from cliptrase_ros.commands.common import (
+    CommandError,
+    command_errors,
+    progress_bar,
+    quiet_pillow,
+)
 from cliptrase_ros.commands.options import (
+    ALL_THREADS,
     add_batch,
-    add_beyond_paper,
-    add_model,
+    add_settings,
     at_least_one,
+    batch_size,
     load_model,
+    segmentation_settings,
 )
 from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, TOYBOX
+from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings
 
 NAMES = (*DATASETS, *TOYBOX, 'folder')
 
 
-def add(commands) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     description = (
         'Measure the engine on benchmarks: pAcc, mAcc, fwIoU and mIoU, beside the published '
         'figures where there are any. A run that was cut short goes on where it stopped when it '
@@ -46,17 +54,6 @@ def add(commands) -> None:
         "label's own size (default: %(default)s)",
     )
     command.add_argument(
-        '--preset', help='of the engine (default: paper, or robot with --protocol whole)'
-    )
-    command.add_argument(
-        '--resolution',
-        type=at_least_one,
-        nargs='+',
-        default=[336],
-        metavar='PIXELS',
-        help='shorter side fed to CLIP; several are measured one after the other (default: 336)',
-    )
-    command.add_argument(
         '--ablation',
         action='store_true',
         help='plain CLIP, then with correlation recovery, clustering and denoising added in turn',
@@ -77,9 +74,24 @@ def add(commands) -> None:
         metavar='N',
         help='threads that read images (default: %(default)s)',
     )
-    engine = add_model(command)
+    add_settings(command.add_argument_group('model'), ModelSettings, threads=ALL_THREADS)
+    engine = command.add_argument_group('segmentation')
+    add_settings(
+        engine,
+        SegmentationSettings,
+        without=('smoothing', 'min_confidence'),
+        preset={
+            'default': None,
+            'help': 'robot, plus or paper (default: paper, or robot with --protocol whole)',
+        },
+        resolution={
+            'default': [SegmentationSettings.resolution],
+            'nargs': '+',
+            'help': 'shorter side fed to CLIP; several are measured one after the other '
+            f'(default: {SegmentationSettings.resolution})',
+        },
+    )
     add_batch(engine)
-    add_beyond_paper(engine)
     command.set_defaults(run=run)
 
 
@@ -92,19 +104,17 @@ def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.evaluation.reading import DatasetError, open_dataset
     from cliptrase_ros.evaluation.report import table
 
-    try:
-        settings = [_settings(arguments, resolution) for resolution in arguments.resolution]
+    runs = [_settings(arguments, resolution) for resolution in arguments.resolution]
+    with command_errors(DatasetError, OSError):
         benchmarks = [open_dataset(name, arguments.root, arguments.limit) for name in names]
         arguments.output.mkdir(parents=True, exist_ok=True)
-    except (DatasetError, OSError) as error:
-        raise CommandError(error) from error
     for benchmark in benchmarks:
         _warn_of_missing(benchmark, arguments.limit)
-    segmenter, batch = load_model(arguments)
+    segmenter = load_model(arguments)
     results, failures = [], []
-    for benchmark, one in itertools.product(benchmarks, settings):
+    for benchmark, settings in itertools.product(benchmarks, runs):
         try:
-            results.append(_measure(arguments, benchmark, one, segmenter, batch))
+            results.append(_measure(arguments, benchmark, settings, segmenter))
         except CommandError as error:
             failures.append(error)
     if not results:
@@ -119,20 +129,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _settings(arguments: argparse.Namespace, resolution: int):
-    from cliptrase_ros.segmentation.settings import SegmentationSettings
-
+def _settings(arguments: argparse.Namespace, resolution: int) -> SegmentationSettings:
     default = {'paper': 'paper', 'whole': 'robot'}[arguments.protocol]
-    try:
-        settings = SegmentationSettings(
-            arguments.preset or default,
-            resolution,
-            refinement=arguments.refinement,
-            window=arguments.window,
-            stride=arguments.stride,
-        )
-    except ValueError as error:
-        raise CommandError(error) from error
+    settings = segmentation_settings(
+        arguments, preset=arguments.preset or default, resolution=resolution
+    )
     if arguments.ablation and not settings.method.clustering:
         raise CommandError(
             f'--ablation takes the published method apart; preset {settings.preset} is another: '
@@ -157,7 +158,7 @@ def _warn_of_missing(benchmark, limit: int | None) -> None:
         )
 
 
-def _measure(arguments: argparse.Namespace, benchmark, settings, segmenter, batch: int):
+def _measure(arguments: argparse.Namespace, benchmark, settings: SegmentationSettings, segmenter):
     from cliptrase_ros.evaluation.measure import measure
     from cliptrase_ros.evaluation.protocols import Protocol
     from cliptrase_ros.evaluation.run import ResumeError
@@ -172,7 +173,10 @@ def _measure(arguments: argparse.Namespace, benchmark, settings, segmenter, batc
             progress.set_description(f'{benchmark.dataset.name} {settings.resolution}')
             progress.update(count)
 
-        try:
+        with (
+            command_errors(ResumeError, VocabularyError),
+            command_errors(OSError, before='results could not be written: '),
+        ):
             return measure(
                 segmenter,
                 benchmark,
@@ -180,11 +184,7 @@ def _measure(arguments: argparse.Namespace, benchmark, settings, segmenter, batc
                 settings,
                 arguments.output,
                 arguments.ablation,
-                batch,
+                batch_size(arguments, segmenter),
                 arguments.workers,
                 step,
             )
-        except (ResumeError, VocabularyError) as error:
-            raise CommandError(error) from error
-        except OSError as error:
-            raise CommandError(f'results could not be written: {error}') from error

@@ -4,11 +4,19 @@ import argparse
 import re
 from pathlib import Path
 
-from cliptrase_ros.commands.common import CommandError, quiet_pillow
-from cliptrase_ros.commands.options import add_model, add_words, load_model, parse_words
+from cliptrase_ros.commands.common import command_errors, quiet_pillow
+from cliptrase_ros.commands.options import (
+    ALL_THREADS,
+    add_settings,
+    add_words,
+    load_model,
+    parse_words,
+    segmentation_settings,
+)
+from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings
 
 
-def add(commands) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     description = (
         'Draw what the [CLS] token and a patch attend to in plain CLIP, and what the method makes '
         'of it: the recovered correlation of the patch, the same without what [CLS] correlates '
@@ -34,17 +42,10 @@ def add(commands) -> None:
         help='where the picture goes (default: %(default)s)',
     )
     add_words(command, required=False)
-    command.add_argument(
-        '--preset', default='robot', help='robot (whole image) or paper (default: %(default)s)'
-    )
-    command.add_argument(
-        '--resolution',
-        type=int,
-        default=336,
-        metavar='PIXELS',
-        help='shorter side fed to CLIP (default: %(default)s)',
-    )
-    add_model(command)
+    model = command.add_argument_group('model')
+    add_settings(model, ModelSettings, without=('sam_model',), threads=ALL_THREADS)
+    segmentation = command.add_argument_group('segmentation')
+    add_settings(segmentation, SegmentationSettings, only=('preset', 'resolution'))
     command.set_defaults(run=run)
 
 
@@ -56,17 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     from cliptrase_ros.explain import draw_panel, explain, label_tiles, tiles
     from cliptrase_ros.photos.reading import UnreadableError, read_photo
-    from cliptrase_ros.segmentation.settings import SegmentationSettings
 
-    try:
-        settings = SegmentationSettings(arguments.preset, arguments.resolution)
+    settings = segmentation_settings(arguments)
+    with command_errors(UnreadableError, before=f'{arguments.image}: '):
         image = read_photo(arguments.image)
-    except UnreadableError as error:
-        raise CommandError(f'{arguments.image}: {error}') from error
-    except ValueError as error:
-        raise CommandError(error) from error
-    segmenter, _ = load_model(arguments)
-    try:
+    segmenter = load_model(arguments)
+    with command_errors(ValueError):
         explanation = explain(segmenter, image, arguments.at, settings)
         plain, method = tiles(explanation)
         classes = []
@@ -74,13 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
             encoded = segmenter.encode_vocabulary(vocabulary)
             before, after, classes = label_tiles(segmenter, explanation, encoded, settings)
             plain, method = [*plain, before], [*method, after]
-    except ValueError as error:
-        raise CommandError(error) from error
     panel = draw_panel([('Plain CLIP', plain), ('CLIPtrase', method)], classes)
-    try:
+    with command_errors(OSError, ValueError, before=f'{arguments.output} could not be written: '):
         Image.fromarray(panel).save(arguments.output)
-    except (OSError, ValueError) as error:
-        raise CommandError(f'{arguments.output} could not be written: {error}') from error
     row, column = explanation.patch
     print(f'The patch in row {row}, column {column} is explained in {arguments.output}')
     return 0

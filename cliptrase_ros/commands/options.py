@@ -2,15 +2,108 @@
 
 import argparse
 import contextlib
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cliptrase_ros.commands.common import CommandError
+from cliptrase_ros.commands.common import CommandError, command_errors
+from cliptrase_ros.segmentation.settings import (
+    ModelSettings,
+    SegmentationSettings,
+    Setting,
+    settings_of,
+)
 from cliptrase_ros.segmentation.vocabulary import (
     DEFAULT_BACKGROUND,
     Vocabulary,
     VocabularyError,
     parse_over_background,
 )
+
+if TYPE_CHECKING:
+    from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter
+
+
+def at_least_one(text: str) -> int:
+    """Read a positive whole number; for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+    return int(text)
+
+
+#: --threads on a command line, where nothing else waits for a core as on a robot.
+ALL_THREADS = {
+    'type': at_least_one,
+    'metavar': 'N',
+    'help': 'processor cores to compute with (default: every one, or what OMP_NUM_THREADS says)',
+}
+
+
+def add_settings(
+    parser: argparse._ActionsContainer,
+    declaration: type,
+    *,
+    only: Collection[str] = (),
+    without: Collection[str] = (),
+    **changes: dict[str, Any],
+) -> None:
+    """Add an option for each setting that a dataclass declares.
+
+    Args:
+        parser: A parser, or a group of its options.
+        declaration: The dataclass; see `settings.settings_of`.
+        only: Names of the settings to add; empty for all.
+        without: Names of settings to leave out.
+        **changes: By the name of a setting, what its option has instead; arguments of
+            `add_argument`.
+    """
+    for declared in settings_of(declaration):
+        if declared.name not in without and (not only or declared.name in only):
+            about = _option(declared) | changes.get(declared.name, {})
+            parser.add_argument(f'--{declared.name.replace("_", "-")}', **about)
+
+
+def _option(declared: Setting) -> dict[str, Any]:
+    # What other values there are than the help says, the settings say when they are made.
+    notes = [declared.rule] if declared.choices or declared.limits else []
+    if declared.default != '':
+        notes.append(f'default: {declared.default}')
+    doc = declared.doc[0].lower() + declared.doc[1:].rstrip('.')
+    about = {'default': declared.default, 'help': f'{doc} ({"; ".join(notes)})' if notes else doc}
+    if declared.type is bool:
+        return about | {'action': argparse.BooleanOptionalAction}
+    return about | {'type': declared.type, 'metavar': declared.unit.upper() or None}
+
+
+def model_settings(arguments: argparse.Namespace) -> ModelSettings:
+    """What the options of `ModelSettings` say. Raises CommandError."""
+    with command_errors(ValueError):
+        return ModelSettings(**_values(arguments, ModelSettings))
+
+
+def segmentation_settings(arguments: argparse.Namespace, **changes: Any) -> SegmentationSettings:
+    """What the options of `SegmentationSettings` say.
+
+    Args:
+        arguments: Of the command. What it has no option for is at its default.
+        **changes: Values instead of those of the options.
+
+    Raises:
+        CommandError: A value is out of range, or goes without another that it needs.
+    """
+    with command_errors(ValueError):
+        settings = SegmentationSettings(**{**_values(arguments, SegmentationSettings), **changes})
+    if settings.stride and not settings.window:
+        raise CommandError('--stride says how far apart windows stand: give --window as well')
+    if settings.refinement == 'sam' and not arguments.sam_model:
+        raise CommandError('--refinement sam needs the folder of a SAM: --sam-model FOLDER')
+    return settings
+
+
+def _values(arguments: argparse.Namespace, declaration: type) -> dict[str, Any]:
+    names = {declared.name for declared in settings_of(declaration)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def add_words(command: argparse.ArgumentParser, required: bool = True) -> None:
@@ -30,105 +123,31 @@ def add_words(command: argparse.ArgumentParser, required: bool = True) -> None:
     )
 
 
-def add_engine(
-    command: argparse.ArgumentParser, what_rate_counts: str, what_smoothing_joins: str
-) -> None:
-    """Add what the engine is and how it works: `add_model`, batch, preset, smoothing and rate."""
-    engine = add_model(command)
+def parse_words(arguments: argparse.Namespace) -> Vocabulary:
+    """Classes and background as the options of `add_words` say. Raises CommandError."""
+    background = [phrase for phrase in arguments.background.split(';') if phrase.strip()]
+    with command_errors(VocabularyError):
+        return parse_over_background(arguments.vocabulary, background)
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """Add what `load_engine` reads, and --rate: all of a command that labels."""
+    add_settings(command.add_argument_group('model'), ModelSettings, threads=ALL_THREADS)
+    engine = command.add_argument_group('segmentation')
+    add_settings(engine, SegmentationSettings)
     add_batch(engine)
-    engine.add_argument(
-        '--preset',
-        default='robot',
-        help='robot (whole frame), plus (whole frame, no clusters) or paper (default: %(default)s)',
-    )
-    engine.add_argument(
-        '--resolution',
-        type=int,
-        default=336,
-        metavar='PIXELS',
-        help='shorter side fed to CLIP (default: %(default)s)',
-    )
-    add_beyond_paper(engine)
-    engine.add_argument(
-        '--smoothing',
-        type=float,
-        default=0.0,
-        metavar='SHARE',
-        help='share of what a patch was before that is kept, against flicker between '
-        f'{what_smoothing_joins}; 0.5 is much (default: none)',
-    )
-    engine.add_argument(
-        '--min-confidence',
-        type=float,
-        default=0.0,
-        metavar='P',
-        help='pixels less sure than this, 0 to 1, are unlabelled (default: %(default)s)',
-    )
     engine.add_argument(
         '--rate',
         type=rate,
         default=0.0,
         metavar='HZ',
-        help=f'label at most so many {what_rate_counts} (default: all)',
+        help='label at most so many images a second of a camera or video, by their own times; 0 '
+        'labels all (default: 0)',
     )
 
 
-def add_beyond_paper(engine) -> None:
-    """Add to a group of options what any preset can have besides: refinement and windows."""
-    engine.add_argument(
-        '--refinement',
-        default='none',
-        help='none; edges: boundaries follow the picture; sam (default: %(default)s)',
-    )
-    engine.add_argument(
-        '--sam-model', default='', metavar='FOLDER', help='a SAM, for --refinement sam'
-    )
-    engine.add_argument(
-        '--window',
-        type=int,
-        default=0,
-        metavar='PIXELS',
-        help='side of squares that slide over a large image (default: none)',
-    )
-    engine.add_argument(
-        '--stride',
-        type=int,
-        default=0,
-        metavar='PIXELS',
-        help='how far apart windows stand (default: half a window)',
-    )
-
-
-def add_model(command: argparse.ArgumentParser):
-    """Add what the engine is: model, device, threads. Returns the group of options."""
-    engine = command.add_argument_group('engine')
-    engine.add_argument(
-        '--model',
-        default='ViT-B-16-quickgelu',
-        metavar='NAME',
-        help='open_clip architecture, toybox, or local-dir:FOLDER (default: %(default)s)',
-    )
-    engine.add_argument(
-        '--pretrained',
-        default='openai',
-        metavar='TAG',
-        help='weights: a tag of open_clip, or a file (default: %(default)s)',
-    )
-    engine.add_argument('--cache-dir', metavar='FOLDER', help='where downloaded weights are kept')
-    engine.add_argument(
-        '--device', default='auto', help='auto, cpu, cuda or cuda:N (default: %(default)s)'
-    )
-    engine.add_argument(
-        '--precision',
-        default='auto',
-        help='auto, float32, float16 or bfloat16 (default: %(default)s)',
-    )
-    add_threads(engine)
-    return engine
-
-
-def add_batch(engine) -> None:
-    """Add --batch to a group of options."""
+def add_batch(engine: argparse._ActionsContainer) -> None:
+    """Add --batch."""
     engine.add_argument(
         '--batch',
         type=at_least_one,
@@ -137,18 +156,46 @@ def add_batch(engine) -> None:
     )
 
 
-def add_threads(engine) -> None:
-    """Add --threads to a group of options."""
-    engine.add_argument(
-        '--threads',
-        type=at_least_one,
-        metavar='N',
-        help='processor cores to compute with (default: every one, or what OMP_NUM_THREADS says)',
-    )
+def load_engine(
+    arguments: argparse.Namespace, vocabulary: Vocabulary
+) -> 'tuple[Segmenter, EncodedVocabulary, SegmentationSettings, int]':
+    """Engine, encoded vocabulary, settings and batch size. Raises CommandError."""
+    settings = segmentation_settings(arguments)
+    segmenter = load_model(arguments)
+    with command_errors(VocabularyError):
+        encoded = segmenter.encode_vocabulary(vocabulary)
+    return segmenter, encoded, settings, batch_size(arguments, segmenter)
+
+
+def load_model(arguments: argparse.Namespace) -> 'Segmenter':
+    """The engine, as the options of `ModelSettings` say. Raises CommandError."""
+    settings = model_settings(arguments)
+
+    import torch
+
+    from cliptrase_ros.segmentation.model.weights import ModelError
+    from cliptrase_ros.segmentation.segmenter import load_segmenter
+
+    # PyTorch's own default is every core.
+    settings = replace(settings, threads=settings.threads or torch.get_num_threads())
+    with command_errors(ModelError, ValueError):
+        return load_segmenter(**vars(settings))
+
+
+def batch_size(arguments: argparse.Namespace, segmenter: 'Segmenter') -> int:
+    """How many images are labelled together: what --batch says, or what suits the device."""
+    from cliptrase_ros.streams.fault_tolerance import default_batch
+
+    return arguments.batch or default_batch(segmenter)
 
 
 def add_view(command: argparse.ArgumentParser, what: str) -> None:
-    """Add --view. what: is shown."""
+    """Add --view.
+
+    Args:
+        command: The command's parser.
+        what: Is shown.
+    """
     command.add_argument(
         '--view',
         nargs='?',
@@ -164,22 +211,18 @@ def check_view(arguments: argparse.Namespace) -> None:
     if arguments.view is not None:
         from cliptrase_ros.viewer import ViewerError, check_viewer
 
-        try:
+        with command_errors(ViewerError, before='--view: '):
             check_viewer(_destination(arguments))
-        except ViewerError as error:
-            raise CommandError(f'--view: {error}') from error
 
 
-def open_view(arguments: argparse.Namespace):
-    """The viewer as a context manager, whose value is None without --view. CommandError."""
+def open_view(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """The viewer as a context manager, whose value is None without --view. Raises CommandError."""
     if arguments.view is None:
         return contextlib.nullcontext()
     from cliptrase_ros.viewer import Viewer, ViewerError
 
-    try:
+    with command_errors(ViewerError, before='--view: '):
         return Viewer(_destination(arguments))
-    except ViewerError as error:
-        raise CommandError(f'--view: {error}') from error
 
 
 def _destination(arguments: argparse.Namespace) -> Path | None:
@@ -192,73 +235,3 @@ def rate(text: str) -> float:
     if not 0 <= hertz <= 1000:
         raise argparse.ArgumentTypeError(f'{text} is not 0 to 1000')
     return hertz
-
-
-def at_least_one(text: str) -> int:
-    """Read a positive whole number; for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
-    return int(text)
-
-
-def parse_words(arguments: argparse.Namespace) -> Vocabulary:
-    """Classes and background as the arguments say. Raises CommandError."""
-    background = [phrase for phrase in arguments.background.split(';') if phrase.strip()]
-    try:
-        return parse_over_background(arguments.vocabulary, background)
-    except VocabularyError as error:
-        raise CommandError(error) from error
-
-
-def load_engine(arguments: argparse.Namespace, vocabulary: Vocabulary):
-    """Engine, encoded vocabulary, settings and batch size, as the arguments say. CommandError."""
-    from cliptrase_ros.segmentation.settings import SegmentationSettings
-
-    try:
-        settings = SegmentationSettings(
-            arguments.preset,
-            arguments.resolution,
-            arguments.min_confidence,
-            refinement=arguments.refinement,
-            smoothing=arguments.smoothing,
-            window=arguments.window,
-            stride=arguments.stride,
-        )
-    except ValueError as error:
-        raise CommandError(error) from error
-    segmenter, batch = load_model(arguments)
-    try:
-        encoded = segmenter.encode_vocabulary(vocabulary)
-    except VocabularyError as error:
-        raise CommandError(error) from error
-    return segmenter, encoded, settings, batch
-
-
-def load_model(arguments: argparse.Namespace):
-    """Engine and batch size, as the arguments say. Raises CommandError."""
-    import torch
-
-    from cliptrase_ros.segmentation.model.weights import ModelError
-    from cliptrase_ros.segmentation.segmenter import load_segmenter
-    from cliptrase_ros.streams.fault_tolerance import default_batch
-
-    # Not every command that loads a model labels with it.
-    sam_model = getattr(arguments, 'sam_model', '')
-    if getattr(arguments, 'stride', 0) and not arguments.window:
-        raise CommandError('--stride says how far apart windows stand: give --window as well')
-    if getattr(arguments, 'refinement', 'none') == 'sam' and not sam_model:
-        raise CommandError('--refinement sam needs the folder of a SAM: --sam-model FOLDER')
-    try:
-        segmenter = load_segmenter(
-            arguments.model,
-            arguments.pretrained,
-            arguments.device,
-            arguments.precision,
-            arguments.cache_dir,
-            # PyTorch's own default, every core: nothing else waits for one here as on a robot.
-            arguments.threads or torch.get_num_threads(),
-            sam_model,
-        )
-    except (ModelError, ValueError) as error:
-        raise CommandError(error) from error
-    return segmenter, getattr(arguments, 'batch', None) or default_batch(segmenter)

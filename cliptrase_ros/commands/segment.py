@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from cliptrase_ros.commands.common import CommandError, progress_bar, quiet_pillow
+from cliptrase_ros.commands.common import command_errors, progress_bar, quiet_pillow
 from cliptrase_ros.commands.options import (
     add_engine,
     add_view,
@@ -19,7 +19,7 @@ from cliptrase_ros.commands.options import (
 )
 
 
-def add(commands) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     description = (
         'Label photos, videos or a webcam by words. Written are label images (palette PNG of '
         'class ids, 255 = unlabelled), overlays with a legend, and segmentation.json with areas '
@@ -48,9 +48,7 @@ def add(commands) -> None:
         '--rle', action='store_true', help='masks as COCO run lengths in segmentation.json'
     )
     add_view(command, 'pictures and labels')
-    add_engine(
-        command, 'frames of a video or webcam, by its own time', 'frames of a video or webcam'
-    )
+    add_engine(command)
     command.set_defaults(run=run)
 
 
@@ -64,11 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     vocabulary = parse_words(arguments)
     check_view(arguments)
-    try:
+    with command_errors(InputError, OSError):
         check_output(arguments.output)
         sources = find_sources(arguments.inputs, arguments.output)
-    except (InputError, OSError) as error:
-        raise CommandError(error) from error
     segmenter, encoded, settings, batch = load_engine(arguments, vocabulary)
 
     from cliptrase_ros.photos.segment import OutputSettings, segment_sources
@@ -76,15 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     counts = [_count(source, arguments.rate) for source in sources]
     output = OutputSettings(arguments.output, batch, arguments.rate, arguments.rle)
     total = None if None in counts else sum(counts)
-    with open_view(arguments) as viewer, progress_bar(total) as progress:
-        try:
-            outcome = segment_sources(
-                *(sources, segmenter, encoded, settings, output),
-                on_image=progress.update,
-                on_result=_shower(viewer) if viewer else None,
-            )
-        except OSError as error:
-            raise CommandError(f'results could not be written: {error}') from error
+    with (
+        open_view(arguments) as viewer,
+        progress_bar(total) as progress,
+        command_errors(OSError, before='results could not be written: '),
+    ):
+        outcome = segment_sources(
+            *(sources, segmenter, encoded, settings, output),
+            on_image=progress.update,
+            on_result=_shower(viewer) if viewer else None,
+        )
     for file, reason in outcome.unreadable:
         print(f'cliptrase segment: {file}: {reason}', file=sys.stderr)
     for entry in vocabulary.classes:

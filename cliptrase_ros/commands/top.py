@@ -2,10 +2,10 @@
 
 import argparse
 
-from cliptrase_ros.commands.common import CommandError, require_ros
+from cliptrase_ros.commands.common import command_errors, require_ros
 
 
-def add(commands) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     description = (
         'Rates, latencies, drops and vocabulary of every running segmentation node, read from '
         '/diagnostics. Latency is from stamp to publishing, work from taking the image to '
@@ -30,7 +30,5 @@ def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.ros.executable import StartFailure
     from cliptrase_ros.ros.top import run_top
 
-    try:
+    with command_errors(StartFailure):
         return run_top(arguments.once, arguments.timeout)
-    except StartFailure as error:
-        raise CommandError(error) from error

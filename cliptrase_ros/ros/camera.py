@@ -26,8 +26,8 @@ from cliptrase_ros.ros.conversions import MAKER, message_class, to_rgb
 from cliptrase_ros.ros.depth import DepthMatch
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.node_time import node_time
-from cliptrase_ros.ros.parameters import mask_topic_name
 from cliptrase_ros.ros.points import PointsOutput
+from cliptrase_ros.ros.settings import mask_topic_name
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask

@@ -9,12 +9,12 @@ if __name__ == '__main__':
     sys.exit(run_module('cliptrase_ros.ros.rerun_viewer'))
 
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
@@ -24,7 +24,9 @@ from cliptrase_ros.msg import ClassMasks, Vocabulary
 from cliptrase_ros.ros.camera import LATCHED_QOS
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.executable import run_node
-from cliptrase_ros.ros.parameters import ParameterError, ParameterSpec, declared_values
+from cliptrase_ros.ros.parameters import declare_settings
+from cliptrase_ros.ros.settings import ParameterError
+from cliptrase_ros.segmentation.settings import setting, settings_of
 from cliptrase_ros.viewer import ShownClass, ShownMask, Viewer
 
 NODE_NAME = 'rerun_viewer'
@@ -32,29 +34,33 @@ NODE_NAME = 'rerun_viewer'
 SHOWN = ('image', 'label', 'masks', 'overlay', 'confidence', 'points')
 DEFAULT_SHOWN = ('image', 'label', 'masks', 'confidence', 'points')
 
-_Type = Parameter.Type
 # Images that wait for their labels.
 _MOST_WAITING = 30
 
-PARAMETERS: tuple[ParameterSpec, ...] = (
-    ParameterSpec('node', _Type.STRING, 'cliptrase', 'The segmentation node to watch.'),
-    ParameterSpec(
-        'show',
-        _Type.STRING_ARRAY,
-        list(DEFAULT_SHOWN),
+
+@dataclass(frozen=True)
+class ViewerSettings:
+    """The parameters of the viewer."""
+
+    node: str = setting('cliptrase', 'The segmentation node to watch.')
+    show: tuple[str, ...] = setting(
+        DEFAULT_SHOWN,
         'What to show; the node computes nothing else for the viewer.',
         constraints=f'some of {", ".join(SHOWN)}',
-    ),
-    ParameterSpec(
-        'save', _Type.STRING, '', 'File ending in .rrd to record to; empty for a window.'
-    ),
-    ParameterSpec(
-        'connect',
-        _Type.STRING,
-        '',
-        'Address of a viewer that runs elsewhere, as in rerun+http://HOST:9876/proxy.',
-    ),
-)
+    )
+    save: str = setting('', 'File ending in .rrd to record to; empty for a window.')
+    connect: str = setting(
+        '', 'Address of a viewer that runs elsewhere, as in rerun+http://HOST:9876/proxy.'
+    )
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.show if name not in SHOWN]
+        if unknown:
+            raise ParameterError(
+                f'show names {", ".join(unknown)}; it must be some of {", ".join(SHOWN)}'
+            )
+        if self.save and self.connect:
+            raise ParameterError('save and connect are both set; one place to show is enough')
 
 
 class RerunViewer(Node):
@@ -67,20 +73,13 @@ class RerunViewer(Node):
 
     def __init__(self, **node_arguments):
         super().__init__(NODE_NAME, **node_arguments)
-        values = declared_values(self, PARAMETERS)
-        self._show = list(values['show'])
-        unknown = [name for name in self._show if name not in SHOWN]
-        if unknown:
-            raise ParameterError(
-                f'show names {", ".join(unknown)}; it must be some of {", ".join(SHOWN)}'
-            )
-        if values['save'] and values['connect']:
-            raise ParameterError('save and connect are both set; one place to show is enough')
-        self._watched = self.resolve_topic_name(values['node'])
+        values = ViewerSettings(**declare_settings(self, settings_of(ViewerSettings)))
+        self._show = list(values.show)
+        self._watched = self.resolve_topic_name(values.node)
         self.shown: Counter[str] = Counter()
         self._classes: list[ShownClass] = []
         self._cameras: set[str] = set()
-        self._viewer = Viewer(Path(values['save']) if values['save'] else values['connect'] or None)
+        self._viewer = Viewer(Path(values.save) if values.save else values.connect or None)
         self.create_subscription(
             Vocabulary, f'{self._watched}/vocabulary', self._keep_vocabulary, LATCHED_QOS
         )

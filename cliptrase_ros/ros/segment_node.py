@@ -95,11 +95,11 @@ class SegmentNode(LifecycleNodeMixin, Node):
         # Now, with their QoS overrides: parameters that appear later would do so in the thread of a
         # transition, while the executor's may be reading them.
         self._topics = [
-            CameraTopics(self, name, self._values.transport_of(name), self._values.depth)
-            for name in self._values.cameras
+            CameraTopics(self, name, self._values.node.transport_of(name), self._values.node.depth)
+            for name in self._values.node.cameras
         ]
         # Before the model is loaded: a typing mistake should not take seconds to be told.
-        self._latest_vocabulary = self._values.make_vocabulary()
+        self._latest_vocabulary = self._values.node.make_vocabulary()
         self._accepted: tuple[Parameters, Vocabulary | None] | None = None
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -114,7 +114,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
         self.create_timer(report_period_s, self._look_around, clock=self._steady_clock)
         self.create_timer(LABEL_INFO_PERIOD, self._announce_again, clock=self._steady_clock)
         self._start_timer = None
-        if self._values.autostart:
+        if self._values.node.autostart:
             self._start_timer = self.create_timer(
                 0.0, self._start, clock=self._steady_clock, callback_group=self._transitions
             )
@@ -225,17 +225,17 @@ class SegmentNode(LifecycleNodeMixin, Node):
         with self._lock:
             vocabulary = self._next_vocabulary(self._values, segmenter)
             self._engine = FaultTolerantEngine(
-                segmenter, self._load_on_cpu if self._values.allow_cpu_fallback else None
+                segmenter, self._load_on_cpu if self._values.node.allow_cpu_fallback else None
             )
             self._worker = Worker(
                 self._engine,
-                settings=self._values.settings,
+                settings=self._values.segmentation,
                 clock=lambda: node_time(self),
                 on_change=self._announce,
                 is_shutting_down=lambda: self._is_ending or not self.context.ok(),
                 logger=self.get_logger(),
-                warm_up_sizes=self._values.warm_up_sizes,
-                warm_up_batch=len(self._values.cameras),
+                warm_up_sizes=self._values.node.warm_up_sizes,
+                warm_up_batch=len(self._values.node.cameras),
             )
             try:
                 for topics in self._topics:
@@ -254,12 +254,12 @@ class SegmentNode(LifecycleNodeMixin, Node):
         camera = Camera(
             self,
             topics,
-            always_on=self._values.always_on,
+            always_on=self._values.node.always_on,
             on_image=self._worker.wake,
-            mask_topics=self._values.mask_topics,
-            max_pixels=round(self._values.max_image_megapixels * 1e6),
+            mask_topics=self._values.node.mask_topics,
+            max_pixels=round(self._values.node.max_image_megapixels * 1e6),
         )
-        camera.set_rate(self._values.rate)
+        camera.set_rate(self._values.node.rate)
         self._cameras += (camera,)
 
     def _free(self) -> None:
@@ -279,17 +279,12 @@ class SegmentNode(LifecycleNodeMixin, Node):
         give_memory_back()
 
     def _load(self, device: str | None = None) -> Segmenter:
-        values = self._values
+        model = self._values.model
+        if device is not None:
+            model = replace(model, device=device, precision='auto')
         begin = time.monotonic()
-        segmenter = load_segmenter(
-            values.model,
-            values.pretrained,
-            device=device or values.device,
-            precision=values.precision if device is None else 'auto',
-            cache_dir=values.cache_dir or None,
-            threads=values.threads or threads_beside_others(),
-            sam_model=values.sam_model,
-        )
+        threads = model.threads or threads_beside_others()
+        segmenter = load_segmenter(**vars(replace(model, threads=threads)))
         self.get_logger().info(
             f'{segmenter.name} on {segmenter.device}, loaded in {time.monotonic() - begin:.1f} s'
         )
@@ -343,7 +338,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
         latest = self._latest_vocabulary
         if self._worker is not None:
             latest = self._worker.latest_vocabulary or latest
-        vocabulary = values.make_vocabulary(latest)
+        vocabulary = values.node.make_vocabulary(latest)
         if (vocabulary.classes, vocabulary.background) == (latest.classes, latest.background):
             vocabulary = latest
         else:
@@ -359,7 +354,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
                 return
             (self._values, vocabulary), self._accepted = self._accepted, None
             for camera in self._cameras:
-                camera.set_rate(self._values.rate)
+                camera.set_rate(self._values.node.rate)
             self._request(vocabulary)
 
     def _request(self, vocabulary: Vocabulary | None) -> None:
@@ -367,7 +362,7 @@ class SegmentNode(LifecycleNodeMixin, Node):
         if vocabulary is not None:
             self._requested_version = max(self._requested_version, vocabulary.version)
         if self._worker is not None:
-            self._worker.request(vocabulary, self._values.settings)
+            self._worker.request(vocabulary, self._values.segmentation)
         elif vocabulary is not None:
             self._latest_vocabulary = vocabulary
 

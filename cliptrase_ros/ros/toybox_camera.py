@@ -8,10 +8,11 @@ if __name__ == '__main__':
     # Before the imports that take seconds, so that a signal ends them in order.
     sys.exit(run_module('cliptrase_ros.ros.toybox_camera'))
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -19,44 +20,36 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.executable import run_node
-from cliptrase_ros.ros.parameters import (
-    ParameterError,
-    ParameterSpec,
-    check_camera_name,
-    declared_values,
-)
+from cliptrase_ros.ros.parameters import declare_settings
+from cliptrase_ros.ros.settings import ParameterError, check_camera_name
+from cliptrase_ros.segmentation.settings import check_settings, setting, settings_of
 from cliptrase_ros.toybox.renderer import intrinsics
 from cliptrase_ros.toybox.scenes import DIFFICULTIES, SPLITS, sample_room
 from cliptrase_ros.toybox.sequences import photograph
 
 NODE_NAME = 'toybox_camera'
 
-_Type = Parameter.Type
 
-PARAMETERS: tuple[ParameterSpec, ...] = (
-    ParameterSpec('camera', _Type.STRING, 'camera', 'Name: topics are NAME/image_raw and so on.'),
-    ParameterSpec(
-        'frame_id', _Type.STRING, '', 'Frame of the images; empty for NAME_optical_frame.'
-    ),
-    ParameterSpec('seed', _Type.INTEGER, 0, 'Which room.', limits=(0, 2**31 - 1)),
-    ParameterSpec(
-        'split',
-        _Type.STRING,
-        'held_out',
-        'Kind of room.',
-        constraints=f'one of {", ".join(SPLITS)}',
-    ),
-    ParameterSpec(
-        'difficulty',
-        _Type.STRING,
+@dataclass(frozen=True)
+class ToyboxCameraSettings:
+    """The parameters of the simulated camera."""
+
+    camera: str = setting('camera', 'Name: topics are NAME/image_raw and so on.')
+    frame_id: str = setting('', 'Frame of the images; empty for NAME_optical_frame.')
+    seed: int = setting(0, 'Which room.', limits=(0, 2**31 - 1))
+    split: str = setting('held_out', 'Kind of room.', choices=tuple(SPLITS))
+    difficulty: str = setting(
         'easy',
         'hard: more and smaller things, harsher light, worn textures, motion blur, noise.',
-        constraints=f'one of {", ".join(DIFFICULTIES)}',
-    ),
-    ParameterSpec('width', _Type.INTEGER, 320, 'Image width, pixels.', limits=(16, 4096)),
-    ParameterSpec('height', _Type.INTEGER, 240, 'Image height, pixels.', limits=(16, 4096)),
-    ParameterSpec('rate', _Type.DOUBLE, 10.0, 'Images a second.', limits=(0.1, 200.0)),
-)
+        choices=tuple(DIFFICULTIES),
+    )
+    width: int = setting(320, 'Image width, pixels.', limits=(16, 4096))
+    height: int = setting(240, 'Image height, pixels.', limits=(16, 4096))
+    rate: float = setting(10.0, 'Images a second.', limits=(0.1, 200.0))
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_camera_name('camera', self.camera)
 
 
 class ToyboxCamera(Node):
@@ -65,22 +58,19 @@ class ToyboxCamera(Node):
     Topics, all with the stamp of the image: NAME/image_raw (rgb8), NAME/camera_info,
     NAME/depth/image_raw (32FC1, metres along the optical axis) and NAME/label_truth (mono8,
     index into toybox.scenes.CLASSES); the last two only while somebody listens.
-    Raises ParameterError.
+    Raises ValueError for parameters that cannot be used.
     """
 
     def __init__(self, **node_arguments):
         super().__init__(NODE_NAME, **node_arguments)
-        values = declared_values(self, PARAMETERS)
-        check_camera_name('camera', values['camera'])
-        try:
-            self._room = sample_room(values['seed'], values['split'], values['difficulty'])
-        except ValueError as error:
-            raise ParameterError(str(error)) from error
-        self._height, self._width = values['height'], values['width']
-        self._period_s = 1.0 / values['rate']
+        declared = declare_settings(self, settings_of(ToyboxCameraSettings))
+        values = ToyboxCameraSettings(**declared)
+        self._room = sample_room(values.seed, values.split, values.difficulty)
+        self._height, self._width = values.height, values.width
+        self._period_s = 1.0 / values.rate
         self._frame = 0
-        name = values['camera']
-        self._frame_id = values['frame_id'] or f'{name}_optical_frame'
+        name = values.camera
+        self._frame_id = values.frame_id or f'{name}_optical_frame'
 
         def publisher(message_type, topic: str):
             try:
@@ -106,7 +96,7 @@ class ToyboxCamera(Node):
         self.create_timer(self._period_s, self._publish)
         published = self._image, self._compressed, self._camera_info, self._depth, self._label_truth
         topics = ', '.join(publisher.topic_name for publisher in published)
-        self.get_logger().info(f'{self._width}x{self._height} at {values["rate"]:g} Hz on {topics}')
+        self.get_logger().info(f'{self._width}x{self._height} at {values.rate:g} Hz on {topics}')
 
     def _publish(self) -> None:
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)

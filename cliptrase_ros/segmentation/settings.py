@@ -1,12 +1,12 @@
 """What can be chosen about the engine, declared once, and the method that choices stand for.
 
-The node's parameters, the options of the command line, their documentation and their checks are
-made from the declarations here; see `settings_of`.
+The node's parameters, the options of the command line, `config/segment.yaml`, the table in
+docs/node.md and the checks of values are made from the declarations here, by `settings_of`.
 """
 
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields, replace
-from types import MappingProxyType
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 #: Shorter side fed to CLIP, pixels.
@@ -21,25 +21,32 @@ PRECISIONS = ('float32', 'float16', 'bfloat16')
 
 @dataclass(frozen=True)
 class Setting:
-    """What is to be known of a setting besides its name, type and default.
+    """All that is to be known of a setting; declared by `setting`, read by `settings_of`.
 
     Attributes:
-        doc: What it does, in a sentence or two.
+        doc: What it does, in a sentence or two. What is typed literally stands in single quotes.
+        name: Of the field of the dataclass that declares it, as are `type` and `default`.
         live: Whether a running node takes a new value.
         limits: Smallest and largest value, both included; None for no limits.
         or_zero: Whether 0 is a value as well, beside those within the limits.
-        unit: Of the value, in the plural.
+        unit: What a number counts, in the plural; or what a text names, for instance a folder.
         choices: The values there are; () for any.
-        constraints: What else a value has to be, where limits and choices do not say it.
+        constraints: What else a value has to be, for people.
+        entry: For a list that may also be given as one string with entries separated by `;`: what
+            makes a value of the text of an entry.
     """
 
     doc: str
+    name: str = ''
+    type: Any = str
+    default: Any = ''
     live: bool = False
     limits: tuple[float, float] | None = None
     or_zero: bool = False
     unit: str = ''
     choices: tuple[str, ...] = ()
     constraints: str = ''
+    entry: Callable[[str], Any] | None = None
 
     @property
     def rule(self) -> str:
@@ -50,47 +57,48 @@ class Setting:
             return self.constraints
         zero = '0, or ' if self.or_zero else ''
         unit = f' {self.unit}' if self.unit else ''
-        return f'{zero}{self.limits[0]:g} to {self.limits[1]:g}{unit}'
+        low, high = self.limits
+        return f'{zero}{low:.10g} to {high:.10g}{unit}'
 
-    def check(self, name: str, value: Any) -> None:
+    def check(self, value: Any) -> None:
         """Raise ValueError for a value out of range, or that is none of the choices."""
         if self.choices:
             if value not in self.choices:
-                raise ValueError(f'{name} is {value!r}; it must be {self.rule}')
+                raise ValueError(f'{self.name} is {value!r}; it must be {self.rule}')
         elif self.limits is not None:
             low, high = self.limits
             if not (low <= value <= high or (self.or_zero and value == 0)):
-                raise ValueError(f'{name} is {value}; it must be {self.rule}')
+                raise ValueError(f'{self.name} is {value}; it must be {self.rule}')
 
 
-def setting(default: Any, doc: str, **about: Any) -> Any:
+def setting(default: Any, doc: str, **attributes: Any) -> Any:
     """Declare a field of a dataclass as a setting.
 
     Args:
         default: Its value where nothing is said.
         doc: See `Setting`.
-        **about: Further attributes of `Setting`.
+        **attributes: Further attributes of `Setting`.
     """
-    metadata = {'setting': Setting(doc, **about)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={'setting': Setting(doc, **attributes)})
 
 
-def settings_of(declaration: type) -> Mapping[str, tuple[Field, Setting]]:
-    """The settings of a dataclass, by name, in the order in which they are declared.
+@functools.cache
+def settings_of(declaration: type) -> tuple[Setting, ...]:
+    """The settings that a dataclass declares, in order.
 
     Fields that are no settings, because only benchmarks choose them, are left out.
     """
-    return MappingProxyType(
-        {f.name: (f, f.metadata['setting']) for f in fields(declaration) if 'setting' in f.metadata}
+    return tuple(
+        replace(f.metadata['setting'], name=f.name, type=f.type, default=f.default)
+        for f in fields(declaration)
+        if 'setting' in f.metadata
     )
 
 
 def check_settings(values: Any) -> None:
     """Raise ValueError for the first setting of a dataclass that is not what it has to be."""
-    for name, (_, about) in settings_of(type(values)).items():
-        about.check(name, getattr(values, name))
+    for declared in settings_of(type(values)):
+        declared.check(getattr(values, declared.name))
 
 
 @dataclass(frozen=True)
@@ -137,17 +145,6 @@ class SegmentationSettings:
     """How images are segmented; handed to the engine with every call.
 
     Attributes:
-        preset: One of `PRESETS`.
-        resolution: Shorter side fed to CLIP, pixels, rounded to whole patches.
-        min_confidence: 0..1; pixels below it become `UNLABELLED`.
-        refinement: What is done to the boundaries of labels: `none`, `edges` (see `refinement`) or
-            `sam` (see `sam`).
-        smoothing: 0..`MAX_SMOOTHING`, for sequences of images of one camera, see `smoothing`; 0
-            labels every image by itself.
-        window: Side of squares that slide over a large image, pixels of the scaled image; what
-            patches show comes from them, clusters from the whole of it, scaled down to the window.
-            0 for none.
-        stride: How far apart they stand, pixels; 0 for half the window.
         image_prior: Multiply the logits by those of the [CLS] token, as the paper does on VOC20;
             for benchmarks.
 
@@ -165,29 +162,31 @@ class SegmentationSettings:
     )
     resolution: int = setting(
         336,
-        'Length of the shorter side fed to CLIP, pixels. Small things need more, time grows with '
-        'its square and faster.',
+        'Length of the shorter side fed to CLIP, rounded to whole patches. Small things need '
+        'more, time grows with its square and faster.',
         live=True,
         limits=RESOLUTION_RANGE,
         unit='pixels',
     )
     min_confidence: float = setting(
         0.0,
-        'Pixels whose class is less probable than this become 255 (unlabelled).',
+        'Pixels whose class is less probable than this become 255, unlabelled.',
         live=True,
         limits=(0, 1),
     )
     refinement: str = setting(
         'none',
         "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
-        "edges, about two patches away at most; 'sam' gives each mask of a SAM one label.",
+        "edges, about two patches away at most; 'sam' gives each mask of a SAM the label that "
+        'most of its pixels have, which is slow.',
         live=True,
         choices=('none', 'edges', 'sam'),
     )
     smoothing: float = setting(
         0.0,
-        'Share of what a patch was in the image before that is kept where it still looks the '
-        'same, against flicker: 0.5 is much; 0 labels every image by itself.',
+        'Share of what a patch was in the image before, of the same camera or video, that is kept '
+        'where it still looks the same, against flicker: 0.5 is much; 0 labels every image by '
+        'itself.',
         live=True,
         limits=(0, MAX_SMOOTHING),
     )
@@ -202,14 +201,14 @@ class SegmentationSettings:
     )
     stride: int = setting(
         0,
-        'How far apart windows stand, pixels, a window at most; 0 is half a window.',
+        'How far apart windows stand, at most a window; 0 is half a window.',
         live=True,
         limits=(0, RESOLUTION_RANGE[1]),
         unit='pixels',
     )
     image_prior: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
         if self.window and self.stride > self.window:
             raise ValueError(
@@ -231,25 +230,30 @@ class SegmentationSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, and where it computes; what `load_segmenter` takes."""
+    """Which model, and where it computes; what `load_segmenter` takes.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
 
     model: str = setting(
         'ViT-B-16-quickgelu',
         "Architecture as open_clip names it, 'toybox' for the small model that comes with this "
         "package, or 'local-dir:FOLDER' for a model of your own.",
+        unit='name',
     )
     pretrained: str = setting(
         'openai',
-        'Weights: a tag open_clip knows for the model, or a local file (safetensors, or a state '
-        'dict).',
+        'Weights: a tag that open_clip knows for the model, or a local file, safetensors or a '
+        'state dict.',
+        unit='tag',
     )
     sam_model: str = setting(
-        '', "Folder of a SAM, SAM 2, SAM-HQ or EdgeTAM for refinement 'sam'; empty for none."
+        '',
+        "Folder of a SAM, SAM 2, SAM-HQ or EdgeTAM for refinement 'sam'; empty for none.",
+        unit='folder',
     )
-    device: str = setting(
-        'auto',
-        "Where inference runs: 'auto', 'cpu', 'cuda' or 'cuda:N'.",
-    )
+    device: str = setting('auto', "Where inference runs: 'auto', 'cpu', 'cuda' or 'cuda:N'.")
     precision: str = setting(
         'auto',
         "Number format of the image tower; 'auto' is float16 on CUDA and float32 elsewhere.",
@@ -257,10 +261,16 @@ class ModelSettings:
     )
     threads: int = setting(
         0,
-        'Processor cores that inference uses at most; 0 leaves one of them to others, or takes '
-        'what OMP_NUM_THREADS says.',
+        'Processor cores that inference uses at most, in the whole process; 0 leaves one of them '
+        'to others, or takes what OMP_NUM_THREADS says.',
         limits=(0, 1024),
+        unit='cores',
     )
     cache_dir: str = setting(
-        '', 'Folder for downloaded weights and encoded phrases; empty for the usual ones.'
+        '',
+        'Folder for downloaded weights and encoded phrases; empty for the usual ones.',
+        unit='folder',
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)

@@ -9,7 +9,7 @@ from rclpy.node import Node
 
 from cliptrase_ros.ros.arguments import unread
 from cliptrase_ros.ros.executable import StartFailure, initialized
-from cliptrase_ros.ros.parameters import PARAMETERS, declared_values
+from cliptrase_ros.ros.parameters import declare_parameters
 from cliptrase_ros.ros.toybox_camera import ToyboxCamera
 
 #: Seconds a process may take on a busy machine.
@@ -79,7 +79,7 @@ def said_of():
         running.append(context)
         if make is None:
             node = Node('cliptrase', namespace='robot', context=context)
-            declared_values(node, PARAMETERS)
+            declare_parameters(node)
         else:
             node = make(context=context)
         try:

@@ -20,8 +20,9 @@ from rclpy.parameter import Parameter, get_parameter_value, parameter_value_to_p
 
 from cliptrase_ros.ros import rerun_viewer, toybox_camera
 from cliptrase_ros.ros.arguments import unread
-from cliptrase_ros.ros.parameters import declared_values
+from cliptrase_ros.ros.parameters import declare_settings
 from cliptrase_ros.ros.segment_node import NODE_NAME, SegmentNode
+from cliptrase_ros.segmentation.settings import settings_of
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 
@@ -138,7 +139,7 @@ def test_run(started, started_with_words, page, arguments):
     else:
         # The node itself would open a window.
         node = started(arguments, lambda **options: Node(executable, **options))
-        values = declared_values(node, rerun_viewer.PARAMETERS)
+        values = declare_settings(node, settings_of(rerun_viewer.ViewerSettings))
         assert list(unread(node, arguments)) == []
         assert given(arguments).items() <= values.items()
 

@@ -16,14 +16,16 @@ import yaml
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
-from cliptrase_ros.ros.parameters import PARAMETERS
+from cliptrase_ros.ros.settings import PARAMETERS, default_value
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_parameter_file_holds_the_defaults_of_every_parameter():
     content = yaml.safe_load((ROOT / 'config' / 'segment.yaml').read_text())
-    assert content['/**']['ros__parameters'] == {spec.name: spec.default for spec in PARAMETERS}
+    assert content['/**']['ros__parameters'] == {
+        declared.name: default_value(declared) for declared in PARAMETERS
+    }
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +72,7 @@ def keys_of(syntax, variable):
 def test_launch_file_overrides_parameters_that_exist(launch_syntax):
     overridden = keys_of(launch_syntax, 'overrides')
     assert {'vocabulary', 'model', 'device', 'rate', 'cameras', 'use_sim_time'} <= overridden
-    assert overridden <= {'use_sim_time', *(spec.name for spec in PARAMETERS)}
+    assert overridden <= {'use_sim_time', *(declared.name for declared in PARAMETERS)}
 
 
 def test_launch_file_reads_arguments_that_are_declared_and_described(launch_syntax):

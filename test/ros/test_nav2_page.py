@@ -15,7 +15,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from cliptrase_ros.messages.depth import POINT
 from cliptrase_ros.ros.camera import LabelInfo
 from cliptrase_ros.ros.conversions import MAKER
-from cliptrase_ros.ros.parameters import PARAMETERS
+from cliptrase_ros.ros.settings import PARAMETERS
 from cliptrase_ros.segmentation.vocabulary import name_and_synonyms, parse_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def test_page_shows_the_file(content):
 
 
 def test_parameters_are_known_and_classes_match(ours, source):
-    assert set(ours) <= {spec.name for spec in PARAMETERS}
+    assert set(ours) <= {declared.name for declared in PARAMETERS}
     types = source['class_types']
     assert set(source) <= SOURCE | set(types)
     assigned = [name for kind in types for name in source[kind]['classes']]

@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
 
 from cliptrase_ros.ros.camera import LabelInfo
-from cliptrase_ros.ros.parameters import PARAMETERS
+from cliptrase_ros.ros.parameters import declare_parameters
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'node.md'
 
@@ -40,20 +41,32 @@ def numbers(text):
     return {float(number) for number in re.findall(r'\d+(?:\.\d+)?', text)}
 
 
-def test_parameters():
-    rows = {code(row[0])[0]: row for row in table('name')}
-    assert list(rows) == [spec.name for spec in PARAMETERS]
-    for spec in PARAMETERS:
-        _, default, live, allowed, _ = rows[spec.name]
-        shown = '; '.join(spec.default) if isinstance(spec.default, list) else str(spec.default)
-        shown = shown.lower() if isinstance(spec.default, bool) else shown
-        assert default == f'`{shown}`', spec.name
-        assert live == ('yes' if spec.live else 'no'), spec.name
-        if spec.limits is not None:
-            assert numbers(allowed) == {*spec.limits, *numbers(spec.constraints)}, spec.name
-        choices = re.search(r'one of (.*)', spec.constraints)
+def test_parameters(context):
+    """What `ros2 param describe` tells of each."""
+    node = Node('cliptrase', context=context)
+    try:
+        declared = declare_parameters(node).by_name
+        rows = {code(row[0])[0]: row[1:] for row in table('name')}
+        assert list(rows) == list(declared)
+        values = [parameter.value for parameter in node.get_parameters(list(rows))]
+        descriptors = node.describe_parameters(list(rows))
+    finally:
+        node.destroy_node()
+    for descriptor, value in zip(descriptors, values, strict=True):
+        name, constraints = descriptor.name, descriptor.additional_constraints
+        default, live, allowed, what = rows[name]
+        shown = '; '.join(value) if isinstance(value, list) else str(value)
+        shown = shown.lower() if isinstance(value, bool) else shown
+        assert code(default) == ([shown] if shown else []), name
+        assert live == ('no' if descriptor.read_only else 'yes'), name
+        assert what.replace('`', '') == descriptor.description.replace("'", ''), name
+        for limits in (*descriptor.integer_range, *descriptor.floating_point_range):
+            # Of a range with a gap the constraints tell the rest.
+            ends = {limits.from_value, limits.to_value, *numbers(constraints)}
+            assert numbers(allowed) == ends, name
+        choices = re.match(r'one of (.*)', constraints)
         for choice in choices[1].split(', ') if choices else ():
-            assert choice in code(allowed), spec.name
+            assert choice in code(allowed), name
 
 
 def by_name_and_type(found):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cliptrase_ros.ros.diagnostics import SILENCE_S, camera_status
 from cliptrase_ros.ros.executable import initialized
-from cliptrase_ros.ros.parameters import mask_topic_name
+from cliptrase_ros.ros.settings import mask_topic_name
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
