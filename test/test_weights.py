@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 from tiny_clip import TINY_CONFIG
 
-from cliptrase_ros.segmentation.model import weights
 from cliptrase_ros.segmentation.model.checkpoint import CheckpointError, read_state_dict
 from cliptrase_ros.segmentation.model.weights import ModelError, load_model, select_device
 

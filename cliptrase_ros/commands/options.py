@@ -9,7 +9,7 @@ from cliptrase_ros.segmentation.vocabulary import (
     DEFAULT_BACKGROUND,
     Vocabulary,
     VocabularyError,
-    parse_over_background,
+    parse_vocabulary,
 )
 
 
@@ -203,9 +203,8 @@ def at_least_one(text: str) -> int:
 
 def parse_words(arguments: argparse.Namespace) -> Vocabulary:
     """Classes and background as the arguments say. Raises CommandError."""
-    background = [phrase for phrase in arguments.background.split(';') if phrase.strip()]
     try:
-        return parse_over_background(arguments.vocabulary, background)
+        return parse_vocabulary(arguments.vocabulary, arguments.background)
     except VocabularyError as error:
         raise CommandError(error) from error
 
