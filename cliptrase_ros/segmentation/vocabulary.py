@@ -167,13 +167,13 @@ def _parse_entry(entry: str, position: int) -> tuple[str, ...]:
     name, synonyms = name_and_synonyms(entry)
     if not all((name, *synonyms)):
         raise VocabularyError(
-            f'entry {position} of the vocabulary, {_quote(entry)}, is blank or has a blank '
+            f'entry {position} of the vocabulary, {quote(entry)}, is blank or has a blank '
             "synonym; write 'name' or 'name = synonym, synonym'"
         )
     for synonym in filter(_SYNONYMS_FOLLOW.search, synonyms):
         raise VocabularyError(
-            f"entry {position} of the vocabulary, {_quote(entry)}, has '=' or ':' in the synonym "
-            f"{_quote(synonym)}; write 'name = synonym, synonym', with ';' between classes"
+            f"entry {position} of the vocabulary, {quote(entry)}, has '=' or ':' in the synonym "
+            f"{quote(synonym)}; write 'name = synonym, synonym', with ';' between classes"
         )
     return (name, *synonyms)
 
@@ -195,11 +195,11 @@ def _parse_background(background: str | Sequence[str]) -> tuple[str, ...]:
             raise VocabularyError('the background has a blank phrase; remove it')
         if _SYNONYMS_FOLLOW.search(phrase):
             raise VocabularyError(
-                f"the background has {_quote(phrase)}, but no synonyms; write 'sky; clouds'"
+                f"the background has {quote(phrase)}, but no synonyms; write 'sky; clouds'"
             )
         if phrase.casefold() in seen:
             raise VocabularyError(
-                f'the phrase {_quote(phrase)} stands twice in the background; remove one'
+                f'the phrase {quote(phrase)} stands twice in the background; remove one'
             )
         seen.add(phrase.casefold())
     return tuple(phrases)
@@ -220,7 +220,8 @@ def clean_phrase(phrase: str) -> str:
     return cleaned if any(unicodedata.category(c)[0] in 'LNPS' for c in cleaned) else ''
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """A phrase for a message, in quotes and shortened."""
     return repr(text if len(text) <= 60 else f'{text[:57]}...')
 
 
@@ -237,7 +238,7 @@ def _refuse_no_text(phrases: Sequence[str]) -> None:
         # What Python makes of bytes on a command line that are not in its encoding.
         if any(unicodedata.category(c) == 'Cs' for c in phrase):
             raise VocabularyError(
-                f'the phrase {_quote(phrase)} is not text in UTF-8; write it anew in a UTF-8 '
+                f'the phrase {quote(phrase)} is not text in UTF-8; write it anew in a UTF-8 '
                 'terminal'
             )
 
@@ -249,8 +250,8 @@ def _refuse_duplicates(classes: Sequence[tuple[str, ...]]) -> None:
             key = phrase.casefold()
             if key in owner:
                 raise VocabularyError(
-                    f'the phrase {_quote(phrase)} stands twice in the vocabulary '
-                    f'(classes {_quote(owner[key])} and {_quote(name)}); remove one'
+                    f'the phrase {quote(phrase)} stands twice in the vocabulary '
+                    f'(classes {quote(owner[key])} and {quote(name)}); remove one'
                 )
             owner[key] = name
 
