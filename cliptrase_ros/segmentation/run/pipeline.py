@@ -291,8 +291,8 @@ def _sliding_patches(
     patch_size = backbone.patch_size
     grid = tuple(length // patch_size for length in pixels.shape[-2:])
     stride = max(1, (method.stride or method.window // 2) // patch_size)
-    places = sliding.corners(grid, window, stride)
-    cuts = sliding.cut(pixels, places, window, patch_size)
+    places = sliding.window_corners(grid, window, stride)
+    cuts = sliding.cut_windows(pixels, places, window, patch_size)
     prior = image_logits.repeat(len(places), 1)
     parts = []
     for some, some_prior in zip(
@@ -305,7 +305,7 @@ def _sliding_patches(
             part = _patches(dense, token_logits, some_prior, table, method)
             parts.append(torch.stack([part.logits, part.label_logits, part.shared], 1))
     with stage('logits'):
-        maps = sliding.mean(torch.cat(parts).flatten(1, 2), places, grid)
+        maps = sliding.join_windows(torch.cat(parts).flatten(1, 2), places, grid)
         return _Patches(*maps.unflatten(1, (3, -1)).unbind(1))
 
 
