@@ -41,7 +41,7 @@ def load(
     device: str = ModelSettings.device,
     precision: str = ModelSettings.precision,
     cache_dir: str = ModelSettings.cache_dir,
-    threads: int = 0,
+    threads: int = ModelSettings.threads,
     sam_model: str = ModelSettings.sam_model,
 ) -> 'Model':
     """Load a model.
