@@ -61,9 +61,7 @@ def load(
         ValueError: For a device or precision that does not exist.
     """
     return Model(
-        load_segmenter(
-            model, pretrained, device, precision, cache_dir, threads or None, sam_model=sam_model
-        )
+        load_segmenter(model, pretrained, device, precision, cache_dir, threads or None, sam_model)
     )
 
 
@@ -77,6 +75,7 @@ class Model:
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
+        """Make a model of an engine, which several models may share."""
         self.segmenter = segmenter
         self._words: EncodedVocabulary | None = None
 
@@ -94,7 +93,8 @@ class Model:
 
         Args:
             classes: `'road; person = pedestrian, worker'`, or a list with an entry a class.
-            background: What becomes 255, unlabelled, in the same way; empty for nothing.
+            background: What becomes 255, unlabelled: `'sky; building'`, or a list; empty for
+                nothing.
 
         Raises:
             VocabularyError: For words that cannot be used; the classes stay as they were.
@@ -127,7 +127,7 @@ class Model:
                 setting out of range.
             FileNotFoundError: For a path where nothing is.
         """
-        chosen = _settings(settings)
+        chosen = _make_settings(settings)
         if self._words is None:
             raise RuntimeError("no classes were set; call set_classes('road; person') first")
         if isinstance(image, str) or not isinstance(image, Sequence):
@@ -139,7 +139,7 @@ class Model:
     def _label(
         self, images: Sequence[ImageLike], words: EncodedVocabulary, settings: SegmentationSettings
     ) -> list['Result']:
-        pixels = [_pixels(image) for image in images]
+        pixels = [_read_pixels(image) for image in images]
         return [Result(labelled) for labelled in self.segmenter.segment(pixels, words, settings)]
 
 
@@ -202,7 +202,7 @@ class Result:
         Raises:
             ValueError: For an image of another size.
         """
-        pixels = _pixels(image)
+        pixels = _read_pixels(image)
         if pixels.shape != (*self.label.shape, 3):
             raise ValueError(
                 f'the image is of shape {pixels.shape}, and the labels of {self.label.shape}'
@@ -210,7 +210,7 @@ class Result:
         return draw_overlay(pixels, self.label, self.segmentation.vocabulary)
 
 
-def _settings(chosen: dict[str, Any]) -> SegmentationSettings:
+def _make_settings(chosen: dict[str, Any]) -> SegmentationSettings:
     known = [field.name for field in fields(SegmentationSettings)]
     for name in chosen:
         if name not in known:
@@ -224,7 +224,7 @@ def _settings(chosen: dict[str, Any]) -> SegmentationSettings:
     return settings
 
 
-def _pixels(image: ImageLike) -> np.ndarray:
+def _read_pixels(image: ImageLike) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return image
     if isinstance(image, Image.Image):
