@@ -60,9 +60,9 @@ soak: build  ## the node under everything at once for MINUTES=5, with FUZZ=10000
 reliability: build  ## the node's figures, then the table of docs/reliability.md (after a soak)
 	@source tools/env.sh && python benchmark/reliability/figures.py $(RELIABILITY_ARGS)
 
-lint:  ## ruff: rules and formatting
+lint:  ## ruff: rules and formatting; mypy: types of what others import
 	@$(set_up) venv
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 clean:  ## remove what builds and runs made
 	rm -rf build install log demo_output *.egg-info

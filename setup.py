@@ -33,6 +33,7 @@ setup(
     # What `cliptrase bag` writes; colcon installs the same files as share/cliptrase_ros/msg.
     package_dir={'cliptrase_ros.message_definitions': 'msg'},
     package_data={
+        'cliptrase_ros': ['py.typed'],
         'cliptrase_ros.message_definitions': ['*.msg'],
         'cliptrase_ros.evaluation': ['names/*.txt'],
         'cliptrase_ros.toybox': ['model/*'],

@@ -383,7 +383,7 @@ def _compare_with_eager(
     once = segmenter.segment(frames, words, settings)
     again = segmenter.segment(frames, words, settings)
     checks(_are_equal(once, again), f'{name}: a replay gives other labels than the one before')
-    other_words = segmenter.encode_vocabulary(parse_vocabulary('lamp; cup', []))
+    other_words = segmenter.encode_vocabulary(parse_vocabulary('lamp; cup', background=()))
     cases = {
         'all frames': (frames, words, settings),
         'three frames': (frames[:3], words, settings),
@@ -618,7 +618,7 @@ from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 device = sys.argv[1]
 segmenter = load_segmenter('toybox', device=device)
-words = segmenter.encode_vocabulary(parse_vocabulary('red ball; floor'))
+words = segmenter.encode_vocabulary(parse_vocabulary('red ball; floor', background=()))
 settings = SegmentationSettings(resolution=224)
 frame = np.full((120, 160, 3), 90, np.uint8)
 engine = FaultTolerantEngine(segmenter, lambda: load_segmenter('toybox', device='cpu'))
@@ -651,7 +651,7 @@ from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 on_cuda = sys.argv[1] == 'cuda'
 segmenter = load_segmenter('toybox', device=sys.argv[1])
-words = segmenter.encode_vocabulary(parse_vocabulary('red ball; floor'))
+words = segmenter.encode_vocabulary(parse_vocabulary('red ball; floor', background=()))
 settings = SegmentationSettings(resolution=224)
 blocks = np.random.RandomState(0).randint(0, 256, (3, 5, 3), np.uint8)
 frames = [blocks.repeat(40, 0).repeat(side, 1) for side in (32, 40)]

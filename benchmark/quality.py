@@ -78,7 +78,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     segmenter = load_segmenter('toybox', device=options.device)
-    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(PHRASES)))
+    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(PHRASES), background=()))
     first, difficulty = options.first_seed, options.difficulty
     # The moment of the tour that the toybox's own evaluation looks at.
     rooms = [

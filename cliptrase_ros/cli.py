@@ -1,13 +1,11 @@
 """The `cliptrase` command: arguments in, text and exit status out; the work is done elsewhere."""
 
 import argparse
-import importlib.metadata
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from xml.etree import ElementTree
 
+from cliptrase_ros import __version__
 from cliptrase_ros.commands import bag, bench, demo, evaluate, explain, segment, top, verify
 from cliptrase_ros.commands.common import CommandError
 
@@ -47,18 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def package_version() -> str:
-    """Version of this package, as package.xml has it."""
-    for folder in Path(__file__).resolve().parents:
-        # The source tree, and what colcon installs beside the Python modules.
-        for path in (folder / 'package.xml', folder / 'share' / PACKAGE / 'package.xml'):
-            if path.is_file():
-                package = ElementTree.parse(path).getroot()
-                if package.findtext('name') == PACKAGE:
-                    return package.findtext('version')
-    return importlib.metadata.version(PACKAGE)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='cliptrase',
@@ -66,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--version', action='version', version=f'cliptrase {package_version()}')
+    parser.add_argument('--version', action='version', version=f'cliptrase {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for command in COMMANDS:
         command.add(commands)

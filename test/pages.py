@@ -35,6 +35,11 @@ def commands(page):
     return found
 
 
+def python_blocks(page):
+    """Python code of a page, block by block."""
+    return re.findall(r'^```python\n(.*?)^```', page.read_text(), re.M | re.S)
+
+
 def every(program):
     """(page, arguments) of a program's commands, each once."""
     found = {}

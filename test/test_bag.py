@@ -34,7 +34,7 @@ from cliptrase_ros.messages.masks import decode_mask
 from cliptrase_ros.messages.type_names import IMAGE
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.segmentation.vocabulary import parse_over_background
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimit
 
 if sys.version_info >= (3, 14):
@@ -197,7 +197,7 @@ def test_labels_are_the_engines(run, typestore, tiny_model, tmp_path):
         if name == '/cliptrase/nose/label'
     ]
     segmenter = load_segmenter(tiny_model, device='cpu')
-    encoded = segmenter.encode_vocabulary(parse_over_background(WORDS))
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(WORDS))
     for number, label in enumerate(labels):
         (expected,) = segmenter.segment(
             [bags.picture(number)], encoded, SegmentationSettings(resolution=64)
@@ -220,7 +220,7 @@ def test_smoothing_is_that_of_each_camera(run, typestore, tiny_model, tmp_path):
     assert run(source, tmp_path / 'out', *options)[0] == 0
     _, written = read(tmp_path / 'out')
     segmenter = load_segmenter(tiny_model, device='cpu')
-    encoded = segmenter.encode_vocabulary(parse_over_background(WORDS))
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(WORDS))
     settings = SegmentationSettings(resolution=64, smoothing=0.9)
     history, expected, alone = None, [], []
     for picture in noisy:
@@ -1132,7 +1132,7 @@ def test_messages_are_those_of_the_node(typestore):
 
     from cliptrase_ros.ros.conversions import MAKER
 
-    vocabulary = parse_over_background(WORDS)
+    vocabulary = parse_vocabulary(WORDS)
     random = np.random.default_rng(0)
     label = random.choice(np.array([0, 1, 255], np.uint8), (20, 30))
     result = Segmentation(label, random.integers(0, 256, label.shape, np.uint8), vocabulary)

@@ -17,10 +17,12 @@ import cv2
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from pages import PAGES, ROOT, commands, every, ids
+from pages import PAGES, ROOT, commands, every, ids, python_blocks
 from PIL import Image
 
-from cliptrase_ros import cli
+from cliptrase_ros import __version__, cli
+from cliptrase_ros.toybox.scenes import sample_room
+from cliptrase_ros.toybox.sequences import photograph
 
 #: What commands begin with that this machine cannot run, and why.
 NEEDS = {
@@ -179,11 +181,23 @@ def executables():
     ].split()
 
 
-def test_python_of_extending(tiny_model, monkeypatch):
-    (block,) = re.findall(
-        r'^```python\n(.*?)^```', (ROOT / 'docs/extending.md').read_text(), re.M | re.S
-    )
-    exec(block, {'image': bags.picture(0, 96, 128)})
+PAGES_WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
+
+
+@pytest.mark.parametrize('page', PAGES_WITH_PYTHON, ids=lambda page: page.name)
+def test_python(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = photograph(sample_room(7), 2.0, 96, 128).image
+    for name in ('photo.jpg', 'a.jpg', 'b.jpg'):
+        Image.fromarray(image).save(name)
+    writer = cv2.VideoWriter('drive.mp4', cv2.VideoWriter_fourcc(*'mp4v'), 4.0, (128, 96))
+    for _ in range(2):
+        writer.write(image[..., ::-1].copy())
+    writer.release()
+    names = {'image': image, 'frames': [image, image]}
+    for block in python_blocks(page):
+        exec(block, names)
+    assert (names['result'].label < 255).any()
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
@@ -221,7 +235,7 @@ def test_pictures_are_small_and_used():
 
 def test_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
-    assert citation['version'] == cli.package_version()
+    assert citation['version'] == __version__
     assert citation['version'] in (ROOT / 'CHANGELOG.md').read_text()
     assert citation['preferred-citation']['year'] == 2024
 

@@ -115,7 +115,7 @@ def images():
 
 
 def encode(engine):
-    return engine.encode_vocabulary(parse_vocabulary('road; tree'))
+    return engine.encode_vocabulary(parse_vocabulary('road; tree', background=()))
 
 
 @pytest.mark.parametrize('error', OUT_OF_MEMORY, ids=str)

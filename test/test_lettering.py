@@ -17,7 +17,7 @@ NOBODYS = '\u0378'
 
 
 def forget():
-    for function in (lettering._match, lettering._runs, lettering.text_mask):
+    for function in (lettering._find_font, lettering._split_by_font, lettering.text_mask):
         function.cache_clear()
 
 

@@ -29,7 +29,7 @@ from cliptrase_ros.photos.sources import find_sources, output_files, unique_name
 from cliptrase_ros.photos.videos import read_video
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.segmentation.vocabulary import class_color, parse_over_background
+from cliptrase_ros.segmentation.vocabulary import class_color, parse_vocabulary
 
 WORDS = 'red ball; box: crate, carton'
 
@@ -163,7 +163,7 @@ def test_folder(run, in_folder, tiny_model):
     assert content['vocabulary']['background'] == ['wall', 'floor', 'ceiling', 'sky', 'building']
 
     segmenter = load_segmenter(tiny_model, device='cpu')
-    encoded = segmenter.encode_vocabulary(parse_over_background(WORDS))
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(WORDS))
     for entry, seed in zip(content['images'], (3, 4, 2, 1), strict=True):
         pixels = picture(seed, 32, 80) if seed == 4 else picture(seed)
         (expected,) = segmenter.segment([pixels], encoded, SegmentationSettings(resolution=64))
@@ -536,7 +536,7 @@ def test_smoothing_joins_the_frames_of_a_video_and_no_photos(run, in_folder, tin
         return np.asarray(Image.open(in_folder / 'out' / files[file, frame]))
 
     segmenter = load_segmenter(tiny_model, device='cpu')
-    words = segmenter.encode_vocabulary(parse_over_background(WORDS))
+    words = segmenter.encode_vocabulary(parse_vocabulary(WORDS))
     settings = SegmentationSettings(resolution=64, smoothing=0.9)
     frames = [frame.picture for frame in read_video(Path('clip.avi'))]
     history, differ = None, False

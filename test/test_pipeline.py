@@ -9,8 +9,8 @@ from reference_weights import reference_clip
 from cliptrase_ros.segmentation.memo import constant, reuse_constants_in
 from cliptrase_ros.segmentation.model.backbone import (
     DenseBackbone,
-    _embedded,
-    _embedded_by_product,
+    _embed_by_product,
+    _embed_patches,
 )
 from cliptrase_ros.segmentation.model.label_table import label_table
 from cliptrase_ros.segmentation.model.preprocessing import framing_of
@@ -122,12 +122,12 @@ def test_without_recovery_the_tower_is_plain_clip():
     torch.testing.assert_close(tokens[:, 0], wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_patches_are_embedded_alike_with_and_without_a_convolution(device):
+def test_patches_are_embed_patches_alike_with_and_without_a_convolution(device):
     conv = reference_clip().visual.conv1
     pixels = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = _embedded(conv, pixels)
-        found = _embedded_by_product(conv.to(device), pixels.to(device)).cpu()
+        expected = _embed_patches(conv, pixels)
+        found = _embed_by_product(conv.to(device), pixels.to(device)).cpu()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

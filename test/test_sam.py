@@ -90,7 +90,7 @@ def picture(seed, height=96, width=128):
 
 def test_a_segmenter_refines_a_batch_with_masks_when_asked_to():
     segmenter = make_segmenter(halves)
-    words = segmenter.encode_vocabulary(parse_vocabulary('road; person; tree; dog'))
+    words = segmenter.encode_vocabulary(parse_vocabulary('road; person; tree; dog', ()))
     images = [picture(0), picture(1), picture(2, width=192)]
     plain = segmenter.segment(images, words, SegmentationSettings(resolution=96))
     refined = segmenter.segment(
@@ -106,7 +106,7 @@ def test_a_segmenter_refines_a_batch_with_masks_when_asked_to():
 
 def test_without_sam_the_error_says_what_to_do():
     segmenter = make_segmenter()
-    words = segmenter.encode_vocabulary(parse_vocabulary('road; person'))
+    words = segmenter.encode_vocabulary(parse_vocabulary('road; person', background=()))
     with pytest.raises(ValueError, match='sam_model'):
         segmenter.segment([picture(0)], words, SegmentationSettings(refinement='sam'))
 

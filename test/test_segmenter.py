@@ -35,7 +35,7 @@ def encoded(segmenter):
 def toybox(device):
     """A segmenter whose labels differ as those of a trained model do, and words for `room`."""
     segmenter = load_segmenter('toybox', device=str(device), precision='float32')
-    words = parse_vocabulary('ball; box; cone; cylinder; floor; wall')
+    words = parse_vocabulary('ball; box; cone; cylinder; floor; wall', background=())
     return segmenter, segmenter.encode_vocabulary(words)
 
 
@@ -64,7 +64,7 @@ def test_labels_have_the_images_size_and_only_ids_of_the_vocabulary(
 
 def test_paper_labels_the_centred_square_and_robot_the_whole_frame(segmenter, encoded):
     image = camera_image(128, 256)
-    foreground_only = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person']))
+    foreground_only = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person'], ()))
     paper, robot = (
         segmenter.segment([image], foreground_only, SegmentationSettings(preset, 64))[0].label
         for preset in ('paper', 'robot')
@@ -110,7 +110,7 @@ def test_other_patch_sizes_and_precisions_segment(device, patch_size, precision)
     segmenter = Segmenter(
         open_clip.CLIP(**config), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, device, precision
     )
-    encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person', 'tree']))
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person', 'tree'], ()))
     for preset in PRESETS:
         settings = SegmentationSettings(preset, resolution=150)
         (result,) = segmenter.segment([camera_image(120, 130)], encoded, settings)
@@ -138,7 +138,7 @@ def test_a_synonym_counts_as_its_class(toybox):
     method = replace(settings.method, clustering=False)
 
     def labels(*words):
-        table = index_table(segmenter, parse_vocabulary(list(words)))
+        table = index_table(segmenter, parse_vocabulary(list(words), background=()))
         return label_by_method(segmenter, [room(7, 120, 160)], table, settings, method)[0]
 
     apart = labels('ball', 'wall', 'floor')
@@ -188,7 +188,7 @@ def test_text_features_are_the_mean_of_the_full_context_prompts(segmenter):
     tokens = open_clip.get_tokenizer('ViT-B-16')([t('fire truck') for t in PROMPT_TEMPLATES])
     with torch.no_grad():
         features = model.encode_text(tokens, normalize=True).mean(0)
-    encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'fire truck']))
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'fire truck'], background=()))
     torch.testing.assert_close(
         encoded.table.features[1].cpu(), features / features.norm(), atol=1e-5, rtol=0
     )

@@ -28,7 +28,7 @@ WHOLE = SegmentationSettings(resolution=128)
 def test_windows_cover_the_frame_and_do_not_leave_it(grid, window, stride):
     window = tuple(min(pair) for pair in zip(grid, window, strict=True))
     stride = min(stride, *window)
-    places = sliding.corners(grid, window, stride)
+    places = sliding.window_corners(grid, window, stride)
     covered = np.zeros(grid, bool)
     for top, left in places:
         assert top + window[0] <= grid[0] and left + window[1] <= grid[1]
@@ -38,19 +38,19 @@ def test_windows_cover_the_frame_and_do_not_leave_it(grid, window, stride):
 
 
 def test_what_windows_were_cut_from_is_what_they_make():
-    places = sliding.corners((5, 7), (3, 4), 2)
+    places = sliding.window_corners((5, 7), (3, 4), 2)
     image = torch.rand(2, 3, 10, 14, generator=torch.Generator().manual_seed(0))
-    cut = sliding.cut(image, places, (3, 4), 2)
+    cut = sliding.cut_windows(image, places, (3, 4), 2)
     assert cut.shape == (2 * len(places), 3, 6, 8)
     by_patch = torch.nn.functional.avg_pool2d(cut, 2)
     expected = torch.nn.functional.avg_pool2d(image, 2)
-    torch.testing.assert_close(sliding.mean(by_patch, places, (5, 7)), expected)
+    torch.testing.assert_close(sliding.join_windows(by_patch, places, (5, 7)), expected)
 
 
 def test_where_windows_overlap_their_mean_counts():
-    places = sliding.corners((1, 5), (1, 3), 2)
+    places = sliding.window_corners((1, 5), (1, 3), 2)
     values = torch.tensor([1.0, 4.0]).view(2, 1, 1, 1).expand(2, 1, 1, 3)
-    assert sliding.mean(values, places, (1, 5)).flatten().tolist() == [1, 1, 2.5, 4, 4]
+    assert sliding.join_windows(values, places, (1, 5)).flatten().tolist() == [1, 1, 2.5, 4, 4]
 
 
 @pytest.fixture(scope='module')

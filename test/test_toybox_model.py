@@ -22,7 +22,7 @@ def segmenter():
 @pytest.mark.parametrize(('vocabulary', 'floor'), [('names', 0.6), ('shapes', 0.6)])
 def test_held_out_rooms(segmenter, vocabulary, floor):
     phrases = evaluate.VOCABULARIES[vocabulary]
-    encoded = segmenter.encode_vocabulary(parse_vocabulary(list(phrases)))
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(list(phrases), background=()))
     scenes = evaluate.make_scenes(6, 'held_out')
     results = segmenter.segment([s.image for s in scenes], encoded, SegmentationSettings())
     truth = [true_labels(scene.label, phrases) for scene in scenes]

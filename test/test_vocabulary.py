@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cliptrase_ros.segmentation.vocabulary import (
+    DEFAULT_BACKGROUND,
     MAX_CLASSES,
     MAX_PHRASES,
     UNLABELLED,
@@ -21,11 +22,23 @@ def test_a_string_and_a_list_say_the_same(sign):
     listed = parse_vocabulary(['road', f'person{sign}pedestrian, road worker'])
     assert text == listed
     assert text.classes[1].synonyms == ('pedestrian', 'road worker')
-    assert text.phrases == ('road', 'person', 'pedestrian', 'road worker')
+    named = ('road', 'person', 'pedestrian', 'road worker')
+    assert text.phrases == (*named, *DEFAULT_BACKGROUND)
+
+
+def test_a_background_in_one_string():
+    assert parse_vocabulary('road', 'sky;  red  wall;').background == ('sky', 'red wall')
+    assert parse_vocabulary('road', '').background == parse_vocabulary('road', ()).background == ()
+
+
+def test_a_phrase_in_both_lists_counts_as_the_class():
+    vocabulary = parse_vocabulary('road; house = Building, hut', ['\ufeffroad', 'sky', 'building'])
+    assert vocabulary.background == ('sky',)
+    assert parse_vocabulary('wall').background == DEFAULT_BACKGROUND[1:]
 
 
 def test_non_ascii_phrases_are_kept_as_written():
-    assert parse_vocabulary(['Straße', '人']).phrases == ('Straße', '人')
+    assert parse_vocabulary(['Straße', '人'], ()).phrases == ('Straße', '人')
 
 
 @pytest.mark.parametrize(
@@ -33,14 +46,14 @@ def test_non_ascii_phrases_are_kept_as_written():
     ['red\n\x1bball', 'red\u200bball', '\ufeffred ball', '\u202ered\u2028\u2066ball\u202c'],
 )
 def test_control_and_format_characters_become_white_space(text):
-    assert parse_vocabulary([text]).phrases == ('red ball',)
+    assert parse_vocabulary([text], ()).phrases == ('red ball',)
 
 
 def test_phrases_that_only_look_different_are_duplicates():
     with pytest.raises(VocabularyError, match='twice'):
         parse_vocabulary(['road', 'road\u200b'])
-    with pytest.raises(VocabularyError, match='background'):
-        parse_vocabulary(['road'], ['\ufeffroad'])
+    with pytest.raises(VocabularyError, match='twice in the background'):
+        parse_vocabulary(['road'], ['sky', '\ufeffsky'])
 
 
 def test_number_of_phrases_is_limited():
@@ -50,7 +63,7 @@ def test_number_of_phrases_is_limited():
     with pytest.raises(VocabularyError, match=f'{MAX_PHRASES + 1} phrases'):
         parse_vocabulary([text], ['sky', 'wall'])
     with pytest.raises(VocabularyError, match=f'{MAX_PHRASES + 1} phrases'):
-        parse_vocabulary([f'{text}, one, two'])
+        parse_vocabulary([f'{text}, one, two'], ())
 
 
 @pytest.mark.parametrize(
@@ -83,7 +96,7 @@ def test_unusable_vocabularies_are_refused_with_the_reason(entries, reason):
 
 
 @pytest.mark.parametrize(
-    'background', [['road'], ['sky', 'sky'], [' '], ['\u200b'], ['sky = clouds'], ['sky: clouds']]
+    'background', [['sky', 'sky'], [' '], ['\u200b'], ['sky = clouds'], ['sky: clouds']]
 )
 def test_background_must_not_repeat_or_be_blank_or_have_synonyms(background):
     with pytest.raises(VocabularyError, match='background'):

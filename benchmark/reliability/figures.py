@@ -115,7 +115,7 @@ def engine_cost() -> dict:
     limit_threads(threads_beside_others())
     segmenter = make_segmenter(Segmenter)
     # How many words makes no difference to be seen.
-    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(WORDS[:2]))
+    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(WORDS[:2], background=()))
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
     image = image.repeat(80, 0).repeat(80, 1)
     cpu_ms, wall_ms = [], []

@@ -18,7 +18,7 @@ from cliptrase_ros.segmentation.vocabulary import (
     DEFAULT_BACKGROUND,
     Vocabulary,
     VocabularyError,
-    parse_over_background,
+    parse_vocabulary,
 )
 
 if TYPE_CHECKING:
@@ -125,9 +125,8 @@ def add_words(command: argparse.ArgumentParser, required: bool = True) -> None:
 
 def parse_words(arguments: argparse.Namespace) -> Vocabulary:
     """Classes and background as the options of `add_words` say. Raises CommandError."""
-    background = [phrase for phrase in arguments.background.split(';') if phrase.strip()]
     with command_errors(VocabularyError):
-        return parse_over_background(arguments.vocabulary, background)
+        return parse_vocabulary(arguments.vocabulary, arguments.background)
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:

@@ -54,7 +54,7 @@ def read_photo(path: Path) -> np.ndarray:
             image.load()
             pixels = _read_deep_colours(path) if deep else None
             if pixels is None:
-                pixels = _to_rgb(image)
+                pixels = rgb_pixels(image)
             # Pillow and OpenCV turn TIFF while they load it, and no other format.
             turn = _turn(image)
             if turn is None:
@@ -120,7 +120,12 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """Pixels of a picture of any mode as uint8 (H, W, 3) RGB, not turned upright.
+
+    Raises:
+        UnreadableError: For numbers that do not say what is black and what is white.
+    """
     if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
         return np.repeat(_to_bytes(np.asarray(image))[..., None], 3, axis=2)
     if 'transparency' in image.info:

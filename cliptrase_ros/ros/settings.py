@@ -25,7 +25,7 @@ from cliptrase_ros.segmentation.vocabulary import (
     Vocabulary,
     VocabularyError,
     clean_phrase,
-    parse_over_background,
+    parse_vocabulary,
 )
 
 #: How images can come.
@@ -190,7 +190,7 @@ class NodeSettings:
         """
         self._check_length('vocabulary', self.vocabulary)
         self._check_length('background', self.background)
-        vocabulary = parse_over_background(self.vocabulary, self.background, previous)
+        vocabulary = parse_vocabulary(self.vocabulary, self.background, previous)
         phrases = vocabulary.phrases
         if len(phrases) > self.max_phrases:
             raise VocabularyError(

@@ -20,12 +20,17 @@ _NO_LETTER = '\uffff'
 
 @lru_cache(maxsize=1024)
 def text_mask(text: str, size: int) -> np.ndarray:
-    """Draw a line of text in letters of a size, pixels.
+    """Draw a line of text.
 
-    Letters that no font has lose their accents or are written by their codes, as in Python. Returns
-    uint8 (`line_height(size)`, W), 255 = ink, not to be written to; all have the same baseline.
+    Letters that no font has lose their accents or are written by their codes, as in Python.
+
+    Args:
+        size: Of the letters, pixels.
+
+    Returns:
+        uint8 (`line_height(size)`, W), 255 = ink, read-only; all have the same baseline.
     """
-    runs = [(run, _open(font, size)) for run, font in _runs(text)]
+    runs = [(run, _open_font(font, size)) for run, font in _split_by_font(text)]
     width = math.ceil(sum(font.getlength(run) for run, font in runs)) + 1
     canvas = Image.new('L', (width, line_height(size)))
     draw, left = ImageDraw.Draw(canvas), 0.0
@@ -44,22 +49,22 @@ def line_height(size: int) -> int:
 
 def can_be_drawn(text: str) -> bool:
     """Whether fonts of this machine have all letters of a text."""
-    return ''.join(run for run, _ in _runs(text)) == unicodedata.normalize('NFC', text)
+    return ''.join(run for run, _ in _split_by_font(text)) == unicodedata.normalize('NFC', text)
 
 
 @lru_cache(maxsize=1024)
-def _runs(text: str) -> list[tuple[str, _Font]]:
+def _split_by_font(text: str) -> list[tuple[str, _Font]]:
     """A text in parts, each with the font to draw it in."""
     text = unicodedata.normalize('NFC', text)
-    fonts = [_match(''), _BUILT_IN]
-    if missing := ''.join(sorted({letter for letter in text if not _has(fonts[0], letter)})):
-        fonts.insert(1, _match(missing))
+    fonts = [_find_font(''), _BUILT_IN]
+    if missing := ''.join(sorted({letter for letter in text if not _has_letter(fonts[0], letter)})):
+        fonts.insert(1, _find_font(missing))
     if font := _first_with(text, fonts):
-        # Its letters fit together.
+        # Letters of one font fit together, so a text is split only where it must be.
         return [(text, font)]
     parts = [_substitute(letter, fonts) for letter in text]
     runs = groupby(parts, key=lambda part: _first_with(part, fonts))
-    return [(''.join(run), font) for font, run in runs]
+    return [(''.join(run), font) for font, run in runs if font is not None]
 
 
 def _substitute(letter: str, fonts: Sequence[_Font]) -> str:
@@ -71,15 +76,15 @@ def _substitute(letter: str, fonts: Sequence[_Font]) -> str:
 
 
 def _first_with(letters: str, fonts: Sequence[_Font]) -> _Font | None:
-    return next((font for font in fonts if all(_has(font, letter) for letter in letters)), None)
+    return next((font for font in fonts if all(_has_letter(font, part) for part in letters)), None)
 
 
 @lru_cache(maxsize=4096)
-def _has(font: _Font, letter: str) -> bool:
-    # Pillow does not tell, but draws the same for all that is missing. Letter by letter, because
-    # shaping would put a mark on a circle.
+def _has_letter(font: _Font, letter: str) -> bool:
+    # Pillow does not say which letters a font has, but draws the same box for all it has not. With
+    # the basic layout, because the other one shows a lone mark on a dotted circle.
     try:
-        opened = _open(font, 24, ImageFont.Layout.BASIC)
+        opened = _open_font(font, 24, ImageFont.Layout.BASIC)
         drawn, missing = (opened.getmask(code) for code in (letter, _NO_LETTER))
     except (OSError, ValueError):
         return False
@@ -87,7 +92,7 @@ def _has(font: _Font, letter: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _match(letters: str) -> _Font:
+def _find_font(letters: str) -> _Font:
     """The sans-serif font that fits letters best, as fontconfig says; it may not have them all."""
     pattern = 'sans:charset=' + ' '.join(f'{ord(letter):x}' for letter in letters)
     command = ['fc-match', '--format', '%{file}\n%{index}', pattern if letters else 'sans']
@@ -100,7 +105,9 @@ def _match(letters: str) -> _Font:
 
 
 @lru_cache(maxsize=64)
-def _open(font: _Font, size: int, layout: ImageFont.Layout | None = None):
+def _open_font(
+    font: _Font, size: int, layout: ImageFont.Layout | None = None
+) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     if font == _BUILT_IN:
         return ImageFont.load_default(size)
     return ImageFont.truetype(font[0], size, font[1], layout_engine=layout)

@@ -18,9 +18,14 @@ def draw_overlay(
 ) -> np.ndarray:
     """Blend a picture with the colours of its classes and name those present.
 
-    image: uint8 (H, W, 3) RGB. label: uint8 (H, W) of ids of `vocabulary`, 255 = unlabelled;
-    unlabelled pixels keep the picture. opacity: of the colours, 0..1.
-    Returns a new uint8 (H, W, 3) RGB array.
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        label: uint8 (H, W) of ids of `vocabulary`; where it is 255 (unlabelled), the picture stays.
+        opacity: Of the colours, 0..1.
+        legend: Whether classes are named in the upper left corner.
+
+    Returns:
+        A new uint8 (H, W, 3) RGB array.
     """
     colors = cv2.LUT(cv2.merge([label] * 3), vocabulary.palette[None])
     blended = cv2.addWeighted(image, 1.0 - opacity, colors, opacity, 0.0)
@@ -41,15 +46,15 @@ def legend_name(entry: VocabularyClass) -> str:
 
 
 def _draw_legend(image: np.ndarray, classes: Sequence[VocabularyClass]) -> None:
-    """Draw into an image. classes: those present, the largest first."""
+    """Name the classes present, which come the largest first, in the image itself."""
     # Readable on a thumbnail and not gigantic on 4K.
     size = 6 + round(min(image.shape[:2]) / 45)
     line = line_height(size)
     swatch, margin = round(line * 0.7), line // 4
-    # However many classes there are, the picture remains to be seen.
+    # However many classes there are, a third of the picture's height stays free.
     rows = max(1, image.shape[0] * 2 // 3 // line)
     shown = classes[:rows] if len(classes) <= rows else classes[: rows - 1]
-    # By id: rows that change places from frame to frame cannot be read.
+    # In the order of ids, because rows that change places from frame to frame cannot be read.
     names = [(c.color, legend_name(c)) for c in sorted(shown, key=lambda c: c.id)]
     if len(shown) < len(classes):
         names.append(((128, 128, 128), f'+{len(classes) - len(shown)} more'))

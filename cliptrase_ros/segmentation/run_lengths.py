@@ -9,8 +9,11 @@ import numpy as np
 class Runs:
     """The R runs of a label image, row by row; one ends where its value does, or its row.
 
-    value: uint8 (R,). begin, length: int64 (R,), pixels; `begin` is counted over all rows.
-    width: of the image, pixels.
+    Attributes:
+        value: uint8 (R,), the label.
+        begin: int64 (R,), the first pixel, counted over all rows.
+        length: int64 (R,), pixels.
+        width: Of the image, pixels.
     """
 
     value: np.ndarray
@@ -23,8 +26,8 @@ def find_runs(label: np.ndarray) -> Runs:
     """Runs of a label image, uint8 (H, W), in one pass over its pixels."""
     width = label.shape[1]
     flat = np.ascontiguousarray(label).ravel()
-    begins = np.empty(flat.size, bool)
-    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
-    begins[::width] = True
-    begin = np.flatnonzero(begins)
+    is_first = np.empty(flat.size, bool)
+    np.not_equal(flat[1:], flat[:-1], out=is_first[1:])
+    is_first[::width] = True
+    begin = np.flatnonzero(is_first)
     return Runs(flat[begin], begin, np.diff(begin, append=flat.size), width)

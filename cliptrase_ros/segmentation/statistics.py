@@ -13,7 +13,10 @@ from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyClass
 class ClassPresence:
     """One class present in one image.
 
-    entry: the class. area: pixels, at least 1. confidence: mean over them, 0..1.
+    Attributes:
+        entry: The class.
+        area: Pixels, at least 1.
+        confidence: Mean over them, 0..1.
     """
 
     entry: VocabularyClass
@@ -24,13 +27,14 @@ class ClassPresence:
 def classes_present(segmentation: Segmentation, runs: Runs | None = None) -> list[ClassPresence]:
     """Every class with a pixel in the label image, by ascending id; never `UNLABELLED`.
 
-    runs: of the label image, where they are known.
+    Args:
+        runs: Of the label image, where they are known already.
     """
     runs = runs or find_runs(segmentation.label)
-    # A run is no longer than a row, so that 32 bits hold its sum.
-    of_run = np.add.reduceat(segmentation.confidence.ravel(), runs.begin, dtype=np.uint32)
+    # A run is no longer than a row, so that 32 bits hold the sum of its confidences.
+    run_totals = np.add.reduceat(segmentation.confidence.ravel(), runs.begin, dtype=np.uint32)
     area = np.bincount(runs.value, runs.length, minlength=256)
-    total = np.bincount(runs.value, of_run, minlength=256)
+    total = np.bincount(runs.value, run_totals, minlength=256)
     entries = {entry.id: entry for entry in segmentation.vocabulary.classes}
     return [
         ClassPresence(
@@ -44,9 +48,14 @@ def classes_present(segmentation: Segmentation, runs: Runs | None = None) -> lis
 
 
 def class_mask(segmentation: Segmentation, name: str) -> np.ndarray:
-    """Mask of the class of a name: uint8 (H, W), 255 where it is, 0 elsewhere.
+    """Where the class of a name is, for mask images.
 
-    Zero everywhere if the vocabulary has no such class. Case makes no difference.
+    Args:
+        name: Of the class; case makes no difference.
+
+    Returns:
+        uint8 (H, W), 255 where the class is, 0 elsewhere; 0 throughout for a class that the
+        vocabulary does not have.
     """
     for entry in segmentation.vocabulary.classes:
         if entry.name.casefold() == name.casefold():

@@ -34,8 +34,10 @@ class VocabularyError(ValueError):
 class VocabularyClass:
     """One class of a vocabulary.
 
-    id: value of its pixels in a label image, 0..254.
-    name: as the user wrote it. synonyms: further phrases for the same class.
+    Attributes:
+        id: Value of its pixels in a label image, 0..254.
+        name: As the user wrote it.
+        synonyms: Further phrases for the same class.
     """
 
     id: int
@@ -57,10 +59,12 @@ class VocabularyClass:
 class Vocabulary:
     """An immutable set of classes with the background phrases that stand for "none of them".
 
-    classes: in the user's order. background: phrases whose pixels become `UNLABELLED`.
-    version: counts the vocabularies of one run, from 1.
-    retired: (name, id) of classes of earlier versions, the longest retired first, so that
-    an id is not given to another class while a never used one is free.
+    Attributes:
+        classes: In the user's order.
+        background: Phrases whose pixels become `UNLABELLED`.
+        version: Counts the vocabularies of one run, from 1.
+        retired: (name, id) of classes of earlier versions, the longest retired first, so that an
+            id is not given to another class while a never used one is free.
     """
 
     classes: tuple[VocabularyClass, ...]
@@ -92,37 +96,46 @@ def class_color(class_id: int) -> tuple[int, int, int]:
     hue = (class_id * 0.618034 + 0.02) % 1.0
     saturation = (0.85, 0.6, 0.95)[class_id // 8 % 3]
     value = (0.95, 0.75)[class_id // 4 % 2]
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def parse_vocabulary(
     entries: str | Sequence[str],
-    background: Sequence[str] = (),
+    background: str | Sequence[str] = DEFAULT_BACKGROUND,
     previous: Vocabulary | None = None,
 ) -> Vocabulary:
     """Make a vocabulary from user text.
 
-    entries: class descriptions, each `name` or `name = synonym, synonym` (`:` does as well as
-    `=`); or one string with entries separated by `;`. Phrases are cleaned as by `clean_phrase`.
-    background: phrases whose pixels become `UNLABELLED`.
-    previous: the vocabulary in force. A class of the same name keeps its id, also one that
-    was retired earlier in the run; a new class takes an id never used in the run, and only
-    when there is none the one that was retired longest ago.
+    Args:
+        entries: Class descriptions, each `name` or `name = synonym, synonym` (`:` does as well as
+            `=`); or one string with entries separated by `;`. Phrases are cleaned as by
+            `clean_phrase`, and compared without regard to case.
+        background: Phrases whose pixels become `UNLABELLED`, as a list or separated by `;`; empty
+            for none. One that is a class's phrase as well counts as the class: naming a class must
+            not fail because of a background that was chosen before.
+        previous: The vocabulary in force. A class of the same name keeps its id, also one that
+            was retired earlier in the run; a new class takes an id never used in the run, and only
+            when there is none the one that was retired longest ago.
 
-    Raises VocabularyError: no class, more than 255, more than 1024 phrases, a blank entry or
-    synonym, a phrase with `=` or `:` in it, a phrase that is no text, one that stands for two
-    classes (compared without regard to case) or for a class and the background.
+    Raises:
+        VocabularyError: No class, more than `MAX_CLASSES`, more than `MAX_PHRASES` phrases, a
+            blank entry or synonym, a phrase with `=` or `:` in it, a phrase that is no text, one
+            that stands for two classes or twice in the background.
     """
     parsed = _parse_entries(entries)
-    background = tuple(clean_phrase(phrase) for phrase in background)
-    _refuse_too_many(parsed, background)
-    _refuse_no_text([*(p for name, synonyms in parsed for p in (name, *synonyms)), *background])
-    _refuse_duplicates(parsed, background)
-    ids, retired = _assign_ids([name for name, _ in parsed], previous)
+    _refuse_no_text([phrase for phrases in parsed for phrase in phrases])
+    _refuse_duplicates(parsed)
+    background = _parse_background(background)
+    _refuse_no_text(background)
+    named = {phrase.casefold() for phrases in parsed for phrase in phrases}
+    background = tuple(phrase for phrase in background if phrase.casefold() not in named)
+    _refuse_too_many([*named, *background])
+    ids, retired = _assign_ids([name for name, *_ in parsed], previous)
     return Vocabulary(
         classes=tuple(
-            VocabularyClass(class_id, name, synonyms)
-            for class_id, (name, synonyms) in zip(ids, parsed, strict=True)
+            VocabularyClass(class_id, name, tuple(synonyms))
+            for class_id, (name, *synonyms) in zip(ids, parsed, strict=True)
         ),
         background=background,
         version=1 if previous is None else previous.version + 1,
@@ -130,21 +143,8 @@ def parse_vocabulary(
     )
 
 
-def parse_over_background(
-    entries: str | Sequence[str],
-    background: Sequence[str] = DEFAULT_BACKGROUND,
-    previous: Vocabulary | None = None,
-) -> Vocabulary:
-    """Make a vocabulary as `parse_vocabulary`; a phrase in both lists counts as a class.
-
-    Naming a class must not fail because of a background that was chosen before.
-    """
-    named = {phrase.casefold() for phrase in parse_vocabulary(entries).phrases}
-    background = [phrase for phrase in background if clean_phrase(phrase).casefold() not in named]
-    return parse_vocabulary(entries, background, previous)
-
-
-def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, ...]]:
+    """Phrases of each class, its name first."""
     if isinstance(entries, str):
         parts = entries.split(';')
         if len(parts) > 1 and not clean_phrase(parts[-1]):
@@ -163,25 +163,46 @@ def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, tuple[str, .
     return [_parse_entry(part, position) for position, part in enumerate(parts, start=1)]
 
 
-def _parse_entry(entry: str, position: int) -> tuple[str, tuple[str, ...]]:
+def _parse_entry(entry: str, position: int) -> tuple[str, ...]:
     name, synonyms = name_and_synonyms(entry)
     if not all((name, *synonyms)):
         raise VocabularyError(
-            f'entry {position} of the vocabulary, {_quote(entry)}, is blank or has a blank '
+            f'entry {position} of the vocabulary, {quote(entry)}, is blank or has a blank '
             "synonym; write 'name' or 'name = synonym, synonym'"
         )
     for synonym in filter(_SYNONYMS_FOLLOW.search, synonyms):
         raise VocabularyError(
-            f"entry {position} of the vocabulary, {_quote(entry)}, has '=' or ':' in the synonym "
-            f"{_quote(synonym)}; write 'name = synonym, synonym', with ';' between classes"
+            f"entry {position} of the vocabulary, {quote(entry)}, has '=' or ':' in the synonym "
+            f"{quote(synonym)}; write 'name = synonym, synonym', with ';' between classes"
         )
-    return name, synonyms
+    return (name, *synonyms)
 
 
 def name_and_synonyms(entry: str) -> tuple[str, tuple[str, ...]]:
     """Take an entry apart at its first `=` or `:`; phrases are cleaned, '' where blank."""
     name, *rest = _SYNONYMS_FOLLOW.split(entry, maxsplit=1)
     return clean_phrase(name), tuple(clean_phrase(p) for listed in rest for p in listed.split(','))
+
+
+def _parse_background(background: str | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(background, str):
+        phrases = [phrase for phrase in map(clean_phrase, background.split(';')) if phrase]
+    else:
+        phrases = [clean_phrase(phrase) for phrase in background]
+    seen = set()
+    for phrase in phrases:
+        if not phrase:
+            raise VocabularyError('the background has a blank phrase; remove it')
+        if _SYNONYMS_FOLLOW.search(phrase):
+            raise VocabularyError(
+                f"the background has {quote(phrase)}, but no synonyms; write 'sky; clouds'"
+            )
+        if phrase.casefold() in seen:
+            raise VocabularyError(
+                f'the phrase {quote(phrase)} stands twice in the background; remove one'
+            )
+        seen.add(phrase.casefold())
+    return tuple(phrases)
 
 
 def clean_phrase(phrase: str) -> str:
@@ -199,18 +220,16 @@ def clean_phrase(phrase: str) -> str:
     return cleaned if any(unicodedata.category(c)[0] in 'LNPS' for c in cleaned) else ''
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """A phrase for a message, in quotes and shortened."""
     return repr(text if len(text) <= 60 else f'{text[:57]}...')
 
 
-def _refuse_too_many(
-    parsed: Sequence[tuple[str, tuple[str, ...]]], background: Sequence[str]
-) -> None:
-    count = sum(1 + len(synonyms) for _, synonyms in parsed) + len(background)
-    if count > MAX_PHRASES:
+def _refuse_too_many(phrases: Sequence[str]) -> None:
+    if len(phrases) > MAX_PHRASES:
         raise VocabularyError(
-            f'the vocabulary has {count} phrases; at most {MAX_PHRASES}, synonyms and background '
-            'included, are encoded in bearable time; drop some'
+            f'the vocabulary has {len(phrases)} phrases; at most {MAX_PHRASES}, synonyms and '
+            'background included, are encoded in bearable time; drop some'
         )
 
 
@@ -219,44 +238,28 @@ def _refuse_no_text(phrases: Sequence[str]) -> None:
         # What Python makes of bytes on a command line that are not in its encoding.
         if any(unicodedata.category(c) == 'Cs' for c in phrase):
             raise VocabularyError(
-                f'the phrase {_quote(phrase)} is not text in UTF-8; write it anew in a UTF-8 '
+                f'the phrase {quote(phrase)} is not text in UTF-8; write it anew in a UTF-8 '
                 'terminal'
             )
 
 
-def _refuse_duplicates(
-    parsed: Sequence[tuple[str, tuple[str, ...]]], background: Sequence[str]
-) -> None:
+def _refuse_duplicates(classes: Sequence[tuple[str, ...]]) -> None:
     owner: dict[str, str] = {}
-    for name, synonyms in parsed:
+    for name, *synonyms in classes:
         for phrase in (name, *synonyms):
             key = phrase.casefold()
             if key in owner:
                 raise VocabularyError(
-                    f'the phrase {_quote(phrase)} stands twice in the vocabulary '
-                    f'(classes {_quote(owner[key])} and {_quote(name)}); remove one'
+                    f'the phrase {quote(phrase)} stands twice in the vocabulary '
+                    f'(classes {quote(owner[key])} and {quote(name)}); remove one'
                 )
             owner[key] = name
-    for phrase in background:
-        if not phrase:
-            raise VocabularyError('the background has a blank phrase; remove it')
-        if _SYNONYMS_FOLLOW.search(phrase):
-            raise VocabularyError(
-                f"the background has {_quote(phrase)}, but no synonyms; write 'sky; clouds'"
-            )
-        key = phrase.casefold()
-        if key in owner:
-            raise VocabularyError(
-                f'the phrase {_quote(phrase)} is both in the background and in '
-                f'{"the background again" if owner[key] == "" else f"class {_quote(owner[key])}"}'
-                '; remove one'
-            )
-        owner[key] = ''
 
 
 def _assign_ids(
     names: Sequence[str], previous: Vocabulary | None
 ) -> tuple[list[int], tuple[tuple[str, int], ...]]:
+    """Ids of classes in the order of their names, and what `Vocabulary.retired` is to hold."""
     current = {c.name.casefold(): c.id for c in previous.classes} if previous else {}
     retired = dict(previous.retired) if previous else {}
     wanted = [name.casefold() for name in names]

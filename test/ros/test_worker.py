@@ -126,14 +126,14 @@ def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worke
             raise RuntimeError('no memory left')
 
     worker = start_worker(segmenter, fail_at_first)
-    first = parse_vocabulary('road')
+    first = parse_vocabulary('road', background=())
     worker.request(first)
     wait_for(lambda: worker.vocabulary_state.in_force == 1)
     assert worker.vocabulary_state.failure == ''
     wait_for(lambda: len(announced) == 2)
     worker.wake()
     wait_for(lambda: len(announced) == 3)
-    second = parse_vocabulary('road; tree', previous=first)
+    second = parse_vocabulary('road; tree', background=(), previous=first)
     worker.request(second)
     wait_for(lambda: worker.vocabulary_state.in_force == 2)
     assert announced == [first, first, first, second]
@@ -142,7 +142,7 @@ def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worke
 def test_settings_are_announced_with_the_words_they_come_into_force_with(start_worker, segmenter):
     announced = []
     worker = start_worker(segmenter, lambda *choice: announced.append(choice))
-    first, second = parse_vocabulary('road'), parse_vocabulary('road; tree')
+    first, second = (parse_vocabulary(text, background=()) for text in ('road', 'road; tree'))
     half = replace(SETTINGS, min_confidence=0.5)
     for count, announce in enumerate(
         (
@@ -170,10 +170,10 @@ def test_words_that_nobody_wants_any_more_do_not_fail(start_worker, make_segment
             return super().encode_vocabulary(vocabulary)
 
     worker = start_worker(make_segmenter(Failing), lambda *_: announced.append(None))
-    first = parse_vocabulary('road')
+    first = parse_vocabulary('road', background=())
     worker.request(first)
     wait_for(lambda: announced)
-    worker.request(parse_vocabulary('unreadable', previous=first))
+    worker.request(parse_vocabulary('unreadable', background=(), previous=first))
     assert begun.wait(PATIENCE)
     worker.request(first)
     # In the turn after the failure.
@@ -202,13 +202,13 @@ def test_thread_survives_what_fails(start_worker, segmenter, where):
 
     worker = start_worker(segmenter)
     worker.serve([Failing()])
-    worker.request(parse_vocabulary('road'))
+    worker.request(parse_vocabulary('road', background=()))
     wait_for(lambda: worker.vocabulary_state.in_force == 1)
     is_broken.set()
     worker.wake()
     wait_for(lambda: failures)
     is_broken.clear()
-    worker.request(parse_vocabulary('road; tree', previous=worker.latest_vocabulary))
+    worker.request(parse_vocabulary('road; tree', background=(), previous=worker.latest_vocabulary))
     wait_for(lambda: worker.vocabulary_state.in_force == 2)
 
 
@@ -229,7 +229,7 @@ def test_ready_for_announced_sizes_before_the_first_image(start_worker, make_seg
     sizes = [(48, 64), (1, 1), (64, 48)]
     worker = start_worker(make_segmenter(Watched), warm_up_sizes=sizes, warm_up_batch=1)
     worker.serve([Watching()])
-    worker.request(parse_vocabulary('road; tree'))
+    worker.request(parse_vocabulary('road; tree', background=()))
     wait_for(lambda: 'an image' in calls)
     assert calls[: calls.index('an image')] == [(size, 1) for size in sizes]
 
@@ -256,7 +256,7 @@ def test_nothing_is_published_after_a_pause(start_worker, segmenter):
     count = len(published)
     assert not pausing.is_alive() and count
     worker.wake()
-    worker.request(parse_vocabulary('road'))
+    worker.request(parse_vocabulary('road', background=()))
     wait_for(lambda: worker.vocabulary_state.in_force)
     assert len(published) == count
 
@@ -333,7 +333,7 @@ def start_busy(start_worker, make_segmenter, monkeypatch):
         camera = BusyCamera(events)
         camera.engine = worker._engine
         worker.serve([camera])
-        worker.request(parse_vocabulary('road; tree'))
+        worker.request(parse_vocabulary('road; tree', background=()))
         wait_for(lambda: ('label', 1, 'robot') in events)
         return worker, segmenter, events
 
@@ -341,7 +341,8 @@ def start_busy(start_worker, make_segmenter, monkeypatch):
 
 
 def words(count, previous):
-    return parse_vocabulary('; '.join(f'thing {i}' for i in range(count)), previous=previous)
+    names = '; '.join(f'thing {i}' for i in range(count))
+    return parse_vocabulary(names, background=(), previous=previous)
 
 
 def calls(version, preset):

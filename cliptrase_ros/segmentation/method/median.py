@@ -15,19 +15,23 @@ from cliptrase_ros.segmentation.device_faults import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
-#: Pixels along a window.
+#: Pixels along a side of the neighbourhood.
 SIDE = 7
 _RANK = SIDE * SIDE // 2
 
-# One kernel instead of the network on CUDA, until it fails.
+# Whether CUDA computes the network in one Triton kernel; False once that has failed.
 _use_kernel = True
 
 
 def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
     """Median of every pixel's 7 x 7 neighbourhood; -1 throughout images that are absent.
 
-    images: float32 (..., H, W). Borders are mirrored with the edge sample repeated.
-    absent: bool (...). Returns the shape of the images.
+    Args:
+        images: float32 (..., H, W). Borders are mirrored with the edge sample repeated.
+        absent: bool (...).
+
+    Returns:
+        float32 (..., H, W).
     """
     global _use_kernel
     if not (_use_kernel and images.is_cuda and min(images.shape[-2:]) >= SIDE // 2):
@@ -41,8 +45,9 @@ def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        # Compilers for GPUs are absent or fail in many ways; the network needs none. Where it
-        # fails as well, the kernel was not to blame.
+        # Triton's compiler is absent or fails in many ways, and the network does without. The
+        # kernel is given up only once the network has worked: if that raises too, it is the
+        # device's fault.
         medians = _by_network(images, absent)
         _use_kernel = False
         _log.warning('the median kernel cannot be used, medians are slower: %s', error)
@@ -57,7 +62,7 @@ def _network(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     rows, columns = (_mirrored(length, images.device) for length in (height, width))
     padded = images[..., rows, :][..., columns]
-    # Columns are sorted once for the seven windows that share them.
+    # Each column of seven is sorted once for the seven neighbourhoods that share it.
     column = [padded[..., y : y + height, :] for y in range(SIDE)]
     for low, high in sorting_network(SIDE):
         a, b = column[low], column[high]
@@ -82,14 +87,17 @@ def _mirrored(length: int, device: torch.device) -> Tensor:
 
 @cache
 def selection_network() -> tuple[tuple[tuple[int, int, bool, bool], ...], int]:
-    """Exchanges that bring the median of a window with sorted columns to one wire.
+    """Exchanges that bring the median of a neighbourhood with sorted columns to one wire.
 
-    Wire rank * 7 + x holds the value of that rank in column x. Returns (low wire, high wire,
-    whether the smaller, whether the larger value is used later) for each exchange, and the wire.
+    Wire rank * 7 + x holds the value of that rank in column x.
+
+    Returns:
+        For each exchange (low wire, high wire, whether the smaller value is used later, whether
+        the larger one is), and the wire that ends with the median.
     """
-    # Sorting each rank across the columns leaves a matrix sorted both ways, in which only 29
-    # places can hold the median: the others have more than 24 values above or below them, as
-    # many of one kind as of the other.
+    # Sorting each rank across the columns leaves a matrix whose rows and columns are sorted. Only
+    # 29 of its places can hold the median: at every other place more than 24 values are certainly
+    # larger, or more than 24 certainly smaller, and there are as many of one kind as of the other.
     exchanges = [
         (rank * SIDE + low, rank * SIDE + high)
         for rank in range(SIDE)
@@ -111,7 +119,7 @@ def selection_network() -> tuple[tuple[tuple[int, int, bool, bool], ...], int]:
 def _used(
     exchanges: Iterable[tuple[int, int]], result: int
 ) -> Iterator[tuple[int, int, bool, bool]]:
-    """From the last exchange back, those whose outcome reaches the result."""
+    """Those exchanges, from the last one back, that the wire of the result depends on."""
     needed = {result}
     for low, high in exchanges:
         uses = (low in needed, high in needed)

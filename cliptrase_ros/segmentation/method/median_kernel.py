@@ -1,8 +1,8 @@
 """The 7 x 7 median as one Triton kernel: importable where Triton is, which comes with CUDA.
 
 The network of `median.py` is several hundred operations on whole images, each a kernel of its own
-on a GPU. Here it is one kernel, in which a thread takes the window of one pixel into registers and
-through the whole network. Triton 3.4 and newer compile it.
+on a GPU. Here it is one kernel: a thread reads the neighbourhood of one pixel into registers and
+runs the whole network there. Triton 3.4 and newer compile it.
 """
 
 # Triton joins tuples; it does not unpack them.
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from cliptrase_ros.segmentation.method.median import SIDE, selection_network, sorting_network
 
-# Of a program: one for each thread of the four warps that Triton gives it.
+# Pixels of a program: one for each thread of the four warps that Triton gives it.
 _PIXELS = 128
 
 
-def _window_network() -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Exchanges that bring the median of a window, row by row, to one wire.
+def _median_network() -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Exchanges that bring the median of a neighbourhood, row by row, to one wire.
 
-    Returns the wires of the smaller values, those of the larger ones, and the wire.
+    Returns:
+        For each exchange the wire of the smaller value, for each that of the larger one, and the
+        wire that ends with the median.
     """
     exchanges = [
         (low * SIDE + x, high * SIDE + x)
@@ -32,10 +34,11 @@ def _window_network() -> tuple[tuple[int, ...], tuple[int, ...], int]:
     selection, median = selection_network()
     # Values that nothing uses later are left out by the compiler.
     exchanges += [(low, high) for low, high, *_ in selection]
-    return *zip(*exchanges, strict=True), median
+    low, high = zip(*exchanges, strict=True)
+    return low, high, median
 
 
-_LOW, _HIGH, _MEDIAN = map(tl.constexpr, _window_network())
+_LOW, _HIGH, _MEDIAN = map(tl.constexpr, _median_network())
 _EXCHANGES = tl.constexpr(len(_LOW.value))
 _SIDE = tl.constexpr(SIDE)
 
@@ -43,9 +46,13 @@ _SIDE = tl.constexpr(SIDE)
 def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
     """Median of every pixel's 7 x 7 neighbourhood; -1 throughout images that are absent.
 
-    images: float32 (..., H, W), H and W at least 3, without NaN, which PyTorch's minima and maxima
-    keep and these drop. Borders are mirrored with the edge sample repeated. absent: bool (...).
-    Returns the shape of the images.
+    Args:
+        images: float32 (..., H, W), H and W at least 3, without NaN, which PyTorch's minima and
+            maxima keep and these drop. Borders are mirrored with the edge sample repeated.
+        absent: bool (...).
+
+    Returns:
+        float32 (..., H, W).
     """
     images = images.contiguous()
     result = torch.empty_like(images)
@@ -58,7 +65,7 @@ def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
 # One compilation serves all sizes.
 @triton.jit(do_not_specialize=['height', 'width'])
 def _median(images, absent, result, height, width, PIXELS: tl.constexpr):
-    # Of many large images there are more pixels than 32 bits count; of one there are not.
+    # 32 bits count the pixels of one image, but not those of many large ones.
     image = tl.program_id(0).to(tl.int64)
     images += image * height * width
     result += image * height * width

@@ -2,21 +2,25 @@
 
 from torch import Tensor
 
-# How many standard deviations of an image's correlations make weights differ by a factor of e;
-# relative, because models differ in how strongly their patches correlate.
+# Correlations that differ by one standard deviation of their image's give weights that differ by
+# the factor exp(_CONTRAST). Relative, because models differ in how strongly patches correlate.
 _CONTRAST = 2.0
 
 
 def propagate(probability: Tensor, correlation: Tensor) -> Tensor:
-    """Each patch's mean of all patches' probabilities, weighted by how it correlates with them.
+    """Give each patch the mean of all patches' probabilities, weighted by how it correlates.
 
     The weights of patch i are the softmax over j of `_CONTRAST` x A_ij / std(A), A the denoised
     correlation. One step of label propagation (as LPOSS, arXiv 2503.19777) with the similarity of
     the last layer but one (as SC-CLIP, arXiv 2411.15869, aggregates features), which CLIPtrase
     has already computed.
 
-    probability: float (B, C, h, w). correlation: float (B, N, N), N = h w. Returns (B, C, h, w),
-    with the same sum over C.
+    Args:
+        probability: float (B, C, h, w).
+        correlation: float (B, N, N), N = h w.
+
+    Returns:
+        float (B, C, h, w), with the same sum over C.
     """
     spread = correlation.flatten(1).std(1)[:, None, None].clamp(min=1e-6)
     weights = (correlation * (_CONTRAST / spread)).softmax(-1)

@@ -4,12 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Labels of one image whose boundaries move, the most frequent; pixels of others stay.
-_SLOTS = 12
-# The filter works on cells, a few to a patch; its windows reach one and a half patches.
+# Only the boundaries of an image's most frequent labels move, so many at most; the number is fixed
+# so that time does not depend on the vocabulary.
+_MOST_LABELS = 12
+# The filter works on cells, two along a patch; its neighbourhoods reach three cells to each side.
 _CELLS_PER_PATCH = 2
 _RADIUS = 3
-# Of colours 0..1: variance below which the picture counts as flat, above that of a camera's noise.
+# Below this variance of colours 0..1 the picture counts as flat; a camera's noise has less.
 _FLAT_VARIANCE = 1e-3
 
 
@@ -17,19 +18,25 @@ def refine_edges(labels: Tensor, picture: Tensor, grid: tuple[int, int], classes
     """Move the boundaries of labels to edges of the picture, about two patches away at most.
 
     Where each label is, 1 or 0, is filtered with the picture as guide (the fast guided filter,
-    He and Sun, arXiv 1505.00996, with colour), and the label with the largest result wins. Of a
-    fixed number of labels, so that time does not depend on the vocabulary.
+    He and Sun, arXiv 1505.00996, with colour), and the label with the largest result wins. Nothing
+    waits for the device.
 
-    labels: int64 (B, H, W), 0..classes-1. picture: uint8 (B, 3, H, W). grid: patches (h, w).
-    Returns int64 (B, H, W). Nothing waits for the device.
+    Args:
+        labels: int64 (B, H, W), 0..classes-1.
+        picture: uint8 (B, 3, H, W) RGB.
+        grid: (h, w), patches of the picture.
+        classes: Number of labels there may be.
+
+    Returns:
+        int64 (B, H, W).
     """
     frequency = labels.new_zeros(len(labels), classes, dtype=torch.float32)
     ones = torch.ones((), device=labels.device).expand(len(labels), labels[0].numel())
     frequency.scatter_add_(1, labels.flatten(1), ones)
-    pixels, candidates = frequency.topk(min(_SLOTS, classes), dim=1)
+    pixels, candidates = frequency.topk(min(_MOST_LABELS, classes), dim=1)
 
     where = labels[:, None] == candidates[:, :, None, None]
-    cells = tuple(_CELLS_PER_PATCH * side for side in grid)
+    cells = (_CELLS_PER_PATCH * grid[0], _CELLS_PER_PATCH * grid[1])
     filtered = _guided_filter(where.float(), picture.float() / 255, cells)
     filtered = filtered.masked_fill((pixels == 0)[:, :, None, None], -torch.inf)
     best = filtered.max(1).indices
@@ -38,29 +45,32 @@ def refine_edges(labels: Tensor, picture: Tensor, grid: tuple[int, int], classes
 
 
 def _guided_filter(maps: Tensor, guide: Tensor, cells: tuple[int, int]) -> Tensor:
-    """Filter maps (B, K, H, W) with a colour guide (B, 3, H, W); coefficients live on cells."""
+    """Filter maps (B, K, H, W) with a colour guide (B, 3, H, W), 0..1.
+
+    The regression is done on the cells, and only its coefficients are enlarged to pixels.
+    """
     small_guide = F.interpolate(guide, size=cells, mode='area')
     small_maps = F.interpolate(maps, size=cells, mode='area')
-    guide_mean, maps_mean = _window_mean(small_guide), _window_mean(small_maps)
+    guide_mean, maps_mean = _mean_around(small_guide), _mean_around(small_maps)
 
-    # Regression of each map on the three colours in each window: slope = covariance / variance.
-    products = _window_mean((small_guide[:, None] * small_maps[:, :, None]).flatten(1, 2))
+    # Regression of each map on the three colours around each cell: slope = covariance / variance.
+    products = _mean_around((small_guide[:, None] * small_maps[:, :, None]).flatten(1, 2))
     covariance = products.unflatten(1, (-1, 3)) - guide_mean[:, None] * maps_mean[:, :, None]
-    squares = _window_mean((small_guide[:, None] * small_guide[:, :, None]).flatten(1, 2))
+    squares = _mean_around((small_guide[:, None] * small_guide[:, :, None]).flatten(1, 2))
     variance = squares.unflatten(1, (3, 3)) - guide_mean[:, None] * guide_mean[:, :, None]
     flat = _FLAT_VARIANCE * torch.eye(3, device=guide.device)[:, :, None, None]
     slope = torch.einsum('bkihw,bijhw->bkjhw', covariance, _inverse(variance + flat))
     offset = maps_mean - (slope * guide_mean[:, None]).sum(2)
 
     size = guide.shape[-2:]
-    result = _enlarge(_window_mean(offset), size)
+    result = _enlarge(_mean_around(offset), size)
     for colour in range(3):
-        result += _enlarge(_window_mean(slope[:, :, colour]), size) * guide[:, colour, None]
+        result += _enlarge(_mean_around(slope[:, :, colour]), size) * guide[:, colour, None]
     return result
 
 
-def _window_mean(maps: Tensor) -> Tensor:
-    # One dimension after the other; windows are cut off at the border.
+def _mean_around(maps: Tensor) -> Tensor:
+    # One dimension after the other; beyond the border there is nothing to average.
     side = 2 * _RADIUS + 1
     for kernel, padding in (((side, 1), (_RADIUS, 0)), ((1, side), (0, _RADIUS))):
         maps = F.avg_pool2d(maps, kernel, 1, padding, count_include_pad=False)
@@ -68,7 +78,7 @@ def _window_mean(maps: Tensor) -> Tensor:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Of symmetric positive definite (B, 3, 3, H, W), without the checks that wait for a device."""
+    """Inverses of symmetric (B, 3, 3, H, W), without torch.linalg's checks, which wait for CUDA."""
     rows = matrix.unbind(1)
     adjugate = torch.stack(
         [torch.linalg.cross(rows[(i + 1) % 3], rows[(i + 2) % 3], dim=1) for i in range(3)], 1

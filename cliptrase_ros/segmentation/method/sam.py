@@ -11,8 +11,8 @@ from PIL import Image
 
 from cliptrase_ros.segmentation.model.weights import ModelError, weights_digest
 
-#: Finds things in images: uint8 (H, W, 3) RGB each to bool (M, H, W) each, M masks that may overlap
-#: and need not cover the image.
+#: Takes images, uint8 (H, W, 3) RGB, and gives masks of the things in each, bool (M, H, W), which
+#: may overlap and need not cover the image.
 MaskSource = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 # What transformers calls "segment everything"; points that prompt the network at once.
@@ -31,10 +31,19 @@ def vote_in_masks(
 
     Pixels vote with the label they came with, unlabelled ones too; the lowest wins a tie. Where
     masks overlap the smallest counts, because it is what is in front or a part; pixels in no mask
-    keep their label. (The paper's code has no SAM: order, overlaps and the rest are ours.)
+    keep their label. The paper's code has no SAM: order, overlaps and the rest are ours.
 
-    label: integers (H, W). confidence: uint8 (H, W); that of a mask is the mean over the pixels
-    that voted for its label. masks: bool (M, H, W). Returns new arrays. Raises ValueError.
+    Args:
+        label: Integers (H, W).
+        confidence: uint8 (H, W).
+        masks: bool (M, H, W).
+
+    Returns:
+        New arrays: labels, and confidence, in a mask the mean over the pixels that voted for its
+        label.
+
+    Raises:
+        ValueError: For masks of another shape or dtype.
     """
     if masks.dtype != bool or masks.ndim != 3 or masks.shape[1:] != label.shape:
         raise ValueError(
@@ -58,19 +67,24 @@ def vote_in_masks(
 class Sam:
     """A model of the SAM family in the transformers library: SAM, SAM 2, SAM-HQ, EdgeTAM.
 
-    Every mask it finds in an image, from a grid of points, filtered as its authors do.
+    A `MaskSource` of every mask it finds from a grid of points, filtered as its authors do.
 
-    name: the folder's, for people.
+    Attributes:
+        name: The folder's, for people.
     """
 
     def __init__(
         self, folder: str | Path, device: torch.device | str = 'cpu', points_per_side: int = 32
-    ):
-        """Load it from a folder with config.json, weights and image processor.
+    ) -> None:
+        """Load it; nothing is downloaded and no code of the folder is run.
 
-        Such as `hf download facebook/sam2.1-hiera-tiny --local-dir FOLDER` makes; nothing is
-        downloaded here and no code of the folder is run. points_per_side: of the grid; fewer are
-        faster and find less. Raises SamError.
+        Args:
+            folder: With config.json, weights and image processor, as made by
+                `hf download facebook/sam2.1-hiera-tiny --local-dir FOLDER`.
+            points_per_side: Of the grid; fewer are faster and find less.
+
+        Raises:
+            SamError: The folder holds no SAM, or transformers is not installed.
         """
         folder = Path(folder).expanduser()
         self.name = folder.resolve().name

@@ -1,4 +1,4 @@
-"""Windows that slide over a large frame: which ones, and the mean of what they say."""
+"""Windows that slide over a large image: where they stand, and the mean of what they show."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,13 @@ from torch import Tensor
 Corner = tuple[int, int]
 
 
-def corners(grid: tuple[int, int], window: tuple[int, int], stride: int) -> list[Corner]:
-    """Where windows stand so that they cover a grid; all lengths in patches.
+def window_corners(grid: tuple[int, int], window: tuple[int, int], stride: int) -> list[Corner]:
+    """Where windows stand so that they cover a grid: every stride, and at the far border.
 
-    Every `stride` patches, and at the far border, so that none reaches beyond the frame.
-    window: not larger than the grid.
+    Args:
+        grid: (height, width), patches.
+        window: (height, width), patches, not larger than the grid.
+        stride: Patches.
     """
     tops, lefts = (
         sorted({*range(0, length - side, stride), length - side})
@@ -22,27 +24,39 @@ def corners(grid: tuple[int, int], window: tuple[int, int], stride: int) -> list
     return [(top, left) for top in tops for left in lefts]
 
 
-def cut(pixels: Tensor, places: Sequence[Corner], window: tuple[int, int], patch: int) -> Tensor:
-    """Windows of images (B, 3, H, W) as one batch, (places x B, 3, h, w), place by place."""
-    height, width = (side * patch for side in window)
-    return torch.cat(
-        [
-            pixels[..., top * patch : top * patch + height, left * patch : left * patch + width]
-            for top, left in places
-        ]
-    )
+def cut_windows(
+    pixels: Tensor, corners: Sequence[Corner], window: tuple[int, int], patch_size: int
+) -> Tensor:
+    """Cut windows out of images.
+
+    Args:
+        pixels: (B, 3, H, W).
+        window: (height, width), patches.
+        patch_size: Pixels.
+
+    Returns:
+        (corners x B, 3, h, w): the first window of all images, then the next.
+    """
+    height, width = (side * patch_size for side in window)
+    starts = [(top * patch_size, left * patch_size) for top, left in corners]
+    return torch.cat([pixels[..., y : y + height, x : x + width] for y, x in starts])
 
 
-def mean(values: Tensor, places: Sequence[Corner], grid: tuple[int, int]) -> Tensor:
+def join_windows(values: Tensor, corners: Sequence[Corner], grid: tuple[int, int]) -> Tensor:
     """Put windows together, with the mean where they overlap.
 
-    values: float (places x B, C, h, w), in the order of `cut`. Returns (B, C, *grid).
+    Args:
+        values: float (corners x B, C, h, w), in the order of `cut_windows`.
+        grid: (height, width), patches.
+
+    Returns:
+        float (B, C, *grid).
     """
     height, width = values.shape[-2:]
-    by_place = values.unflatten(0, (len(places), -1))
-    total = values.new_zeros(*by_place.shape[1:3], *grid)
+    windows = values.unflatten(0, (len(corners), -1))
+    total = values.new_zeros(*windows.shape[1:3], *grid)
     count = values.new_zeros(grid)
-    for one, (top, left) in zip(by_place, places, strict=True):
-        total[..., top : top + height, left : left + width] += one
+    for window, (top, left) in zip(windows, corners, strict=True):
+        total[..., top : top + height, left : left + width] += window
         count[top : top + height, left : left + width] += 1
     return total / count

@@ -30,7 +30,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file or of a PyTorch state dict, by name, on the CPU.
 
     The kind of file is told by its content. A state dict may be wrapped as open_clip's training
-    does: under 'state_dict', names prefixed with 'module.'. Raises CheckpointError.
+    does: under 'state_dict', names prefixed with 'module.'.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds anything but tensors.
     """
     if path.is_dir():
         raise CheckpointError(f'{path} is a folder, not a weights file')
@@ -71,7 +74,7 @@ def _read_torch(path: Path, start: bytes) -> object:
     except Exception as error:
         # PyTorch's own message proposes to load with weights_only=False: never repeat it.
         found = re.search(r'GLOBAL (\S+)', str(error))
-        if found and (start.startswith(b'PK') or _is_named_in_whole_pickle(found[1], path)):
+        if found and (start.startswith(b'PK') or _names_object(path, found[1])):
             raise CheckpointError(
                 f'{path} holds Python objects beside tensors ({found[1]}), which could run any '
                 f'code when loaded; it was not loaded. If it is known to be good: {_CONVERT}'
@@ -82,22 +85,22 @@ def _read_torch(path: Path, start: bytes) -> object:
         ) from error
 
 
-def _is_named_in_whole_pickle(name: str, path: Path) -> bool:
-    """Whether one of the pickles that a file begins with is complete and names an object.
+def _names_object(path: Path, name: str) -> bool:
+    """Whether a file begins with pickles, of which a complete one names this object.
 
-    Where a file is cut off in a name, or is no pickle at all, PyTorch complains of what is left.
+    In a file that is cut off, or that is no pickle at all, PyTorch reads names that nobody wrote.
     """
     with path.open('rb') as file:
         try:
             while True:
                 operations = list(pickletools.genops(file))
                 if any(
-                    operation.name == 'GLOBAL' and argument.replace(' ', '.') == name
+                    operation.name == 'GLOBAL' and str(argument).replace(' ', '.') == name
                     for operation, argument, _ in operations
                 ):
                     return True
         except Exception:
-            # Of its end, or of bytes that are no pickle; what is raised for these has no bounds.
+            # The file has ended, or what follows is no pickle: pickletools raises nearly anything.
             return False
 
 
@@ -124,29 +127,29 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
         for wrapper in _WRAPPERS:
             name = name.removeprefix(wrapper)
         if name not in _NOT_PARAMETERS:
-            state[name] = _plain(name, value, path)
+            _check_plain(name, value, path)
+            state[name] = value
     return state
 
 
-def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
-    if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
-        raise CheckpointError(
-            f'{path} is no state dict of plain numbers: {name} is {_kind(tensor)}'
-        )
-    return tensor
-
-
-def _kind(tensor: Tensor) -> str:
+def _check_plain(name: str, tensor: Tensor, path: Path) -> None:
     if tensor.is_quantized:
-        return 'quantised'
-    return f'{tensor.layout} on {tensor.device.type}'.replace('torch.', '')
+        found = 'quantised'
+    elif tensor.layout != torch.strided or tensor.device.type != 'cpu':
+        found = f'{tensor.layout} on {tensor.device.type}'.replace('torch.', '')
+    else:
+        return
+    raise CheckpointError(f'{path} is no state dict of plain numbers: {name} is {found}')
 
 
 def fill_model(model: nn.Module, state: dict[str, Tensor], path: Path, architecture: str) -> None:
     """Load a state dict into a model of the named architecture, cast to the model's dtypes.
 
-    path: where it comes from, for messages. Raises CheckpointError when it does not fit or holds
-    numbers that are not finite.
+    Args:
+        path: Where it comes from, for messages.
+
+    Raises:
+        CheckpointError: It does not fit, or holds numbers that are not finite.
     """
     expected = model.state_dict()
     if 'logit_scale' in state and state['logit_scale'].numel() == 1:
@@ -188,10 +191,10 @@ def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[
         'missing': [name for name in expected if name not in state],
         'unknown': [name for name in state if name not in expected],
     }
-    return [f'{len(names)} {what} ({_few(names)})' for what, names in groups.items() if names]
+    return [f'{len(names)} {what} ({_shortened(names)})' for what, names in groups.items() if names]
 
 
-def _few(names: list[str]) -> str:
+def _shortened(names: list[str]) -> str:
     return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
 
 

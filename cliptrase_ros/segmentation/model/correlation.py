@@ -7,8 +7,12 @@ from torch import Tensor
 def recover_correlation(qkv: Tensor, heads: int) -> Tensor:
     """Mean over heads of the cosine similarities of queries, keys and values with themselves.
 
-    qkv: float (B, T, 3 * W), one attention block's projections side by side, head width W / heads.
-    Returns float32 (B, T, T), -1..1: (cos(q_i, q_j) + cos(k_i, k_j) + cos(v_i, v_j)) / 3.
+    Args:
+        qkv: float (B, T, 3 W), one attention block's projections side by side.
+        heads: Of the block, each W / heads wide.
+
+    Returns:
+        float32 (B, T, T), -1..1: (cos(q_i, q_j) + cos(k_i, k_j) + cos(v_i, v_j)) / 3.
     """
     # The mean of products over 3 x heads groups is one product of the groups laid side by side.
     groups = qkv.float().unflatten(-1, (3 * heads, -1))
@@ -19,6 +23,10 @@ def recover_correlation(qkv: Tensor, heads: int) -> Tensor:
 def denoise_correlation(correlation: Tensor) -> Tensor:
     """Remove from every patch what the [CLS] token correlates with, the "global" patches.
 
-    correlation: (B, 1 + N, 1 + N), [CLS] first. Returns (B, N, N), not negative.
+    Args:
+        correlation: float (B, 1 + N, 1 + N), [CLS] first.
+
+    Returns:
+        float (B, N, N), not negative.
     """
     return (correlation[:, 1:, 1:] - correlation[:, :1, 1:]).clamp(min=0)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,15 @@ class LabelTable:
     P phrases make C columns: one a class, in order, then one for each background phrase, then
     padding. A label is a column's number; `foreground` stands for every background column.
 
-    features: float32 (P, D), unit length. columns: int64 (P,), each phrase's column; of one
-    column's phrases the largest cosine counts. A padding phrase has column C.
-    foreground: int64 (), number of classes. used: int64 (), number of columns that are no padding.
-    ids: integers (C + 1,), the class id of each label up to `foreground`.
-    unlabelled: the id of pixels without a label. logit_scale: the factor on cosines.
+    Attributes:
+        features: float32 (P, D), unit length.
+        columns: int64 (P,), each phrase's column; of one column's phrases the largest cosine
+            counts. A padding phrase has column C.
+        foreground: int64 (), number of classes.
+        used: int64 (), number of columns that are no padding.
+        ids: integers (C + 1,), the class id of each label up to `foreground`.
+        unlabelled: The id of pixels without a label.
+        logit_scale: The factor on cosines.
     """
 
     features: Tensor
@@ -65,19 +70,20 @@ class LabelTable:
         """The same table on a device; itself if it is there."""
         if self.features.device == device:
             return self
-        return self._mapped(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: tensor.to(device))
 
     def clone(self) -> 'LabelTable':
         """A copy in memory of its own."""
-        return self._mapped(Tensor.clone)
+        return self._map(Tensor.clone)
 
     def copy_(self, other: 'LabelTable') -> None:
         """Take over the contents of a table of the same size, in place."""
         for name, tensor in self._tensors().items():
             tensor.copy_(getattr(other, name))
 
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> 'LabelTable':
-        return replace(self, **{name: function(t) for name, t in self._tensors().items()})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> 'LabelTable':
+        mapped: dict[str, Any] = {name: function(t) for name, t in self._tensors().items()}
+        return replace(self, **mapped)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
@@ -86,7 +92,7 @@ class LabelTable:
         }
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """float32 (B, T, D) of unit length to logits (B, T, C); those of padding are very low."""
+        """Logits (B, T, C) of tokens, float32 (B, T, D) of unit length; very low for padding."""
         cosines = tokens @ self.features.mT
         target = cosines.new_full((*cosines.shape[:-1], self.size[1] + 1), _NO_COSINE)
         by_column = target.scatter_reduce(-1, self.columns.expand_as(cosines), cosines, 'amax')
@@ -107,11 +113,16 @@ def label_table(
     logit_scale: float,
     dtype: torch.dtype = torch.uint8,
 ) -> LabelTable:
-    """Table without padding, on the device of the features.
+    """Make a table without padding, on the device of the features.
 
-    columns: the column of each phrase, without gaps. ids: class ids of the columns before the
-    background. background: the id of the columns that follow. dtype: of ids. The others: see
-    `LabelTable`.
+    Args:
+        features: See `LabelTable`.
+        columns: The column of each phrase, without gaps.
+        ids: Class ids of the columns before the background.
+        unlabelled: See `LabelTable`.
+        background: The id of the columns that follow.
+        logit_scale: See `LabelTable`.
+        dtype: Of the ids in the table.
     """
     count = max(columns) + 1
     by_label = torch.full((count + 1,), background, dtype=dtype)

@@ -17,8 +17,8 @@ MAX_PATCHES = 8192
 #: Largest ratio of an image's longer to its shorter side.
 MAX_ASPECT_RATIO = 32
 
-# Of images for PyTorch's antialiased filter: on CUDA it needs shared memory in proportion to the
-# scale, and above 47 there is too little.
+# Most that PyTorch's antialiased filter shrinks images by: on CUDA it needs shared memory in
+# proportion, and above 47 there is too little.
 _LARGEST_SCALE = 32
 
 
@@ -26,8 +26,11 @@ _LARGEST_SCALE = 32
 class Framing:
     """Which part of an image the network sees, and at what size; lengths in pixels.
 
-    source: (height, width) of the image. resized: the whole image after scaling.
-    offset: (top, left) of what the network sees in the scaled image. crop: its size.
+    Attributes:
+        source: (height, width) of the image.
+        resized: (height, width) of the whole image after scaling.
+        offset: (top, left) of the crop, which is what the network sees, in the scaled image.
+        crop: (height, width) of the crop.
     """
 
     source: tuple[int, int]
@@ -51,23 +54,22 @@ def check_aspect_ratio(height: int, width: int) -> None:
 
 
 def centre_crop_framing(source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
-    """Preset `paper`: the shorter side becomes the resolution, then a centred square."""
-    side = _multiple(resolution, patch_size)
-    shorter = min(source)
-    resized = tuple(int(side * length / shorter) for length in source)
-    offset = tuple(round((length - side) / 2) for length in resized)
-    return Framing(source, resized, offset, (side, side))
+    """The shorter side becomes the resolution, then a square is cut from the centre."""
+    side = _round_to_patches(resolution, patch_size)
+    height, width = (int(side * length / min(source)) for length in source)
+    offset = (round((height - side) / 2), round((width - side) / 2))
+    return Framing(source, (height, width), offset, (side, side))
 
 
 def whole_frame_framing(source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
-    """Preset `robot`: the whole image, its shorter side at the resolution, whole patches.
+    """The whole image, its shorter side at the resolution, both sides in whole patches.
 
     The resolution is lowered where more than `MAX_PATCHES` would come of it.
     """
     area = source[0] * source[1]
     scale = min(resolution / min(source), patch_size * math.sqrt(MAX_PATCHES / area))
-    size = tuple(_multiple(length * scale, patch_size) for length in source)
-    return Framing(source, size, (0, 0), size)
+    height, width = (_round_to_patches(length * scale, patch_size) for length in source)
+    return Framing(source, (height, width), (0, 0), (height, width))
 
 
 _FRAMINGS = {'centre': centre_crop_framing, 'whole': whole_frame_framing}
@@ -85,27 +87,33 @@ def framing_of(frame: str, source: tuple[int, int], resolution: int, patch_size:
     return _FRAMINGS[frame](source, resolution, patch_size)
 
 
-def _multiple(length: float, patch_size: int) -> int:
+def _round_to_patches(length: float, patch_size: int) -> int:
     return max(1, round(length / patch_size)) * patch_size
 
 
 def network_input(frames: Tensor, framing: Framing) -> Tensor:
     """Resize with PIL's antialiased bicubic filter, then crop.
 
-    frames: uint8 (B, H, W, 3) RGB, of the framing's source size.
-    Returns uint8 (B, 3, h, w) on the same device, of the framing's crop. On a CPU the
-    pixels are PIL's own. Elsewhere the filter is the same, without PIL's rounding between its two
-    passes: about one value in six differs by 1, one in a thousand by more.
+    On a CPU the pixels are PIL's own. Elsewhere the filter is the same, without PIL's rounding
+    between its two passes: about one value in six differs by 1, one in a thousand by more.
+
+    Args:
+        frames: uint8 (B, H, W, 3) RGB, of the framing's source size.
+
+    Returns:
+        uint8 (B, 3, h, w) on the same device, of the size of the framing's crop.
     """
     if framing.resized == framing.source:
         resized = frames.permute(0, 3, 1, 2)
     elif frames.device.type == 'cpu':
         size = framing.resized[::-1]
-        pictures = [Image.fromarray(frame) for frame in frames.numpy()]
-        resized = np.stack([picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures])
-        resized = torch.from_numpy(resized).permute(0, 3, 1, 2)
+        pictures = [
+            np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+            for frame in frames.numpy()
+        ]
+        resized = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     else:
-        # Laid out as the filter wants them, which would otherwise copy images before and after.
+        # In the layout that the filter works in; it would copy others before and after.
         images = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         resized = resize(images, framing.resized)
         resized = resized.round_().clamp_(0, 255).byte()
@@ -143,10 +151,14 @@ def _bicubic(source: int, size: int, device: torch.device) -> Tensor:
 
 
 def to_camera_size(cropped: Tensor, framing: Framing, outside: int) -> Tensor:
-    """Bring an image of the crop back to the camera's pixels by nearest neighbour.
+    """Bring label images of the crop back to the camera's pixels by nearest neighbour.
 
-    cropped: (B, h, w). Returns (B, H, W) of the framing's source size, same dtype; pixels that
-    the network did not see hold `outside`.
+    Args:
+        cropped: (B, h, w), of any dtype.
+        outside: The value of pixels that the network did not see.
+
+    Returns:
+        (B, H, W) of the framing's source size, same dtype.
     """
     if framing.resized == framing.crop == framing.source:
         return cropped

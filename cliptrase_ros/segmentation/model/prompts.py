@@ -2,10 +2,15 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
+
+#: Of open_clip: a call makes int64 (B, context length) of B texts.
+Tokenizer: TypeAlias = SimpleTokenizer | HFTokenizer
 
 #: The 80 prompt templates of the CLIP paper; each makes a sentence of a phrase.
 PROMPT_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES)
@@ -19,15 +24,15 @@ _MARKER = 'qzxj'
 class PromptTokenizer:
     """Tokens of phrases in every template.
 
-    The tokenizer mends and splits every prompt anew, which for a hundred phrases takes longer
-    than a GPU takes to encode them. For plain words the tokens of a prompt are those of its
-    parts, so each part is looked at once.
+    open_clip's tokenizer cleans and splits every prompt anew, which for a hundred phrases takes
+    longer than a GPU takes to encode them. For plain words the tokens of a prompt are those of its
+    parts, so the parts of the templates are split once and a phrase once, not 80 times.
     """
 
-    def __init__(self, tokenizer: Callable[[Sequence[str]], Tensor]):
-        """tokenizer: open_clip's."""
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._context: int = tokenizer.context_length
+        #: Tokens before and after the phrase in each template; None where parts cannot be joined.
         self._around: list[tuple[list[int], list[int]]] | None = None
         if type(tokenizer) is SimpleTokenizer and tokenizer.reduction_fn is None:
             parts = (template(_MARKER).partition(_MARKER) for template in PROMPT_TEMPLATES)

@@ -1,16 +1,16 @@
 """Phrases to class features: prompt templates, a causal text tower cut short, a cache."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES, PromptTokenizer
+from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES, PromptTokenizer, Tokenizer
 from cliptrase_ros.segmentation.model.text_cache import TextCache, fingerprint
 from cliptrase_ros.segmentation.process_settings import exact_float32
-from cliptrase_ros.segmentation.vocabulary import VocabularyError
+from cliptrase_ros.segmentation.vocabulary import VocabularyError, quote
 
 #: Prompts encoded at once: enough to fill a processor, few enough to bound memory.
 _PROMPTS_PER_BATCH = 1024
@@ -25,9 +25,14 @@ _CACHE_VERSION = 1
 def causal_features(tower: nn.Module, tokens: Tensor) -> Tensor:
     """What `encode_text` gives for a causal text tower of open_clip, several times faster.
 
-    tokens: int64 (n, context), the end token being the largest. Returns float (n, D), not of unit
-    length. The mask is causal: what follows the end token, where the feature is read, cannot
-    change it, so the context ends with the longest prompt.
+    The mask is causal: what follows the end token, where the feature is read, cannot change it, so
+    the context ends with the longest prompt.
+
+    Args:
+        tokens: int64 (n, context), the end token being the largest.
+
+    Returns:
+        float (n, D), not of unit length.
     """
     end = tokens.argmax(-1)
     length = int(end.max()) + 1
@@ -45,52 +50,57 @@ class TextEncoder:
 
     What was encoded is remembered by the process, and on disk where there is a folder for it.
 
-    cache: the one on disk, once it has been asked for a phrase.
+    Attributes:
+        cache: The one on disk, once it has been asked for a phrase.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Callable[[Sequence[str]], Tensor],
-        cache_folder: Path | None = None,
-    ):
-        """model: open_clip CLIP, on its final device. tokenizer: its open_clip tokenizer."""
+        self, model: nn.Module, tokenizer: Tokenizer, cache_folder: Path | None = None
+    ) -> None:
+        """Take over the text tower of a model, which is on its final device already."""
         self._model = model
         self._tower = getattr(model, 'text', model)
         self._context: int = tokenizer.context_length
-        self._tokens = PromptTokenizer(tokenizer)
+        self._tokenize = PromptTokenizer(tokenizer)
         self._features: dict[str, Tensor] = {}
         self._cache_folder = cache_folder
         self.cache: TextCache | None = None
         self._width = 0
 
     def check(self, phrases: Sequence[str]) -> None:
-        """Raise VocabularyError for a phrase that does not fit the text tower with its template.
+        """Check that phrases fit the text tower in every template, which takes milliseconds.
 
-        Called for its speed (milliseconds) before `encode`, which would cut the phrase silently.
+        To be called before `encode`, which cuts silently what does not fit.
+
+        Raises:
+            VocabularyError: A phrase is too long.
         """
         for phrase in phrases:
-            tokens = self._tokens.longest(phrase)
+            tokens = self._tokenize.longest(phrase)
             if tokens > self._context:
-                shown = phrase if len(phrase) <= 60 else f'{phrase[:57]}...'
                 raise VocabularyError(
-                    f'the phrase {shown!r} is too long: in its prompt it takes {tokens} tokens, '
-                    f'and the text tower reads {self._context}; shorten it'
+                    f'the phrase {quote(phrase)} is too long: in its prompt it takes {tokens} '
+                    f'tokens, and the text tower reads {self._context}; shorten it'
                 )
 
     def encode(self, phrases: Sequence[str]) -> Tensor:
-        """Features of phrases: float32 (len(phrases), D), unit length, on the model's device.
+        """Features of phrases, the normalised mean of the unit features of their prompts.
 
-        Each is the normalised mean of the unit features of its prompts (CLIPtrase, section 4.1).
+        See CLIPtrase, section 4.1.
+
+        Returns:
+            float32 (len(phrases), D), unit length, on the model's device.
         """
         missing = self.missing(phrases)
-        for some in _parts(missing, max(1, _PROMPTS_PER_BATCH // len(PROMPT_TEMPLATES))):
-            features = self._encode_missing(some)
-            # Cloned: a row would keep the memory of its whole batch.
-            self._features.update(zip(some, map(Tensor.clone, features), strict=True))
+        batch_size = max(1, _PROMPTS_PER_BATCH // len(PROMPT_TEMPLATES))
+        for first in range(0, len(missing), batch_size):
+            batch = missing[first : first + batch_size]
+            features = self._encode_batch(batch)
+            # Cloned, because a row would keep the memory of its whole batch.
+            self._features.update(zip(batch, map(Tensor.clone, features), strict=True))
             if self.cache is not None:
                 rows = features.cpu().numpy()
-                self.cache.store(dict(zip(some, rows, strict=True)))
+                self.cache.store(dict(zip(batch, rows, strict=True)))
         result = torch.stack([self._features[phrase] for phrase in phrases])
         for phrase in list(self._features)[:-_REMEMBERED_PHRASES]:
             del self._features[phrase]
@@ -112,8 +122,8 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _fingerprint(self) -> str:
-        """Names all that features depend on, and finds their width."""
-        example = self._tokens(['x'])
+        """A name for all that features depend on; finds their width as well."""
+        example = self._tokenize(['x'])
         device = next(self._model.parameters()).device
         self._width = self._encode_tokens(example[:1].to(device)).shape[-1]
         heads = [m.num_heads for m in self._tower.modules() if isinstance(m, nn.MultiheadAttention)]
@@ -133,20 +143,18 @@ class TextEncoder:
 
     @torch.inference_mode()
     @exact_float32()
-    def _encode_missing(self, phrases: Sequence[str]) -> Tensor:
-        tokens = self._tokens(phrases).to(next(self._model.parameters()).device)
+    def _encode_batch(self, phrases: Sequence[str]) -> Tensor:
+        tokens = self._tokenize(phrases).to(next(self._model.parameters()).device)
         features = torch.cat([self._encode_tokens(t) for t in tokens.split(_PROMPTS_PER_BATCH)])
         features = F.normalize(features.float(), dim=-1)
         means = features.unflatten(0, (len(phrases), -1)).mean(1)
         return F.normalize(means, dim=-1)
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        tower = self._tower
-        if not self._is_causal:
-            return self._model.encode_text(tokens)
-        return causal_features(tower, tokens)
+        if self._is_causal():
+            return causal_features(self._tower, tokens)
+        return self._model.encode_text(tokens)
 
-    @property
     def _is_causal(self) -> bool:
         tower = self._tower
         pool_type = getattr(tower, 'text_pool_type', getattr(tower, 'pool_type', None))
@@ -155,8 +163,3 @@ class TextEncoder:
             and getattr(tower, 'attn_mask', None) is not None
             and getattr(tower, 'cls_emb', None) is None
         )
-
-
-def _parts(phrases: list[str], size: int) -> Iterator[list[str]]:
-    for first in range(0, len(phrases), size):
-        yield phrases[first : first + size]

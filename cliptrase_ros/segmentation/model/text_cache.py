@@ -46,8 +46,13 @@ def default_folder(cache_dir: str | None = None) -> Path | None:
 class TextCache:
     """Features of phrases in a folder, by what they were made with."""
 
-    def __init__(self, folder: Path, fingerprint: str, capacity: int = CAPACITY):
-        """fingerprint: differs wherever the same phrase would get other features."""
+    def __init__(self, folder: Path, fingerprint: str, capacity: int = CAPACITY) -> None:
+        """Use a folder, which need not be there yet.
+
+        Args:
+            fingerprint: Differs wherever the same phrase would get other features.
+            capacity: Most phrases kept.
+        """
         self._folder = folder
         self._fingerprint = fingerprint
         self._capacity = capacity
@@ -68,12 +73,12 @@ class TextCache:
         return features
 
     def store(self, features: dict[str, np.ndarray]) -> None:
-        """Keep features, float32 (D,), of phrases; the longest unused give way."""
+        """Keep features, float32 (D,), of phrases; those not used for longest are removed."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for phrase, values in features.items():
                 self._write(self._path(phrase), values)
-            self._drop_oldest()
+            self._remove_oldest()
         except OSError as error:
             self._warn('write', f'text features are not kept in {self._folder}: {error}')
 
@@ -93,9 +98,9 @@ class TextCache:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def _drop_oldest(self) -> None:
+    def _remove_oldest(self) -> None:
         for left_over in self._folder.glob(f'*{_PART}'):
-            # Of a process that died while writing.
+            # Of a process that ended while it wrote.
             if time.time() - _time_of_use(left_over) > _WRITING_S:
                 left_over.unlink(missing_ok=True)
         kept = sorted(self._folder.glob(f'*{_SUFFIX}'), key=_time_of_use, reverse=True)
@@ -109,7 +114,7 @@ class TextCache:
 
 
 def fingerprint(*parts: bytes | str | Sequence[str]) -> str:
-    """A name for whatever these say, in this order."""
+    """A name for the contents of these parts, in this order (SHA-256)."""
     digest = hashlib.sha256()
     for part in parts:
         if not isinstance(part, bytes):

@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from cliptrase_ros.segmentation.model.checkpoint import CheckpointError, fill_model, read_state_dict
+from cliptrase_ros.segmentation.model.prompts import Tokenizer
 from cliptrase_ros.segmentation.model.text_cache import fingerprint
+from cliptrase_ros.segmentation.settings import ModelSettings
 
 TOYBOX = 'toybox'
 LOCAL_FOLDER_PREFIX = 'local-dir:'
@@ -25,7 +27,7 @@ WEIGHTS_NAME = 'open_clip_model.safetensors'
 # What a repository without safetensors calls the same weights.
 _PICKLED_WEIGHTS_NAME = 'open_clip_pytorch_model.bin'
 _WEIGHTS_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')
-# The hub's own client retries for half a minute; a robot without internet must know sooner.
+# The hub's own client retries for half a minute; a robot without internet should say so sooner.
 _HUB_TIMEOUT_S = 5.0
 _TRY_TOYBOX = (
     f'To try everything without any download, use model: {TOYBOX} (a small model of a toy room).'
@@ -40,30 +42,38 @@ class ModelError(RuntimeError):
 class LoadedModel:
     """A CLIP model with what belongs to its input.
 
-    model: open_clip.CLIP in evaluation mode, on the CPU, float32. tokenizer: open_clip's, texts
-    to int64 (B, context length). mean, std: of its training pixels, RGB, for values 0..1.
-    name: for people.
+    Attributes:
+        model: open_clip.CLIP in evaluation mode, on the CPU, float32.
+        tokenizer: The model's own.
+        mean: Of its training pixels, RGB, for values 0..1.
+        std: Their standard deviation.
+        name: For people.
     """
 
     model: nn.Module
-    tokenizer: Callable[[Sequence[str]], Tensor]
+    tokenizer: Tokenizer
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     name: str
 
 
 def load_model(
-    model: str = 'ViT-B-16-quickgelu', pretrained: str = 'openai', cache_dir: str | None = None
+    model: str = ModelSettings.model,
+    pretrained: str = ModelSettings.pretrained,
+    cache_dir: str | None = None,
 ) -> LoadedModel:
-    """Load a CLIP model.
+    """Load a CLIP model; code from a file is never run.
 
-    model: `toybox` (comes with this package), an open_clip architecture, or `local-dir:FOLDER`
-    with open_clip_config.json and open_clip_model.safetensors; `pretrained` counts for an
-    architecture only.
-    pretrained: a tag known to open_clip for this architecture, looked up in the hub's cache and
-    downloaded when it is not there, or a weights file: safetensors, or a PyTorch state dict.
-    cache_dir: the hub's cache folder; None or '' for its default.
-    Never runs code from a file. Raises ModelError.
+    Args:
+        model: `toybox` (comes with this package), an open_clip architecture, or
+            `local-dir:FOLDER` with open_clip_config.json and open_clip_model.safetensors.
+        pretrained: For an architecture: a tag open_clip knows for it, looked up in the hub's cache
+            and downloaded when it is not there, or a weights file: safetensors, or a PyTorch state
+            dict.
+        cache_dir: The hub's cache folder; None or '' for its default.
+
+    Raises:
+        ModelError: The model cannot be had, or does not suit the method.
     """
     if model == TOYBOX:
         return load_model_folder(TOYBOX_FOLDER, name=TOYBOX)
@@ -92,7 +102,13 @@ def load_model_folder(folder: Path, name: str = '') -> LoadedModel:
     """Load a model from a folder with open_clip_config.json and open_clip_model.safetensors.
 
     The weights may hold `token_embedding.weight` for some tokens only: those whose numbers an
-    int64 tensor `token_ids` lists; the other tokens' rows are zero. Raises ModelError.
+    int64 tensor `token_ids` lists; the other tokens' rows are zero.
+
+    Args:
+        name: For people; the folder's where it is empty.
+
+    Raises:
+        ModelError: The folder has no model in it, or one that does not suit the method.
     """
     name = name or folder.resolve().name
     try:
@@ -109,9 +125,14 @@ def load_model_folder(folder: Path, name: str = '') -> LoadedModel:
 
 
 def select_device(device: str = 'auto') -> torch.device:
-    """Device to run on: 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'.
+    """The device that a setting means.
 
-    Raises ValueError for another word, ModelError where there is no such device.
+    Args:
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ValueError: For another word.
+        ModelError: There is no such device.
     """
     if device == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -139,7 +160,11 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def check_architecture(architecture: str) -> dict:
-    """open_clip's settings of an architecture that suits the method. Raises ModelError."""
+    """open_clip's settings of an architecture.
+
+    Raises:
+        ModelError: open_clip does not know it, or it does not suit the method.
+    """
     config = open_clip.get_model_config(architecture) if ':' not in architecture else None
     if config is None:
         close = difflib.get_close_matches(architecture, open_clip.list_models(), n=3, cutoff=0.5)
@@ -211,16 +236,22 @@ def _load(
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, mean, std, name)
 
 
-def _three_numbers(name: str, preprocessing: object, key: str, default: Sequence[float]) -> tuple:
-    value = preprocessing.get(key, default) if isinstance(preprocessing, dict) else preprocessing
+def _three_numbers(
+    name: str, preprocessing: object, key: str, default: Sequence[float]
+) -> tuple[float, float, float]:
+    value = preprocessing.get(key) if isinstance(preprocessing, dict) else preprocessing
     value = default if value is None else value
-    numeric = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
-    if not numeric or len(value) != 3 or not all(math.isfinite(v) for v in value):
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 3
+        or not all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    ):
         raise ModelError(
             f'Model {name!r}: {key!r} of its preprocessing is {str(value)[:60]!r}; it has to be '
             'three numbers, for red, green and blue'
         )
-    return tuple(float(v) for v in value)
+    red, green, blue = map(float, value)
+    return red, green, blue
 
 
 def _expand_token_rows(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
@@ -228,8 +259,12 @@ def _expand_token_rows(state: dict[str, Tensor], model: nn.Module, path: Path) -
     ids = state.pop('token_ids')
     rows = state.get('token_embedding.weight')
     vocabulary, width = model.token_embedding.weight.shape
-    fits = rows is not None and ids.dtype == torch.int64 and rows.shape == (ids.numel(), width)
-    if not fits or not ((ids >= 0) & (ids < vocabulary)).all():
+    if (
+        rows is None
+        or ids.dtype != torch.int64
+        or rows.shape != (ids.numel(), width)
+        or not ((ids >= 0) & (ids < vocabulary)).all()
+    ):
         raise CheckpointError(f'{path} is damaged: its token_ids do not fit its token embedding')
     full = rows.new_zeros(vocabulary, width)
     full[ids] = rows
@@ -297,7 +332,7 @@ def _download(repository: str, names: Sequence[str], cache_dir: str | None) -> P
 
 
 def _download_file(repository: str, name: str, cache_dir: str | None) -> Path:
-    # Asks once and without retries, unlike the download itself.
+    # Asked first, once and with a time limit, because the download retries for half a minute.
     huggingface_hub.get_hf_file_metadata(
         huggingface_hub.hf_hub_url(repository, name), timeout=_HUB_TIMEOUT_S
     )

@@ -294,8 +294,8 @@ def _sliding_patch_maps(
     patch_size = backbone.patch_size
     grid = tuple(length // patch_size for length in pixels.shape[-2:])
     stride = max(1, (method.stride or method.window // 2) // patch_size)
-    corners = sliding.corners(grid, window, stride)
-    windows = sliding.cut(pixels, corners, window, patch_size).split(_WINDOWS_AT_ONCE)
+    corners = sliding.window_corners(grid, window, stride)
+    windows = sliding.cut_windows(pixels, corners, window, patch_size).split(_WINDOWS_AT_ONCE)
     priors = image_logits.repeat(len(corners), 1).split(_WINDOWS_AT_ONCE)
     parts = []
     for window_pixels, prior in zip(windows, priors, strict=True):
@@ -306,7 +306,7 @@ def _sliding_patch_maps(
             maps = _patch_maps(dense, token_logits, prior, table, method)
             parts.append(torch.stack([maps.logits, maps.label_logits, maps.probability], 1))
     with stage('logits'):
-        mean = sliding.mean(torch.cat(parts).flatten(1, 2), corners, grid)
+        mean = sliding.join_windows(torch.cat(parts).flatten(1, 2), corners, grid)
         return _PatchMaps(*mean.unflatten(1, (3, -1)).unbind(1))
 
 

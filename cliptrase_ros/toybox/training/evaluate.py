@@ -135,7 +135,7 @@ def evaluate(
     simple = _Plain(load_model_folder(folder), phrases, resolution)
     loaded = load_model_folder(folder)
     segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
-    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(phrases)))
+    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(phrases), background=()))
     scores = []
     for scene in tqdm(scenes, unit='scene', leave=False):
         for name, result in simple([scene.image]).items():
