@@ -142,10 +142,10 @@ def _settings(arguments: argparse.Namespace, resolution: int):
 
 
 def _warn_of_missing(benchmark, limit: int | None) -> None:
-    if benchmark.alone:
+    if benchmark.unpaired:
         print(
-            f'cliptrase evaluate: {len(benchmark.alone)} images or label images without the other '
-            f'are left out, the first is {benchmark.alone[0]}',
+            f'cliptrase evaluate: {len(benchmark.unpaired)} images or label images without the '
+            f'other are left out, the first is {benchmark.unpaired[0]}',
             file=sys.stderr,
         )
     found, wanted = len(benchmark.names), benchmark.dataset.images
@@ -158,12 +158,13 @@ def _warn_of_missing(benchmark, limit: int | None) -> None:
 
 
 def _measure(arguments: argparse.Namespace, benchmark, settings, segmenter, batch: int):
-    from cliptrase_ros.evaluation.measure import measure
+    from cliptrase_ros.evaluation.measure import Measurement, measure
     from cliptrase_ros.evaluation.protocols import Protocol
     from cliptrase_ros.evaluation.run import ResumeError
     from cliptrase_ros.segmentation.vocabulary import VocabularyError
 
     protocol = Protocol(arguments.protocol, settings.resolution)
+    measurement = Measurement(benchmark, protocol, settings, arguments.ablation)
     with progress_bar(len(benchmark.names)) as progress:
         # Encoding hundreds of classes takes minutes on a CPU.
         progress.set_description('encoding words')
@@ -173,17 +174,7 @@ def _measure(arguments: argparse.Namespace, benchmark, settings, segmenter, batc
             progress.update(count)
 
         try:
-            return measure(
-                segmenter,
-                benchmark,
-                protocol,
-                settings,
-                arguments.output,
-                arguments.ablation,
-                batch,
-                arguments.workers,
-                step,
-            )
+            return measure(segmenter, measurement, arguments.output, batch, arguments.workers, step)
         except (ResumeError, VocabularyError) as error:
             raise CommandError(error) from error
         except OSError as error:

@@ -11,12 +11,16 @@ _NAMES = Path(__file__).parent / 'names'
 class Layout:
     """One way in which a dataset lies on people's disks.
 
-    homes: folders of the dataset under the root, the first that has the files is taken; the root
-    itself always counts. images, labels: folders under the home; files may lie deeper.
-    image_suffix, label_suffix: ends of the file names; what is before them must be equal.
-    convention: what label values mean, a key of `labels.CONVENTIONS`.
-    listing: file under the home with the names to evaluate, one a line; without one, whatever
-    has a label.
+    Attributes:
+        homes: Folders of the dataset under the root. The first that has the files is taken; the
+            root itself is tried last.
+        images: Folder of the images under the home; files may lie deeper.
+        labels: Folder of the label images, likewise.
+        convention: What label values mean, a key of `labels.CONVENTIONS`.
+        image_suffix: End of an image's name; what is before it equals the label image's.
+        label_suffix: End of a label image's name.
+        listing: File under the home with the names to evaluate, one a line; without one, whatever
+            has a label image is evaluated.
     """
 
     homes: tuple[str, ...]
@@ -42,12 +46,18 @@ class Published:
 class Dataset:
     """A benchmark.
 
-    name: as the command takes it. title: for people. classes: phrases by index; `name =
-    synonym, synonym` (or `name: ...`) has synonyms, commas alone belong to the phrase.
-    background: phrases that stand for "none of the classes"; empty where what is none of them
-    does not count. layouts: tried in order. images: how many are evaluated, 0 = not fixed.
-    image_prior: the paper multiplies logits by those of the [CLS] token here.
-    published: by network input in pixels (ViT-B/16; README of the authors' repository).
+    Attributes:
+        name: As the command takes it.
+        title: For people.
+        classes: Phrases by index; `name = synonym, synonym` (or `name: ...`) has synonyms, commas
+            alone belong to the phrase.
+        background: Phrases that stand for "none of the classes"; empty where pixels of none of the
+            classes do not count.
+        layouts: Ways in which its files may lie, tried in order.
+        images: How many are evaluated; 0 where that is not fixed.
+        image_prior: Whether the paper multiplies logits by those of the [CLS] token here.
+        published: What the paper reached, by the side of the network's input in pixels (ViT-B/16;
+            README of the authors' repository).
     """
 
     name: str
@@ -60,7 +70,7 @@ class Dataset:
     published: Mapping[int, Published] = field(default_factory=dict)
 
 
-def _names(file: str) -> tuple[str, ...]:
+def _read_names(file: str) -> tuple[str, ...]:
     return tuple((_NAMES / f'{file}.txt').read_text().splitlines())
 
 
@@ -134,7 +144,7 @@ def _coco(convention: str) -> tuple[Layout, ...]:
     )
 
 
-_COCO_NAMES = _names('coco171')
+_COCO_NAMES = _read_names('coco171')
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
@@ -153,7 +163,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             'voc20',
             'PASCAL VOC 20',
-            _names('voc20'),
+            _read_names('voc20'),
             layouts=_VOC,
             images=1449,
             image_prior=True,
@@ -165,7 +175,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             'pc59',
             'PASCAL Context 59',
-            _names('pc59'),
+            _read_names('pc59'),
             layouts=_PC59,
             published={
                 224: Published(58.94, 57.08, 45.28, 33.83),
@@ -175,7 +185,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             'pc459',
             'PASCAL Context 459',
-            _names('pc459'),
+            _read_names('pc459'),
             layouts=_PC459,
             published={
                 224: Published(44.18, 21.53, 35.22, 9.36),
@@ -185,7 +195,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             'ade150',
             'ADE20K 150',
-            _names('ade150'),
+            _read_names('ade150'),
             layouts=(
                 Layout(_ADE, 'images/validation', 'annotations/validation', 'ade150'),
                 Layout(
@@ -205,7 +215,7 @@ DATASETS: dict[str, Dataset] = {
             'ade847',
             'ADE20K 847',
             # A line of synonyms is one phrase, as in the published evaluation.
-            _names('ade847'),
+            _read_names('ade847'),
             layouts=_ADE847,
             images=2000,
             published={
@@ -217,7 +227,7 @@ DATASETS: dict[str, Dataset] = {
             'coco80',
             'COCO-Object, as the paper counts',
             _COCO_NAMES[:80],
-            background=_names('background_coco80'),
+            background=_read_names('background_coco80'),
             layouts=_coco('coco80'),
             images=5000,
             published={
@@ -228,8 +238,8 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             'voc21',
             'PASCAL VOC 21',
-            _names('voc20'),
-            background=_names('background_voc21'),
+            _read_names('voc20'),
+            background=_read_names('background_voc21'),
             layouts=_VOC,
             images=1449,
             published={
@@ -240,7 +250,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             'pc60',
             'PASCAL Context 60',
-            _names('pc59'),
+            _read_names('pc59'),
             background=('background',),
             layouts=_PC59,
             published={
@@ -253,7 +263,7 @@ DATASETS: dict[str, Dataset] = {
             'COCO-Object',
             _COCO_NAMES[:80],
             # What SCLIP and most methods after it use; `bed` is a class here.
-            background=tuple(name for name in _names('background_object') if name != 'bed'),
+            background=tuple(name for name in _read_names('background_object') if name != 'bed'),
             layouts=(
                 Layout(
                     _OBJECT,
@@ -269,7 +279,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             'cityscapes',
             'Cityscapes',
-            _names('cityscapes'),
+            _read_names('cityscapes'),
             layouts=tuple(
                 Layout(
                     ('cityscapes',),
@@ -289,11 +299,11 @@ DATASETS: dict[str, Dataset] = {
     )
 }
 
-#: Rendered rooms by name: split, difficulty, and size of the pictures in pixels (height, width).
+#: Rendered rooms by name: their split and difficulty in `toybox.scenes`.
 TOYBOX = {
-    'toybox': ('held_out', 'easy', (240, 320)),
-    'toybox-hard': ('held_out', 'hard', (270, 480)),
-    'toybox-unseen': ('unseen_combinations', 'easy', (240, 320)),
+    'toybox': ('held_out', 'easy'),
+    'toybox-hard': ('held_out', 'hard'),
+    'toybox-unseen': ('unseen_combinations', 'easy'),
 }
 
 #: The nine of the paper, in the order of its table.

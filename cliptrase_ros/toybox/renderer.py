@@ -1,7 +1,7 @@
 """A ray caster for the toy world: batched torch, the same code on CPU and CUDA.
 
 All rays of all views are cast at once (in chunks that fit the cache), with analytic
-intersections, one texture formula, and soft shadows from the circles that objects stand in.
+intersections, one texture formula, and soft shadows as of balls in place of the objects.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ _NEAR = 0.05
 
 @dataclass(frozen=True)
 class Views:
-    """Rendered views.
+    """B rendered views.
 
-    image uint8 (B, H, W, 3) RGB; depth float32 (B, H, W), metres along the optical axis;
-    label uint8 (B, H, W), index into `scenes.CLASSES`.
+    Attributes:
+        image: uint8 (B, H, W, 3) RGB.
+        depth: float32 (B, H, W), metres along the optical axis.
+        label: uint8 (B, H, W), index into `scenes.CLASSES`.
     """
 
     image: Tensor
@@ -48,7 +50,11 @@ class Views:
 
 
 def intrinsics(height: int, width: int) -> tuple[float, float, float, float]:
-    """(fx, fy, cx, cy) in pixels; the centre of the first pixel is (0, 0)."""
+    """Intrinsics of the camera for pictures of a size.
+
+    Returns:
+        (fx, fy, cx, cy), pixels; the centre of the first pixel is (0, 0).
+    """
     focal = FOCAL_RATIO * width
     return focal, focal, (width - 1) / 2, (height - 1) / 2
 
@@ -64,8 +70,16 @@ def render(
 ) -> Views:
     """Render B views, each of its own room.
 
-    rooms: B rooms; poses: B poses (or one `Pose` with a leading dimension). focal (B,): focal
-    lengths in pixels, instead of those of `intrinsics`.
+    Args:
+        rooms: B rooms.
+        poses: B poses, or one `Pose` of B cameras.
+        height: Of a view, pixels.
+        width: Of a view, pixels.
+        device: Where it is rendered, and where the views are.
+        focal: (B,), focal lengths in pixels, in place of that of `intrinsics`.
+
+    Raises:
+        ValueError: The numbers of rooms and poses differ.
     """
     device = torch.device(device)
     if not isinstance(rooms, RoomBatch):
@@ -112,7 +126,7 @@ def render(
 def _render_band(caster: _Caster, columns: Tensor, lines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Image uint8 (B, P, 3), depth (B, P) and label (B, P) of some lines of the picture.
 
-    columns, lines: pixels from the principal point.
+    Columns and lines are pixels from the principal point.
     """
     y = lines[:, None].expand(-1, len(columns)).reshape(-1)
     x = columns[None].expand(len(lines), -1).reshape(-1)
@@ -164,9 +178,14 @@ class _Caster:
         return rounds.nonzero()[:, 0], boxes.nonzero()[:, 0]
 
     def cast(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Colour (3, B, P) linear, depth (B, P) and class id (B, P) of rays through (x, y).
+        """Follow rays to what they hit first.
 
-        x, y (P,): pixels from the principal point.
+        Args:
+            x: (P,), pixels right of the principal point.
+            y: (P,), pixels below it.
+
+        Returns:
+            Colour (3, B, P) in linear light, depth (B, P), and class id (B, P).
         """
         inverse = (1 / self.focal)[:, None]
         dx, dy = x[None] * inverse, y[None] * inverse
@@ -425,10 +444,17 @@ def _edge(distance: Tensor, softness: Tensor) -> Tensor:
 
 
 def _paint(row: list[Tensor], u: Tensor, v: Tensor, footprint: Tensor, plain: Tensor) -> Tensor:
-    """The texture formula: albedo (3, B, P).
+    """The texture formula.
 
-    row: `materials.FEATURES` texture parameters, (B, P) each. footprint (B, P): metres per
-    pixel. plain (B, P): flat tops, which show their first colour only.
+    Args:
+        row: `materials.FEATURES` texture parameters, (B, P) each.
+        u: (B, P), texture coordinate, see `materials.Texture`.
+        v: (B, P), likewise.
+        footprint: (B, P), metres a pixel.
+        plain: bool (B, P), flat tops, which show their first colour only.
+
+    Returns:
+        Colour (3, B, P) in linear light.
     """
     tile_u, tile_v = row[m.TILE_U], row[m.TILE_V]
     cell_v = v / tile_v
