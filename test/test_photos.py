@@ -23,9 +23,10 @@ from hypothesis.extra import numpy as npst
 from PIL import Image, ImageCms
 
 from cliptrase_ros.cli import main
+from cliptrase_ros.photos.output_names import output_files, unique_names
 from cliptrase_ros.photos.reading import UnreadableError, read_photo
 from cliptrase_ros.photos.results import OverlayVideo, coco_run_lengths
-from cliptrase_ros.photos.sources import find_sources, output_files, unique_names
+from cliptrase_ros.photos.sources import find_sources
 from cliptrase_ros.photos.videos import read_video
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -539,10 +540,10 @@ def test_smoothing_joins_the_frames_of_a_video_and_no_photos(run, in_folder, tin
     words = segmenter.encode_vocabulary(parse_over_background(WORDS))
     settings = SegmentationSettings(resolution=64, smoothing=0.9)
     frames = [frame.picture for frame in read_video(Path('clip.avi'))]
-    memory, differ = None, False
+    history, differ = None, False
     for number, frame in enumerate(frames):
-        (smooth,) = segmenter.segment([frame], words, settings, [memory])
-        memory = smooth.memory
+        (smooth,) = segmenter.segment([frame], words, settings, [history])
+        history = smooth.history
         label = label_of('clip.avi', number)
         np.testing.assert_array_equal(label, smooth.label)
         differ |= bool((label != segmenter.segment([frame], words, settings)[0].label).any())
