@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from PIL import Image
 
-    from cliptrase_ros.explain import draw_panel, explain, label_tiles, tiles
+    from cliptrase_ros.explain import draw_explanation, explain
     from cliptrase_ros.photos.reading import UnreadableError, read_photo
     from cliptrase_ros.segmentation.settings import SegmentationSettings
 
@@ -68,15 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     segmenter, _ = load_model(arguments)
     try:
         explanation = explain(segmenter, image, arguments.at, settings)
-        plain, method = tiles(explanation)
-        classes = []
-        if vocabulary:
-            encoded = segmenter.encode_vocabulary(vocabulary)
-            before, after, classes = label_tiles(segmenter, explanation, encoded, settings)
-            plain, method = [*plain, before], [*method, after]
+        encoded = segmenter.encode_vocabulary(vocabulary) if vocabulary else None
     except ValueError as error:
         raise CommandError(error) from error
-    panel = draw_panel([('Plain CLIP', plain), ('CLIPtrase', method)], classes)
+    panel = draw_explanation(segmenter, explanation, settings, encoded)
     try:
         Image.fromarray(panel).save(arguments.output)
     except (OSError, ValueError) as error:
