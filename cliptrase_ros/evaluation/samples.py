@@ -1,6 +1,6 @@
 """What a benchmark is made of: pictures with their truth."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def read_ahead(
     names: Sequence[str],
     workers: int,
     prepare: Callable[[Sample], Sample] = lambda sample: sample,
-) -> Iterator[tuple[str, Sample | SampleError]]:
+) -> Generator[tuple[str, Sample | SampleError], None, None]:
     """Read samples with several threads, in order, a few ahead of who takes them.
 
     Args:

@@ -1,7 +1,7 @@
 """Work of threads on many things one after the other, a few of them ahead of who takes them."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
@@ -11,10 +11,10 @@ _Result = TypeVar('_Result')
 
 def submit_ahead(
     threads: Executor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
-) -> Iterator[Future[_Result]]:
+) -> Generator[Future[_Result], None, None]:
     """Yield the futures of `function(item)` in the order of the items.
 
-    Those that nobody took are cancelled when the iterator is closed.
+    Those that nobody took are cancelled when the generator is closed.
 
     Args:
         threads: What calls the function.

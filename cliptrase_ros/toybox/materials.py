@@ -173,11 +173,13 @@ FIXTURES: dict[str, Texture] = {
 
 
 def _tint(color: Color, amount: float) -> Color:
-    return tuple(channel + (0.9 - channel) * amount for channel in color)  # type: ignore
+    red, green, blue = (channel + (0.9 - channel) * amount for channel in color)
+    return red, green, blue
 
 
 def _shade(color: Color, factor: float) -> Color:
-    return tuple(channel * factor for channel in color)  # type: ignore
+    red, green, blue = (channel * factor for channel in color)
+    return red, green, blue
 
 
 def object_texture(finish: str, shape: str) -> Texture:
