@@ -380,26 +380,20 @@ class _Caster:
     ) -> Tensor:
         """Light (3, B, P): sky and lamp, with soft shadows and contact darkening of objects."""
         ray = [self.rooms.light[:, axis, None] - point[axis] for axis in range(3)]
-        squared = ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2]
-        cosine = sum(a * b for a, b in zip(ray, normal, strict=True)) * torch.rsqrt(squared)
+        squared = _dot(ray, ray)
+        cosine = _dot(ray, normal) * torch.rsqrt(squared)
 
         if not len(self.present):
             lit = torch.ones_like(squared)
             return self._illuminate(normal, squared, cosine, lit, 0 * lit)
         occluder = self.occluder[:, self.present, :, None]
         away = [occluder[:, :, axis] - point[axis][:, None] for axis in range(3)]
-        distance = away[0] * away[0] + away[1] * away[1] + away[2] * away[2]
-        along = (
-            away[0] * ray[0][:, None] + away[1] * ray[1][:, None] + away[2] * ray[2][:, None]
-        ) / squared[:, None]
+        distance = _dot(away, away)
+        along = _dot(away, [a[:, None] for a in ray]) / squared[:, None]
         miss = (distance - along.clamp(0, 1) ** 2 * squared[:, None]).clamp_min(0).sqrt()
         radius = self.occluder_radius[:, self.present, None]
         shade = ((miss / radius.clamp_min(1e-6) - 0.7) / 0.5).clamp(0, 1)
-        facing = (
-            away[0] * normal[0][:, None]
-            + away[1] * normal[1][:, None]
-            + away[2] * normal[2][:, None]
-        )
+        facing = _dot(away, [a[:, None] for a in normal])
         # Ambient occlusion of a ball: solid angle times cosine.
         contact = facing.clamp_min(0) * radius**2 * torch.rsqrt(distance + 1e-6) ** 3
         own = self.present[None, :, None] == slot[:, None]
@@ -413,11 +407,10 @@ class _Caster:
     ) -> Tensor:
         """Reflection of the lamp (B, P), 0..1: Blinn's half vector."""
         ray = [self.rooms.light[:, axis, None] - point[axis] for axis in range(3)]
-        to_lamp = torch.rsqrt(sum(a * a for a in ray))
-        to_eye = torch.rsqrt(sum(a * a for a in direction))
+        to_lamp = torch.rsqrt(_dot(ray, ray))
+        to_eye = torch.rsqrt(_dot(direction, direction))
         half = [a * to_lamp - b * to_eye for a, b in zip(ray, direction, strict=True)]
-        cosine = sum(a * b for a, b in zip(half, normal, strict=True))
-        cosine = cosine * torch.rsqrt(sum(a * a for a in half) + 1e-9)
+        cosine = _dot(half, normal) * torch.rsqrt(_dot(half, half) + 1e-9)
         return cosine.clamp_min(0) ** 40
 
     def _illuminate(
@@ -436,6 +429,10 @@ class _Caster:
         lamp = lamp * (9.0 / (squared + 6.0))
         total = ambient + lamp
         return total[None] * self.rooms.brightness.T[..., None]
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def _edge(distance: Tensor, softness: Tensor) -> Tensor:

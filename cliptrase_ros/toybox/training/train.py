@@ -9,8 +9,9 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,35 +28,25 @@ CHECKPOINT = 'checkpoint.pt'
 LOSSES = ('dense', 'cls')
 
 
+def _setting(default: str | int | float, doc: str) -> Any:
+    return field(default=default, metadata={'doc': doc})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on; a checkpoint can only be resumed with the same.
+    """What a run depends on; a checkpoint can only be resumed with the same."""
 
-    Attributes:
-        loss: 'dense', on [CLS] and on the recovered patch tokens, or 'cls', the control.
-        layers: Blocks of the image tower.
-        steps: Batches at most.
-        tokens: Image tokens a step; smaller windows make larger batches.
-        learning_rate: Of AdamW, at its peak.
-        matrix_learning_rate: Of Muon, at its peak.
-        weight_decay: Of matrices.
-        warmup: Steps until the learning rates have their peak.
-        seed: Of weights, views and windows.
-        view_size: Side of the rendered views, pixels.
-        pool: Views that are rendered once and reused; 0 renders new rooms at every step.
-    """
-
-    loss: str = 'dense'
-    layers: int = 8
-    steps: int = 9000
-    tokens: int = 1200
-    learning_rate: float = 1e-3
-    matrix_learning_rate: float = 3e-3
-    weight_decay: float = 0.05
-    warmup: int = 200
-    seed: int = 0
-    view_size: int = 224
-    pool: int = 6000
+    loss: str = _setting('dense', 'dense: on [CLS] and on the patches; cls: the control')
+    layers: int = _setting(8, 'of the image tower')
+    steps: int = _setting(9000, 'most steps')
+    tokens: int = _setting(1200, 'image tokens a step; smaller windows make larger batches')
+    learning_rate: float = _setting(1e-3, 'of AdamW, at its peak')
+    matrix_learning_rate: float = _setting(3e-3, 'of Muon, at its peak')
+    weight_decay: float = _setting(0.05, 'of matrices')
+    warmup: int = _setting(200, 'steps until learning rates are at their peak')
+    seed: int = _setting(0, 'of weights, views and windows')
+    view_size: int = _setting(224, 'side of rendered views, pixels')
+    pool: int = _setting(6000, 'views to render once; 0 = always new ones')
 
 
 class Trainer:
@@ -259,29 +250,21 @@ def keep_memory() -> None:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    default = Settings()
     parser = argparse.ArgumentParser(
         prog='python -m cliptrase_ros.toybox.training.train',
         description='Train the toybox CLIP on rendered rooms, from captions alone.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('output', type=Path, help='folder for checkpoint and model; continued')
-    parser.add_argument('--loss', choices=LOSSES, default=default.loss, help='cls: the control')
-    parser.add_argument('--layers', type=int, default=default.layers, help='of the image tower')
-    parser.add_argument('--steps', type=int, default=default.steps, help='most steps')
+    for setting in fields(Settings):
+        parser.add_argument(
+            f'--{setting.name.replace("_", "-")}',
+            type=type(setting.default),
+            default=setting.default,
+            choices=LOSSES if setting.name == 'loss' else None,
+            help=setting.metadata['doc'],
+        )
     parser.add_argument('--minutes', type=float, default=0.0, help='most minutes; 0 = no limit')
-    parser.add_argument('--tokens', type=int, default=default.tokens, help='image tokens a step')
-    parser.add_argument('--learning-rate', type=float, default=default.learning_rate)
-    parser.add_argument(
-        '--matrix-learning-rate', type=float, default=default.matrix_learning_rate, help='of Muon'
-    )
-    parser.add_argument('--weight-decay', type=float, default=default.weight_decay)
-    parser.add_argument('--warmup', type=int, default=default.warmup, help='steps')
-    parser.add_argument('--seed', type=int, default=default.seed)
-    parser.add_argument('--view-size', type=int, default=default.view_size, help='pixels')
-    parser.add_argument(
-        '--pool', type=int, default=default.pool, help='views to render once; 0 = always new ones'
-    )
     parser.add_argument('--pool-folder', type=Path, default=Path('toybox_views'))
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = all')
