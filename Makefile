@@ -48,7 +48,7 @@ bench-docs: build  ## table and plot of docs/performance.md from benchmark/resul
 	@source tools/env.sh && python benchmark/figures.py
 
 docs-pictures: build  ## every picture of the documentation, from toybox scenes (docs/images/)
-	@source tools/env.sh && python tools/docs_pictures.py && python tools/method_pictures.py
+	@source tools/env.sh && python tools/docs_pictures.py
 
 settings-docs: build  ## config/segment.yaml and the parameters of docs/node.md, from the declarations
 	@source tools/env.sh && python tools/settings_docs.py

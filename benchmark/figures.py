@@ -15,7 +15,7 @@ PAGE = ROOT / 'docs' / 'performance.md'
 PLOT = ROOT / 'docs' / 'images' / 'performance.svg'
 BEGIN, END = '<!-- begin of what make bench-docs writes -->', '<!-- end of it -->'
 
-# Pixels of the plot.
+# Of the plot, pixels: where bars begin, length of the longest, height of a row and of a heading.
 _LABEL, _WIDTH, _ROW, _HEAD = 330, 420, 20, 34
 _ENCODER, _REST = '#7a93b8', '#d9822b'
 
@@ -23,11 +23,11 @@ _ENCODER, _REST = '#7a93b8', '#d9822b'
 def main() -> None:
     """Rewrite the page's figures and the plot."""
     paths = sorted((ROOT / 'benchmark' / 'results').glob('*.json'))
-    found = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
-    # Those of the soak and the node lie beside them and have no such key.
-    reports = [report for report in found if 'results' in report]
-    PLOT.write_text(plot(reports), encoding='utf-8')
-    sections = [section(report) for report in reports]
+    contents = [json.loads(path.read_text(encoding='utf-8')) for path in paths]
+    # Reports of the soak and of the node lie beside them and have no such key.
+    reports = [report for report in contents if 'results' in report]
+    PLOT.write_text(draw_plot(reports), encoding='utf-8')
+    sections = [make_section(report) for report in reports]
     figures = '\n\n'.join([f'![Engine over encoder](images/{PLOT.name})', *sections])
     before, _, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -35,7 +35,7 @@ def main() -> None:
     print(f'{PAGE.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}: {len(reports)} reports')
 
 
-def section(report: dict) -> str:
+def make_section(report: dict) -> str:
     """What the page says of one machine: tables, and what was checked where it was."""
     if 'parts' not in report:
         return table(report)
@@ -46,7 +46,7 @@ def section(report: dict) -> str:
     return table(report) + '\n' + '\n'.join(lines)
 
 
-def plot(reports: list[dict]) -> str:
+def draw_plot(reports: list[dict]) -> str:
     """Bars of the engine's time in units of the encoder's, as SVG."""
     largest = max(r['ratio'] for report in reports for r in report['results'])
     scale = _WIDTH / max(largest, 1.25)

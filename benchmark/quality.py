@@ -23,7 +23,7 @@ from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter, l
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.toybox.scenes import DIFFICULTIES, sample_room, true_labels
-from cliptrase_ros.toybox.sequences import Frame, photograph, rendered_sequence
+from cliptrase_ros.toybox.sequences import Photograph, photograph_room, rendered_sequence
 from cliptrase_ros.toybox.training.evaluate import VOCABULARIES
 
 CASES = {
@@ -45,8 +45,15 @@ _TIMED_ROOMS = 15
 class Quality:
     """How good one way to label is; shares are 0..1.
 
-    milliseconds: median over pictures. flicker: of pixels seen in two frames running, those
-    whose label changed; true_flicker: the same of the true labels.
+    Attributes:
+        case: Key of `CASES`.
+        resolution: Shorter side fed to CLIP, pixels.
+        mean_iou: Of single pictures.
+        boundary_iou: Of single pictures.
+        milliseconds: Of a picture, median.
+        sequence_iou: Mean IoU of the pictures of tours.
+        flicker: Of pixels seen in two pictures running, those whose label changed.
+        true_flicker: The same of the true labels.
     """
 
     case: str
@@ -80,31 +87,34 @@ def main() -> None:
     segmenter = load_segmenter('toybox', device=options.device)
     vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(PHRASES), background=()))
     first, difficulty = options.first_seed, options.difficulty
-    # The moment of the tour that the toybox's own evaluation looks at.
     rooms = [
-        photograph(sample_room(seed, 'held_out', difficulty), 7.3 * seed, 240, 320)
+        photograph_room(seed, 'held_out', difficulty, (240, 320))
         for seed in range(first, first + options.rooms)
     ]
     tours = [
         list(rendered_sequence(sample_room(seed, 'held_out', difficulty), options.frames))
         for seed in range(first, first + options.tours)
     ]
-    milliseconds = {}
-    for size in options.resolutions:
-        settings = {
-            case: SegmentationSettings(resolution=size, **CASES[case]) for case in options.cases
-        }
-        for case, taken in times(segmenter, vocabulary, settings, rooms[:_TIMED_ROOMS]).items():
-            milliseconds[size, case] = taken
+    settings = {
+        size: {case: SegmentationSettings(resolution=size, **CASES[case]) for case in options.cases}
+        for size in options.resolutions
+    }
+    milliseconds = {
+        size: time_cases(segmenter, vocabulary, of_size, rooms[:_TIMED_ROOMS])
+        for size, of_size in settings.items()
+    }
     results = []
     todo = [(size, case) for size in options.resolutions for case in options.cases]
     print(
         'size  case                         mIoU  boundary IoU      ms  tour mIoU  changed (true)'
     )
     for size, case in tqdm(todo, unit='case', leave=False):
-        settings = SegmentationSettings(resolution=size, **CASES[case])
-        taken = milliseconds[size, case]
-        quality = measure(segmenter, vocabulary, settings, case, taken, rooms, tours)
+        engine = segmenter, vocabulary, settings[size][case]
+        mean_iou, boundary_iou = measure_rooms(*engine, rooms)
+        quality = Quality(
+            *(case, size, mean_iou, boundary_iou, milliseconds[size][case]),
+            *measure_tours(*engine, tours),
+        )
         results.append(quality)
         tqdm.write(
             f'{size:4}  {case:27} {100 * quality.mean_iou:5.1f}  {100 * quality.boundary_iou:12.1f}'
@@ -115,11 +125,11 @@ def main() -> None:
         options.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + '\n')
 
 
-def times(
+def time_cases(
     segmenter: Segmenter,
     vocabulary: EncodedVocabulary,
     settings: dict[str, SegmentationSettings],
-    rooms: Sequence[Frame],
+    rooms: Sequence[Photograph],
 ) -> dict[str, float]:
     """Median milliseconds of one picture in each case, taken in turn so that drift meets all."""
     seconds = {case: [] for case in settings}
@@ -132,16 +142,13 @@ def times(
     return {case: 1e3 * statistics.median(taken[1:]) for case, taken in seconds.items()}
 
 
-def measure(
+def measure_rooms(
     segmenter: Segmenter,
     vocabulary: EncodedVocabulary,
     settings: SegmentationSettings,
-    case: str,
-    milliseconds: float,
-    rooms: Sequence[Frame],
-    tours: Sequence[Sequence[Frame]],
-) -> Quality:
-    """Label every picture and tour in one way."""
+    rooms: Sequence[Photograph],
+) -> tuple[float, float]:
+    """Label single pictures; returns mean IoU and mean boundary IoU, 0..1."""
     classes = len(PHRASES)
     counts = np.zeros((classes, classes + 1), np.int64)
     common, either = np.zeros(classes), np.zeros(classes)
@@ -151,46 +158,56 @@ def measure(
         counts += confusion(result.label, truth, classes)
         for label in np.union1d(np.unique(truth), np.unique(result.label)):
             if label < classes:
-                ours, theirs = band(result.label == label), band(truth == label)
+                ours = boundary_band(result.label == label)
+                theirs = boundary_band(truth == label)
                 common[label] += (ours & theirs).sum()
                 either[label] += (ours | theirs).sum()
     present = counts.sum(1) > 0
+    return scores(counts).mean_iou, float((common[present] / either[present]).mean())
 
-    tour_counts = np.zeros_like(counts)
-    changed = true_changed = pairs = 0
+
+def measure_tours(
+    segmenter: Segmenter,
+    vocabulary: EncodedVocabulary,
+    settings: SegmentationSettings,
+    tours: Sequence[Sequence[Photograph]],
+) -> tuple[float, float, float]:
+    """Label sequences; returns mean IoU, flicker and true flicker, see `Quality`."""
+    classes = len(PHRASES)
+    counts = np.zeros((classes, classes + 1), np.int64)
+    changed = true_changed = seen_twice = 0
     for tour in tours:
-        memory = before = None
-        for frame in tour:
-            (result,) = segmenter.segment([frame.image], vocabulary, settings, [memory])
-            memory = result.history
-            tour_counts += confusion(result.label, true_labels(frame.label, PHRASES), classes)
-            if before is not None:
-                seen = ~np.isnan(frame.motion[..., 0])
-                changed += changes(result.label, before[0], frame.motion)
-                true_changed += changes(frame.label, before[1], frame.motion)
-                pairs += seen.sum()
-            before = result.label, frame.label
-    return Quality(
-        case,
-        settings.resolution,
-        scores(counts).mean_iou,
-        float((common[present] / either[present]).mean()),
-        milliseconds,
-        scores(tour_counts).mean_iou,
-        changed / pairs if pairs else math.nan,
-        true_changed / pairs if pairs else math.nan,
-    )
+        history = earlier = None
+        for photo in tour:
+            (result,) = segmenter.segment([photo.image], vocabulary, settings, [history])
+            history = result.history
+            counts += confusion(result.label, true_labels(photo.label, PHRASES), classes)
+            if earlier is not None:
+                earlier_label, earlier_truth = earlier
+                changed += count_changes(result.label, earlier_label, photo.motion)
+                true_changed += count_changes(photo.label, earlier_truth, photo.motion)
+                seen_twice += (~np.isnan(photo.motion[..., 0])).sum()
+            earlier = result.label, photo.label
+    if not seen_twice:
+        return scores(counts).mean_iou, math.nan, math.nan
+    return scores(counts).mean_iou, changed / seen_twice, true_changed / seen_twice
 
 
-def band(mask: np.ndarray) -> np.ndarray:
+def boundary_band(mask: np.ndarray) -> np.ndarray:
     """Pixels of a mask that are near its boundary (boundary IoU, arXiv 2103.16562)."""
     padded = np.pad(mask.astype(np.uint8), 1)
     inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=_BAND)[1:-1, 1:-1]
     return mask & (inner == 0)
 
 
-def changes(label: np.ndarray, before: np.ndarray, motion: np.ndarray) -> int:
-    """Pixels whose label is not that of the place they were at in the frame before."""
+def count_changes(label: np.ndarray, before: np.ndarray, motion: np.ndarray) -> int:
+    """Count the pixels whose label is not that of the place they had in the picture before.
+
+    Args:
+        label: (H, W).
+        before: (H, W), of the picture before.
+        motion: See `Photograph`.
+    """
     seen = ~np.isnan(motion[..., 0])
     rows, columns = np.nonzero(seen)
     x = np.rint(columns + motion[seen, 0]).astype(int).clip(0, label.shape[1] - 1)

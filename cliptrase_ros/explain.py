@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cliptrase_ros.evaluation.class_indices import label_by_method
@@ -27,15 +27,19 @@ from cliptrase_ros.segmentation.vocabulary import VocabularyClass, class_color
 class Explanation:
     """The stages of the method as one patch of an image of N = h w patches sees them.
 
-    window: uint8 (H, W, 3) RGB, what the network sees. patch: (row, column) in the grid.
-    cls_attention, attention: float32 (h, w), what the [CLS] token and the patch attend to in the
-    last block of plain CLIP, mean over heads; with the attention to [CLS] they add up to 1.
-    recovered, denoised: float32 (h, w), the patch's correlation before and after denoising.
-    clusters: int64 (h, w), -1 = noise. regions: int64 (H, W), each pixel's cluster; None where
-    there is no cluster.
+    Attributes:
+        crop: uint8 (H, W, 3) RGB, what the network sees.
+        patch: (row, column) in the grid.
+        cls_attention: float32 (h, w), what the [CLS] token attends to in the last block of plain
+            CLIP, mean over heads; with the attention to [CLS] it adds up to 1.
+        attention: float32 (h, w), the same of the patch.
+        recovered: float32 (h, w), correlation of the patch with all.
+        denoised: float32 (h, w), the same after denoising.
+        clusters: int64 (h, w), -1 for noise.
+        regions: int64 (H, W), each pixel's cluster; None where there is no cluster.
     """
 
-    window: np.ndarray
+    crop: np.ndarray
     patch: tuple[int, int]
     cls_attention: np.ndarray
     attention: np.ndarray
@@ -55,8 +59,14 @@ def explain(
 ) -> Explanation:
     """Run the published method on an image and keep what concerns the patch at a pixel.
 
-    image: uint8 (H, W, 3) RGB. at: (x, y) in its pixels. settings: of these, preset and
-    resolution say what the network sees. Raises ValueError for a pixel that it does not see.
+    Args:
+        segmenter: What runs it.
+        image: uint8 (H, W, 3) RGB.
+        at: (x, y) in its pixels.
+        settings: Of these, preset and resolution say what the network sees.
+
+    Raises:
+        ValueError: The network does not see the pixel.
     """
     backbone = segmenter.pipeline.backbone
     framing = framing_of(
@@ -64,8 +74,8 @@ def explain(
     )
     row, column = patch_at(at, framing, backbone.patch_size)
     frames = torch.from_numpy(image.copy())[None].to(segmenter.device)
-    window = preprocessing.network_input(frames, framing)
-    pixels = segmenter.pipeline.normalise(window)
+    crop = preprocessing.network_input(frames, framing)
+    pixels = segmenter.pipeline.normalise(crop)
 
     dense, attention = backbone(pixels), backbone.attention(pixels)
     correlation = denoise_correlation(dense.correlation)
@@ -77,11 +87,11 @@ def explain(
         regions = largest_enlarged(maps, pixels.shape[-2:])[0].cpu().numpy()
     patch = row * dense.grid[1] + column
 
-    def on_grid(row: Tensor) -> np.ndarray:
-        return row.unflatten(-1, dense.grid).cpu().numpy()
+    def on_grid(values: Tensor) -> np.ndarray:
+        return values.unflatten(-1, dense.grid).cpu().numpy()
 
     return Explanation(
-        window[0].permute(1, 2, 0).cpu().numpy(),
+        crop[0].permute(1, 2, 0).cpu().numpy(),
         (row, column),
         on_grid(attention[0, 0, 1:]),
         on_grid(attention[0, 1 + patch, 1:]),
@@ -93,7 +103,19 @@ def explain(
 
 
 def patch_at(at: tuple[int, int], framing: Framing, patch_size: int) -> tuple[int, int]:
-    """(row, column) of the patch that holds a pixel (x, y) of the image. Raises ValueError."""
+    """Find the patch that holds a pixel.
+
+    Args:
+        at: (x, y) in the image's pixels.
+        framing: What the network sees of the image.
+        patch_size: Side of a patch, pixels.
+
+    Returns:
+        (row, column) in the grid.
+
+    Raises:
+        ValueError: The network does not see the pixel.
+    """
     (x, y), (height, width) = at, framing.source
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(f'the pixel {x},{y} is not in the image of {width} x {height} pixels')
@@ -111,9 +133,68 @@ def patch_at(at: tuple[int, int], framing: Framing, patch_size: int) -> tuple[in
     return positions[0] // patch_size, positions[1] // patch_size
 
 
+def draw_explanation(
+    segmenter: Segmenter,
+    explanation: Explanation,
+    settings: SegmentationSettings,
+    encoded: EncodedVocabulary | None = None,
+) -> np.ndarray:
+    """Draw plain CLIP's stages above those of the method.
+
+    Args:
+        segmenter: The one that was explained.
+        explanation: From `explain`.
+        settings: The same.
+        encoded: Words to label by, for a column more: labels of plain CLIP, and of the preset.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+    """
+    e = explanation
+    count, noise = int(e.clusters.max()) + 1, int((e.clusters < 0).sum())
+    plain = [
+        Tile('Image', 'and the chosen patch', _mark_patch(e.crop, e)),
+        _heat_tile(e, e.cls_attention, '[CLS] attends to', 'last block, mean over heads'),
+        _heat_tile(e, e.attention, 'The patch attends to', 'last block, mean over heads'),
+    ]
+    method = [
+        _heat_tile(e, e.recovered, 'Recovered', 'correlation of the patch with all'),
+        _heat_tile(e, e.denoised, 'Denoised', 'less that of [CLS], not below 0'),
+        Tile(
+            f'{count} cluster{"s" if count != 1 else ""}',
+            f'{noise} of {e.clusters.size} patches in none',
+            _mark_patch(_draw_regions(e), e),
+        ),
+    ]
+    classes: Sequence[VocabularyClass] = ()
+    if encoded:
+        # The crop has its size already.
+        settings = replace(settings, resolution=min(e.crop.shape[:2]))
+        frame = settings.method.frame
+        plain_clip = Method(frame, recovery=False, clustering=False, denoising=False)
+        labels = [
+            label_by_method(segmenter, [e.crop], encoded.table, settings, steps)[0]
+            for steps in (plain_clip, settings.method)
+        ]
+        captions = ('of plain CLIP', f'of preset {settings.preset}')
+        for row, caption, label in zip((plain, method), captions, labels, strict=True):
+            overlay = draw_overlay(e.crop, label, encoded.vocabulary, legend=False)
+            row.append(Tile('Labels', caption, _mark_patch(overlay, e)))
+        present = np.unique(labels)
+        classes = [entry for entry in encoded.vocabulary.classes if entry.id in present]
+    return draw_panel([('Plain CLIP', plain), ('CLIPtrase', method)], classes)
+
+
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a panel. picture: uint8 (H, W, 3) RGB. scale: ends of its colours, if any."""
+    """One picture of a panel.
+
+    Attributes:
+        title: Stands above it.
+        caption: Stands below the title, smaller.
+        picture: uint8 (H, W, 3) RGB.
+        scale: The values that the darkest and the lightest colour stand for, if they do.
+    """
 
     title: str
     caption: str
@@ -121,88 +202,45 @@ class Tile:
     scale: tuple[float, float] | None = None
 
 
-def tiles(explanation: Explanation) -> tuple[list[Tile], list[Tile]]:
-    """Plain CLIP's pictures, and the method's."""
-    e = explanation
-    noise = int((e.clusters < 0).sum())
-    count = int(e.clusters.max()) + 1
-    marked = _mark(e.window.copy(), e)
-    plain = [
-        Tile('Image', 'and the chosen patch', marked),
-        _heat(e, e.cls_attention, '[CLS] attends to', 'last block, mean over heads'),
-        _heat(e, e.attention, 'The patch attends to', 'last block, mean over heads'),
-    ]
-    method = [
-        _heat(e, e.recovered, 'Recovered', 'correlation of the patch with all'),
-        _heat(e, e.denoised, 'Denoised', 'less that of [CLS], not below 0'),
-        Tile(
-            f'{count} cluster{"s" if count != 1 else ""}',
-            f'{noise} of {e.clusters.size} patches in none',
-            _mark(_draw_regions(e), e),
-        ),
-    ]
-    return plain, method
-
-
-def label_tiles(
-    segmenter: Segmenter,
-    explanation: Explanation,
-    encoded: EncodedVocabulary,
-    settings: SegmentationSettings,
-) -> tuple[Tile, Tile, list[VocabularyClass]]:
-    """Labels of what the network sees, by plain CLIP and by the settings' preset; their classes."""
-    window = explanation.window
-    settings = replace(settings, resolution=min(window.shape[:2]))
-    drawn, present = [], set()
-    plain = Method(settings.method.frame, recovery=False, clustering=False, denoising=False)
-    captions = {'of plain CLIP': plain, f'of preset {settings.preset}': settings.method}
-    for caption, method in captions.items():
-        (label,) = label_by_method(segmenter, [window], encoded.table, settings, method)
-        picture = draw_overlay(window, label, encoded.vocabulary, legend=False)
-        drawn.append(Tile('Labels', caption, _mark(picture, explanation)))
-        present |= set(np.unique(label).tolist())
-    return *drawn, [entry for entry in encoded.vocabulary.classes if entry.id in present]
-
-
-def _heat(explanation: Explanation, values: np.ndarray, title: str, caption: str) -> Tile:
-    size = explanation.window.shape[1::-1]
+def _heat_tile(explanation: Explanation, values: np.ndarray, title: str, caption: str) -> Tile:
+    crop = explanation.crop
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    enlarged = cv2.resize(scaled.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-    heat = _colors(enlarged)
-    grey = cv2.cvtColor(cv2.cvtColor(explanation.window, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    picture = cv2.addWeighted(heat, 0.75, grey, 0.25, 0.0)
-    return Tile(title, caption, _mark(picture, explanation), (low, high))
+    enlarged = cv2.resize(scaled.astype(np.float32), crop.shape[1::-1])
+    picture = cv2.addWeighted(_heat_colors(enlarged), 0.75, _grey(crop), 0.25, 0.0)
+    return Tile(title, caption, _mark_patch(picture, explanation), (low, high))
 
 
-def _colors(values: np.ndarray) -> np.ndarray:
+def _heat_colors(values: np.ndarray) -> np.ndarray:
     """RGB for values 0..1, dark to light."""
     bgr = cv2.applyColorMap(np.uint8(values.clip(0, 1) * 255), cv2.COLORMAP_INFERNO)
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
+def _grey(picture: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
 def _draw_regions(explanation: Explanation) -> np.ndarray:
-    grey = cv2.cvtColor(explanation.window, cv2.COLOR_RGB2GRAY)
-    grey = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
-    regions = explanation.regions
+    grey, regions = _grey(explanation.crop), explanation.regions
     if regions is None:
         return grey
     palette = np.array([class_color(index) for index in range(int(regions.max()) + 1)], np.uint8)
     return cv2.addWeighted(palette[regions], 0.6, grey, 0.4, 0.0)
 
 
-def _mark(picture: np.ndarray, explanation: Explanation) -> np.ndarray:
+def _mark_patch(picture: np.ndarray, explanation: Explanation) -> np.ndarray:
     """Outline the chosen patch, visible on dark and on light."""
-    size = explanation.window.shape[0] // explanation.attention.shape[0]
+    size = explanation.crop.shape[0] // explanation.attention.shape[0]
     row, column = explanation.patch
     corner, opposite = (column * size, row * size), ((column + 1) * size, (row + 1) * size)
-    cv2.rectangle(picture, corner, opposite, (0, 0, 0), 4)
-    cv2.rectangle(picture, corner, opposite, (255, 255, 255), 2)
-    return picture
+    marked = cv2.rectangle(picture.copy(), corner, opposite, (0, 0, 0), 4)
+    return cv2.rectangle(marked, corner, opposite, (255, 255, 255), 2)
 
 
-_TILE, _GAP, _MARGIN, _BAR, _NAME = 300, 16, 20, 8, 15
-_INK, _PALE, _PAPER = (30, 30, 34), (110, 110, 118), (255, 255, 255)
+_WIDTH, _GAP, _MARGIN = 300, 16, 20  # of a tile, between tiles, around all
+_HEADING, _TITLE, _SCALE, _LEGEND = 38, 44, 28, 28  # heights
+_INK, _PALE, _LINE, _PAPER = (30, 30, 34), (110, 110, 118), (200, 200, 206), (255, 255, 255)
 
 
 def draw_panel(
@@ -210,66 +248,74 @@ def draw_panel(
 ) -> np.ndarray:
     """Lay out rows of tiles under headings; below, the colours of classes.
 
-    Returns uint8 (H, W, 3) RGB.
+    Args:
+        rows: Heading and tiles of each; all pictures have the same shape.
+        classes: For the legend.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
     """
-    height, width = rows[0][1][0].picture.shape[:2]
-    tile_height = round(height * _TILE / width)
-    # Room for the scales below, where there are any.
-    row_heights = [
-        82 + tile_height + (_BAR + 44 if any(tile.scale for tile in row) else 20) for _, row in rows
-    ]
-    columns = max(len(row) for _, row in rows)
-    total_width = 2 * _MARGIN + columns * _TILE + (columns - 1) * _GAP
-    legend = _legend_lines(classes, total_width - 2 * _MARGIN)
-    total_height = 2 * _MARGIN + sum(row_heights) + 28 * len(legend)
-    panel = Image.new('RGB', (total_width, total_height), _PAPER)
-    draw = ImageDraw.Draw(panel)
+    columns = max(len(tiles) for _, tiles in rows)
+    width = columns * (_WIDTH + _GAP) - _GAP
+    parts = []
+    for heading, tiles in rows:
+        drawn = [_draw_tile(tile) for tile in tiles]
+        part = Image.new('RGB', (width, _HEADING + max(tile.height for tile in drawn)), _PAPER)
+        _write(part, (0, 0), heading, 22)
+        ImageDraw.Draw(part).line((0, _HEADING - 8, width, _HEADING - 8), _LINE)
+        for column, tile in enumerate(drawn):
+            part.paste(tile, (column * (_WIDTH + _GAP), _HEADING))
+        parts.append(part)
+    if classes:
+        parts.append(_draw_legend(classes, width))
+    height = sum(part.height + _MARGIN for part in parts) + _MARGIN
+    panel = Image.new('RGB', (width + 2 * _MARGIN, height), _PAPER)
     top = _MARGIN
-    for (heading, row), row_height in zip(rows, row_heights, strict=True):
-        draw.text((_MARGIN, top), heading, _INK, ImageFont.load_default(22))
-        draw.line((_MARGIN, top + 30, total_width - _MARGIN, top + 30), (200, 200, 206), 1)
-        for column, tile in enumerate(row):
-            left = _MARGIN + column * (_TILE + _GAP)
-            _draw_tile(panel, draw, tile, left, top + 38, tile_height)
-        top += row_height
-    for line in legend:
-        for left, color, name in line:
-            draw.rectangle((_MARGIN + left, top, _MARGIN + left + 16, top + 16), color)
-            mask = Image.fromarray(text_mask(name, _NAME))
-            # Its middle at that of the colour.
-            place = (_MARGIN + left + 23, top + 8 - mask.height // 2)
-            panel.paste(_INK, place, mask)
-        top += 28
+    for part in parts:
+        panel.paste(part, (_MARGIN, top))
+        top += part.height + _MARGIN
     return np.asarray(panel)
 
 
-def _draw_tile(panel, draw, tile: Tile, left: int, top: int, height: int) -> None:
-    draw.text((left, top), tile.title, _INK, ImageFont.load_default(17))
-    draw.text((left, top + 21), tile.caption, _PALE, ImageFont.load_default(14))
-    top += 44
-    picture = Image.fromarray(tile.picture).resize((_TILE, height), Image.Resampling.LANCZOS)
-    panel.paste(picture, (left, top))
-    if tile.scale is None:
-        return
-    top += height + 4
-    gradient = _colors(np.linspace(0, 1, _TILE, dtype=np.float32)[None].repeat(_BAR, 0))
-    panel.paste(Image.fromarray(gradient), (left, top))
-    font, (low, high) = ImageFont.load_default(13), (f'{value:.3g}' for value in tile.scale)
-    draw.text((left, top + _BAR + 2), low, _PALE, font)
-    draw.text((left + _TILE, top + _BAR + 2), high, _PALE, font, anchor='ra')
+def _draw_tile(tile: Tile) -> Image.Image:
+    picture = Image.fromarray(tile.picture)
+    height = round(picture.height * _WIDTH / picture.width)
+    drawn = Image.new('RGB', (_WIDTH, _TITLE + height + (_SCALE if tile.scale else 0)), _PAPER)
+    _write(drawn, (0, 0), tile.title, 17)
+    _write(drawn, (0, 21), tile.caption, 14, _PALE)
+    drawn.paste(picture.resize((_WIDTH, height), Image.Resampling.LANCZOS), (0, _TITLE))
+    if tile.scale:
+        top = _TITLE + height
+        gradient = _heat_colors(np.linspace(0, 1, _WIDTH)[None].repeat(8, 0))
+        drawn.paste(Image.fromarray(gradient), (0, top + 4))
+        low, high = (f'{value:.3g}' for value in tile.scale)
+        _write(drawn, (0, top + 12), low, 12, _PALE)
+        _write(drawn, (_WIDTH - text_mask(high, 12).shape[1], top + 12), high, 12, _PALE)
+    return drawn
 
 
-def _legend_lines(
-    classes: Sequence[VocabularyClass], width: int
-) -> list[list[tuple[int, tuple[int, int, int], str]]]:
-    """Lines of (left, colour, name) that fit the width."""
-    lines, left = [], width + 1
+def _draw_legend(classes: Sequence[VocabularyClass], width: int) -> Image.Image:
+    """Colours and names, in as many lines as they need."""
+    places, left, line = [], 0, 0
     for entry in classes:
-        name = legend_name(entry)
-        length = 23 + text_mask(name, _NAME).shape[1] + 24
-        if left + length > width:
-            lines.append([])
-            left = 0
-        lines[-1].append((left, entry.color, name))
-        left += length
-    return lines
+        length = 23 + text_mask(legend_name(entry), 15).shape[1]
+        if left and left + length > width:
+            left, line = 0, line + 1
+        places.append((left, line * _LEGEND))
+        left += length + 24
+    legend = Image.new('RGB', (width, (line + 1) * _LEGEND), _PAPER)
+    for entry, (left, top) in zip(classes, places, strict=True):
+        ImageDraw.Draw(legend).rectangle((left, top + 2, left + 16, top + 18), entry.color)
+        _write(legend, (left + 23, top), legend_name(entry), 15)
+    return legend
+
+
+def _write(
+    picture: Image.Image,
+    place: tuple[int, int],
+    text: str,
+    size: int,
+    color: tuple[int, int, int] = _INK,
+) -> None:
+    """Write text, in any script, with its upper left corner at a place (x, y)."""
+    picture.paste(color, place, Image.fromarray(text_mask(text, size)))

@@ -2,12 +2,15 @@
 
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from cliptrase_ros.messages.masks import label_run_lengths
+from cliptrase_ros.segmentation.run_lengths import find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
@@ -19,8 +22,8 @@ SUFFIX = '.rrd'
 
 _APPLICATION = 'cliptrase'
 _JPEG_QUALITY = 90
-# The oldest pictures give way: a robot may be watched for hours.
-_MEMORY = '25%'
+# Of the machine's; beyond it the oldest pictures are dropped, as a robot may be watched for hours.
+_MEMORY_LIMIT = '25%'
 
 
 class ViewerError(ValueError):
@@ -29,7 +32,7 @@ class ViewerError(ValueError):
 
 @dataclass(frozen=True)
 class ShownClass:
-    """A class as the viewer shows it. color: RGB, 0..255."""
+    """A class as the viewer shows it; its colour is RGB, 0..255."""
 
     id: int
     name: str
@@ -50,7 +53,9 @@ class ShownMask:
 
 
 @dataclass
-class _Source:
+class _ShownSource:
+    """What the viewer has of a source so far."""
+
     classes: tuple[ShownClass, ...] | None = None
     outputs: set[str] = field(default_factory=set)
 
@@ -58,15 +63,22 @@ class _Source:
 class Viewer:
     """A window of the viewer, or a recording; a context manager.
 
-    destination: a file ending in .rrd; the address of a viewer (`rerun+http://HOST:9876/proxy`);
-    None for a window on this machine's display.
     Everything shown has the path `/SOURCE/OUTPUT`, the source being a camera, a video or `photos`.
-    One thread at a time may use it. Raises ViewerError.
+    One thread at a time may use it.
     """
 
     def __init__(self, destination: Path | str | None):
+        """Open a window or a recording.
+
+        Args:
+            destination: A file ending in .rrd; the address of a viewer
+                (`rerun+http://HOST:9876/proxy`); None for a window on this machine's display.
+
+        Raises:
+            ViewerError: It cannot be opened.
+        """
         self._rerun = check_viewer(destination)
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, _ShownSource] = defaultdict(_ShownSource)
         self._recording = self._rerun.RecordingStream(_APPLICATION)
         try:
             if destination is None:
@@ -85,7 +97,7 @@ class Viewer:
         self.close()
 
     def close(self) -> None:
-        """Send or write what is on its way."""
+        """Send or write what is not sent or written yet."""
         self._recording.disconnect()
 
     def _open_window(self) -> None:
@@ -93,7 +105,7 @@ class Viewer:
         # activated; ROS starts nodes like that.
         programs = Path(sys.executable).parent
         os.environ['PATH'] = f'{programs}{os.pathsep}{os.environ.get("PATH", os.defpath)}'
-        self._recording.spawn(memory_limit=_MEMORY)
+        self._recording.spawn(memory_limit=_MEMORY_LIMIT)
 
     def set_stamp(self, stamp_ns: int) -> None:
         """What is shown next belongs to this time: nanoseconds since 1970."""
@@ -115,30 +127,35 @@ class Viewer:
     ) -> None:
         """Show a picture and what the engine made of it.
 
-        picture: uint8 (H, W, 3) RGB. title: such as a file name.
+        Args:
+            source: Camera or video, or `photos`.
+            picture: uint8 (H, W, 3) RGB.
+            segmentation: Of the picture.
+            title: Such as a file name.
         """
         classes = [ShownClass(c.id, c.name, c.color) for c in segmentation.vocabulary.classes]
         self.show_classes(source, classes)
         self.show_image(source, picture)
         self.show_label(source, segmentation.label)
         self.show_confidence(source, segmentation.confidence)
+        runs = find_runs(segmentation.label)
+        boxes = label_run_lengths(runs)
         masks = []
-        for present in classes_present(segmentation):
-            rows, columns = np.nonzero(segmentation.label == present.entry.id)
-            x, y = int(columns.min()), int(rows.min())
-            width, height = int(columns.max()) + 1 - x, int(rows.max()) + 1 - y
-            name, confidence = present.entry.name, present.confidence
-            masks.append(ShownMask(present.entry.id, name, confidence, x, y, width, height))
+        for present in classes_present(segmentation, runs):
+            box, _ = boxes[present.entry.id]
+            corner_and_sides = box.x_offset, box.y_offset, box.width, box.height
+            class_id, name = present.entry.id, present.entry.name
+            masks.append(ShownMask(class_id, name, present.confidence, *corner_and_sides))
         self.show_masks(source, masks)
         if title:
             self._log(source, 'title', self._rerun.TextDocument(title))
 
     def show_classes(self, source: str, classes: Sequence[ShownClass]) -> None:
-        """Names and colours of the labels shown from now on; cheap where they are as before."""
-        entry = self._sources.setdefault(source, _Source())
-        if entry.classes == tuple(classes):
+        """Name and colour the labels shown from now on; cheap where nothing has changed."""
+        shown = self._sources[source]
+        if shown.classes == tuple(classes):
             return
-        entry.classes = tuple(classes)
+        shown.classes = tuple(classes)
         unlabelled = (UNLABELLED, 'unlabelled', (128, 128, 128, 0))
         self._recording.log(
             self._path(source),
@@ -148,23 +165,20 @@ class Viewer:
         )
 
     def show_image(self, source: str, picture: np.ndarray) -> None:
-        """Show uint8 (H, W, 3) RGB, compressed a little."""
-        image = self._rerun.Image(np.ascontiguousarray(picture))
-        self._log(source, 'image', image.compress(jpeg_quality=_JPEG_QUALITY))
+        """Show uint8 (H, W, 3) RGB."""
+        self._log_picture(source, 'image', picture, 'RGB')
 
     def show_label(self, source: str, label: np.ndarray) -> None:
         """Show uint8 (H, W) class ids over the image."""
         self._log(source, 'label', self._rerun.SegmentationImage(label, opacity=0.5))
 
     def show_overlay(self, source: str, overlay: np.ndarray) -> None:
-        """Show uint8 (H, W, 3) RGB, compressed a little."""
-        image = self._rerun.Image(np.ascontiguousarray(overlay))
-        self._log(source, 'overlay', image.compress(jpeg_quality=_JPEG_QUALITY))
+        """Show uint8 (H, W, 3) RGB."""
+        self._log_picture(source, 'overlay', overlay, 'RGB')
 
     def show_confidence(self, source: str, confidence: np.ndarray) -> None:
-        """Show uint8 (H, W), 255 = certain."""
-        image = self._rerun.Image(np.ascontiguousarray(confidence), 'L')
-        self._log(source, 'confidence', image.compress(jpeg_quality=_JPEG_QUALITY))
+        """Show uint8 (H, W); 255 is certain."""
+        self._log_picture(source, 'confidence', confidence, 'L')
 
     def show_masks(self, source: str, masks: Sequence[ShownMask]) -> None:
         """Show the box of every class present, with its name and confidence."""
@@ -182,14 +196,21 @@ class Viewer:
     def show_points(self, source: str, positions: np.ndarray, labels: np.ndarray) -> None:
         """Show points in the colours of their classes.
 
-        positions: float32 (N, 3), metres, x right, y down, z forwards. labels: uint8 (N,).
+        Args:
+            source: Camera.
+            positions: float32 (N, 3), metres, x right, y down, z forwards.
+            labels: uint8 (N,), class ids.
         """
         self._log(source, 'points', self._rerun.Points3D(positions, class_ids=labels))
 
+    def _log_picture(self, source: str, output: str, picture: np.ndarray, colors: str) -> None:
+        image = self._rerun.Image(np.ascontiguousarray(picture), colors)
+        self._log(source, output, image.compress(jpeg_quality=_JPEG_QUALITY))
+
     def _log(self, source: str, output: str, content) -> None:
-        entry = self._sources.setdefault(source, _Source())
-        if output not in entry.outputs:
-            entry.outputs.add(output)
+        outputs = self._sources[source].outputs
+        if output not in outputs:
+            outputs.add(output)
             if output == 'points':
                 # The axes of a camera's optical frame.
                 axes = self._rerun.ViewCoordinates.RDF
@@ -198,43 +219,32 @@ class Viewer:
         self._recording.log(self._path(source, output), content)
 
     def _path(self, *parts: str) -> str:
-        # A source may be the path of a file, with any characters.
+        # A source may be the path of a file, with characters that mean something in a path here.
         return self._rerun.new_entity_path(list(parts))
 
     def _arrange(self) -> None:
         """Lay out what has been shown so far: the labelled picture, the rest beside it in tabs."""
         import rerun.blueprint as layout
 
+        over_each_other = ('image', 'label', 'masks')
+        in_tabs = {
+            'points': layout.Spatial3DView,
+            'overlay': layout.Spatial2DView,
+            'confidence': layout.Spatial2DView,
+            'title': layout.TextDocumentView,
+        }
         rows = []
-        for source, entry in self._sources.items():
-            pictures = ('image', 'label', 'masks')
+        for source, shown in self._sources.items():
             views = []
-            if entry.outputs & set(pictures):
-                views.append(
-                    layout.Spatial2DView(
-                        name=source,
-                        origin=self._path(source),
-                        contents=[f'+ $origin/{name}' for name in pictures],
-                    )
-                )
+            if shown.outputs & set(over_each_other):
+                contents = [f'+ $origin/{name}' for name in over_each_other]
+                origin = self._path(source)
+                views.append(layout.Spatial2DView(name=source, origin=origin, contents=contents))
             tabs = [
-                layout.Spatial2DView(name=f'{source} {name}', origin=self._path(source, name))
-                for name in ('overlay', 'confidence')
-                if name in entry.outputs
+                view(name=f'{source} {output}', origin=self._path(source, output))
+                for output, view in in_tabs.items()
+                if output in shown.outputs
             ]
-            if 'points' in entry.outputs:
-                tabs.insert(
-                    0,
-                    layout.Spatial3DView(
-                        name=f'{source} points', origin=self._path(source, 'points')
-                    ),
-                )
-            if 'title' in entry.outputs:
-                tabs.append(
-                    layout.TextDocumentView(
-                        name=f'{source} title', origin=self._path(source, 'title')
-                    )
-                )
             if tabs:
                 views.append(layout.Tabs(*tabs))
             if views:
@@ -243,7 +253,14 @@ class Viewer:
 
 
 def check_viewer(destination: Path | str | None):
-    """Refuse what a Viewer could not be made for; returns the Rerun SDK. Raises ViewerError."""
+    """Refuse what a `Viewer` could not be made for.
+
+    Returns:
+        The Rerun SDK.
+
+    Raises:
+        ViewerError: It lacks, or there is nothing to show or record on.
+    """
     sdk = _load_sdk()
     if destination is None:
         _require_display()

@@ -1,5 +1,6 @@
 """Benchmarks: metrics, layouts on disk, protocols, runs that are cut short."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,17 @@ from torchvision import transforms
 from cliptrase_ros.evaluation import metrics
 from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, Dataset
 from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
-from cliptrase_ros.evaluation.measure import PUBLISHED_MODEL, make_vocabulary, measure
-from cliptrase_ros.evaluation.protocols import Protocol, counted_truth, square
-from cliptrase_ros.evaluation.reading import (
-    Benchmark,
-    DatasetError,
-    Sample,
-    UnreadableError,
-    open_dataset,
-    read_ahead,
+from cliptrase_ros.evaluation.measure import (
+    PUBLISHED_MODEL,
+    Measurement,
+    make_vocabulary,
+    measure,
 )
+from cliptrase_ros.evaluation.protocols import Protocol, counted_truth, square
+from cliptrase_ros.evaluation.reading import DatasetError, open_dataset
 from cliptrase_ros.evaluation.report import Result, table
 from cliptrase_ros.evaluation.run import Notes, Progress, ResumeError, run_benchmark
+from cliptrase_ros.evaluation.samples import Benchmark, Sample, SampleError, read_ahead
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -76,6 +76,38 @@ def test_confusion_of_label_images_of_one_byte():
     true = np.array([[0, 1, 255]], np.uint8)
     predicted = np.array([[255, 1, 0]], np.uint8)
     assert metrics.confusion(predicted, true, 2).tolist() == [[0, 0, 1], [0, 1, 0]]
+
+
+def mean_iou(predicted, true, classes):
+    return metrics.scores(metrics.confusion(predicted, true, classes)).mean_iou
+
+
+def test_mean_iou_by_hand():
+    true = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], np.uint8)
+    predicted = np.array([[0, 0, 0, 1], [0, 1, 1, 2]], np.uint8)
+    # Class 0: 3 of 5; class 1: 2 of 4; class 2 is not in the truth.
+    assert mean_iou(predicted, true, 3) == pytest.approx((3 / 5 + 2 / 4) / 2)
+
+
+def test_unlabelled_predictions_are_wrong():
+    true = np.zeros((2, 2), np.uint8)
+    predicted = np.array([[0, 0], [255, 255]], np.uint8)
+    assert mean_iou(predicted, true, 1) == pytest.approx(0.5)
+
+
+def test_mean_iou_counts_over_all_images():
+    true = [np.array([0, 0, 1], np.uint8), np.array([1, 1, 1, 1], np.uint8)]
+    predicted = [np.array([0, 1, 1], np.uint8), np.array([1, 1, 1, 0], np.uint8)]
+    counts = sum(metrics.confusion(p, t, 2) for p, t in zip(predicted, true, strict=True))
+    assert metrics.scores(counts).mean_iou == pytest.approx((1 / 3 + 4 / 6) / 2)
+
+
+def test_mean_iou_bounds_and_errors():
+    true = np.array([0, 1, 255], np.uint8)
+    assert mean_iou(true, true, 2) == 1.0
+    assert math.isnan(mean_iou(true, np.full(3, 255, np.uint8), 2))
+    with pytest.raises(ValueError, match='predicted is'):
+        mean_iou(true, true[:2], 2)
 
 
 def test_class_lists_are_as_long_as_their_names_say():
@@ -369,7 +401,7 @@ def test_folder_with_files_that_have_no_partner(tmp_path):
     for name in ('labels/a.json', 'labels/.c.png', 'images/notes.txt'):
         (root / name).write_text('no picture')
     benchmark = open_dataset('folder', root)
-    assert (benchmark.names, benchmark.alone) == (('a',), ('b',))
+    assert (benchmark.names, benchmark.unpaired) == (('a',), ('b',))
     Image.new('RGB', (2, 1)).save(root / 'images' / 'a.png')
     with pytest.raises(DatasetError, match=r'a\.jpg and a\.png'):
         open_dataset('folder', root)
@@ -439,7 +471,7 @@ def test_unreadable_samples(damage, said, tmp_path):
     root = write_folder(tmp_path / 'mine', 'road\n', labels)
     benchmark = open_dataset('folder', root)
     damage(root)
-    with pytest.raises(UnreadableError, match=said):
+    with pytest.raises(SampleError, match=said):
         benchmark.load('a')
 
 
@@ -480,7 +512,7 @@ def made_benchmark(count=9, background=()):
 
     def load(name):
         if name == 'broken':
-            raise UnreadableError('it is broken')
+            raise SampleError('it is broken')
         truth = np.random.default_rng(int(name)).integers(0, 3, (8, 8)).astype(np.int16)
         if name == '2' and background:
             truth[:] = BACKGROUND
@@ -502,7 +534,7 @@ def test_samples_come_in_order_and_a_broken_one_does_not_end_the_run():
     benchmark = made_benchmark()
     read = list(read_ahead(benchmark, ['3', 'broken', '1', '0'], workers=3))
     assert [name for name, _ in read] == ['3', 'broken', '1', '0']
-    assert isinstance(read[1][1], UnreadableError)
+    assert isinstance(read[1][1], SampleError)
     assert (read[2][1].truth == benchmark.load('1').truth).all()
 
 
@@ -606,13 +638,10 @@ def test_counts_are_those_of_the_published_labels(path, monkeypatch, tmp_path):
         reference_clip(), open_clip.get_tokenizer('ViT-B-16-quickgelu'), CLIP_MEAN, CLIP_STD
     )
     side = len(truth)
-    result = measure(
-        segmenter,
-        benchmark,
-        Protocol('paper', side),
-        SegmentationSettings('paper', side),
-        tmp_path,
+    measurement = Measurement(
+        benchmark, Protocol('paper', side), SegmentationSettings('paper', side)
     )
+    result = measure(segmenter, measurement, tmp_path)
     wanted = np.where((truth == BACKGROUND) | (truth == BORDER), len(classes), truth)
     labels = range(len(classes) + bool(background))
     counted = np.isin(wanted, labels)

@@ -49,7 +49,7 @@ def test_pixels_that_the_network_does_not_see():
 def test_stages_fit_together(picture, tiny_model, device):
     segmenter = load_segmenter(tiny_model, device=str(device), precision='float32')
     result = explain(segmenter, picture, (70, 50), SegmentationSettings(resolution=64))
-    assert result.window.shape == (64, 96, 3)
+    assert result.crop.shape == (64, 96, 3)
     assert result.patch == (2, 2)
     for attention in (result.cls_attention, result.attention):
         assert attention.shape == (4, 6) and attention.min() > 0 and 0.5 < attention.sum() < 1
@@ -58,7 +58,7 @@ def test_stages_fit_together(picture, tiny_model, device):
     other = explain(segmenter, picture, (0, 0), SegmentationSettings(resolution=64))
     left = (result.denoised > 0) & (other.denoised > 0)
     assert left.any() and min(result.denoised.min(), other.denoised.min()) >= 0
-    taken = [one.recovered[left] - one.denoised[left] for one in (result, other)]
+    taken = [stages.recovered[left] - stages.denoised[left] for stages in (result, other)]
     np.testing.assert_allclose(*taken, atol=1e-5)
     assert (result.regions is None) == (result.clusters.max() < 0)
     if result.regions is not None:

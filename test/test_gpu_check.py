@@ -54,7 +54,7 @@ def test_every_part_passes_on_a_cpu_and_the_page_shows_it(tmp_path):
 
     report['parts']['races']['passed'] = False
     report['parts']['races']['failures'] = ['round 7: other labels']
-    page = load('figures').section(report)
+    page = load('figures').make_section(report)
     assert report['device'] in page and 'graphs, ms' in page
     assert '| medians | passed |' in page and '| races | round 7: other labels |' in page
 

@@ -23,9 +23,10 @@ from hypothesis.extra import numpy as npst
 from PIL import Image, ImageCms
 
 from cliptrase_ros.cli import main
+from cliptrase_ros.photos.output_names import output_files, unique_names
 from cliptrase_ros.photos.reading import UnreadableError, read_photo
 from cliptrase_ros.photos.results import OverlayVideo, coco_run_lengths
-from cliptrase_ros.photos.sources import find_sources, output_files, unique_names
+from cliptrase_ros.photos.sources import find_sources
 from cliptrase_ros.photos.videos import read_video
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from cliptrase_ros.evaluation.metrics import confusion, scores
 from cliptrase_ros.segmentation.model import weights
 from cliptrase_ros.segmentation.segmenter import load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.toybox.scenes import true_labels
 from cliptrase_ros.toybox.training import evaluate, towers
-from cliptrase_ros.toybox.training.metrics import mean_iou
 
 MEGABYTE = 1e6
 
@@ -23,16 +23,19 @@ def segmenter():
 def test_held_out_rooms(segmenter, vocabulary, floor):
     phrases = evaluate.VOCABULARIES[vocabulary]
     encoded = segmenter.encode_vocabulary(parse_vocabulary(list(phrases), background=()))
-    scenes = evaluate.make_scenes(6, 'held_out')
-    results = segmenter.segment([s.image for s in scenes], encoded, SegmentationSettings())
-    truth = [true_labels(scene.label, phrases) for scene in scenes]
-    assert mean_iou([result.label for result in results], truth, len(phrases)) >= floor
+    rooms = evaluate.photograph_rooms(6, 'held_out')
+    results = segmenter.segment([room.image for room in rooms], encoded, SegmentationSettings())
+    counts = sum(
+        confusion(result.label, true_labels(room.label, phrases), len(phrases))
+        for result, room in zip(results, rooms, strict=True)
+    )
+    assert scores(counts).mean_iou >= floor
 
 
 def test_combinations_that_training_never_saw_are_found():
-    scenes = evaluate.make_scenes(6, 'unseen_combinations')
+    rooms = evaluate.photograph_rooms(6, 'unseen_combinations')
     names = evaluate.VOCABULARIES['names']
-    result = evaluate.evaluate(weights.TOYBOX_FOLDER, scenes, names, 224, ['robot'])
+    result = evaluate.evaluate(weights.TOYBOX_FOLDER, rooms, names, 224, ['robot'])
     # Among 48 names; weights that take them for combinations they know had 0.17.
     assert result['robot']['unseen_miou'] > 0.25
 
@@ -45,10 +48,10 @@ def test_size_and_architecture(segmenter):
 
 
 def test_evaluation_reports_every_method():
-    scenes = evaluate.make_scenes(1, 'unseen_combinations', 96, 128)
+    rooms = evaluate.photograph_rooms(1, 'unseen_combinations', size=(96, 128))
     with torch.random.fork_rng():
         result = evaluate.evaluate(
-            weights.TOYBOX_FOLDER, scenes, evaluate.VOCABULARIES['shapes'], resolution=96
+            weights.TOYBOX_FOLDER, rooms, evaluate.VOCABULARIES['shapes'], resolution=96
         )
     assert set(result) == {*evaluate.METHODS, 'image'}
     assert all(0 <= result[method]['miou'] <= 1 for method in evaluate.METHODS)

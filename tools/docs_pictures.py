@@ -1,8 +1,9 @@
 """Draw the pictures of the documentation: `make docs-pictures`.
 
-One image of a toybox room and every output of it; the panel of `cliptrase top` and the viewer while
-the demo runs. Both want a machine with nothing else to do. The viewer needs a graphics adapter
-(Mesa's llvmpipe will do); without one its picture stays as it is.
+One image of a toybox room and every output of it; the steps of the method; the panel of
+`cliptrase top` and the viewer while the demo runs. The latter want a machine with nothing else to
+do. The viewer needs a graphics adapter (Mesa's llvmpipe will do); without one its picture stays as
+it is.
 """
 
 import argparse
@@ -12,32 +13,42 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from cliptrase_ros.commands.common import require_ros
+from cliptrase_ros.evaluation.class_indices import label_by_method
+from cliptrase_ros.evaluation.measure import ABLATION, make_vocabulary
+from cliptrase_ros.evaluation.reading import open_dataset
+from cliptrase_ros.explain import Tile, draw_explanation, draw_panel, explain
 from cliptrase_ros.messages.depth import Intrinsics, labelled_points
 from cliptrase_ros.photos.results import write_label
 from cliptrase_ros.segmentation.overlay import draw_overlay
-from cliptrase_ros.segmentation.segmenter import load_segmenter
+from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.statistics import classes_present
-from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-from cliptrase_ros.toybox.renderer import intrinsics, render
-from cliptrase_ros.toybox.scenes import camera_pose, sample_room
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
+from cliptrase_ros.toybox.renderer import intrinsics
+from cliptrase_ros.toybox.scenes import sample_room
+from cliptrase_ros.toybox.sequences import photograph
 
 SEED, TIME_S, HEIGHT, WIDTH = 1, 2.0, 240, 320
 WORDS = 'ball; box; cone; cylinder; floor; wall'
 BACKGROUND = ('ceiling', 'door', 'window')
-#: A pixel (x, y) on the box, for `cliptrase explain`.
-EXPLAINED = '120,140'
-#: Of the demo: long enough for a report, and for the words to change.
+#: A pixel (x, y) on the box, to be explained.
+BOX_PIXEL = 120, 140
+SETTINGS = SegmentationSettings(preset='robot', resolution=336)
+#: Another room, for the page of the method, and a pixel (x, y) on the thing that is explained.
+METHOD_ROOM, METHOD_PIXEL = '1', (160, 150)
+#: What the steps of `ABLATION` do.
+STEPS = ('last block as it is', 'like attends to like', 'regions vote', '[CLS] removed before')
+#: Of the demo, seconds: long enough for a report, and for the words to change.
 PHASE_S = 8.0
 VIEWER_WIDTH = 1200
-# Nothing else listens there.
+#: A port that nothing else listens on.
 VIEWER_PORT = 9898
 
 
@@ -48,7 +59,9 @@ def main() -> None:
     parser.add_argument('--without-demo', action='store_true', help='only what needs no ROS')
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    draw_outputs(arguments.output)
+    segmenter = load_segmenter('toybox', device='cpu')
+    draw_outputs(segmenter, arguments.output)
+    draw_method(segmenter, arguments.output)
     if not arguments.without_demo:
         require_ros('the demo is drawn', 'use --without-demo')
         # Other nodes of this machine report to /diagnostics as well.
@@ -57,56 +70,79 @@ def main() -> None:
             draw_demo(arguments.output, Path(folder))
 
 
-def draw_outputs(output: Path) -> None:
+def draw_outputs(segmenter: Segmenter, output: Path) -> None:
     """Draw one image, and what the engine makes of it."""
-    room = sample_room(SEED, 'held_out')
-    views = render([room], [camera_pose(room, TIME_S)], HEIGHT, WIDTH)
-    picture, depth = views.image[0].numpy(), views.depth[0].numpy()
-    segmenter = load_segmenter('toybox', device='cpu')
+    photo = photograph(sample_room(SEED, 'held_out'), TIME_S, HEIGHT, WIDTH)
+    picture = photo.image
     words = segmenter.encode_vocabulary(parse_vocabulary(WORDS, BACKGROUND))
-    (result,) = segmenter.segment([picture], words, SegmentationSettings(resolution=336))
+    (result,) = segmenter.segment([picture], words, SETTINGS)
 
     save(output / 'output_image.jpg', picture)
     save(output / 'output_overlay.jpg', draw_overlay(picture, result.label, result.vocabulary))
     save(output / 'output_confidence.png', result.confidence)
     write_label(output / 'output_label.png', result)
     print(output / 'output_label.png')
-    save(output / 'output_masks.png', draw_masks(result), colors=16)
+    save(output / 'output_masks.png', draw_masks(result), colors=64)
     fx, fy, cx, cy = intrinsics(HEIGHT, WIDTH)
     points = labelled_points(
-        depth, Intrinsics(fx, fy, cx, cy), picture, result.label, result.confidence
+        photo.depth, Intrinsics(fx, fy, cx, cy), picture, result.label, result.confidence
     )
     save(output / 'output_points.png', draw_points(points, result.vocabulary.palette), colors=64)
 
-    with tempfile.TemporaryDirectory() as folder:
-        photo = Path(folder) / 'room.png'
-        Image.fromarray(picture).save(photo)
-        panel = Path(folder) / 'explanation.png'
-        command = ['explain', photo, '--at', EXPLAINED, '-v', WORDS, '-o', panel]
-        run_cliptrase(*command, '--background', '; '.join(BACKGROUND), '--model', 'toybox')
-        save(output / 'explain.jpg', np.array(Image.open(panel).convert('RGB')))
+    explanation = explain(segmenter, picture, BOX_PIXEL, SETTINGS)
+    save(output / 'explain.jpg', draw_explanation(segmenter, explanation, SETTINGS, words))
 
 
-def draw_masks(result) -> np.ndarray:
+def draw_masks(result: Segmentation) -> np.ndarray:
     """Every class present as a mask with its box, two in a row."""
-    tiles = []
-    for present in classes_present(result):
-        mask = result.label == present.entry.id
-        tile = np.zeros((*mask.shape, 3), np.uint8)
-        tile[mask] = 255
-        rows, columns = np.nonzero(mask)
-        corners = [(int(f(columns)), int(f(rows))) for f in (np.min, np.max)]
-        cv2.rectangle(tile, *corners, present.entry.color, 2)
-        text = f'{present.entry.name} {present.confidence:.2f}'
-        cv2.putText(tile, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 5, cv2.LINE_AA)
-        cv2.putText(
-            tile, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, present.entry.color, 2, cv2.LINE_AA
+    present = classes_present(result)
+    height, width = result.label.shape
+    drawn = Image.new('RGB', (width, (len(present) + 1) // 2 * height // 2))
+    for index, of_class in enumerate(present):
+        entry = of_class.entry
+        mask = Image.fromarray(np.uint8(255) * (result.label == entry.id))
+        tile = mask.convert('RGB')
+        draw = ImageDraw.Draw(tile)
+        draw.rectangle(mask.getbbox(), outline=entry.color, width=2)
+        text, font = f'{entry.name} {of_class.confidence:.2f}', ImageFont.load_default(26)
+        draw.text((8, 4), text, entry.color, font, stroke_width=2, stroke_fill='black')
+        draw.rectangle((0, 0, width - 1, height - 1), outline=(90, 90, 90))
+        place = index % 2 * width // 2, index // 2 * height // 2
+        drawn.paste(tile.reduce(2), place)
+    return np.asarray(drawn)
+
+
+def draw_method(segmenter: Segmenter, output: Path) -> None:
+    """Draw the stages of the method on a picture, and its labels step by step."""
+    benchmark = open_dataset('toybox', None)
+    sample = benchmark.load(METHOD_ROOM)
+    names = benchmark.dataset.classes
+    # What is there comes first: colours of small ids differ most.
+    order = sorted(range(len(names)), key=lambda index: -np.count_nonzero(sample.truth == index))
+    ordered = replace(benchmark.dataset, classes=tuple(names[index] for index in order))
+    encoded = segmenter.encode_vocabulary(make_vocabulary(ordered))
+
+    explanation = explain(segmenter, sample.image, METHOD_PIXEL, SETTINGS)
+    panel = draw_explanation(segmenter, explanation, SETTINGS, encoded)
+    save(output / 'method_patches.jpg', panel, subsampling=0)
+
+    truth = np.full_like(sample.truth, UNLABELLED, np.uint8)
+    for position, index in enumerate(order):
+        truth[sample.truth == index] = position
+    labels = {('Truth', 'as rendered'): truth}
+    for (name, switches), caption in zip(ABLATION.items(), STEPS, strict=True):
+        method = replace(SETTINGS.method, **switches)
+        (labels[name, caption],) = label_by_method(
+            segmenter, [sample.image], encoded.table, SETTINGS, method
         )
-        tiles.append(np.pad(tile, ((1, 1), (1, 1), (0, 0)), constant_values=90))
-    if len(tiles) % 2:
-        tiles.append(np.zeros_like(tiles[0]))
-    rows = [np.hstack(tiles[i : i + 2]) for i in range(0, len(tiles), 2)]
-    return cv2.resize(np.vstack(rows), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    tiles = [
+        Tile(name, caption, draw_overlay(sample.image, label, encoded.vocabulary, legend=False))
+        for (name, caption), label in labels.items()
+    ]
+    present = np.unique(np.stack(list(labels.values())))
+    classes = [entry for entry in encoded.vocabulary.classes if entry.id in present]
+    panel = draw_panel([('Labels, step by step', tiles)], classes)
+    save(output / 'method_steps.jpg', panel, subsampling=0)
 
 
 def draw_points(points: np.ndarray, palette: np.ndarray, side: int = 320) -> np.ndarray:
@@ -143,7 +179,7 @@ def draw_demo(output: Path, folder: Path) -> None:
         'demo', '--output', folder / 'demo', '--phase', PHASE_S, '--view', recording
     )
     try:
-        draw_panel(output / 'top.svg', demo)
+        draw_top(output / 'top.svg', demo)
         if demo.wait() != 0:
             raise SystemExit(f'the demo failed; its logs were in {folder / "demo"}')
     finally:
@@ -154,7 +190,7 @@ def draw_demo(output: Path, folder: Path) -> None:
     draw_viewer(output / 'viewer.jpg', recording, folder)
 
 
-def draw_panel(path: Path, demo: subprocess.Popen) -> None:
+def draw_top(path: Path, demo: subprocess.Popen) -> None:
     """Draw what `cliptrase top` shows while the demo is busiest; returns when it has ended."""
     import rclpy
     from diagnostic_msgs.msg import DiagnosticArray
@@ -223,25 +259,28 @@ def draw_viewer(path: Path, recording: Path, folder: Path) -> None:
     save(path, np.array(picture.resize((VIEWER_WIDTH, height), Image.Resampling.LANCZOS)))
 
 
-def run_cliptrase(*arguments) -> None:
-    """Run the command; raises SystemExit where it fails."""
-    if start_cliptrase(*arguments).wait() != 0:
-        raise SystemExit(f'cliptrase {arguments[0]} failed')
-
-
 def start_cliptrase(*arguments) -> subprocess.Popen:
     """Start the command."""
     command = [sys.executable, '-m', 'cliptrase_ros.cli', *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ)
 
 
-def save(path: Path, picture: np.ndarray, colors: int = 0) -> None:
-    """Write a picture, small. colors: of a palette, 0 for all."""
+def save(path: Path, picture: np.ndarray, colors: int = 0, subsampling: int = 2) -> None:
+    """Write a picture, small.
+
+    Args:
+        path: A JPEG or PNG.
+        picture: uint8 (H, W, 3) RGB or (H, W).
+        colors: Of the palette of a PNG; 0 for all.
+        subsampling: Of the colours of a JPEG, as Pillow counts; 0 for none.
+    """
     image = Image.fromarray(picture)
     if colors:
         image = image.quantize(colors)
-    options = {'quality': 88} if path.suffix == '.jpg' else {'optimize': True}
-    image.save(path, **options)
+    if path.suffix == '.jpg':
+        image.save(path, quality=88, subsampling=subsampling)
+    else:
+        image.save(path, optimize=True)
     print(path)
 
 

@@ -143,10 +143,10 @@ def _settings(arguments: argparse.Namespace, resolution: int) -> SegmentationSet
 
 
 def _warn_of_missing(benchmark, limit: int | None) -> None:
-    if benchmark.alone:
+    if benchmark.unpaired:
         print(
-            f'cliptrase evaluate: {len(benchmark.alone)} images or label images without the other '
-            f'are left out, the first is {benchmark.alone[0]}',
+            f'cliptrase evaluate: {len(benchmark.unpaired)} images or label images without the '
+            f'other are left out, the first is {benchmark.unpaired[0]}',
             file=sys.stderr,
         )
     found, wanted = len(benchmark.names), benchmark.dataset.images
@@ -159,12 +159,13 @@ def _warn_of_missing(benchmark, limit: int | None) -> None:
 
 
 def _measure(arguments: argparse.Namespace, benchmark, settings: SegmentationSettings, segmenter):
-    from cliptrase_ros.evaluation.measure import measure
+    from cliptrase_ros.evaluation.measure import Measurement, measure
     from cliptrase_ros.evaluation.protocols import Protocol
     from cliptrase_ros.evaluation.run import ResumeError
     from cliptrase_ros.segmentation.vocabulary import VocabularyError
 
     protocol = Protocol(arguments.protocol, settings.resolution)
+    measurement = Measurement(benchmark, protocol, settings, arguments.ablation)
     with progress_bar(len(benchmark.names)) as progress:
         # Encoding hundreds of classes takes minutes on a CPU.
         progress.set_description('encoding words')
@@ -173,18 +174,9 @@ def _measure(arguments: argparse.Namespace, benchmark, settings: SegmentationSet
             progress.set_description(f'{benchmark.dataset.name} {settings.resolution}')
             progress.update(count)
 
+        batch = batch_size(arguments, segmenter)
         with (
             command_errors(ResumeError, VocabularyError),
             command_errors(OSError, before='results could not be written: '),
         ):
-            return measure(
-                segmenter,
-                benchmark,
-                protocol,
-                settings,
-                arguments.output,
-                arguments.ablation,
-                batch_size(arguments, segmenter),
-                arguments.workers,
-                step,
-            )
+            return measure(segmenter, measurement, arguments.output, batch, arguments.workers, step)

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from PIL import Image
 
-    from cliptrase_ros.explain import draw_panel, explain, label_tiles, tiles
+    from cliptrase_ros.explain import draw_explanation, explain
     from cliptrase_ros.photos.reading import UnreadableError, read_photo
 
     settings = segmentation_settings(arguments)
@@ -64,13 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     segmenter = load_model(arguments)
     with command_errors(ValueError):
         explanation = explain(segmenter, image, arguments.at, settings)
-        plain, method = tiles(explanation)
-        classes = []
-        if vocabulary:
-            encoded = segmenter.encode_vocabulary(vocabulary)
-            before, after, classes = label_tiles(segmenter, explanation, encoded, settings)
-            plain, method = [*plain, before], [*method, after]
-    panel = draw_panel([('Plain CLIP', plain), ('CLIPtrase', method)], classes)
+        encoded = segmenter.encode_vocabulary(vocabulary) if vocabulary else None
+    panel = draw_explanation(segmenter, explanation, settings, encoded)
     with command_errors(OSError, ValueError, before=f'{arguments.output} could not be written: '):
         Image.fromarray(panel).save(arguments.output)
     row, column = explanation.patch

@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_pillow()
     # As Ctrl-C: what was done is kept when `timeout` or a service manager ends a webcam.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from cliptrase_ros.photos.sources import InputError, check_output, find_sources
+    from cliptrase_ros.photos.output_folder import check_output
+    from cliptrase_ros.photos.sources import InputError, find_sources
 
     vocabulary = parse_words(arguments)
     check_view(arguments)
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = segment_sources(
             *(sources, segmenter, encoded, settings, output),
             on_image=progress.update,
-            on_result=_shower(viewer) if viewer else None,
+            on_result=_make_shower(viewer) if viewer else lambda *_: None,
         )
     for file, reason in outcome.unreadable:
         print(f'cliptrase segment: {file}: {reason}', file=sys.stderr)
@@ -101,15 +102,15 @@ def _count(source, rate: float) -> int | None:
     return 1 if source.kind == 'photo' else count_frames(source.location, rate)
 
 
-def _shower(viewer):
+def _make_shower(viewer):
     numbers = itertools.count()
 
-    def show(frame, segmentation) -> None:
-        if frame.number is None:
+    def show(picture, segmentation) -> None:
+        if picture.number is None:
             viewer.set_photo(next(numbers))
-            viewer.show_segmentation('photos', frame.picture, segmentation, str(frame.source))
+            viewer.show_segmentation('photos', picture.pixels, segmentation, str(picture.source))
         else:
-            viewer.set_video_time(frame.time_s)
-            viewer.show_segmentation(frame.source.name, frame.picture, segmentation)
+            viewer.set_video_time(picture.time_s)
+            viewer.show_segmentation(picture.source.name, picture.pixels, segmentation)
 
     return show

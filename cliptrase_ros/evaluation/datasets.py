@@ -11,12 +11,16 @@ _NAMES = Path(__file__).parent / 'names'
 class Layout:
     """One way in which a dataset lies on people's disks.
 
-    homes: folders of the dataset under the root, the first that has the files is taken; the root
-    itself always counts. images, labels: folders under the home; files may lie deeper.
-    image_suffix, label_suffix: ends of the file names; what is before them must be equal.
-    convention: what label values mean, a key of `labels.CONVENTIONS`.
-    listing: file under the home with the names to evaluate, one a line; without one, whatever
-    has a label.
+    Attributes:
+        homes: Folders of the dataset under the root. The first that has the files is taken; the
+            root itself is tried last.
+        images: Folder of the images under the home; files may lie deeper.
+        labels: Folder of the label images, likewise.
+        convention: What label values mean, a key of `labels.CONVENTIONS`.
+        image_suffix: End of an image's name; what is before it equals the label image's.
+        label_suffix: End of a label image's name.
+        listing: File under the home with the names to evaluate, one a line; without one, whatever
+            has a label image is evaluated.
     """
 
     homes: tuple[str, ...]
@@ -42,12 +46,17 @@ class Published:
 class Dataset:
     """A benchmark.
 
-    name: as the command takes it. title: for people. classes: phrases by index; `name =
-    synonym, synonym` (or `name: ...`) has synonyms, commas alone belong to the phrase.
-    background: phrases that stand for "none of the classes"; empty where what is none of them
-    does not count. layouts: tried in order. images: how many are evaluated, 0 = not fixed.
-    image_prior: the paper multiplies logits by those of the [CLS] token here.
-    published: by network input in pixels (ViT-B/16; README of the authors' repository).
+    Attributes:
+        name: As the command takes it.
+        title: For people.
+        classes: Phrases by index; `name = synonym, synonym` (or `name: ...`) has synonyms, commas
+            alone belong to the phrase.
+        background: Phrases that stand for "none of the classes"; empty where pixels of none of the
+            classes do not count.
+        layouts: Ways in which its files may lie, tried in order.
+        images: How many are evaluated; 0 where that is not fixed.
+        image_prior: Whether the paper multiplies logits by those of the [CLS] token here.
+        published: What the paper reached, by the side of the network's input, pixels.
     """
 
     name: str
@@ -60,7 +69,7 @@ class Dataset:
     published: Mapping[int, Published] = field(default_factory=dict)
 
 
-def _names(file: str) -> tuple[str, ...]:
+def _read_names(file: str) -> tuple[str, ...]:
     return tuple((_NAMES / f'{file}.txt').read_text().splitlines())
 
 
@@ -74,10 +83,7 @@ _OBJECT = ('coco_object', *_COCO)
 # where both are there, the former tell background from border.
 _VOC = (
     Layout(
-        _VOC12,
-        'JPEGImages',
-        'SegmentationClass',
-        'voc',
+        *(_VOC12, 'JPEGImages', 'SegmentationClass', 'voc'),
         listing='ImageSets/Segmentation/val.txt',
     ),
     Layout(_VOC12, 'JPEGImages', 'annotations_detectron2_bg/val', 'voc from 0 with background'),
@@ -86,10 +92,7 @@ _VOC = (
 )
 _PC59 = (
     Layout(
-        _VOC10,
-        'JPEGImages',
-        'SegmentationClassContext',
-        'pc59',
+        *(_VOC10, 'JPEGImages', 'SegmentationClassContext', 'pc59'),
         listing='ImageSets/SegmentationContext/val.txt',
     ),
     Layout(('pcontext',), 'val/image', 'val/label', 'pc59 from 0'),
@@ -134,7 +137,23 @@ def _coco(convention: str) -> tuple[Layout, ...]:
     )
 
 
-_COCO_NAMES = _names('coco171')
+_COCO_NAMES = _read_names('coco171')
+
+# Of ViT-B/16 with inputs of 224 and of 336 pixels (README of the authors' repository).
+_PUBLISHED = {
+    name: {224: Published(*at_224), 336: Published(*at_336)}
+    for name, at_224, at_336 in (
+        ('coco171', (38.9, 44.47, 26.87, 22.84), (40.14, 45.09, 27.96, 24.06)),
+        ('voc20', (89.68, 91.4, 82.49, 80.95), (89.51, 91.77, 82.15, 81.2)),
+        ('pc59', (58.94, 57.08, 45.28, 33.83), (60.15, 57.47, 46.64, 34.92)),
+        ('pc459', (44.18, 21.53, 35.22, 9.36), (45.61, 21.26, 36.66, 9.95)),
+        ('ade150', (38.57, 39.17, 27.96, 16.35), (39.92, 37.75, 29.17, 17.04)),
+        ('ade847', (25.45, 18.78, 18.99, 6.31), (26.73, 17.99, 20.3, 5.89)),
+        ('coco80', (50.08, 62.5, 38.19, 43.56), (50.01, 62.55, 38.24, 44.84)),
+        ('voc21', (78.63, 84.11, 67.67, 50.88), (79.93, 85.24, 69.1, 53.04)),
+        ('pc60', (52.14, 56.08, 37.61, 29.87), (53.21, 56.43, 38.76, 30.79)),
+    )
+}
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
@@ -145,47 +164,35 @@ DATASETS: dict[str, Dataset] = {
             _COCO_NAMES,
             layouts=_coco('coco171'),
             images=5000,
-            published={
-                224: Published(38.9, 44.47, 26.87, 22.84),
-                336: Published(40.14, 45.09, 27.96, 24.06),
-            },
+            published=_PUBLISHED['coco171'],
         ),
         Dataset(
             'voc20',
             'PASCAL VOC 20',
-            _names('voc20'),
+            _read_names('voc20'),
             layouts=_VOC,
             images=1449,
             image_prior=True,
-            published={
-                224: Published(89.68, 91.4, 82.49, 80.95),
-                336: Published(89.51, 91.77, 82.15, 81.2),
-            },
+            published=_PUBLISHED['voc20'],
         ),
         Dataset(
             'pc59',
             'PASCAL Context 59',
-            _names('pc59'),
+            _read_names('pc59'),
             layouts=_PC59,
-            published={
-                224: Published(58.94, 57.08, 45.28, 33.83),
-                336: Published(60.15, 57.47, 46.64, 34.92),
-            },
+            published=_PUBLISHED['pc59'],
         ),
         Dataset(
             'pc459',
             'PASCAL Context 459',
-            _names('pc459'),
+            _read_names('pc459'),
             layouts=_PC459,
-            published={
-                224: Published(44.18, 21.53, 35.22, 9.36),
-                336: Published(45.61, 21.26, 36.66, 9.95),
-            },
+            published=_PUBLISHED['pc459'],
         ),
         Dataset(
             'ade150',
             'ADE20K 150',
-            _names('ade150'),
+            _read_names('ade150'),
             layouts=(
                 Layout(_ADE, 'images/validation', 'annotations/validation', 'ade150'),
                 Layout(
@@ -196,64 +203,49 @@ DATASETS: dict[str, Dataset] = {
                 ),
             ),
             images=2000,
-            published={
-                224: Published(38.57, 39.17, 27.96, 16.35),
-                336: Published(39.92, 37.75, 29.17, 17.04),
-            },
+            published=_PUBLISHED['ade150'],
         ),
         Dataset(
             'ade847',
             'ADE20K 847',
             # A line of synonyms is one phrase, as in the published evaluation.
-            _names('ade847'),
+            _read_names('ade847'),
             layouts=_ADE847,
             images=2000,
-            published={
-                224: Published(25.45, 18.78, 18.99, 6.31),
-                336: Published(26.73, 17.99, 20.3, 5.89),
-            },
+            published=_PUBLISHED['ade847'],
         ),
         Dataset(
             'coco80',
             'COCO-Object, as the paper counts',
             _COCO_NAMES[:80],
-            background=_names('background_coco80'),
+            background=_read_names('background_coco80'),
             layouts=_coco('coco80'),
             images=5000,
-            published={
-                224: Published(50.08, 62.5, 38.19, 43.56),
-                336: Published(50.01, 62.55, 38.24, 44.84),
-            },
+            published=_PUBLISHED['coco80'],
         ),
         Dataset(
             'voc21',
             'PASCAL VOC 21',
-            _names('voc20'),
-            background=_names('background_voc21'),
+            _read_names('voc20'),
+            background=_read_names('background_voc21'),
             layouts=_VOC,
             images=1449,
-            published={
-                224: Published(78.63, 84.11, 67.67, 50.88),
-                336: Published(79.93, 85.24, 69.1, 53.04),
-            },
+            published=_PUBLISHED['voc21'],
         ),
         Dataset(
             'pc60',
             'PASCAL Context 60',
-            _names('pc59'),
+            _read_names('pc59'),
             background=('background',),
             layouts=_PC59,
-            published={
-                224: Published(52.14, 56.08, 37.61, 29.87),
-                336: Published(53.21, 56.43, 38.76, 30.79),
-            },
+            published=_PUBLISHED['pc60'],
         ),
         Dataset(
             'coco81-object',
             'COCO-Object',
             _COCO_NAMES[:80],
             # What SCLIP and most methods after it use; `bed` is a class here.
-            background=tuple(name for name in _names('background_object') if name != 'bed'),
+            background=tuple(name for name in _read_names('background_object') if name != 'bed'),
             layouts=(
                 Layout(
                     _OBJECT,
@@ -269,7 +261,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             'cityscapes',
             'Cityscapes',
-            _names('cityscapes'),
+            _read_names('cityscapes'),
             layouts=tuple(
                 Layout(
                     ('cityscapes',),
@@ -289,11 +281,11 @@ DATASETS: dict[str, Dataset] = {
     )
 }
 
-#: Rendered rooms by name: split, difficulty, and size of the pictures in pixels (height, width).
+#: Rendered rooms by name: their split and difficulty in `toybox.scenes`.
 TOYBOX = {
-    'toybox': ('held_out', 'easy', (240, 320)),
-    'toybox-hard': ('held_out', 'hard', (270, 480)),
-    'toybox-unseen': ('unseen_combinations', 'easy', (240, 320)),
+    'toybox': ('held_out', 'easy'),
+    'toybox-hard': ('held_out', 'hard'),
+    'toybox-unseen': ('unseen_combinations', 'easy'),
 }
 
 #: The nine of the paper, in the order of its table.

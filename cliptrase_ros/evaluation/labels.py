@@ -21,7 +21,15 @@ _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
 
 
 def values_table(meaning: Mapping[int, int], otherwise: int = IGNORED) -> np.ndarray:
-    """int16 (65536,): class index, `IGNORED`, `BORDER` or `BACKGROUND` for each value."""
+    """Make the table that turns the values of label images into truth.
+
+    Args:
+        meaning: Class index, or a negative constant of this module, by value.
+        otherwise: What all other values mean.
+
+    Returns:
+        int16 (65536,).
+    """
     table = np.full(VALUES, otherwise, np.int16)
     table[list(meaning)] = list(meaning.values())
     return table
@@ -37,9 +45,9 @@ def _coco_ids() -> dict[int, int]:
 
 
 def _coco80_as_published(stuff: Mapping[int, int]) -> np.ndarray:
-    # The published evaluation compares 171-class maps with 80 classes and a background of index
-    # 80: what is unlabelled, and the first stuff class, which has that index, are the background;
-    # all other stuff does not count.
+    # The published evaluation reads maps of 171 classes, takes the first 80 for the classes and
+    # index 80 for the background. That index belongs to the first stuff class, which therefore
+    # counts as background, as unlabelled pixels do. All other stuff does not count.
     meaning = {value: index for value, index in stuff.items() if index < 80}
     first_stuff = {value: BACKGROUND for value, index in stuff.items() if index == 80}
     return values_table(meaning | first_stuff | {255: BACKGROUND})

@@ -3,17 +3,17 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cliptrase_ros.evaluation.class_indices import index_table, label_by_method
-from cliptrase_ros.evaluation.datasets import Dataset
+from cliptrase_ros.evaluation.datasets import Dataset, Published
 from cliptrase_ros.evaluation.protocols import Protocol
-from cliptrase_ros.evaluation.reading import Benchmark
 from cliptrase_ros.evaluation.report import Result, write_json
 from cliptrase_ros.evaluation.run import Labeller, Notes, ResumeError, run_benchmark
+from cliptrase_ros.evaluation.samples import Benchmark
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import PRESETS, Method, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import (
@@ -25,7 +25,7 @@ from cliptrase_ros.segmentation.vocabulary import (
 #: The published figures are of this network with OpenAI's weights, which may come from a file.
 PUBLISHED_MODEL = re.compile(r'ViT-B-16-quickgelu \((openai|.*\..*)\)')
 
-# A result of the same name that differs in one of these is of something else.
+# A result of the same file name that differs in one of these is of something else.
 _DISTINGUISHING = (
     'root',
     'samples',
@@ -47,44 +47,124 @@ ABLATION: Mapping[str, Mapping[str, bool]] = {
 }
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured.
+
+    Attributes:
+        benchmark: The samples.
+        protocol: What counts.
+        settings: Of the engine.
+        ablation: Measure the steps of the method instead of all of it.
+    """
+
+    benchmark: Benchmark
+    protocol: Protocol
+    settings: SegmentationSettings
+    ablation: bool = False
+
+    @property
+    def engine_settings(self) -> SegmentationSettings:
+        """The settings, with the image prior where the paper uses it."""
+        if self.settings.preset != 'paper':
+            return self.settings
+        return replace(self.settings, image_prior=self.benchmark.dataset.image_prior)
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The methods that label every sample, by the name they have in the result."""
+        whole = self.engine_settings.method
+        if not self.ablation:
+            return {self.settings.preset: whole}
+        return {step: replace(whole, **switches) for step, switches in ABLATION.items()}
+
+    @property
+    def file_name(self) -> str:
+        """Name of the result's files, without suffix."""
+        settings = self.settings
+        parts = [self.benchmark.dataset.name, self.protocol.name, settings.preset]
+        parts.append(str(settings.resolution))
+        if settings.refinement != 'none':
+            parts.append(settings.refinement)
+        if settings.window:
+            parts.append(f'window-{settings.window}-{settings.stride}')
+        if self.ablation:
+            parts.append('ablation')
+        return '-'.join(parts)
+
+
 def measure(
     segmenter: Segmenter,
-    benchmark: Benchmark,
-    protocol: Protocol,
-    settings: SegmentationSettings,
+    measurement: Measurement,
     output: Path,
-    ablation: bool = False,
     batch: int = 1,
     workers: int = 4,
     step: Callable[[int], object] = lambda count: None,
 ) -> Result:
-    """Run a benchmark, or go on with it, and write its figures to `output`.
+    """Run a benchmark, or go on with it, and write its figures.
 
-    settings: of the engine; on the datasets where the paper uses the image prior it is added
-    with preset `paper`. ablation: measure the steps of the method instead of all of it.
-    batch, workers, step: see `run_benchmark`. The notes stay, for a run of several benchmarks to go
-    on behind those that are done; remove them in the end (`Result.notes`).
-    Raises ResumeError, also where `output` holds this result for another model or other images
-    (`--limit` too), OSError, and VocabularyError for a class name that the model cannot read.
+    The notes stay, so that a run of several benchmarks goes on behind those that are done; remove
+    them in the end (`Result.notes`).
+
+    Args:
+        segmenter: What labels.
+        measurement: What it labels, and how.
+        output: Folder for the figures and the notes.
+        batch: See `run_benchmark`.
+        workers: See `run_benchmark`.
+        step: See `run_benchmark`.
+
+    Raises:
+        ResumeError: The notes cannot be used, or `output` holds this result for another model or
+            for other images (`--limit` too).
+        OSError: Notes or figures cannot be written.
+        VocabularyError: The model cannot read a class name.
     """
-    dataset = benchmark.dataset
-    if settings.preset == 'paper':
-        settings = replace(settings, image_prior=dataset.image_prior)
-    off = ABLATION if ablation else {settings.preset: {}}
-    methods = {name: replace(settings.method, **switches) for name, switches in off.items()}
-    stem = f'{dataset.name}-{protocol.name}-{settings.preset}-{settings.resolution}'
-    if settings.refinement != 'none':
-        stem += f'-{settings.refinement}'
-    if settings.window:
-        stem += f'-window-{settings.window}-{settings.stride}'
-    if ablation:
-        stem += '-ablation'
+    benchmark = measurement.benchmark
+    settings, methods = measurement.engine_settings, measurement.methods
+    description = _describe(segmenter, measurement)
+    path = output / f'{measurement.file_name}.json'
+    _keep_other_results(path, description)
+    table = index_table(segmenter, make_vocabulary(benchmark.dataset))
+
+    def make_labeller(method: Method) -> Labeller:
+        def label(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return label_by_method(segmenter, images, table, settings, method)
+
+        return label
+
+    notes = Notes(output / f'{measurement.file_name}.partial.npz', description)
+    progress = run_benchmark(
+        benchmark,
+        {name: make_labeller(method) for name, method in methods.items()},
+        measurement.protocol,
+        notes,
+        batch,
+        workers,
+        step,
+    )
+    result = Result(
+        benchmark.dataset,
+        measurement.protocol,
+        settings.resolution,
+        description,
+        progress,
+        notes,
+        _published_figures(segmenter, measurement),
+    )
+    write_json(result, path)
+    return result
+
+
+def _describe(segmenter: Segmenter, measurement: Measurement) -> dict:
+    """Everything that makes a difference to the counts, as JSON values."""
+    benchmark, settings = measurement.benchmark, measurement.engine_settings
     sam = segmenter.mask_source if settings.refinement == 'sam' else None
-    described = {
-        'dataset': dataset.name,
+    return {
+        'dataset': benchmark.dataset.name,
         'root': str(benchmark.root.resolve()) if benchmark.root else None,
         'samples': [len(benchmark.names), benchmark.names[0], benchmark.names[-1]],
-        'protocol': protocol.name,
+        'protocol': measurement.protocol.name,
         'model': segmenter.name,
         'weights': segmenter.weights_digest,
         'sam_model': getattr(sam, 'name', None),
@@ -92,49 +172,31 @@ def measure(
         'precision': str(segmenter.pipeline.dtype).removeprefix('torch.'),
         **asdict(settings),
         'ids': benchmark.ids,
-        'classes': dataset.classes,
-        'background': dataset.background,
-        'steps': {name: asdict(method) for name, method in methods.items()},
+        'classes': benchmark.dataset.classes,
+        'background': benchmark.dataset.background,
+        'steps': {name: asdict(method) for name, method in measurement.methods.items()},
     }
-    path = output / f'{stem}.json'
-    _keep_other_results(path, described)
-    table = index_table(segmenter, make_vocabulary(dataset))
 
-    def labeller(method: Method) -> Labeller:
-        def label(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return label_by_method(segmenter, images, table, settings, method)
 
-        return label
-
-    notes = Notes(output / f'{stem}.partial.npz', described)
-    progress = run_benchmark(
-        benchmark,
-        {name: labeller(method) for name, method in methods.items()},
-        protocol,
-        notes,
-        batch,
-        workers,
-        step,
-    )
-    as_published = (
-        protocol.name == 'paper'
+def _published_figures(segmenter: Segmenter, measurement: Measurement) -> Published | None:
+    """What the paper reached where model, protocol and settings are the paper's."""
+    dataset, settings = measurement.benchmark.dataset, measurement.engine_settings
+    is_as_published = (
+        measurement.protocol.name == 'paper'
         and settings.refinement == 'none'
         and settings.method == replace(PRESETS['paper'], image_prior=dataset.image_prior)
         and PUBLISHED_MODEL.fullmatch(segmenter.name)
     )
-    published = dataset.published.get(settings.resolution) if as_published else None
-    result = Result(dataset, protocol, settings.resolution, described, progress, notes, published)
-    write_json(result, path)
-    return result
+    return dataset.published.get(settings.resolution) if is_as_published else None
 
 
-def _keep_other_results(path: Path, described: Mapping) -> None:
+def _keep_other_results(path: Path, description: Mapping) -> None:
     """Raise ResumeError where a file holds the result of another model or of other images."""
     if not path.exists():
         return
     try:
         earlier = json.loads(path.read_text())
-        ours = json.loads(json.dumps({key: described[key] for key in _DISTINGUISHING}))
+        ours = json.loads(json.dumps({key: description[key] for key in _DISTINGUISHING}))
         different = [key for key, value in ours.items() if earlier.get(key) != value]
     except (ValueError, AttributeError):
         different = ['everything']

@@ -6,11 +6,19 @@ import numpy as np
 
 
 def confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
-    """Count pixels: int64 (classes, classes + 1), rows the truth, columns the prediction.
+    """Count the pixels of each true class by the class that was predicted for them.
 
-    predicted, true: integers of equal shape. Pixels whose truth is none of 0..classes-1 do not
-    count; a prediction that is none is counted in the last column, never right.
-    Raises ValueError for shapes that differ.
+    Args:
+        predicted: Integers. What is none of 0..classes-1 is never right.
+        true: Integers of the same shape. Pixels of none of 0..classes-1 do not count.
+        classes: Number of classes.
+
+    Returns:
+        int64 (classes, classes + 1): rows are the truth, columns the prediction, the last one
+        predictions that are no class.
+
+    Raises:
+        ValueError: The shapes differ.
     """
     predicted, true = np.asarray(predicted), np.asarray(true)
     if predicted.shape != true.shape:
@@ -23,9 +31,15 @@ def confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarr
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class from `confusion`, float64 0..1; NaN for a class that is not in the truth.
+    """Intersection over union of each class.
 
     A class that is predicted but nowhere true lowers the IoU of the classes it took pixels from.
+
+    Args:
+        counts: From `confusion`, added up over images.
+
+    Returns:
+        float64 (classes,), 0..1; NaN for a class that is nowhere in the truth.
     """
     right, truth, predicted = _marginals(counts)
     return _ratio(right, truth + predicted - right, truth > 0)
@@ -33,11 +47,13 @@ def class_iou(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scores:
-    """The four figures of the field, 0..1, NaN where nothing was labelled.
+    """The four figures of the field, 0..1; NaN where no pixel counts.
 
-    pixel_accuracy: share of right pixels. mean_accuracy: mean over classes of the share of their
-    pixels that was found. frequency_weighted_iou: IoU weighted by the classes' true pixels.
-    mean_iou: mean IoU of the classes that occur in the truth.
+    Attributes:
+        pixel_accuracy: Share of right pixels.
+        mean_accuracy: Mean over classes of the share of their pixels that was found.
+        frequency_weighted_iou: IoU weighted by the classes' true pixels.
+        mean_iou: Mean IoU of the classes that occur in the truth.
     """
 
     pixel_accuracy: float
@@ -49,9 +65,10 @@ class Scores:
 def scores(counts: np.ndarray, absent_classes_count: bool = False) -> Scores:
     """Scores of a confusion matrix.
 
-    counts: int (classes, classes + 1), from `confusion`, added up over images.
-    absent_classes_count: a class that occurs nowhere in the truth has accuracy 0 in the mean
-    accuracy, as the published figures have it, instead of being left out.
+    Args:
+        counts: From `confusion`, added up over images.
+        absent_classes_count: A class that occurs nowhere in the truth has accuracy 0 in the mean
+            accuracy, as the published figures have it, instead of being left out.
     """
     right, truth, _ = _marginals(counts)
     total = truth.sum()

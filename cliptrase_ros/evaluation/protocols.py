@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
-from cliptrase_ros.evaluation.reading import Sample
+from cliptrase_ros.evaluation.samples import Sample
 from cliptrase_ros.segmentation.model.preprocessing import centre_crop_framing
 
 #: `paper`: a centred square of the network's input size, pictures and truth scaled alike.
@@ -18,7 +18,9 @@ PROTOCOLS = ('paper', 'whole')
 class Protocol:
     """How pictures become pixels to compare.
 
-    name: one of `PROTOCOLS`. side: of the square of `paper`, pixels.
+    Attributes:
+        name: One of `PROTOCOLS`.
+        side: Of the square of `paper`, pixels.
     """
 
     name: str
@@ -34,6 +36,11 @@ class Protocol:
         """See `metrics.scores`."""
         return self.name == 'paper'
 
+    @property
+    def background_alone_counts(self) -> bool:
+        """Whether a picture counts that shows nothing but background."""
+        return self.name != 'paper'
+
     def prepare(self, sample: Sample) -> Sample:
         """Bring picture and truth to the size at which they are compared."""
         return square(sample, self.side) if self.name == 'paper' else sample
@@ -42,23 +49,30 @@ class Protocol:
 def square(sample: Sample, side: int) -> Sample:
     """Scale the shorter side to `side` pixels and cut a centred square, as the paper does.
 
-    Pictures are scaled with PIL's antialiased bicubic filter, truth to the nearest pixel.
+    Pictures are scaled with Pillow's antialiased bicubic filter, truth to the nearest pixel.
     """
     framing = centre_crop_framing(sample.truth.shape, side, side)
     size = framing.resized[::-1]
     image = Image.fromarray(sample.image).resize(size, Image.Resampling.BICUBIC)
     truth = Image.fromarray(sample.truth.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
     top, left = framing.offset
-    window = np.s_[top : top + side, left : left + side]
-    return Sample(np.asarray(image)[window], np.asarray(truth)[window].astype(np.int16))
+    crop = np.s_[top : top + side, left : left + side]
+    return Sample(np.asarray(image)[crop], np.asarray(truth)[crop].astype(np.int16))
 
 
 def counted_truth(
     truth: np.ndarray, classes: int, has_background: bool, border_is_background: bool
 ) -> np.ndarray:
-    """Truth as `metrics.confusion` takes it: 0..classes-1, `classes` = background, `IGNORED`.
+    """Make truth what `metrics.confusion` takes.
 
-    truth: int16, class index or a negative of `labels`.
+    Args:
+        truth: int16, class index or a negative constant of `labels`.
+        classes: Number of classes without background.
+        has_background: Whether background is one class more; it does not count otherwise.
+        border_is_background: Whether borders around objects are; they do not count otherwise.
+
+    Returns:
+        int16 of the same shape: 0..classes-1, `classes` for the background, or `IGNORED`.
     """
     background = classes if has_background else IGNORED
     border = background if border_is_background else IGNORED

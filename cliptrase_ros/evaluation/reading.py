@@ -1,10 +1,8 @@
-"""Opening a dataset: which files there are, and pictures with their truth."""
+"""Opening a dataset by its name: pictures and label images on disk, or rendered rooms."""
 
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,8 @@ from PIL import Image
 
 from cliptrase_ros.evaluation.datasets import DATASETS, TOYBOX, Dataset, Layout
 from cliptrase_ros.evaluation.labels import BACKGROUND, CONVENTIONS, VALUES, values_table
+from cliptrase_ros.evaluation.samples import Benchmark, Sample, SampleError
+from cliptrase_ros.evaluation.toybox import open_toybox
 from cliptrase_ros.photos.reading import read_photo
 from cliptrase_ros.segmentation.model.preprocessing import check_aspect_ratio
 from cliptrase_ros.segmentation.vocabulary import name_and_synonyms
@@ -24,45 +24,18 @@ class DatasetError(ValueError):
     """The dataset is not there, or not as expected; the message says what was looked for."""
 
 
-class UnreadableError(ValueError):
-    """One picture or its label cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """image: uint8 (H, W, 3) RGB. truth: int16 (H, W), class index or a negative of `labels`."""
-
-    image: np.ndarray
-    truth: np.ndarray
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A dataset that was found. names: of its samples. load: reads one, by name.
-
-    `load` raises UnreadableError. root: the folder it is in; None for what is rendered. ids:
-    what label images of a `folder` have for its classes and the background, in the order of the
-    file. alone: names of images without a label image, or the other way round.
-    """
-
-    dataset: Dataset
-    names: tuple[str, ...]
-    load: Callable[[str], Sample]
-    root: Path | None = None
-    ids: tuple[int, ...] = ()
-    alone: tuple[str, ...] = ()
-
-
 def open_dataset(name: str, root: Path | None, count: int | None = None) -> Benchmark:
-    """Find a dataset's files.
+    """Find a dataset's samples.
 
-    name: key of `DATASETS` or `TOYBOX`, or `folder`. root: the folder it is in, or
-    the one above; not used for what is rendered. count: at most so many samples.
-    Raises DatasetError.
+    Args:
+        name: Key of `DATASETS` or `TOYBOX`, or `folder` for a folder of one's own.
+        root: Folder it is in, or the one above; not used for what is rendered.
+        count: Most samples; None for all.
+
+    Raises:
+        DatasetError: The dataset is not there, or not as expected.
     """
     if name in TOYBOX:
-        from cliptrase_ros.evaluation.toybox import open_toybox
-
         return open_toybox(name, count)
     if root is None:
         raise DatasetError(f'{name} has to be on disk: say where with --root')
@@ -72,80 +45,34 @@ def open_dataset(name: str, root: Path | None, count: int | None = None) -> Benc
     return replace(benchmark, names=benchmark.names[:count])
 
 
-def read_ahead(
-    benchmark: Benchmark,
-    names: Iterable[str],
-    workers: int,
-    prepare: Callable[[Sample], Sample] = lambda sample: sample,
-) -> Iterator[tuple[str, Sample | UnreadableError]]:
-    """Read samples with several threads, in order, a few ahead of who takes them.
-
-    prepare: what else is done to each sample in its thread.
-    """
-
-    def read(name: str) -> Sample | UnreadableError:
-        try:
-            return prepare(benchmark.load(name))
-        except UnreadableError as error:
-            return error
-
-    waiting: deque[tuple[str, Future]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for name in names:
-                waiting.append((name, pool.submit(read, name)))
-                if len(waiting) > 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
 def _open_layouts(dataset: Dataset, root: Path) -> Benchmark:
     looked_for = []
     for layout in dataset.layouts:
-        for home in (*layout.homes, '.'):
-            wanted, missing = _pieces(root / home, layout)
-            if missing:
-                looked_for.append(' with '.join(str(piece) for piece in wanted))
+        for home in (root / folder for folder in (*layout.homes, '.')):
+            images, labels = home / layout.images, home / layout.labels
+            listing = home / layout.listing if layout.listing else None
+            if not (images.is_dir() and labels.is_dir() and (listing is None or listing.is_file())):
+                looked_for.append(' with '.join(map(str, filter(None, (images, labels, listing)))))
                 continue
-            names = _find_names(root / home, layout)
+            names = listing.read_text().split() if listing else _find_names(labels, layout)
             if names:
-                return _benchmark(dataset, root / home, layout, names)
-            looked_for.append(
-                f'{root / home / layout.labels}/**/*{layout.label_suffix} (no such file there)'
-            )
+                return _open_pairs(dataset, home, layout, names)
+            looked_for.append(f'{labels}/**/*{layout.label_suffix} (no such file there)')
     lines = '\n  '.join(dict.fromkeys(looked_for))
     raise DatasetError(
         f'{dataset.title} is not under {root}; looked for images and labels in\n  {lines}'
     )
 
 
-def _pieces(home: Path, layout: Layout) -> tuple[list[Path], bool]:
-    wanted = [home / layout.images, home / layout.labels]
-    there = all(folder.is_dir() for folder in wanted)
-    if layout.listing:
-        wanted.append(home / layout.listing)
-        there &= wanted[-1].is_file()
-    return wanted, not there
-
-
-def _find_names(home: Path, layout: Layout) -> list[str]:
-    """Paths under the label folder without suffix, in order."""
-    if layout.listing:
-        return (home / layout.listing).read_text().split()
-    folder = home / layout.labels
-    files = (path.relative_to(folder).as_posix() for path in folder.rglob('*'))
+def _find_names(labels: Path, layout: Layout) -> list[str]:
+    """Paths of the label images under their folder, without suffix, in order."""
+    files = (path.relative_to(labels).as_posix() for path in labels.rglob('*'))
     names = (f.removesuffix(layout.label_suffix) for f in files if f.endswith(layout.label_suffix))
     # Beside distributed maps may lie converted ones, whose names end like theirs.
     return sorted(name for name in names if not name.endswith('TrainIds'))
 
 
-def _benchmark(dataset: Dataset, home: Path, layout: Layout, names: Sequence[str]) -> Benchmark:
+def _open_pairs(dataset: Dataset, home: Path, layout: Layout, names: list[str]) -> Benchmark:
     images, labels = home / layout.images, home / layout.labels
     table = CONVENTIONS[layout.convention]
 
@@ -162,36 +89,42 @@ def load_sample(
 ) -> Sample:
     """Read a picture and its label image.
 
-    table: int16 (65536,), what the label image's values mean. upright: read the picture as photos
-    are, turned as its EXIF data say, which the published evaluation does not do. Raises
-    UnreadableError.
+    Args:
+        image_path: The picture.
+        label_path: The label image, of integers, of equal size.
+        table: int16 (65536,), what the label image's values mean.
+        upright: Read the picture as photos are, turned as its EXIF data say. The published
+            evaluation does not do so.
+
+    Raises:
+        SampleError: One of them cannot be used.
     """
     image = _read(image_path, read_photo if upright else _read_as_published)
     try:
         check_aspect_ratio(*image.shape[:2])
     except ValueError as error:
-        raise UnreadableError(f'{image_path}: {error}') from error
+        raise SampleError(f'{image_path}: {error}') from error
     values = _read(label_path, _read_values)
     if values.ndim != 2 or values.dtype.kind not in 'uib':
-        raise UnreadableError(
+        raise SampleError(
             f'{label_path} is {values.dtype} of shape {values.shape}, not an image of class ids'
         )
     if values.shape != image.shape[:2]:
         sizes = ' and '.join(f'{a.shape[1]} x {a.shape[0]}' for a in (image, values))
-        raise UnreadableError(f'{image_path} and its label {label_path.name} differ: {sizes}')
+        raise SampleError(f'{image_path} and its label {label_path.name} differ: {sizes}')
     if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() >= len(table)):
-        raise UnreadableError(f'{label_path} has values outside 0 to {len(table) - 1}')
+        raise SampleError(f'{label_path} has values outside 0 to {len(table) - 1}')
     return Sample(image, table[values.astype(np.uint16)])
 
 
 def _read(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
     if not path.exists():
-        raise UnreadableError(f'{path} does not exist')
+        raise SampleError(f'{path} does not exist')
     try:
         return read(path)
     except Exception as error:
-        # Decoders raise much besides OSError on damaged files.
-        raise UnreadableError(f'{path} cannot be read: {error}') from error
+        # Decoders raise nearly anything over damaged files.
+        raise SampleError(f'{path} cannot be read: {error}') from error
 
 
 def _read_as_published(path: Path) -> np.ndarray:
@@ -214,19 +147,19 @@ def _open_folder(root: Path) -> Benchmark:
         )
     dataset, ids = _read_classes(classes_file)
     table = values_table(ids)
-    label_paths, image_paths = _pictures(labels), _pictures(images)
+    label_paths, image_paths = _find_pictures(labels), _find_pictures(images)
     names = sorted(set(label_paths) & set(image_paths))
     if not names:
         raise DatasetError(f'no file in {labels} has the name, without suffix, of one in {images}')
-    alone = tuple(sorted(set(label_paths) ^ set(image_paths)))
+    unpaired = tuple(sorted(set(label_paths) ^ set(image_paths)))
 
     def load(name: str) -> Sample:
         return load_sample(image_paths[name], label_paths[name], table, upright=True)
 
-    return Benchmark(dataset, tuple(names), load, root, tuple(ids), alone)
+    return Benchmark(dataset, tuple(names), load, root, tuple(ids), unpaired)
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def _find_pictures(folder: Path) -> dict[str, Path]:
     """Pictures of a folder by name without suffix. Raises DatasetError where two share one."""
     suffixes = Image.registered_extensions()
     found: dict[str, Path] = {}
@@ -240,10 +173,14 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def _read_classes(path: Path) -> tuple[Dataset, dict[int, int]]:
-    """Classes of a file with lines `ID NAME`, or `NAME` alone, numbered from 0; meaning of ids."""
+    """Read a file with lines `ID NAME`, or `NAME` alone, which are numbered from 0.
+
+    Returns:
+        The dataset that it describes, and the truth that each id stands for.
+    """
     entries: dict[int, str] = {}
     try:
-        # Some editors put a mark of the encoding in front.
+        # Some editors write a byte order mark first.
         text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
         raise DatasetError(f'{path} is not UTF-8 text: {error}') from error

@@ -21,14 +21,21 @@ _HEADS = ('pAcc', 'mAcc', 'fwIoU', 'mIoU')
 class Result:
     """A finished benchmark.
 
-    settings: what `notes` was given. published: where dataset, protocol and settings are the
-    paper's, its figures for the last method.
+    Attributes:
+        dataset: What was labelled.
+        protocol: What counted.
+        resolution: Shorter side fed to CLIP, pixels.
+        description: JSON values; everything that makes a difference to the counts.
+        progress: The counts.
+        notes: Where they are noted for a run that is cut short.
+        published: Figures of the paper for the last method, where dataset, protocol and settings
+            are the paper's.
     """
 
     dataset: Dataset
     protocol: Protocol
     resolution: int
-    settings: Mapping
+    description: Mapping
     progress: Progress
     notes: Notes
     published: Published | None = None
@@ -63,7 +70,7 @@ def write_json(result: Result, path: Path) -> None:
         for method, figures in result.scores.items()
     }
     report = {
-        **result.settings,
+        **result.description,
         'images': result.progress.counted,
         'left_out': result.progress.left_out,
         'unreadable': dict(result.progress.unreadable),
@@ -81,14 +88,15 @@ def table(results: Sequence[Result]) -> str:
     heads = ''.join(f'{head:>8}' for head in _HEADS)
     lines = [f'{"dataset":{named}}  size  {"method":{width}}  images{heads}']
     for result in results:
-        label, images = f'{result.dataset.name:{named}}  {result.resolution:4}', True
+        # Both are said in the first line of a result alone.
+        start = f'{result.dataset.name:{named}}  {result.resolution:4}'
+        images = result.progress.counted
         for method, figures in result.scores.items():
-            count = f'{result.progress.counted if images else "":>6}'
-            lines.append(f'{label}  {method:{width}}  {count}{_figures(asdict(figures), 100)}')
-            label, images = ' ' * len(label), False
+            lines.append(f'{start}  {method:{width}}  {images:>6}{_figures(asdict(figures), 100)}')
+            start, images = ' ' * len(start), ''
         if result.published:
             figures = _figures(asdict(result.published), 1)
-            lines.append(f'{" " * len(label)}  {"published":{width}}  {"":6}{figures}')
+            lines.append(f'{start}  {"published":{width}}  {images:>6}{figures}')
     return '\n'.join(lines)
 
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from cliptrase_ros.evaluation.metrics import confusion
 from cliptrase_ros.evaluation.protocols import Protocol, counted_truth
-from cliptrase_ros.evaluation.reading import Benchmark, UnreadableError, read_ahead
+from cliptrase_ros.evaluation.samples import Benchmark, Sample, SampleError, read_ahead
+from cliptrase_ros.photos.whole_files import whole_file
 
 #: Seconds between two notes of what is done.
 NOTE_EVERY_S = 20.0
 
-#: Labels pictures: uint8 (H, W, 3) RGB each, to integers (H, W), class index or the number of
-#: classes for the background.
+#: Labels pictures, uint8 (H, W, 3) RGB each; gives for each integers (H, W), class index or the
+#: number of classes for the background.
 Labeller = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 
@@ -28,9 +29,12 @@ class ResumeError(ValueError):
 class Progress:
     """What was counted so far.
 
-    counts: by method, int64 (classes, classes + 1), see `metrics.confusion`; with a background
-    it is the last class. done: names of samples that are counted, left out or unreadable.
-    left_out: how many showed nothing but background. unreadable: name -> reason.
+    Attributes:
+        counts: By method, int64 (classes, classes + 1), see `metrics.confusion`; with a background
+            it is the last class.
+        done: Names of samples that are counted, left out or unreadable.
+        left_out: How many showed nothing but background and do not count.
+        unreadable: Why the samples of these names could not be read.
     """
 
     counts: Mapping[str, np.ndarray]
@@ -45,15 +49,27 @@ class Progress:
 
 
 class Notes:
-    """Progress on disk, valid for one set of settings."""
+    """Progress on disk, valid for one description of a run."""
 
-    def __init__(self, path: Path, settings: Mapping):
-        """settings: JSON values; everything that makes a difference to the counts."""
+    def __init__(self, path: Path, description: Mapping):
+        """Make notes; nothing is read or written yet.
+
+        Args:
+            path: The file, NumPy's .npz.
+            description: JSON values; everything that makes a difference to the counts.
+        """
         self.path = path
-        self._settings = json.loads(json.dumps(settings))
+        self._description = json.loads(json.dumps(description))
 
     def load(self) -> Progress | None:
-        """What an earlier run noted; None where none did. Raises ResumeError."""
+        """Read what an earlier run noted.
+
+        Returns:
+            None where no run did.
+
+        Raises:
+            ResumeError: The notes are damaged, or of a run of another description.
+        """
         if not self.path.exists():
             return None
         try:
@@ -61,14 +77,14 @@ class Notes:
                 noted = json.loads(str(archive['progress']))
                 counts = {name: archive[f'counts {name}'] for name in noted['methods']}
         except Exception as error:
-            # zipfile, zlib and NumPy raise much besides OSError and ValueError on a damaged file.
+            # NumPy and the modules below it raise nearly anything over damaged files.
             raise ResumeError(
                 f'{self.path}, which an earlier run left, is damaged ({error}); delete it'
             ) from error
         different = sorted(
             key
-            for key in {*noted['settings'], *self._settings}
-            if noted['settings'].get(key) != self._settings.get(key)
+            for key in {*noted['settings'], *self._description}
+            if noted['settings'].get(key) != self._description.get(key)
         )
         if different:
             raise ResumeError(
@@ -80,17 +96,15 @@ class Notes:
     def save(self, progress: Progress) -> None:
         """Write everything, so that a reader finds the old notes or the new."""
         noted = {
-            'settings': self._settings,
+            'settings': self._description,
             'methods': list(progress.counts),
             'done': progress.done,
             'left_out': progress.left_out,
             'unreadable': dict(progress.unreadable),
         }
         arrays = {f'counts {name}': counts for name, counts in progress.counts.items()}
-        partial = self.path.with_suffix('.writing')
-        with partial.open('wb') as file:
+        with whole_file(self.path) as temporary, temporary.open('wb') as file:
             np.savez_compressed(file, progress=np.array(json.dumps(noted)), **arrays)
-        partial.replace(self.path)
 
     def remove(self) -> None:
         """Remove the notes: everything is done."""
@@ -108,25 +122,43 @@ def run_benchmark(
 ) -> Progress:
     """Label every sample with every method and count.
 
-    batch: samples labelled together. workers: threads that read. step: told how many samples are
-    done, those of an earlier run first. Raises ResumeError, and OSError where the notes cannot be
-    written. Notes are kept whatever ends the run; after a whole run they are still there.
+    Notes are kept whatever ends the run; after a whole run they are still there.
+
+    Args:
+        benchmark: The samples.
+        methods: What labels them, by name.
+        protocol: What counts.
+        notes: Where progress is noted; a run goes on behind what they hold.
+        batch: Samples labelled together.
+        workers: Threads that read.
+        step: Told how many samples are done, those of an earlier run first.
+
+    Raises:
+        ResumeError: The notes cannot be used.
+        OSError: The notes cannot be written.
     """
     dataset = benchmark.dataset
     classes, has_background = len(dataset.classes), bool(dataset.background)
     size = classes + has_background
-    progress = notes.load()
-    if progress is None:
-        progress = Progress({name: np.zeros((size, size + 1), np.int64) for name in methods})
+    progress = notes.load() or Progress(
+        {name: np.zeros((size, size + 1), np.int64) for name in methods}
+    )
     step(len(progress.done))
     done = set(progress.done)
     remaining = [name for name in benchmark.names if name not in done]
-    noted = time.monotonic()
-    samples = read_ahead(benchmark, remaining, workers, protocol.prepare)
+
+    def prepare(sample: Sample) -> Sample:
+        sample = protocol.prepare(sample)
+        border_is_background = protocol.border_is_background
+        truth = counted_truth(sample.truth, classes, has_background, border_is_background)
+        return replace(sample, truth=truth)
+
+    noted_at = time.monotonic()
+    samples = read_ahead(benchmark, remaining, workers, prepare)
+    waiting: list[tuple[str, Sample]] = []
     try:
-        waiting: list[tuple[str, np.ndarray, np.ndarray]] = []
-        for position, (name, sample) in enumerate(samples):
-            if isinstance(sample, UnreadableError):
+        for name, sample in samples:
+            if isinstance(sample, SampleError):
                 progress = replace(
                     progress,
                     done=(*progress.done, name),
@@ -134,43 +166,46 @@ def run_benchmark(
                 )
                 step(1)
             else:
-                truth = counted_truth(
-                    sample.truth, classes, has_background, protocol.border_is_background
-                )
-                waiting.append((name, sample.image, truth))
-            if len(waiting) == batch or position == len(remaining) - 1:
-                progress = _counted(progress, waiting, methods, classes, protocol)
+                waiting.append((name, sample))
+            if len(waiting) == batch or name == remaining[-1]:
+                progress = _count(progress, waiting, methods, classes, protocol)
                 step(len(waiting))
                 waiting = []
-            if time.monotonic() - noted > NOTE_EVERY_S:
+            if time.monotonic() - noted_at > NOTE_EVERY_S:
                 notes.save(progress)
-                noted = time.monotonic()
+                noted_at = time.monotonic()
     finally:
         samples.close()
         notes.save(progress)
     return progress
 
 
-def _counted(
+def _count(
     progress: Progress,
-    samples: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    samples: Sequence[tuple[str, Sample]],
     methods: Mapping[str, Labeller],
-    classes: int,
+    background: int,
     protocol: Protocol,
 ) -> Progress:
-    # A new object, so that Ctrl-C, wherever it comes, never finds a sample half counted.
-    # In the published evaluation a crop of nothing but background does not count.
-    kept = [s for s in samples if protocol.name != 'paper' or (s[2] != classes).any()]
+    """Progress with these samples in it.
+
+    A new object, so that Ctrl-C, wherever it comes, never finds a sample half counted.
+    """
+    kept = [
+        sample
+        for _, sample in samples
+        if protocol.background_alone_counts or (sample.truth != background).any()
+    ]
     counts = dict(progress.counts)
     for method, labeller in methods.items() if kept else ():
-        labels = labeller([image for _, image, _ in kept])
+        labels = labeller([sample.image for sample in kept])
         size = len(counts[method])
         counts[method] = counts[method] + sum(
-            confusion(label, truth, size) for label, (_, _, truth) in zip(labels, kept, strict=True)
+            confusion(label, sample.truth, size) for label, sample in zip(labels, kept, strict=True)
         )
     return replace(
         progress,
         counts=counts,
-        done=(*progress.done, *(name for name, _, _ in samples)),
+        done=(*progress.done, *(name for name, _ in samples)),
         left_out=progress.left_out + len(samples) - len(kept),
     )

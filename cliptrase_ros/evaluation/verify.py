@@ -48,10 +48,17 @@ class RecordingError(ValueError):
 class Recording:
     """What the published method gave for one image of N = h w patches.
 
-    input: uint8 (H, W, 3) RGB, network input. text_features: float32 (P, D), for the phrases
-    foreground + background. mode: one of `MODES`.
-    correlation: float32 (N, N). patch_logits: float32 (P, h, w). clusters: int (N,), -1 = noise.
-    raw_labels, labels: uint8 (H, W), before and after the vote, len(foreground) = background.
+    Attributes:
+        input: uint8 (H, W, 3) RGB, what the network sees.
+        text_features: float32 (P, D), of the phrases of `foreground`, then of `background`.
+        foreground: A phrase for each class.
+        background: Phrases that stand for none of the classes.
+        mode: One of `MODES`.
+        correlation: float32 (N, N), after denoising.
+        patch_logits: float32 (P, h, w).
+        clusters: int (N,), -1 for noise.
+        raw_labels: uint8 (H, W), labels before the vote; len(foreground) is the background.
+        labels: uint8 (H, W), labels after the vote.
     """
 
     input: np.ndarray
@@ -70,12 +77,16 @@ class Recording:
 class Agreement:
     """How far the engine agrees with a recording.
 
-    clusters, raw_labels, labels: share of equal entries, 0..1, 1 only where all are.
-    ties: pixels whose raw label differs because the two classes tie there (`TIE`), so that the
-    rounding of a processor decides. equal: whether all clusters are equal, and all labels at all
-    other pixels.
-    correlation, patch_logits: largest absolute difference. text_features: the same, for the
-    features encoded anew from the phrases.
+    Attributes:
+        clusters: Share of equal entries, 0..1; 1 only where all are.
+        raw_labels: The same.
+        labels: The same.
+        ties: Pixels whose raw label differs because the two classes tie there (`TIE`), so that the
+            rounding of a processor decides.
+        equal: Whether all clusters are equal, and all labels at all pixels but the ties.
+        correlation: Largest absolute difference.
+        patch_logits: The same.
+        text_features: The same, of the features encoded anew from the phrases.
     """
 
     clusters: float
@@ -89,14 +100,18 @@ class Agreement:
 
 
 def read_recording(path: Path) -> Recording:
-    """Read a recording (.npz). Raises RecordingError."""
+    """Read a recording (.npz).
+
+    Raises:
+        RecordingError: The file is no usable recording.
+    """
     if not path.is_file():
         raise RecordingError(f'{path} does not exist or is not a file')
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in _ARRAYS if name in archive.files}
     except Exception as error:
-        # zipfile, zlib and NumPy raise much besides OSError and ValueError on a damaged file.
+        # NumPy and the modules below it raise nearly anything over damaged files.
         raise RecordingError(f'{path} is not an .npz file of plain arrays: {error}') from error
     problems = [
         f'{name} is missing'
@@ -148,7 +163,13 @@ class Verifier:
         precision: str = 'float32',
         device: torch.device | str = 'cpu',
     ):
-        """loaded: the model with the weights of the recordings. precision: of the image tower."""
+        """Make an engine for recordings.
+
+        Args:
+            loaded: The model with the weights of the recordings.
+            precision: Number format of the image tower.
+            device: Where it computes.
+        """
         self._loaded = loaded
         self._segmenter = Segmenter(
             loaded.model, loaded.tokenizer, loaded.mean, loaded.std, device, precision
@@ -157,7 +178,11 @@ class Verifier:
 
     @torch.inference_mode()
     def compare(self, recording: Recording) -> Agreement:
-        """Run the method on the recording's input. Raises RecordingError where it does not fit."""
+        """Run the method on the recording's input.
+
+        Raises:
+            RecordingError: The recording was made with another architecture.
+        """
         features = torch.from_numpy(recording.text_features)
         encoded = self._text.encode([*recording.foreground, *recording.background]).cpu()
         if encoded.shape != features.shape:
@@ -206,15 +231,21 @@ def recording_table(recording: Recording, logit_scale: float) -> LabelTable:
 
 
 def on_host(result: Trace) -> Trace:
-    """The same with its tensors in host memory; without its memory."""
+    """The same with its tensors in host memory; without the history it leaves."""
     tensors = {name: value.cpu() for name, value in vars(result).items() if name != 'history'}
     return Trace(**tensors)
 
 
 def tied(recording: Recording, result: Trace, table: LabelTable) -> Tensor:
-    """Where two labels before the vote, ours and the recorded one, tie: bool (B, H, W).
+    """Where two labels before the vote, ours and the recorded one, tie.
 
-    result: of copies of the recording's input, on the host as the table.
+    Args:
+        recording: What is compared with.
+        result: Of B copies of the recording's input, on the host.
+        table: From `recording_table`.
+
+    Returns:
+        bool (B, H, W).
     """
     logits = result.patch_logits.double()
     if recording.mode == 'image_prior':

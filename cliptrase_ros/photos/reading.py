@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-#: Raw photos look like TIFF files, whose picture is a thumbnail.
+#: Suffixes of raw photos, which cannot be read: they look like TIFF files of a thumbnail.
 RAW_SUFFIXES = (
     *('.dng', '.nef', '.nrw', '.cr2', '.cr3', '.crw', '.arw', '.srf', '.sr2', '.orf', '.rw2'),
     *('.raf', '.pef', '.srw', '.3fr', '.iiq', '.x3f'),
@@ -39,10 +39,16 @@ class UnreadableError(Exception):
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """Pixels of a photo as uint8 (H, W, 3) RGB, turned upright as its EXIF data say.
+    """Read a photo, turned upright as its EXIF data say.
 
     Of several images in a file the first counts; transparency is left out. Samples that are not
-    bytes are scaled by what their values show white to be. Raises UnreadableError.
+    bytes are scaled by what their values show white to be.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        UnreadableError: It cannot be read.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -55,15 +61,16 @@ def read_photo(path: Path) -> np.ndarray:
             pixels = _read_deep_colours(path) if deep else None
             if pixels is None:
                 pixels = rgb_pixels(image)
-            # Pillow and OpenCV turn TIFF while they load it, and no other format.
-            turn = _turn(image)
+            # Pillow and OpenCV turn TIFF while they load it, and no other format. What is read of
+            # its EXIF data here is that it is upright.
+            turn = _turn_to_upright(image)
             if turn is None:
                 return pixels
             return np.asarray(Image.fromarray(pixels).transpose(turn))
     except UnreadableError:
         raise
     except Exception as error:
-        # Pillow's decoders raise nearly anything over damaged files.
+        # Decoders raise nearly anything over damaged files.
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UnreadableError(reason) from error
 
@@ -71,22 +78,22 @@ def read_photo(path: Path) -> np.ndarray:
 def is_photo(path: Path) -> bool:
     """Whether a file is a photo by its content, whatever its name."""
     try:
-        with Image.open(path, formats=_formats()):
+        with Image.open(path, formats=_recognised_formats()):
             return True
     except Image.DecompressionBombError:
         return True
     except Exception:
-        return _brand(path) in _HEIC_BRANDS + _AVIF_BRANDS
+        return _read_brand(path) in _HEIC_BRANDS + _AVIF_BRANDS
 
 
 @functools.cache
-def _formats() -> list[str]:
+def _recognised_formats() -> list[str]:
     Image.init()
     return [name for name in _KNOWN_BY_CONTENT if name in Image.OPEN]
 
 
-def _brand(path: Path) -> bytes:
-    """What a file of the family of MP4, HEIC and AVIF says it is; of others anything."""
+def _read_brand(path: Path) -> bytes:
+    """What a file of the family of MP4, HEIC and AVIF says it is; of other files any bytes."""
     try:
         with path.open('rb') as file:
             return file.read(12)[8:]
@@ -98,7 +105,7 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except UnidentifiedImageError:
-        brand = _brand(path)
+        brand = _read_brand(path)
         if brand in _AVIF_BRANDS:
             raise UnreadableError('AVIF photos need Pillow 11.3 or newer') from None
         if brand not in _HEIC_BRANDS:
@@ -111,7 +118,7 @@ def _open(path: Path) -> Image.Image:
     return Image.open(path)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
     """What turns an image upright; None if it is, or if nothing readable says otherwise."""
     # Not ImageOps.exif_transpose: it writes all EXIF data anew, and fails over any that is odd.
     try:
@@ -129,7 +136,7 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
     if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
         return np.repeat(_to_bytes(np.asarray(image))[..., None], 3, axis=2)
     if 'transparency' in image.info:
-        # At once to RGB would have Pillow warn.
+        # Pillow warns of a conversion to RGB in one step.
         image = image.convert('RGBA')
     return np.asarray(image.convert('RGB'))
 
@@ -141,7 +148,7 @@ def _has_deep_colours(image: Image.Image) -> bool:
 
 
 def _read_deep_colours(path: Path) -> np.ndarray | None:
-    # Pillow keeps the upper 8 bits of 16, where 10 or 12 of a camera leave next to nothing.
+    # Pillow keeps the upper 8 of 16 bits, in which samples of 10 or 12 bits are nearly black.
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
         return None
@@ -150,17 +157,16 @@ def _read_deep_colours(path: Path) -> np.ndarray | None:
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Samples as uint8, scaled by what white must be for them. Raises UnreadableError."""
-    floats = values.dtype.kind == 'f'
-    finite = values[np.isfinite(values)] if floats else values
+    is_float = values.dtype.kind == 'f'
+    finite = values[np.isfinite(values)] if is_float else values
     if not finite.size:
         raise UnreadableError('it has no number in it')
     lowest, highest = float(finite.min()), float(finite.max())
-    # Resampling overshoots a little.
-    slack = 1.05 if floats else 1.0
-    whites = _WHITES
-    if floats and highest < 64:
-        # 0 to 1, or else light, temperatures or distances, of which nobody knows what is white.
-        whites = (1,)
+    # Resampling of numbers overshoots a little.
+    slack = 1.05 if is_float else 1.0
+    # Small numbers go from 0 to 1, or else are light, temperatures or distances, of which nobody
+    # knows what is white.
+    whites = (1,) if is_float and highest < 64 else _WHITES
     white = next((white for white in whites if highest <= slack * white), None)
     if white is None or lowest < highest * (1 - slack):
         raise UnreadableError(

@@ -1,5 +1,6 @@
 """What is written for each picture: label image, overlay, areas, confidences, run lengths."""
 
+import contextlib
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -9,105 +10,109 @@ import numpy as np
 from PIL import Image
 
 from cliptrase_ros.messages.masks import run_lengths
+from cliptrase_ros.photos.whole_files import whole_file
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary
 
 _JPEG_QUALITY = 90
-# Times of the usual frame rates are whole numbers of these, and MPEG-4 counts to 65535 a second.
+# Unit of time, seconds: frames of all usual rates last whole numbers of it, and MPEG-4 allows at
+# most 65535 units a second.
 _TICK = Fraction(1, 60000)
 # Encoders of FFmpeg, the better first, with options. Browsers play H.264.
 _ENCODERS = {'libx264': {'crf': '20', 'preset': 'veryfast'}, 'mpeg4': {'q': '4'}}
 
 
 def write_label(path: Path, segmentation: Segmentation) -> None:
-    """Write class ids as a palette PNG in the classes' colours; 255 = unlabelled. OSError."""
+    """Write class ids as a palette PNG in the classes' colours; 255 is unlabelled.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     image = Image.fromarray(segmentation.label)
     image.putpalette(segmentation.vocabulary.palette.ravel().tolist())
-    _replace(path, lambda temporary: image.save(temporary, format='PNG'))
+    with whole_file(path) as temporary:
+        image.save(temporary, format='PNG')
 
 
 def write_overlay(path: Path, overlay: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) RGB as JPEG. Raises OSError."""
-    image = Image.fromarray(overlay)
-    _replace(path, lambda temporary: image.save(temporary, format='JPEG', quality=_JPEG_QUALITY))
+    """Write uint8 (H, W, 3) RGB as JPEG.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with whole_file(path) as temporary:
+        Image.fromarray(overlay).save(temporary, format='JPEG', quality=_JPEG_QUALITY)
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write readable JSON. Raises OSError."""
+    """Write readable JSON.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     # Names of files need not be text in any encoding.
     text = json.dumps(content, ensure_ascii=False, indent=1).encode('utf-8', 'backslashreplace')
-    _replace(path, lambda temporary: temporary.write_bytes(text + b'\n'))
-
-
-def _replace(path: Path, write) -> None:
-    # A reader never meets half a file, and what a link points to is not written to.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f'.{path.name}.partial')
+    with whole_file(path) as temporary:
+        temporary.write_bytes(text + b'\n')
 
 
 class OverlayVideo:
     """An MP4 of overlays, each shown at its own time; they must be of one size.
 
-    It appears when it is closed. Raises OSError or, over what cannot be encoded, PyAV's errors.
+    It appears when it is closed. Everything raises OSError or, over what cannot be encoded, PyAV's
+    errors.
     """
 
     def __init__(self, path: Path, height: int, width: int):
         import av
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._temporary = _temporary(path)
-        self._container = av.open(str(self._temporary.absolute()), 'w', format='mp4')
+        self._file = contextlib.ExitStack()
+        temporary = self._file.enter_context(whole_file(path))
+        self._container = av.open(str(temporary.absolute()), 'w', format='mp4')
         encoder = next(name for name in _ENCODERS if name in av.codecs_available)
         stream = self._container.add_stream(encoder, options=_ENCODERS[encoder])
-        # Colours are halved, so sides are even.
+        # There is one colour for every 2 x 2 pixels, so that sides have to be even.
         stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt = 'yuv420p'
         stream.codec_context.time_base = _TICK
         stream.codec_context.colorspace = 5  # BT.601, which FFmpeg makes of RGB
         self._stream = stream
-        self._last = -1
-        self._step = round(1 / 25 / _TICK)
+        # Of the latest frame, in ticks: when it is shown, and how long.
+        self._shown_at = -1
+        self._duration = round(1 / 25 / _TICK)
 
     def write(self, overlay: np.ndarray, time_s: float) -> None:
-        """Add a frame: uint8 (H, W, 3) RGB, shown from time_s on."""
+        """Add a frame.
+
+        Args:
+            overlay: uint8 (H, W, 3) RGB.
+            time_s: When it is shown, seconds from the beginning.
+        """
         import av
 
         below = self._stream.height - overlay.shape[0]
         right = self._stream.width - overlay.shape[1]
         padded = cv2.copyMakeBorder(overlay, 0, below, 0, right, cv2.BORDER_REPLICATE)
         frame = av.VideoFrame.from_ndarray(padded, format='rgb24')
-        # Times that differ by less than can be written would be the same.
-        frame.pts = max(round(time_s / _TICK), self._last + 1)
+        # Times may differ by less than a tick, and must not be equal.
+        frame.pts = max(round(time_s / _TICK), self._shown_at + 1)
         frame.time_base = _TICK
-        if self._last >= 0:
-            self._step = frame.pts - self._last
-        self._last = frame.pts
+        if self._shown_at >= 0:
+            self._duration = frame.pts - self._shown_at
+        self._shown_at = frame.pts
         self._encode(frame)
 
     def close(self) -> None:
         """Finish the file."""
-        try:
+        with self._file:
             self._encode(None)
             self._container.close()
-            self._temporary.replace(self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
     def _encode(self, frame) -> None:
         for packet in self._stream.encode(frame):
-            # Counts for the last one, which no other follows.
-            packet.duration = self._step
+            # Counts for the last frame alone, whose end no other frame sets.
+            packet.duration = self._duration
             self._container.mux(packet)
 
 
@@ -124,9 +129,11 @@ def describe_vocabulary(vocabulary: Vocabulary) -> dict:
 
 
 def describe_segmentation(segmentation: Segmentation, coco: bool = False) -> dict:
-    """Size, and per class present its area, share and confidence.
+    """Size of an image, and area, share and confidence of every class present.
 
-    coco: whether to add each class's mask as COCO run lengths.
+    Args:
+        segmentation: What is described.
+        coco: Whether to add each class's mask as COCO run lengths.
     """
     height, width = segmentation.label.shape
     classes = []
@@ -148,10 +155,14 @@ def describe_segmentation(segmentation: Segmentation, coco: bool = False) -> dic
 def coco_run_lengths(mask: np.ndarray) -> dict:
     """A mask as COCO's compressed run lengths, as pycocotools reads them.
 
-    mask: bool (H, W). Returns `size`, [H, W], and `counts`, a string.
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        `size`, [H, W], and `counts`, a string.
     """
     lengths = run_lengths(mask.ravel(order='F')).astype(np.int64)
-    # Columns resemble the columns before, so COCO stores differences from the run two before.
+    # A column resembles the one before it, and so a run the second one before it.
     differences = lengths.copy()
     differences[3:] -= lengths[1:-2]
     text = bytearray()

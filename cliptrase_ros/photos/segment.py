@@ -2,13 +2,15 @@
 
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from cliptrase_ros.photos.output_folder import REPORT, remove_earlier_results
+from cliptrase_ros.photos.output_names import output_files
 from cliptrase_ros.photos.reading import UnreadableError, read_photo
 from cliptrase_ros.photos.results import (
     OverlayVideo,
@@ -18,11 +20,12 @@ from cliptrase_ros.photos.results import (
     write_label,
     write_overlay,
 )
-from cliptrase_ros.photos.sources import REPORT, Source, output_files, remove_earlier_results
+from cliptrase_ros.photos.sources import Source
 from cliptrase_ros.photos.videos import read_video, read_webcam
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
+from cliptrase_ros.streams.ahead import submit_ahead
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
 
@@ -32,15 +35,18 @@ _AHEAD = 8
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One picture.
+class Picture:
+    """A photo, or a frame of a video or webcam.
 
-    picture: uint8 (H, W, 3) RGB, upright. number: its place in a video, from 0; None for a photo.
-    time_s: seconds from the beginning of a video; None for a photo.
+    Attributes:
+        source: Where it is from.
+        pixels: uint8 (H, W, 3) RGB, upright.
+        number: Its place in a video, from 0; None for a photo.
+        time_s: Seconds since the beginning of a video; None for a photo.
     """
 
     source: Source
-    picture: np.ndarray
+    pixels: np.ndarray
     number: int | None = None
     time_s: float | None = None
 
@@ -52,9 +58,11 @@ class Frame:
 class OutputSettings:
     """What is written, and how.
 
-    folder: where to. batch: pictures of equal size that go through the engine together.
-    rate: most frames a second of a video or webcam, by its own time, 0 = all.
-    coco: whether the report has masks as COCO run lengths.
+    Attributes:
+        folder: Where to.
+        batch: Pictures of equal size that go through the engine together.
+        rate: Most frames a second of a video or webcam, by its own time; 0 for all.
+        coco: Whether the report has masks as COCO run lengths.
     """
 
     folder: Path
@@ -67,13 +75,17 @@ class OutputSettings:
 class Outcome:
     """What came of it.
 
-    labelled: pictures. unreadable: (input, why) of those that could not be read or labelled, or
-    whose results could not be written. areas: pixels by class id; total_area: of all pictures.
+    Attributes:
+        labelled: Number of pictures that were labelled.
+        unreadable: (input, why) of those that could not be read or labelled, or whose results
+            could not be written.
+        areas: Pixels by class id.
+        total_area: Pixels of all pictures.
     """
 
     labelled: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    areas: Counter = field(default_factory=Counter)
+    areas: Counter[int] = field(default_factory=Counter)
     total_area: int = 0
 
     def count(self, entry: dict) -> None:
@@ -90,45 +102,48 @@ def segment_sources(
     vocabulary: EncodedVocabulary,
     settings: SegmentationSettings,
     output: OutputSettings,
-    on_image: Callable[[], None] = lambda: None,
-    on_result: Callable[[Frame, Segmentation], None] | None = None,
+    on_image: Callable[[], object] = lambda: None,
+    on_result: Callable[[Picture, Segmentation], object] = lambda picture, segmentation: None,
 ) -> Outcome:
     """Label every source and write the results.
 
     What an earlier report in the folder lists is deleted first. What cannot be read, labelled or
     written is noted and the rest is done. The report is written at the end, also after an
-    interruption. on_image: called for every picture done with; on_result: for every one that was
-    labelled. Raises OSError if nothing can be written to the folder.
+    interruption.
+
+    Args:
+        sources: From `find_sources`.
+        segmenter: What labels.
+        vocabulary: By which words.
+        settings: How.
+        output: Where results go, and which.
+        on_image: Called for every picture that is done with.
+        on_result: Called for every picture that was labelled.
+
+    Raises:
+        OSError: Nothing can be written to the folder.
     """
     outcome = Outcome()
     entries: list[tuple[Source, dict]] = []
     output.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=output.folder):
         pass  # before hours of work
-    for file, reason in remove_earlier_results(output.folder):
-        outcome.unreadable.append((file, reason))
+    outcome.unreadable += remove_earlier_results(output.folder)
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
-            photos = [source for source in sources if source.kind == 'photo']
-            job = _Job(
-                *(segmenter, vocabulary, settings, output, outcome, entries, threads),
-                on_image,
-                on_result,
+            labelling = _Labelling(
+                FaultTolerantEngine(segmenter, batch=output.batch),
+                *(vocabulary, settings, output, on_image, on_result),
+                *(threads, outcome, entries),
             )
-            job.label_photos(photos)
+            labelling.label_photos([source for source in sources if source.kind == 'photo'])
             for source in sources:
                 if source.kind != 'photo':
-                    job.label_video(source)
+                    labelling.label_video(source)
     finally:
         places = {source: place for place, source in enumerate(sources)}
         entries.sort(key=lambda item: (places[item[0]], item[1].get('frame', 0)))
-        report = {
-            'model': segmenter.name,
-            **asdict(settings),
-            'vocabulary': describe_vocabulary(vocabulary.vocabulary),
-            'images': [entry for _, entry in entries],
-            'unreadable': [{'file': file, 'reason': reason} for file, reason in outcome.unreadable],
-        }
+        report = _describe(segmenter, vocabulary, settings, entries, outcome)
         try:
             write_json(output.folder / REPORT, report)
         except OSError as error:
@@ -136,42 +151,45 @@ def segment_sources(
     return outcome
 
 
-def _ahead(threads: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator[Future]:
-    """Futures of `function` over the items in order, a few of them at work already."""
-    futures: deque[Future] = deque()
-    for item in items:
-        futures.append(threads.submit(function, item))
-        if len(futures) > _AHEAD:
-            yield futures.popleft()
-    yield from futures
+def _describe(
+    segmenter: Segmenter,
+    vocabulary: EncodedVocabulary,
+    settings: SegmentationSettings,
+    entries: Sequence[tuple[Source, dict]],
+    outcome: Outcome,
+) -> dict:
+    """The report, as JSON values."""
+    return {
+        'model': segmenter.name,
+        **asdict(settings),
+        'vocabulary': describe_vocabulary(vocabulary.vocabulary),
+        'images': [entry for _, entry in entries],
+        'unreadable': [{'file': file, 'reason': reason} for file, reason in outcome.unreadable],
+    }
 
 
-class _Job:
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        vocabulary: EncodedVocabulary,
-        settings: SegmentationSettings,
-        output: OutputSettings,
-        outcome: Outcome,
-        entries: list[tuple[Source, dict]],
-        threads: ThreadPoolExecutor,
-        on_image: Callable[[], None],
-        on_result: Callable[[Frame, Segmentation], None] | None,
-    ):
-        self._engine = FaultTolerantEngine(segmenter, batch=output.batch)
-        self._vocabulary = vocabulary
-        self._settings = settings
-        self._output = output
-        self._outcome = outcome
-        self._entries = entries
-        self._threads = threads
-        self._on_image = on_image
-        self._on_result = on_result
-        self._histories = CameraHistories()
-        self._writes: deque[tuple[Frame, Future]] = deque()
-        self._video: OverlayVideo | None = None
-        self._given_up: set[Source] = set()
+@dataclass
+class _Labelling:
+    """Labels sources one after the other, while threads read photos and write results."""
+
+    engine: FaultTolerantEngine
+    vocabulary: EncodedVocabulary
+    settings: SegmentationSettings
+    output: OutputSettings
+    on_image: Callable[[], object]
+    on_result: Callable[[Picture, Segmentation], object]
+    threads: ThreadPoolExecutor
+    outcome: Outcome
+    #: The report's entries of what is labelled and written.
+    entries: list[tuple[Source, dict]]
+
+    histories: CameraHistories = field(default_factory=CameraHistories)
+    #: Results that threads are writing, in the order of the pictures.
+    writes: deque[tuple[Picture, Future]] = field(default_factory=deque)
+    #: Overlays of the video or webcam that is being labelled.
+    video: OverlayVideo | None = None
+    #: Sources that are not done, or not to their end.
+    given_up: set[Source] = field(default_factory=set)
 
     def label_photos(self, photos: Sequence[Source]) -> None:
         try:
@@ -180,148 +198,147 @@ class _Job:
             self._finish_writes(0)
 
     def _label_photos(self, photos: Sequence[Source]) -> None:
-        waiting: dict[tuple[int, int], list[Frame]] = {}
-        reads = _ahead(self._threads, lambda source: read_photo(source.location), photos)
+        by_size: dict[tuple[int, int], list[Picture]] = {}
+        reads = submit_ahead(self.threads, lambda photo: read_photo(photo.location), photos, _AHEAD)
         for source, read in zip(photos, reads, strict=True):
             try:
-                frame = Frame(source, read.result())
+                picture = Picture(source, read.result())
             except UnreadableError as error:
                 self._give_up(source, error)
                 continue
-            group = waiting.setdefault(frame.picture.shape[:2], [])
-            group.append(frame)
-            if len(group) >= self._output.batch:
-                self._label(waiting.pop(frame.picture.shape[:2]))
-            elif sum(map(len, waiting.values())) >= 4 * self._output.batch:
+            size = picture.pixels.shape[:2]
+            batch = by_size.setdefault(size, [])
+            batch.append(picture)
+            if len(batch) >= self.output.batch:
+                self._label(by_size.pop(size))
+            elif sum(map(len, by_size.values())) >= 4 * self.output.batch:
                 # Sizes that hardly ever occur must not pile up.
-                self._label(waiting.pop(next(iter(waiting))))
-        for group in waiting.values():
-            self._label(group)
+                self._label(by_size.pop(next(iter(by_size))))
+        for batch in by_size.values():
+            self._label(batch)
 
     def label_video(self, source: Source) -> None:
         # With smoothing, a frame needs the labels of the one before.
-        batch = 1 if self._settings.smoothing else self._output.batch
-        frames: list[Frame] = []
+        batch_size = 1 if self.settings.smoothing else self.output.batch
+        batch: list[Picture] = []
+        overlay = self.output.folder / output_files(source.name, source.kind)[1]
         try:
-            for frame in self._frames(source):
-                frames.append(frame)
-                if len(frames) >= batch:
-                    self._label(frames)
-                    frames = []
-                if source in self._given_up:
+            for frame in self._read_frames(source, overlay):
+                batch.append(frame)
+                if len(batch) >= batch_size:
+                    self._label(batch)
+                    batch = []
+                if source in self.given_up:
                     break
-            self._label(frames)
+            self._label(batch)
         finally:
             try:
                 self._finish_writes(0)
             finally:
                 self._close_video(source)
-                self._note_missing_overlay(source)
+                if not overlay.is_file():
+                    for labelled, entry in self.entries:
+                        if labelled == source:
+                            del entry['overlay']
 
-    def _frames(self, source: Source) -> Iterator[Frame]:
+    def _read_frames(self, source: Source, overlay: Path) -> Iterator[Picture]:
         """Frames of a video or webcam, up to what goes wrong with it, which is noted."""
-        path = self._output.folder / output_files(source.name, source.kind)[1]
         read = read_webcam if source.kind == 'webcam' else read_video
         size = None
         try:
-            for read_frame in read(source.location, self._output.rate):
-                frame = Frame(source, **vars(read_frame))
+            for frame in read(source.location, self.output.rate):
                 if size is None:
                     size = frame.picture.shape[:2]
-                    self._video = OverlayVideo(path, *size)
+                    self.video = OverlayVideo(overlay, *size)
                 elif frame.picture.shape[:2] != size:
                     raise UnreadableError(f'frame {frame.number} is of another size')
-                yield frame
+                yield Picture(source, frame.picture, frame.number, frame.time_s)
         except Exception as error:
             # Encoders, too, raise nearly anything.
             self._give_up(source, error)
 
     def _close_video(self, source: Source) -> None:
-        video, self._video = self._video, None
+        video, self.video = self.video, None
         if video is not None:
             try:
                 video.close()
             except Exception as error:
                 self._give_up(source, error)
 
-    def _note_missing_overlay(self, source: Source) -> None:
-        if not (self._output.folder / output_files(source.name, source.kind)[1]).is_file():
-            for labelled, entry in self._entries:
-                if labelled == source:
-                    del entry['overlay']
-
-    def _label(self, frames: Sequence[Frame]) -> None:
-        if not frames:
+    def _label(self, batch: Sequence[Picture]) -> None:
+        """Label photos of one size, or frames of one video, and have the results written."""
+        if not batch:
             return
-        pictures = [frame.picture for frame in frames]
-        of_video = frames[0].number is not None
-        if of_video:
-            settings = self._settings
-            before = [self._histories.before(str(f.source), _stamp_ns(f)) for f in frames]
+        is_video = batch[0].number is not None
+        if is_video:
+            settings = self.settings
+            before = [self.histories.before(str(p.source), _stamp_ns(p)) for p in batch]
         else:
-            settings, before = replace(self._settings, smoothing=0.0), ()
-        results = self._engine.segment_each(pictures, self._vocabulary, settings, before)
-        for frame, result in zip(frames, results, strict=True):
+            settings, before = replace(self.settings, smoothing=0.0), ()
+        pixels = [picture.pixels for picture in batch]
+        results = self.engine.segment_each(pixels, self.vocabulary, settings, before)
+        for picture, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                self._note(str(frame), result)
-            else:
-                if of_video:
-                    self._histories.keep(str(frame.source), _stamp_ns(frame), result.history)
-                if self._on_result is not None:
-                    self._on_result(frame, result)
-                self._writes.append((frame, self._threads.submit(self._write, frame, result)))
+                self._note(str(picture), result)
+                continue
+            if is_video:
+                self.histories.keep(str(picture.source), _stamp_ns(picture), result.history)
+            self.on_result(picture, result)
+            self.writes.append((picture, self.threads.submit(self._write, picture, result)))
         self._finish_writes(_AHEAD)
 
-    def _write(self, frame: Frame, segmentation: Segmentation) -> tuple[dict, np.ndarray]:
-        label, overlay = output_files(frame.source.name, frame.source.kind)
-        drawn = draw_overlay(frame.picture, segmentation.label, segmentation.vocabulary)
-        entry = {'file': str(frame.source)}
-        if frame.number is not None:
-            label = f'{label}/{frame.number:06d}.png'
-            entry |= {'frame': frame.number, 'time_s': round(frame.time_s, 3)}
-        label_path = self._output.folder / label
+    def _write(self, picture: Picture, segmentation: Segmentation) -> tuple[dict, np.ndarray]:
+        """Write the results of a picture; returns its entry in the report, and the overlay."""
+        label, overlay = output_files(picture.source.name, picture.source.kind)
+        drawn = draw_overlay(picture.pixels, segmentation.label, segmentation.vocabulary)
+        entry = {'file': str(picture.source)}
+        if picture.number is not None:
+            label = f'{label}/{picture.number:06d}.png'
+            entry |= {'frame': picture.number, 'time_s': round(picture.time_s, 3)}
+        label_path = self.output.folder / label
         write_label(label_path, segmentation)
-        if frame.number is None:
+        if picture.number is None:
             try:
-                write_overlay(self._output.folder / overlay, drawn)
+                write_overlay(self.output.folder / overlay, drawn)
             except BaseException:
                 label_path.unlink(missing_ok=True)  # of what is not in the report nothing stays
                 raise
         entry |= {'label': label, 'overlay': overlay}
-        return entry | describe_segmentation(segmentation, self._output.coco), drawn
+        return entry | describe_segmentation(segmentation, self.output.coco), drawn
 
     def _finish_writes(self, most_left: int) -> None:
-        while len(self._writes) > most_left:
-            # Off the list when it is in the report, in case of an interruption.
-            frame, write = self._writes[0]
+        """Wait until no more than so many results are still being written."""
+        while len(self.writes) > most_left:
+            # It leaves the queue when it is in the report, in case of an interruption.
+            picture, write = self.writes[0]
             try:
                 entry, drawn = write.result()
             except Exception as error:
-                self._writes.popleft()
-                self._give_up(frame.source, error)
+                self.writes.popleft()
+                self._give_up(picture.source, error)
                 continue
-            self._entries.append((frame.source, entry))
-            self._outcome.count(entry)
-            self._writes.popleft()
-            self._on_image()
-            if self._video is not None:
+            self.entries.append((picture.source, entry))
+            self.outcome.count(entry)
+            self.writes.popleft()
+            self.on_image()
+            if self.video is not None:
                 try:
-                    self._video.write(drawn, frame.time_s)
+                    self.video.write(drawn, picture.time_s)
                 except Exception as error:
-                    self._give_up(frame.source, error)
-                    self._close_video(frame.source)
+                    self._give_up(picture.source, error)
+                    self._close_video(picture.source)
 
     def _give_up(self, source: Source, error: Exception) -> None:
         """Note why a source is not done, or not to its end; the first reason counts."""
-        if source not in self._given_up:
-            self._given_up.add(source)
+        if source not in self.given_up:
+            self.given_up.add(source)
             self._note(str(source), error)
 
     def _note(self, what: str, error: Exception) -> None:
         reason = ' '.join(str(error).split()) or type(error).__name__
-        self._outcome.unreadable.append((what, reason))
-        self._on_image()
+        self.outcome.unreadable.append((what, reason))
+        self.on_image()
 
 
-def _stamp_ns(frame: Frame) -> int:
+def _stamp_ns(frame: Picture) -> int:
     return round(frame.time_s * 1e9)

@@ -13,16 +13,18 @@ import numpy as np
 from cliptrase_ros.photos.reading import UnreadableError
 from cliptrase_ros.streams.rate_limit import RateLimit
 
-# A video may end so many seconds before the time its header says.
-_END_S = 0.5
+# A whole video may end so many seconds before the time that its header says.
+_END_TOLERANCE_S = 0.5
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One frame.
+    """One frame of a video or webcam.
 
-    picture: uint8 (H, W, 3) RGB, upright. number: its place in the video, from 0. time_s: seconds
-    from the first frame on, more for every frame.
+    Attributes:
+        picture: uint8 (H, W, 3) RGB, upright.
+        number: Its place in the video, from 0.
+        time_s: Seconds since the first frame, more for every frame.
     """
 
     picture: np.ndarray
@@ -31,35 +33,41 @@ class VideoFrame:
 
 
 def read_video(path: Path, rate: float = 0.0) -> Iterator[VideoFrame]:
-    """Frames of a video, at most so many a second of its own time; 0 = all.
+    """Read the frames of a video; those that are damaged are left out.
 
-    Frames that are damaged are left out. Raises UnreadableError: before the first frame, or at
-    the end if the video breaks off early or frames were damaged.
+    Args:
+        path: The video.
+        rate: Most frames a second of the video's own time; 0 for all.
+
+    Raises:
+        UnreadableError: Before the first frame; or at the end, if the video breaks off early or
+            frames were damaged.
     """
     with _open(path) as (container, stream):
         stream.thread_type = 'AUTO'
-        period = longest = 1 / _rate(stream)
+        period_s = longest_s = 1 / _frame_rate(stream)
         decoding = _Decoding(container, stream)
         limit = RateLimit(rate)
-        number, begin, time_s = -1, None, -period
+        number, begin_s, time_s = -1, None, -period_s
         for number, frame in enumerate(decoding.frames()):
             last_s = time_s
-            own_s = None if frame.pts is None else float(frame.pts * stream.time_base)
-            begin = own_s if begin is None else begin
+            stamp_s = None if frame.pts is None else float(frame.pts * stream.time_base)
+            begin_s = stamp_s if begin_s is None else begin_s
             # Raw streams have no times, and in joined ones they begin again.
-            time_s = last_s + period if own_s is None else own_s - begin
+            time_s = last_s if stamp_s is None else stamp_s - begin_s
             if time_s <= last_s:
-                time_s = last_s + period
-            longest = max(longest, time_s - last_s)
+                time_s = last_s + period_s
+            longest_s = max(longest_s, time_s - last_s)
             if frame.is_corrupt:
                 decoding.damaged += 1
             elif limit.takes(round(time_s * 1e9)):
-                yield VideoFrame(_picture(frame), number, time_s)
+                yield VideoFrame(_to_upright_rgb(frame), number, time_s)
         if number < 0:
             raise UnreadableError('it has no frame that can be decoded')
         duration_s = _duration_s(container, stream)
-        # The last frame may be meant to be seen as long as any other.
-        if duration_s is not None and decoding.end_s < duration_s - max(_END_S, longest):
+        # The last frame may be meant to be shown as long as any other.
+        tolerance_s = max(_END_TOLERANCE_S, longest_s)
+        if duration_s is not None and decoding.end_s < duration_s - tolerance_s:
             raise UnreadableError(
                 f'it breaks off after {decoding.end_s:.1f} of {duration_s:.1f} s, '
                 f'{number + 1} frames'
@@ -69,9 +77,14 @@ def read_video(path: Path, rate: float = 0.0) -> Iterator[VideoFrame]:
 
 
 def read_webcam(number: int, rate: float = 0.0) -> Iterator[VideoFrame]:
-    """Frames of a webcam, at most so many a second, until it gives no more.
+    """Read the frames of a webcam until it gives no more.
 
-    Raises UnreadableError.
+    Args:
+        number: Of the webcam, as OpenCV counts.
+        rate: Most frames a second; 0 for all.
+
+    Raises:
+        UnreadableError: It cannot be opened, or gives no frame.
     """
     capture = cv2.VideoCapture(number)
     try:
@@ -79,17 +92,17 @@ def read_webcam(number: int, rate: float = 0.0) -> Iterator[VideoFrame]:
             raise UnreadableError('OpenCV cannot open this webcam')
         limit = RateLimit(rate)
         begin = time.monotonic()
-        taken = 0
-        # Taken off, not decoded, where the rate leaves it out.
+        count = 0
+        # Every frame is taken off the webcam; those that the rate leaves out are not decoded.
         while capture.grab():
             time_s = time.monotonic() - begin
             if limit.takes(round(time_s * 1e9)):
-                read, pixels = capture.retrieve()
-                if not read:
+                was_read, pixels = capture.retrieve()
+                if not was_read:
                     break
-                yield VideoFrame(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), taken, time_s)
-            taken += 1
-        if taken == 0:
+                yield VideoFrame(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), count, time_s)
+            count += 1
+        if count == 0:
             raise UnreadableError('it gives no frame')
     finally:
         capture.release()
@@ -100,12 +113,12 @@ def count_frames(path: Path, rate: float = 0.0) -> int | None:
     try:
         with _open(path) as (container, stream):
             seconds = (container.duration or 0) / 1e6
-            count = stream.frames or seconds * _rate(stream)
+            count = stream.frames or seconds * _frame_rate(stream)
             if rate and seconds:
                 count = min(count, seconds * rate)
             return math.ceil(count) or None
     except UnreadableError:
-        return 1  # that is given up
+        return 1  # as a photo: it is named as unreadable, once
 
 
 def is_video(path: Path) -> bool:
@@ -119,14 +132,14 @@ def is_video(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple]:
-    """An open container and its video stream, of PyAV. Raises UnreadableError."""
+    """Open a video: PyAV's container and its video stream. Raises UnreadableError."""
     try:
         import av
         from av.stream import Disposition
     except ImportError:
         raise UnreadableError('videos need `pip install "av>=14.1"`') from None
     try:
-        # Of a relative path such as `12:30.mp4`, FFmpeg would take 12 for a protocol.
+        # FFmpeg would take the 12 of a relative path such as `12:30.mp4` for a protocol.
         container = av.open(str(path.absolute()), metadata_errors='replace')
     except av.error.FFmpegError as error:
         reason = error.strerror
@@ -135,9 +148,9 @@ def _open(path: Path) -> Iterator[tuple]:
         raise UnreadableError(reason) from error
     with container:
         stream = container.streams.best('video')
-        # FFmpeg opens text as what a terminal would show, and pictures.
-        text_or_picture = container.format.name.endswith(('tty', 'image2', '_pipe'))
-        if stream is None or text_or_picture or stream.disposition & Disposition.attached_pic:
+        # FFmpeg also opens pictures, and text as a video of a terminal that shows it.
+        is_no_video = container.format.name.endswith(('tty', 'image2', '_pipe'))
+        if stream is None or is_no_video or stream.disposition & Disposition.attached_pic:
             raise UnreadableError('there is no video in it')
         yield container, stream
 
@@ -150,7 +163,9 @@ def _is_mp4(path: Path) -> bool:
 class _Decoding:
     """Decodes a video, and notes what is missing.
 
-    damaged: how many frames could not be decoded. end_s: where its data end, by its own times.
+    Attributes:
+        damaged: How many frames could not be decoded.
+        end_s: Where its data end, seconds by its own times.
     """
 
     def __init__(self, container, stream):
@@ -163,8 +178,9 @@ class _Decoding:
         from av.error import FFmpegError
 
         for packet in self._packets():
-            # One that is cut off would cost the frames that the decoder still holds back. In
-            # streams that may be joined, the first after a joint is marked as well, but whole.
+            # A packet that is cut off is left out: with it the decoder would drop the frames that
+            # it still holds back. In streams that may be joined, the first packet after a joint is
+            # marked as well although it is whole.
             if packet is not None and packet.is_corrupt and not _has_joints(self._container):
                 self.damaged += 1
                 continue
@@ -177,7 +193,8 @@ class _Decoding:
         """Packets of the video; the last, which is empty, makes the decoder give what it holds."""
         from av.error import FFmpegError
 
-        # Where the length of the video is not known, but that of the whole is.
+        # Where only the container says how long it is, its sound may be longer than the pictures,
+        # and counts for where its data end.
         others = [] if self._stream.duration else self._container.streams.audio
         try:
             for packet in self._container.demux(self._stream, *others):
@@ -191,7 +208,7 @@ class _Decoding:
             yield None
 
 
-def _rate(stream) -> float:
+def _frame_rate(stream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
@@ -210,20 +227,21 @@ def _duration_s(container, stream) -> float | None:
         return None
     if container.format.name == 'avi' and stream.frames:
         # Its duration is guessed where the file is shorter than it should be.
-        return stream.frames / _rate(stream)
+        return stream.frames / _frame_rate(stream)
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return container.duration / 1e6 if container.duration else None
 
 
-def _picture(frame) -> np.ndarray:
+def _to_upright_rgb(frame) -> np.ndarray:
     # Older versions of PyAV take the frame's colour space into account only if told.
     rgb = frame.reformat(format='rgb24', src_colorspace=frame.colorspace, dst_colorspace='ITU601')
     picture = rgb.to_ndarray()
     matrix = frame.side_data.get('DISPLAYMATRIX')
     if matrix is None:
         return picture
-    # Where a pixel's column and row go, each as factors of column and row.
+    # The matrix says where a pixel goes: to which column and to which row, each by two factors, of
+    # its own column and row.
     to_column, to_row = np.frombuffer(matrix, np.int32)[:6].reshape(2, 3)[:, :2].T
     if abs(to_column[1]) > abs(to_column[0]):
         picture, to_column, to_row = picture.swapaxes(0, 1), to_column[::-1], to_row[::-1]

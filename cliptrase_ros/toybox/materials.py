@@ -19,15 +19,24 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Texture:
-    """Texture parameters; colours are linear-light RGB 0..1.
+    """Texture parameters; colours are RGB in linear light, 0..1.
 
     The surface coordinates (u, v) are metres on walls and floors; on objects u runs 0..1 around
-    (or across a face) and v runs 0..1 from the floor to the top. `tile` is the size of a cell in
-    these units, `shift` the offset of every other row in cells, `joint` the half width of the
-    joint between cells in cell units along u and v. `checker` blends every other cell towards
-    `second`; `dot` is the radius of a dot of colour `second` in a cell; `variation` is the
-    brightness spread between cells, `grain` that of lines along u. `bands` are (centre, half
-    width) in v, `frame` the half width in u, both painted in `trim`.
+    (or across a face) and v runs 0..1 from the floor to the top.
+
+    Attributes:
+        first: Colour of cells.
+        second: Colour of every other cell, or of dots.
+        trim: Colour of joints, bands and frame.
+        tile: Size of a cell along u and v.
+        shift: Offset of every row against the one below it, cells.
+        joint: Half width of the joint between cells along u and v, in cells.
+        checker: How far every other cell has the second colour, 0..1.
+        dot: Radius of a dot in each cell, in cells.
+        variation: How much the brightness of cells differs.
+        grain: How much that of lines along u differs.
+        bands: (centre, half width) of two bands, along v.
+        frame: Width of the strips at both ends of u.
     """
 
     first: Color
@@ -164,15 +173,17 @@ FIXTURES: dict[str, Texture] = {
 
 
 def _tint(color: Color, amount: float) -> Color:
-    return tuple(channel + (0.9 - channel) * amount for channel in color)  # type: ignore
+    red, green, blue = (channel + (0.9 - channel) * amount for channel in color)
+    return red, green, blue
 
 
 def _shade(color: Color, factor: float) -> Color:
-    return tuple(channel * factor for channel in color)  # type: ignore
+    red, green, blue = (channel * factor for channel in color)
+    return red, green, blue
 
 
 def object_texture(finish: str, shape: str) -> Texture:
-    """The texture of an object: its finish, and the trim that every thing of its shape wears.
+    """Texture of an object: its finish, and the trim that every thing of its shape wears.
 
     Balls have the segments of a beach ball, boxes the frame of a crate, cones the bands of a
     traffic cone, cylinders the hoops of a barrel. In a small picture shapes differ by little
@@ -222,7 +233,7 @@ def object_texture(finish: str, shape: str) -> Texture:
 
 
 def pack(texture: Texture, class_id: int) -> list[float]:
-    """One row of the appearance table, `FEATURES` numbers."""
+    """A texture as a row of the appearance table, `FEATURES` numbers."""
     (band_1, width_1), (band_2, width_2) = texture.bands
     return [
         float(class_id),
@@ -241,14 +252,12 @@ def pack(texture: Texture, class_id: int) -> list[float]:
         band_2,
         width_2,
         texture.frame,
-        0.0,
-        0.0,
-        0.0,
+        *[0.0] * 3,  # phase, wear and gloss, which are drawn for each room
     ]
 
 
 def texture_table(names: Sequence[str]) -> Tensor:
-    """Packed textures (len(names), FEATURES), float32, row i with class id i."""
+    """Packed textures of classes, float32 (len(names), FEATURES); row i has class id i."""
     rows = []
     for index, name in enumerate(names):
         known = FLOORS.get(name) or WALLS.get(name) or FIXTURES.get(name)
@@ -259,9 +268,13 @@ def texture_table(names: Sequence[str]) -> Tensor:
 def vary(
     appearance: Tensor, generator: torch.Generator, gain: float = 0.15, hue: float = 0.06
 ) -> Tensor:
-    """Random paint batches: every slot's colours change a little, and so do its cells.
+    """Paint of other batches: every slot's colours change a little, and so do its cells.
 
-    gain, hue: the most that brightness and single channels change, as a share.
+    Args:
+        appearance: (..., slots, FEATURES).
+        generator: Its state says how.
+        gain: The most that brightness changes, as a share.
+        hue: The most that single channels change, as a share.
     """
     varied = appearance.clone()
     shape = appearance.shape[:-1]
@@ -276,7 +289,10 @@ def vary(
 def age(appearance: Tensor, objects: int, generator: torch.Generator) -> Tensor:
     """Stains on everything, gloss on things, other sizes of bricks, planks and tiles.
 
-    appearance: (..., slots, FEATURES), of which the first `objects` slots are things.
+    Args:
+        appearance: (..., slots, FEATURES).
+        objects: So many slots, the first ones, are things.
+        generator: Its state says how.
     """
     aged = appearance.clone()
     shape = appearance.shape[:-1]

@@ -1,7 +1,7 @@
 """A ray caster for the toy world: batched torch, the same code on CPU and CUDA.
 
 All rays of all views are cast at once (in chunks that fit the cache), with analytic
-intersections, one texture formula, and soft shadows from the circles that objects stand in.
+intersections, one texture formula, and soft shadows as of balls in place of the objects.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ _NEAR = 0.05
 
 @dataclass(frozen=True)
 class Views:
-    """Rendered views.
+    """B rendered views.
 
-    image uint8 (B, H, W, 3) RGB; depth float32 (B, H, W), metres along the optical axis;
-    label uint8 (B, H, W), index into `scenes.CLASSES`.
+    Attributes:
+        image: uint8 (B, H, W, 3) RGB.
+        depth: float32 (B, H, W), metres along the optical axis.
+        label: uint8 (B, H, W), index into `scenes.CLASSES`.
     """
 
     image: Tensor
@@ -48,7 +50,11 @@ class Views:
 
 
 def intrinsics(height: int, width: int) -> tuple[float, float, float, float]:
-    """(fx, fy, cx, cy) in pixels; the centre of the first pixel is (0, 0)."""
+    """Intrinsics of the camera for pictures of a size.
+
+    Returns:
+        (fx, fy, cx, cy), pixels; the centre of the first pixel is (0, 0).
+    """
     focal = FOCAL_RATIO * width
     return focal, focal, (width - 1) / 2, (height - 1) / 2
 
@@ -64,8 +70,16 @@ def render(
 ) -> Views:
     """Render B views, each of its own room.
 
-    rooms: B rooms; poses: B poses (or one `Pose` with a leading dimension). focal (B,): focal
-    lengths in pixels, instead of those of `intrinsics`.
+    Args:
+        rooms: B rooms.
+        poses: B poses, or one `Pose` of B cameras.
+        height: Of a view, pixels.
+        width: Of a view, pixels.
+        device: Where it is rendered, and where the views are.
+        focal: (B,), focal lengths in pixels, in place of that of `intrinsics`.
+
+    Raises:
+        ValueError: The numbers of rooms and poses differ.
     """
     device = torch.device(device)
     if not isinstance(rooms, RoomBatch):
@@ -112,7 +126,7 @@ def render(
 def _render_band(caster: _Caster, columns: Tensor, lines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Image uint8 (B, P, 3), depth (B, P) and label (B, P) of some lines of the picture.
 
-    columns, lines: pixels from the principal point.
+    Columns and lines are pixels from the principal point.
     """
     y = lines[:, None].expand(-1, len(columns)).reshape(-1)
     x = columns[None].expand(len(lines), -1).reshape(-1)
@@ -164,9 +178,14 @@ class _Caster:
         return rounds.nonzero()[:, 0], boxes.nonzero()[:, 0]
 
     def cast(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Colour (3, B, P) linear, depth (B, P) and class id (B, P) of rays through (x, y).
+        """Follow rays to what they hit first.
 
-        x, y (P,): pixels from the principal point.
+        Args:
+            x: (P,), pixels right of the principal point.
+            y: (P,), pixels below it.
+
+        Returns:
+            Colour (3, B, P) in linear light, depth (B, P), and class id (B, P).
         """
         inverse = (1 / self.focal)[:, None]
         dx, dy = x[None] * inverse, y[None] * inverse
@@ -361,26 +380,20 @@ class _Caster:
     ) -> Tensor:
         """Light (3, B, P): sky and lamp, with soft shadows and contact darkening of objects."""
         ray = [self.rooms.light[:, axis, None] - point[axis] for axis in range(3)]
-        squared = ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2]
-        cosine = sum(a * b for a, b in zip(ray, normal, strict=True)) * torch.rsqrt(squared)
+        squared = _dot(ray, ray)
+        cosine = _dot(ray, normal) * torch.rsqrt(squared)
 
         if not len(self.present):
             lit = torch.ones_like(squared)
             return self._illuminate(normal, squared, cosine, lit, 0 * lit)
         occluder = self.occluder[:, self.present, :, None]
         away = [occluder[:, :, axis] - point[axis][:, None] for axis in range(3)]
-        distance = away[0] * away[0] + away[1] * away[1] + away[2] * away[2]
-        along = (
-            away[0] * ray[0][:, None] + away[1] * ray[1][:, None] + away[2] * ray[2][:, None]
-        ) / squared[:, None]
+        distance = _dot(away, away)
+        along = _dot(away, [a[:, None] for a in ray]) / squared[:, None]
         miss = (distance - along.clamp(0, 1) ** 2 * squared[:, None]).clamp_min(0).sqrt()
         radius = self.occluder_radius[:, self.present, None]
         shade = ((miss / radius.clamp_min(1e-6) - 0.7) / 0.5).clamp(0, 1)
-        facing = (
-            away[0] * normal[0][:, None]
-            + away[1] * normal[1][:, None]
-            + away[2] * normal[2][:, None]
-        )
+        facing = _dot(away, [a[:, None] for a in normal])
         # Ambient occlusion of a ball: solid angle times cosine.
         contact = facing.clamp_min(0) * radius**2 * torch.rsqrt(distance + 1e-6) ** 3
         own = self.present[None, :, None] == slot[:, None]
@@ -394,11 +407,10 @@ class _Caster:
     ) -> Tensor:
         """Reflection of the lamp (B, P), 0..1: Blinn's half vector."""
         ray = [self.rooms.light[:, axis, None] - point[axis] for axis in range(3)]
-        to_lamp = torch.rsqrt(sum(a * a for a in ray))
-        to_eye = torch.rsqrt(sum(a * a for a in direction))
+        to_lamp = torch.rsqrt(_dot(ray, ray))
+        to_eye = torch.rsqrt(_dot(direction, direction))
         half = [a * to_lamp - b * to_eye for a, b in zip(ray, direction, strict=True)]
-        cosine = sum(a * b for a, b in zip(half, normal, strict=True))
-        cosine = cosine * torch.rsqrt(sum(a * a for a in half) + 1e-9)
+        cosine = _dot(half, normal) * torch.rsqrt(_dot(half, half) + 1e-9)
         return cosine.clamp_min(0) ** 40
 
     def _illuminate(
@@ -419,16 +431,27 @@ class _Caster:
         return total[None] * self.rooms.brightness.T[..., None]
 
 
+def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
 def _edge(distance: Tensor, softness: Tensor) -> Tensor:
     """1 where distance < 0, 0 beyond the softness; linear between."""
     return (0.5 - distance / softness).clamp(0, 1)
 
 
 def _paint(row: list[Tensor], u: Tensor, v: Tensor, footprint: Tensor, plain: Tensor) -> Tensor:
-    """The texture formula: albedo (3, B, P).
+    """The texture formula.
 
-    row: `materials.FEATURES` texture parameters, (B, P) each. footprint (B, P): metres per
-    pixel. plain (B, P): flat tops, which show their first colour only.
+    Args:
+        row: `materials.FEATURES` texture parameters, (B, P) each.
+        u: (B, P), texture coordinate, see `materials.Texture`.
+        v: (B, P), likewise.
+        footprint: (B, P), metres a pixel.
+        plain: bool (B, P), flat tops, which show their first colour only.
+
+    Returns:
+        Colour (3, B, P) in linear light.
     """
     tile_u, tile_v = row[m.TILE_U], row[m.TILE_V]
     cell_v = v / tile_v

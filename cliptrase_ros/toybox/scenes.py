@@ -8,7 +8,7 @@ z = 0, and a room is the box from the origin to `size`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -36,15 +36,25 @@ HIGHEST_OBJECT = 1.22
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What a kind of room is drawn from; lengths in metres, pairs are ranges.
+    """What rooms of a difficulty are drawn from; lengths in metres, pairs are ranges.
 
-    round_slots, box_slots: most things of each kind. width: radius of round things, about half
-    the side of boxes. stretch: of heights. gap: least distance between two things.
-    lamp_offset: of the lamp from the middle, in shares of the room. lamp_height. brightness and
-    warmth (most that red gains and blue loses) of the light; ambient: the share that has no
-    direction. gain, hue: see `materials.vary`. aged: stains, gloss, textures of other sizes.
-    tremor: how much a camera on tour shakes and tilts, radians. exposure: of its pictures,
-    seconds; 0 for no blur. noise: standard deviation in them, in shares of white.
+    Attributes:
+        round_slots: Most balls, cones and cylinders.
+        box_slots: Most boxes.
+        width: Radius of round things, about half the side of boxes.
+        stretch: Factor of heights.
+        gap: Least distance between two things.
+        lamp_offset: Of the lamp from the middle, in shares of the room.
+        lamp_height: Of the lamp above the floor.
+        brightness: Factor of its light.
+        warmth: Most that red gains and blue loses in its light, as a share.
+        ambient: Strength of the light without direction.
+        gain: See `materials.vary`.
+        hue: See `materials.vary`.
+        aged: Whether there are stains, gloss, and textures of other sizes.
+        tremor: How much a camera on tour shakes and tilts, radians.
+        exposure: Of its pictures, seconds; 0 for no blur.
+        noise: Standard deviation in its pictures, in shares of white.
     """
 
     round_slots: int
@@ -109,9 +119,11 @@ DIFFICULTIES = {
 class ToyClass:
     """One class of the world.
 
-    `name` is a phrase such as 'red ball'. `kind` is 'object', 'floor', 'wall', 'ceiling', 'door'
-    or 'window'. Objects have an `adjective` (colour or pattern) and a `noun` (shape); surfaces
-    have the material as `adjective` and the surface as `noun`.
+    Attributes:
+        name: A phrase such as 'red ball'.
+        kind: 'object', 'floor', 'wall', 'ceiling', 'door' or 'window'.
+        adjective: Colour or pattern of an object, material of a surface; '' where there is none.
+        noun: Shape of an object; otherwise the kind.
     """
 
     name: str
@@ -187,8 +199,13 @@ def matches(phrase: str, toy_class: ToyClass) -> bool:
 def true_labels(labels: np.ndarray | Tensor, phrases: Sequence[str]) -> np.ndarray | Tensor:
     """Rename world labels into a vocabulary.
 
-    labels: uint8, any shape, indices into `CLASSES` (or 255). Returns the same type and shape
-    with the index of the first phrase that names each pixel's class, 255 where none does.
+    Args:
+        labels: uint8, any shape, indices into `CLASSES` (or 255).
+        phrases: The vocabulary.
+
+    Returns:
+        The same type and shape, with the index of the first phrase that names each pixel's class,
+        255 where none does.
     """
     table = np.full(256, UNLABELLED, np.uint8)
     for index, toy_class in enumerate(CLASSES):
@@ -205,14 +222,17 @@ def true_labels(labels: np.ndarray | Tensor, phrases: Sequence[str]) -> np.ndarr
 class RoomBatch:
     """B rooms as tensors, float32, metres.
 
-    size (B, 3): extent of the room. light (B, 3): position of the lamp. brightness (B, 3): RGB of
-    its light; ambient (B,): strength of the light without direction. appearance
-    (B, SLOTS, materials.FEATURES): texture and class of everything that can be hit. round
-    (B, ROUND_SLOTS, 6): x, y, height and the three coefficients of the squared radius as a
-    polynomial of z. box (B, BOX_SLOTS, 7): x, y, height, half length, half width, cosine and sine
-    of the yaw. fixture (B, 2, 5): wall 0..3, extent along it (two numbers), extent in z (two
-    numbers). radius (B, OBJECT_SLOTS): that of the circle an object stands in, 0 for an empty
-    slot.
+    Attributes:
+        size: (B, 3), extent of the room.
+        light: (B, 3), position of the lamp.
+        brightness: (B, 3), RGB of its light.
+        ambient: (B,), strength of the light without direction.
+        appearance: (B, SLOTS, materials.FEATURES), texture and class of all that can be hit.
+        round: (B, ROUND_SLOTS, 6), x, y, height and the three coefficients of the squared radius
+            as a polynomial of z.
+        box: (B, BOX_SLOTS, 7), x, y, height, half length, half width, cosine and sine of the yaw.
+        fixture: (B, 2, 5), wall 0..3, extent along it (two numbers), extent in z (two numbers).
+        radius: (B, OBJECT_SLOTS), of the circle that an object stands in; 0 for an empty slot.
     """
 
     size: Tensor
@@ -228,11 +248,11 @@ class RoomBatch:
     def __len__(self) -> int:
         return len(self.size)
 
-    def _map(self, function) -> RoomBatch:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> RoomBatch:
         return RoomBatch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
-    def __getitem__(self, index) -> RoomBatch:
-        """A sub-batch, by a slice or an index tensor."""
+    def __getitem__(self, index: slice | Tensor) -> RoomBatch:
+        """Some of the rooms."""
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device: str | torch.device) -> RoomBatch:
@@ -267,10 +287,12 @@ class Room:
 
 @dataclass(frozen=True)
 class Pose:
-    """A camera pose in the room.
+    """A camera pose in the room; poses of B cameras have a leading dimension.
 
-    position (3,): metres. rotation (3, 3): columns are the optical frame's axes (x right, y down,
-    z forward) in room coordinates. Both float32; batched poses carry a leading dimension.
+    Attributes:
+        position: float32 (3,), metres.
+        rotation: float32 (3, 3); columns are the axes of the optical frame (x right, y down,
+            z forward) in room coordinates.
     """
 
     position: Tensor
@@ -300,7 +322,7 @@ def _combinations() -> dict[str, Tensor]:
 def _object_classes(
     count: int, split: str, generator: torch.Generator, round_slots: int, box_slots: int
 ) -> Tensor:
-    """Class ids (count, slots), round ones first; without replacement where that is cheap."""
+    """Class ids (count, slots), round ones first; only unseen ones may occur twice in a room."""
     table = _combinations()
     columns = []
     for name, slots in (('round', round_slots), ('box', box_slots)):
@@ -340,37 +362,44 @@ def _place(
 def sample_rooms(
     count: int, generator: torch.Generator, split: str = 'train', difficulty: str = 'easy'
 ) -> RoomBatch:
-    """`count` random rooms on the CPU, a function of the generator's state alone.
+    """Draw random rooms on the CPU, a function of the arguments alone.
 
-    Splits: 'train'; 'held_out' draws from the same distribution and is kept apart by its seeds;
-    'unseen_combinations' mixes in `UNSEEN_COMBINATIONS`, which occur in no other split.
-    difficulty: one of `DIFFICULTIES`. Raises ValueError.
+    Args:
+        count: Number of rooms.
+        generator: Its state says which rooms.
+        split: One of `SPLITS`. 'held_out' has the same distribution as 'train' and is kept apart
+            by its seeds; 'unseen_combinations' mixes in `UNSEEN_COMBINATIONS`, which occur in no
+            other split.
+        difficulty: Key of `DIFFICULTIES`.
+
+    Raises:
+        ValueError: For an unknown split or difficulty.
     """
     if split not in SPLITS:
         raise ValueError(f'split {split!r} is not one of {", ".join(SPLITS)}')
     if difficulty not in DIFFICULTIES:
         raise ValueError(f'difficulty {difficulty!r} is not one of {", ".join(DIFFICULTIES)}')
-    kind = DIFFICULTIES[difficulty]
-    slots = kind.round_slots + kind.box_slots
+    ranges = DIFFICULTIES[difficulty]
+    slots = ranges.round_slots + ranges.box_slots
     size = torch.cat(
         [_uniform(generator, (count, 2), 4.5, 6.5), torch.full((count, 1), ROOM_HEIGHT)], 1
     )
-    offset = _uniform(generator, (count, 2), -kind.lamp_offset, kind.lamp_offset) * size[:, :2]
-    warmth = _uniform(generator, (count, 1), -kind.warmth, kind.warmth)
-    brightness = _uniform(generator, (count, 1), *kind.brightness) * torch.cat(
+    offset = _uniform(generator, (count, 2), -ranges.lamp_offset, ranges.lamp_offset) * size[:, :2]
+    warmth = _uniform(generator, (count, 1), -ranges.warmth, ranges.warmth)
+    brightness = _uniform(generator, (count, 1), *ranges.brightness) * torch.cat(
         [1 + warmth, torch.ones(count, 1), 1 - warmth], 1
     )
 
-    class_ids = _object_classes(count, split, generator, kind.round_slots, kind.box_slots)
+    class_ids = _object_classes(count, split, generator, ranges.round_slots, ranges.box_slots)
     shape = class_ids // len(materials.FINISHES)
     present = torch.rand(count, slots, generator=generator) < torch.tensor(
-        [0.8] * kind.round_slots + [0.75] * kind.box_slots
+        [0.8] * ranges.round_slots + [0.75] * ranges.box_slots
     )
-    width = _uniform(generator, (count, slots), *kind.width)
-    stretch = _uniform(generator, (count, slots), *kind.stretch)
+    width = _uniform(generator, (count, slots), *ranges.width)
+    stretch = _uniform(generator, (count, slots), *ranges.stretch)
     radius = torch.where(shape == materials.SHAPES.index('box'), width * 1.4, width) * present
-    # Large things first would leave no room for small ones; slot order is random enough.
-    centres, placed = _place(size, radius, generator, kind.gap)
+    # In the order of the slots: with large things first no room would be left for small ones.
+    centres, placed = _place(size, radius, generator, ranges.gap)
     radius = radius * placed
 
     ball = shape == materials.SHAPES.index('ball')
@@ -384,33 +413,33 @@ def sample_rooms(
     quadratic = torch.where(ball, -torch.ones_like(width), cone * squared / height**2)
     rounds = torch.stack(
         [centres[..., 0], centres[..., 1], height, constant, linear, quadratic], -1
-    )[:, : kind.round_slots]
+    )[:, : ranges.round_slots]
 
-    side = width[:, kind.round_slots :]
+    side = width[:, ranges.round_slots :]
     long = side * _uniform(generator, side.shape, 0.85, 1.05)
     box_height = side * _uniform(generator, side.shape, 1.5, 2.1)
     if difficulty != 'easy':
-        box_height = (box_height * stretch[:, kind.round_slots :]).clamp_max(HIGHEST_OBJECT)
+        box_height = (box_height * stretch[:, ranges.round_slots :]).clamp_max(HIGHEST_OBJECT)
     yaw = _uniform(generator, side.shape, 0.0, math.pi / 2)
     boxes = torch.cat(
         [
-            centres[:, kind.round_slots :],
+            centres[:, ranges.round_slots :],
             torch.stack([box_height, long, side * 0.9, yaw.cos(), yaw.sin()], -1),
         ],
         -1,
     )
 
     fixture = _sample_fixtures(size, generator)
-    appearance = _sample_appearance(class_ids, count, generator, kind)
+    appearance = _sample_appearance(class_ids, count, generator, ranges)
     # After all else, so that easy rooms stay what their seeds have always given.
-    lamp = _uniform(generator, (count, 1), *kind.lamp_height)
+    lamp = _uniform(generator, (count, 1), *ranges.lamp_height)
     light = torch.cat([size[:, :2] / 2 + offset, lamp], 1)
-    ambient = _uniform(generator, (count,), *kind.ambient)
+    ambient = _uniform(generator, (count,), *ranges.ambient)
 
     def all_slots(values: Tensor) -> Tensor:
         """Empty slots after the used ones of each kind; values (count, slots, ...)."""
-        rounds, rest = values.split([kind.round_slots, values.shape[1] - kind.round_slots], 1)
-        boxes, rest = rest.split([kind.box_slots, rest.shape[1] - kind.box_slots], 1)
+        rounds, rest = values.split([ranges.round_slots, values.shape[1] - ranges.round_slots], 1)
+        boxes, rest = rest.split([ranges.box_slots, rest.shape[1] - ranges.box_slots], 1)
         return torch.cat([_padded(rounds, ROUND_SLOTS), _padded(boxes, BOX_SLOTS), rest], 1)
 
     return RoomBatch(
@@ -445,7 +474,7 @@ def _sample_fixtures(size: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _sample_appearance(
-    class_ids: Tensor, count: int, generator: torch.Generator, kind: Difficulty
+    class_ids: Tensor, count: int, generator: torch.Generator, ranges: Difficulty
 ) -> Tensor:
     """The texture parameters of every used slot, (count, slots, materials.FEATURES)."""
     table = materials.texture_table([toy_class.name for toy_class in CLASSES])
@@ -456,12 +485,12 @@ def _sample_appearance(
     pair = walls[torch.randint(len(walls), (count, 2), generator=generator)]
     fixed = torch.tensor([CLASS_IDS[name] for name in ('ceiling', *FIXTURES)]).expand(count, 3)
     ids = torch.cat([class_ids, pair[:, [0, 1, 1, 0]], floor, fixed], 1)
-    appearance = materials.vary(table[ids], generator, kind.gain, kind.hue)
-    return materials.age(appearance, class_ids.shape[1], generator) if kind.aged else appearance
+    appearance = materials.vary(table[ids], generator, ranges.gain, ranges.hue)
+    return materials.age(appearance, class_ids.shape[1], generator) if ranges.aged else appearance
 
 
 def sample_room(seed: int, split: str = 'train', difficulty: str = 'easy') -> Room:
-    """One room, a function of seed, split and difficulty alone. Raises ValueError."""
+    """Draw one room, a function of the arguments alone; see `sample_rooms`."""
     if split not in SPLITS:
         raise ValueError(f'split {split!r} is not one of {", ".join(SPLITS)}')
     generator = torch.Generator().manual_seed(split_seed(seed, split))
@@ -469,7 +498,7 @@ def sample_room(seed: int, split: str = 'train', difficulty: str = 'easy') -> Ro
 
 
 def split_seed(seed: int, split: str) -> int:
-    """A generator seed; the same number gives unrelated streams in different splits."""
+    """Seed of a generator; the same number gives unrelated rooms in different splits."""
     return seed * len(SPLITS) + SPLITS.index(split) + 0x70B0
 
 
@@ -483,7 +512,7 @@ def look_at(position: Tensor, target: Tensor) -> Pose:
 
 
 def camera_pose(room: Room, time_s: float) -> Pose:
-    """The pose at a time (seconds) of a smooth, endless tour along the walls of the room.
+    """Pose at a time, seconds, of a smooth, endless tour along the walls of the room.
 
     One round takes about 40 s; the camera looks across the room, slightly downwards.
     """
@@ -521,9 +550,12 @@ def _shake(room: Room, time_s: float) -> Tensor:
 
 
 def random_poses(rooms: RoomBatch, generator: torch.Generator, roll: float = 0.0) -> Pose:
-    """One random view into each room: anywhere inside, aimed at an object or a random point.
+    """Draw one view into each room: from anywhere inside, aimed at an object or a random point.
 
-    roll: the most that the camera is turned about its axis, radians.
+    Args:
+        rooms: What is looked at.
+        generator: Its state says from where.
+        roll: The most that the camera is turned about its axis, radians.
     """
     count = len(rooms)
     size = rooms.size.cpu()

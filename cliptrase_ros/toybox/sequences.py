@@ -11,23 +11,32 @@ import torch
 from torch import Tensor
 
 from cliptrase_ros.toybox.renderer import intrinsics, render
-from cliptrase_ros.toybox.scenes import DIFFICULTIES, Pose, Room, camera_pose
+from cliptrase_ros.toybox.scenes import DIFFICULTIES, Pose, Room, camera_pose, sample_room
 
+#: Height and width of the pictures of rooms of a difficulty, pixels: 4:3 and 16:9.
+PICTURE_SIZES = {'easy': (240, 320), 'hard': (270, 480)}
+
+# By how many seconds the picture of a room is taken later on the tour than that of the room of the
+# seed before, so that rooms are seen from all sides.
+_LATER_S = 7.3
 # Moments of an exposure that are averaged.
 _BLUR_SAMPLES = 7
-# A point is the one that was seen before if its depth agrees with a neighbouring sample's to this
-# share: about what a floor's depth changes by from one pixel to the next.
+# Largest difference, as a share, between a point's depth and the one seen before at its place for
+# both to be the same point: about what a floor's depth changes by from one pixel to the next.
 _DEPTH_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One picture of a sequence.
+class Photograph:
+    """One picture that the camera takes, and what is true of it.
 
-    image: uint8 (H, W, 3) RGB. label: uint8 (H, W), index into `scenes.CLASSES`. depth: float32
-    (H, W), metres along the optical axis. motion: float32 (H, W, 2), pixels (x, y): what is shown
-    at p was at p + motion in the frame before; NaN where it was hidden or out of view, and in the
-    first frame. pose: of the camera. time: seconds on the tour.
+    Attributes:
+        image: uint8 (H, W, 3) RGB.
+        label: uint8 (H, W), index into `scenes.CLASSES`.
+        depth: float32 (H, W), metres along the optical axis.
+        motion: float32 (H, W, 2), pixels (x, y): what is shown at p was at p + motion in the
+            picture before; NaN where it was hidden or out of view, and where there is none before.
+        pose: Of the camera.
     """
 
     image: np.ndarray
@@ -35,31 +44,52 @@ class Frame:
     depth: np.ndarray
     motion: np.ndarray
     pose: Pose
-    time: float
+
+
+def photograph_room(
+    seed: int, split: str, difficulty: str, size: tuple[int, int] | None = None
+) -> Photograph:
+    """Take the picture by which a room is evaluated: one, at a moment that its seed says.
+
+    Args:
+        seed: See `scenes.sample_room`.
+        split: See `scenes.sample_room`.
+        difficulty: See `scenes.sample_room`.
+        size: Height and width, pixels; None for those of `PICTURE_SIZES`.
+    """
+    height, width = size or PICTURE_SIZES[difficulty]
+    return photograph(sample_room(seed, split, difficulty), _LATER_S * seed, height, width)
 
 
 def photograph(
-    room: Room, time: float, height: int, width: int, device: str | torch.device = 'cpu'
-) -> Frame:
-    """What the camera sees at a time (seconds) of the tour `scenes.camera_pose`.
+    room: Room, time_s: float, height: int, width: int, device: str | torch.device = 'cpu'
+) -> Photograph:
+    """Take a picture at a moment of the tour `scenes.camera_pose`.
 
-    In a hard room with the blur of its own motion and the noise of a cheap sensor; label and
-    depth are those of the middle of the exposure. `motion` is NaN. A function of the arguments
-    alone.
+    In a hard room it has the blur of the camera's motion and the noise of a cheap sensor; label and
+    depth are those of the middle of the exposure. A function of the arguments alone.
+
+    Args:
+        room: Where the camera is.
+        time_s: The moment, seconds.
+        height: Of the picture, pixels.
+        width: Of the picture, pixels.
+        device: Where it is rendered.
     """
-    kind = DIFFICULTIES[room.difficulty]
-    pose = camera_pose(room, time)
+    difficulty = DIFFICULTIES[room.difficulty]
+    pose = camera_pose(room, time_s)
     views = render([room], [pose], height, width, device)
     image, depth = views.image[0].cpu().numpy(), views.depth[0].cpu().numpy()
-    if kind.exposure:
-        start, end = (camera_pose(room, time + s * kind.exposure) for s in (-0.5, 0.5))
-        image = _blurred(image, depth, pose, start, end)
-    if kind.noise:
-        generator = np.random.default_rng([room.seed, round(abs(time) * 1e6)])
-        noise = generator.standard_normal(image.shape, np.float32) * np.float32(255 * kind.noise)
+    if difficulty.exposure:
+        start, end = (camera_pose(room, time_s + s * difficulty.exposure) for s in (-0.5, 0.5))
+        image = _blur(image, depth, pose, start, end)
+    if difficulty.noise:
+        generator = np.random.default_rng([room.seed, round(abs(time_s) * 1e6)])
+        deviation = np.float32(255 * difficulty.noise)
+        noise = generator.standard_normal(image.shape, np.float32) * deviation
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
-    nowhere = np.full((height, width, 2), np.nan, np.float32)
-    return Frame(image, views.label[0].cpu().numpy(), depth, nowhere, pose, time)
+    unknown_motion = np.full((height, width, 2), np.nan, np.float32)
+    return Photograph(image, views.label[0].cpu().numpy(), depth, unknown_motion, pose)
 
 
 def rendered_sequence(
@@ -68,25 +98,32 @@ def rendered_sequence(
     height: int = 240,
     width: int = 320,
     rate: float = 10.0,
-    start: float = 0.0,
     device: str | torch.device = 'cpu',
-) -> Iterator[Frame]:
-    """`frames` pictures of the tour at `rate` a second from time `start`, with true motion.
+) -> Iterator[Photograph]:
+    """Take pictures of the tour from its beginning on, with true motion.
 
-    The room does not move, so motion follows from depth and the two poses.
+    The room does not move, so that motion follows from depth and the two poses.
+
+    Args:
+        room: Where the camera is.
+        frames: Number of pictures.
+        height: Of a picture, pixels.
+        width: Of a picture, pixels.
+        rate: Pictures a second.
+        device: Where they are rendered.
     """
     before = None
     for index in range(frames):
-        frame = photograph(room, start + index / rate, height, width, device)
+        photo = photograph(room, index / rate, height, width, device)
         if before is not None:
-            frame.motion[:] = _motion_to(before, frame)
-        yield frame
-        before = frame
+            photo.motion[:] = _motion_from(before, photo)
+        yield photo
+        before = photo
 
 
-def _motion_to(before: Frame, frame: Frame) -> np.ndarray:
-    displaced, expected = _reproject(frame.depth, frame.pose, before.pose)
-    height, width = frame.depth.shape
+def _motion_from(before: Photograph, photo: Photograph) -> np.ndarray:
+    displaced, expected = _reproject(photo.depth, photo.pose, before.pose)
+    height, width = photo.depth.shape
     x, y = displaced[..., 0], displaced[..., 1]
     # A pixel's area reaches half a pixel beyond its centre.
     inside = (expected > 0) & (abs(x - (width - 1) / 2) < width / 2)
@@ -97,11 +134,12 @@ def _motion_to(before: Frame, frame: Frame) -> np.ndarray:
         for column in (left, left + 1):
             depth = before.depth[row.clip(0, height - 1), column.clip(0, width - 1)]
             seen |= abs(depth - expected) < _DEPTH_TOLERANCE * expected
-    motion = displaced - _pixels(height, width)
+    motion = displaced - _pixel_grid(height, width)
     return np.where((inside & seen)[..., None], motion, np.nan).astype(np.float32)
 
 
-def _pixels(height: int, width: int) -> np.ndarray:
+def _pixel_grid(height: int, width: int) -> np.ndarray:
+    """Coordinates (x, y) of every pixel, float32 (H, W, 2)."""
     return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
 
 
@@ -109,10 +147,10 @@ def _reproject(depth: np.ndarray, pose: Pose, other: Pose) -> tuple[np.ndarray, 
     """Where another camera sees every pixel's point: (H, W, 2) in pixels, and its depth there."""
     height, width = depth.shape
     fx, fy, cx, cy = intrinsics(height, width)
-    x, y = np.moveaxis(_pixels(height, width), -1, 0)
+    x, y = np.moveaxis(_pixel_grid(height, width), -1, 0)
     points = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], -1) * depth[..., None]
-    rotation, position = (_array(t) for t in (pose.rotation, pose.position))
-    other_rotation, other_position = (_array(t) for t in (other.rotation, other.position))
+    rotation, position = (_to_float64(t) for t in (pose.rotation, pose.position))
+    other_rotation, other_position = (_to_float64(t) for t in (other.rotation, other.position))
     points = (points @ rotation.T + position - other_position) @ other_rotation
     z = points[..., 2]
     with np.errstate(divide='ignore', invalid='ignore'):
@@ -120,14 +158,12 @@ def _reproject(depth: np.ndarray, pose: Pose, other: Pose) -> tuple[np.ndarray, 
     return seen, z
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def _to_float64(tensor: Tensor) -> np.ndarray:
     return tensor.cpu().numpy().astype(np.float64)
 
 
-def _blurred(
-    image: np.ndarray, depth: np.ndarray, pose: Pose, start: Pose, end: Pose
-) -> np.ndarray:
-    """The mean, in linear light, of the picture drawn out along the motion of every pixel."""
+def _blur(image: np.ndarray, depth: np.ndarray, pose: Pose, start: Pose, end: Pose) -> np.ndarray:
+    """Mean of the picture, in linear light, along the way that each pixel moves."""
     paths = [_reproject(depth, pose, other)[0].astype(np.float32) for other in (start, end)]
     light = np.square(image.astype(np.float32) / 255)
     total = np.zeros_like(light)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -40,9 +39,11 @@ _OBJECT_WORDS = ('object', 'thing')
 class Level:
     """Phrases of which every visible thing has exactly one.
 
-    words: for each phrase the ways to say it. member: bool (len(CLASSES), len(words)), which
-    classes a phrase names; a class of no phrase never occurs in training. fits: the same with
-    the classes that a phrase is true of although another one names them.
+    Attributes:
+        words: For each phrase the ways to say it.
+        member: bool (len(CLASSES), len(words)), which classes a phrase names; a class of no phrase
+            never occurs in training.
+        fits: The same with the classes that a phrase is true of although another one names them.
     """
 
     words: tuple[tuple[str, ...], ...]
@@ -106,9 +107,11 @@ def levels() -> tuple[Level, ...]:
 
 @lru_cache(maxsize=1)
 def compositions() -> Tensor:
-    """The parts of every object phrase: int64 (phrases of things, 3), columns of `levels()`.
+    """Of what parts the names of things are made up.
 
-    Name, shape and colour; the combinations that training never sees have no row.
+    Returns:
+        int64 (names of things, 3): the columns of name, shape and finish in their levels. The
+        combinations that training never sees have no row.
     """
     names, shapes, colors = (levels()[index].member for index in (NAMES, SHAPES, FINISHES))
     kinds = [toy_class.kind for toy_class in CLASSES]
@@ -131,17 +134,21 @@ def prompts(level: Level, generator: torch.Generator) -> list[str]:
 
 
 def presence(level: Level, coverage: Tensor) -> tuple[Tensor, Tensor]:
-    """Which phrases a caption mentions and which it denies.
+    """Say which phrases captions mention and which they deny.
 
-    coverage: (B, len(CLASSES)) shares of the picture. Returns two bool (B, phrases); a phrase
-    for something barely visible is in neither.
+    Args:
+        level: The phrases.
+        coverage: (B, len(CLASSES)), shares of B pictures.
+
+    Returns:
+        Two bool (B, phrases); a phrase for something barely visible is in neither.
     """
     share, any_share = (coverage @ table.to(coverage) for table in (level.member, level.fits))
     return share >= MENTIONED_FROM, any_share < DENIED_BELOW
 
 
-def training_words() -> Sequence[str]:
-    """Every text whose tokens the shipped model has to know."""
+def training_texts() -> list[str]:
+    """Every text whose tokens the model has to know."""
     words = [word for level in levels() for group in level.words for word in group]
     words += [toy_class.name for toy_class in CLASSES]
     return [template(word) for template in OPENAI_IMAGENET_TEMPLATES for word in words]

@@ -6,7 +6,6 @@ import argparse
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +26,17 @@ from cliptrase_ros.toybox.scenes import (
     DIFFICULTIES,
     UNSEEN_COMBINATIONS,
     matches,
-    sample_room,
     true_labels,
 )
-from cliptrase_ros.toybox.sequences import photograph
+from cliptrase_ros.toybox.sequences import Photograph, photograph_room
 from cliptrase_ros.toybox.training.captions import MENTIONED_FROM
-from cliptrase_ros.toybox.training.metrics import roc_auc
 from cliptrase_ros.toybox.training.towers import ImageTower
 
 VOCABULARIES: dict[str, tuple[str, ...]] = {
     'names': tuple(toy_class.name for toy_class in CLASSES),
     'shapes': ('ball', 'box', 'cone', 'cylinder', 'floor', 'wall'),
 }
-#: Settings of the engine by method; the other methods go without it.
+#: Settings of the engine by method; the other methods do without the engine.
 ENGINE_METHODS = {
     'paper': {'preset': 'paper'},
     'robot': {'preset': 'robot'},
@@ -48,40 +45,19 @@ ENGINE_METHODS = {
 METHODS = ('plain', 'recovered', *ENGINE_METHODS)
 
 
-@dataclass(frozen=True)
-class Scene:
-    """image uint8 (H, W, 3); label uint8 (H, W), index into `CLASSES`."""
-
-    image: np.ndarray
-    label: np.ndarray
-
-
-#: Height and width of the pictures of a difficulty, pixels: 4:3 and 16:9.
-PICTURE_SIZES = {'easy': (240, 320), 'hard': (270, 480)}
-
-
-def make_scenes(
+def photograph_rooms(
     count: int,
     split: str,
-    height: int = 0,
-    width: int = 0,
     first_seed: int = 0,
     difficulty: str = 'easy',
-) -> list[Scene]:
-    """What the simulated camera sees in `count` rooms of a split, at one time in each.
-
-    Without a size, that of the difficulty in `PICTURE_SIZES`.
-    """
-    usual = PICTURE_SIZES[difficulty]
-    scenes = []
-    for seed in range(first_seed, first_seed + count):
-        room = sample_room(seed, split, difficulty)
-        frame = photograph(room, 7.3 * seed, height or usual[0], width or usual[1])
-        scenes.append(Scene(frame.image, frame.label))
-    return scenes
+    size: tuple[int, int] | None = None,
+) -> list[Photograph]:
+    """Take one picture of each of `count` rooms; see `sequences.photograph_room`."""
+    seeds = range(first_seed, first_seed + count)
+    return [photograph_room(seed, split, difficulty, size) for seed in seeds]
 
 
-class _Plain:
+class _TokenLabeller:
     """Labels from the tokens of one pass, without clusters: CLIP's own and the recovered ones."""
 
     def __init__(self, loaded: LoadedModel, phrases: Sequence[str], resolution: int):
@@ -93,21 +69,20 @@ class _Plain:
         self.resolution = resolution
 
     @torch.inference_mode()
-    def __call__(self, images: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    def __call__(self, image: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Labels by method, uint8 (H, W), and the scores of the phrases for the whole image."""
         framing = preprocessing.whole_frame_framing(
-            images[0].shape[:2], self.resolution, self.tower.backbone.patch_size
+            image.shape[:2], self.resolution, self.tower.backbone.patch_size
         )
-        pixels = preprocessing.network_input(torch.from_numpy(np.stack(images)), framing)
+        pixels = preprocessing.network_input(torch.from_numpy(image)[None], framing)
         features = self.tower((pixels.float() / 255 - self.mean) / self.std)
-        result = {}
-        tokens = {'plain': features.plain, 'recovered': features.dense.tokens}
-        for name, value in tokens.items():
-            logits = (value[:, 1:] @ self.text.mT).mT.unflatten(-1, features.dense.grid)
+        labels = {}
+        for method, tokens in (('plain', features.plain), ('recovered', features.dense.tokens)):
+            logits = (tokens[:, 1:] @ self.text.mT).mT.unflatten(-1, features.dense.grid)
             label = _largest(logits, pixels.shape[-2:])
             label = preprocessing.to_camera_size(label, framing, outside=UNLABELLED)
-            result[name] = list(label.numpy())
-        self.image_scores = features.plain[:, 0] @ self.text.mT
-        return result
+            labels[method] = label[0].numpy()
+        return labels, (features.plain[:, 0] @ self.text.mT)[0].numpy()
 
 
 def _largest(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -117,44 +92,54 @@ def _largest(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 def evaluate(
     folder: Path,
-    scenes: Sequence[Scene],
+    rooms: Sequence[Photograph],
     phrases: Sequence[str],
     resolution: int = 336,
     methods: Sequence[str] = METHODS,
 ) -> dict:
-    """Mean IoU (0..1) of each method and per-class IoU, over one set of scenes and one vocabulary.
+    """Measure a model on pictures of rooms with one vocabulary.
 
-    `unseen_miou` is that over the combinations training never saw alone. Pixels whose class no
-    phrase names do not count; for preset `paper` neither do those outside its square crop. Also
-    image-level results of the unmodified [CLS] token: `auc`, the mean over phrases of the area
-    under the ROC curve; `first_hit`, how often the object phrase and the surface phrase with the
-    largest score is in the picture.
+    Pixels whose class no phrase names do not count; for preset `paper` neither do those outside its
+    square crop.
+
+    Args:
+        folder: Of the model.
+        rooms: The pictures.
+        phrases: The vocabulary.
+        resolution: Shorter side fed to CLIP, pixels.
+        methods: Some of `METHODS`.
+
+    Returns:
+        By method the mean IoU (0..1), `miou`; the same over the combinations that training never
+        saw, `unseen_miou`; `accuracy`; and the IoU of each class. Under `image`, of the unmodified
+        [CLS] token: `auc`, the mean over phrases of the area under the ROC curve; `first_hit`, how
+        often the object phrase and the surface phrase with the largest score is in the picture.
     """
-    truth = [true_labels(scene.label, phrases) for scene in scenes]
+    truth = [true_labels(room.label, phrases) for room in rooms]
     labels: dict[str, list[np.ndarray]] = {method: [] for method in methods}
-    simple = _Plain(load_model_folder(folder), phrases, resolution)
+    label_by_tokens = _TokenLabeller(load_model_folder(folder), phrases, resolution)
     loaded = load_model_folder(folder)
     segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
     vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(phrases), background=()))
     scores = []
-    for scene in tqdm(scenes, unit='scene', leave=False):
-        for name, result in simple([scene.image]).items():
-            if name in labels:
-                labels[name] += result
-        scores.append(simple.image_scores[0].numpy())
+    for room in tqdm(rooms, unit='room', leave=False):
+        by_tokens, image_scores = label_by_tokens(room.image)
+        for method in labels.keys() & by_tokens.keys():
+            labels[method].append(by_tokens[method])
+        scores.append(image_scores)
         for method, options in ENGINE_METHODS.items():
             if method in labels:
                 settings = SegmentationSettings(resolution=resolution, **options)
-                result = segmenter.segment([scene.image], vocabulary, settings)
-                labels[method].append(result[0].label)
-    result = {}
+                (result,) = segmenter.segment([room.image], vocabulary, settings)
+                labels[method].append(result.label)
+    report = {}
     for method, predicted in labels.items():
         counts = np.zeros((len(phrases), len(phrases) + 1), np.int64)
         for p, t in zip(predicted, truth, strict=True):
             outside = (p == UNLABELLED) if method == 'paper' else np.zeros_like(p, bool)
             counts += confusion(p, np.where(outside, UNLABELLED, t), len(phrases))
         iou = class_iou(counts)
-        result[method] = {
+        report[method] = {
             'miou': round(float(np.nanmean(iou)), 4),
             'unseen_miou': _unseen_miou(phrases, iou),
             'accuracy': round(float(np.trace(counts) / counts.sum()), 4),
@@ -162,7 +147,7 @@ def evaluate(
                 n: round(float(v), 3) for n, v in zip(phrases, iou, strict=True) if np.isfinite(v)
             },
         }
-    return result | {'image': _image_level(np.stack(scores), truth, phrases)}
+    return report | {'image': _measure_image_scores(np.stack(scores), truth, phrases)}
 
 
 def _unseen_miou(phrases: Sequence[str], iou: np.ndarray) -> float | None:
@@ -172,7 +157,27 @@ def _unseen_miou(phrases: Sequence[str], iou: np.ndarray) -> float | None:
     return round(float(np.nanmean(values)), 4) if np.isfinite(values).any() else None
 
 
-def _image_level(scores: np.ndarray, truth: list[np.ndarray], phrases: Sequence[str]) -> dict:
+def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a positive scores above a negative; ties count half.
+
+    Args:
+        scores: float (N,).
+        positive: bool (N,).
+
+    Returns:
+        0..1; NaN where there are no positives or no negatives.
+    """
+    wins, losses = int(positive.sum()), int((~positive).sum())
+    if not wins or not losses:
+        return float('nan')
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts - 1) / 2
+    return float((rank[inverse][positive].sum() - wins * (wins + 1) / 2) / (wins * losses))
+
+
+def _measure_image_scores(
+    scores: np.ndarray, truth: list[np.ndarray], phrases: Sequence[str]
+) -> dict:
     share = np.stack([np.bincount(t.ravel(), minlength=256)[: len(phrases)] for t in truth])
     share = share / truth[0].size
     aucs = []
@@ -223,13 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     report = {}
     for difficulty, split in itertools.product(options.difficulties, options.splits):
-        scenes = make_scenes(
-            options.scenes, split, first_seed=options.first_seed, difficulty=difficulty
-        )
+        rooms = photograph_rooms(options.scenes, split, options.first_seed, difficulty)
         for folder, resolution, name in itertools.product(
             options.folders, options.resolutions, options.vocabularies
         ):
-            result = evaluate(folder, scenes, VOCABULARIES[name], resolution, options.methods)
+            result = evaluate(folder, rooms, VOCABULARIES[name], resolution, options.methods)
             title = f'{folder.name} {difficulty} {split} {resolution} {name}'
             report[title] = result
             print(f'{title}: ' + '  '.join(_summary(m, result[m]) for m in options.methods))

@@ -18,9 +18,11 @@ from cliptrase_ros.segmentation.model.weights import CONFIG_NAME, TOYBOX_FOLDER,
 
 @dataclass(frozen=True)
 class Features:
-    """plain: float (B, 1 + N, D), unit length, of the unmodified tower, [CLS] first.
+    """What one pass of the image tower gives.
 
-    dense: what the engine makes of the same pass.
+    Attributes:
+        plain: float32 (B, 1 + N, D), unit length, of the unmodified tower, [CLS] first.
+        dense: What the engine makes of the same pass.
     """
 
     plain: Tensor
@@ -28,10 +30,10 @@ class Features:
 
 
 class ImageTower:
-    """Runs the tower once for both: they differ in the last block only."""
+    """Runs the tower once for plain and for recovered tokens: only their last blocks differ."""
 
     def __init__(self, visual: nn.Module):
-        """visual: open_clip's VisionTransformer."""
+        """Wrap open_clip's VisionTransformer."""
         self.visual = visual
         self.backbone = DenseBackbone(visual)
         self._last_input: Tensor | None = None
@@ -41,7 +43,11 @@ class ImageTower:
         self._last_input = inputs[0]
 
     def __call__(self, pixels: Tensor) -> Features:
-        """pixels: float (B, 3, H, W), normalised; H and W multiples of the patch size."""
+        """Run the tower.
+
+        Args:
+            pixels: float (B, 3, H, W), normalised; H and W are multiples of the patch size.
+        """
         dense = self.backbone(pixels)
         visual = self.visual
         plain = visual.ln_post(visual.transformer.resblocks[-1](self._last_input)) @ visual.proj
@@ -60,12 +66,17 @@ class Tokenizer:
         self.token_ids = torch.cat([self._full(texts).unique(), torch.tensor([0])]).unique()
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """int64 (len(texts), context_length)."""
+        """Tokens of texts, int64 (len(texts), context_length)."""
         return torch.searchsorted(self.token_ids, self._full(texts))
 
 
 def make_model(config: dict, tokens: int) -> nn.Module:
-    """A fresh CLIP by open_clip's `model_cfg`, with a text vocabulary of `tokens` tokens."""
+    """Make a CLIP of random weights.
+
+    Args:
+        config: open_clip's `model_cfg`.
+        tokens: Size of the text vocabulary.
+    """
     text = {**config['text_cfg'], 'vocab_size': tokens}
     return open_clip.CLIP(
         config['embed_dim'], config['vision_cfg'], text, quick_gelu=config['quick_gelu']
@@ -78,9 +89,16 @@ def read_config(folder: Path = TOYBOX_FOLDER) -> dict:
 
 
 def export(model: nn.Module, token_ids: Tensor, config: dict, folder: Path) -> Path:
-    """Write configuration and float16 weights; returns the path of the weights.
+    """Write configuration and float16 weights.
 
-    Rows of the token embedding are those of `token_ids` (int64, CLIP's numbers) alone.
+    Args:
+        model: From `make_model`.
+        token_ids: int64, numbers in CLIP's vocabulary of the rows of the token embedding.
+        config: open_clip's configuration.
+        folder: Where the files go.
+
+    Returns:
+        The path of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
@@ -91,9 +109,9 @@ def export(model: nn.Module, token_ids: Tensor, config: dict, folder: Path) -> P
     state['token_ids'] = token_ids.long()
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + '\n')
     path = folder / WEIGHTS_NAME
-    partial = path.with_suffix('.partial')
-    save_file(state, partial)
-    # safetensors keeps files to their owner; a package's data is for everyone.
-    partial.chmod(0o644)
-    partial.replace(path)
+    temporary = path.with_suffix('.partial')
+    save_file(state, temporary)
+    # safetensors makes files that only their owner can read; a package's data is for everyone.
+    temporary.chmod(0o644)
+    temporary.replace(path)
     return path

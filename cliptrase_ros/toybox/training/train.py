@@ -6,12 +6,12 @@ import argparse
 import copy
 import ctypes
 import math
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,48 +21,51 @@ from tqdm import tqdm
 
 from cliptrase_ros.segmentation.model.text import causal_features
 from cliptrase_ros.toybox.training import towers, views
-from cliptrase_ros.toybox.training.captions import levels, prompts, training_words
+from cliptrase_ros.toybox.training.captions import levels, prompts, training_texts
 from cliptrase_ros.toybox.training.losses import caption_loss
 
 CHECKPOINT = 'checkpoint.pt'
 LOSSES = ('dense', 'cls')
 
 
+def _setting(default: str | int | float, doc: str) -> Any:
+    return field(default=default, metadata={'doc': doc})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on; a checkpoint can only be resumed with the same.
+    """What a run depends on; a checkpoint can only be resumed with the same."""
 
-    loss: 'dense' (captions on [CLS] and on the recovered patch tokens) or 'cls' (the control).
-    layers: blocks of the image tower. tokens: image tokens per step; smaller windows make larger
-    batches. learning_rate, matrix_learning_rate: of AdamW and of Muon, at their peak. view_size:
-    side of the rendered views in pixels. pool: views rendered once and reused; 0 renders new rooms
-    at every step.
-    """
-
-    loss: str = 'dense'
-    layers: int = 8
-    steps: int = 9000
-    tokens: int = 1200
-    learning_rate: float = 1e-3
-    matrix_learning_rate: float = 3e-3
-    weight_decay: float = 0.05
-    warmup: int = 200
-    seed: int = 0
-    view_size: int = 224
-    pool: int = 6000
+    loss: str = _setting('dense', 'dense: on [CLS] and on the patches; cls: the control')
+    layers: int = _setting(8, 'of the image tower')
+    steps: int = _setting(9000, 'most steps')
+    tokens: int = _setting(1200, 'image tokens a step; smaller windows make larger batches')
+    learning_rate: float = _setting(1e-3, 'of AdamW, at its peak')
+    matrix_learning_rate: float = _setting(3e-3, 'of Muon, at its peak')
+    weight_decay: float = _setting(0.05, 'of matrices')
+    warmup: int = _setting(200, 'steps until learning rates are at their peak')
+    seed: int = _setting(0, 'of weights, views and windows')
+    view_size: int = _setting(224, 'side of rendered views, pixels')
+    pool: int = _setting(6000, 'views to render once; 0 = always new ones')
 
 
 class Trainer:
     """Model, optimisers and step count; one `step` is one batch."""
 
-    def __init__(self, settings: Settings, config: dict, source, device: torch.device):
+    def __init__(
+        self,
+        settings: Settings,
+        config: dict,
+        source: views.PoolSource | views.FreshSource,
+        device: torch.device,
+    ):
         torch.manual_seed(settings.seed)
         self.settings, self.source, self.device = settings, source, device
         self.config = copy.deepcopy(config)
         model_config = self.config['model_cfg']
         model_config['vision_cfg']['layers'] = settings.layers
         self.tokenizer = towers.Tokenizer(
-            training_words(), model_config['text_cfg']['context_length']
+            training_texts(), model_config['text_cfg']['context_length']
         )
         self.model = towers.make_model(model_config, len(self.tokenizer.token_ids)).to(device)
         self.tower = towers.ImageTower(self.model.visual)
@@ -75,9 +78,16 @@ class Trainer:
         self.seconds = 0.0
 
     def step(self, progress: float) -> dict[str, float]:
-        """Train on one batch; progress 0..1 sets learning rate and window size."""
+        """Train on one batch.
+
+        Args:
+            progress: 0..1, sets learning rate and window size.
+
+        Returns:
+            The loss and its terms.
+        """
         settings, step = self.settings, self.steps_done
-        height, width = views.window_sizes(step, progress, settings.seed, settings.view_size)
+        height, width = views.window_size(step, progress, settings.seed, settings.view_size)
         patch = self.tower.backbone.patch_size
         count = max(2, settings.tokens // ((height // patch) * (width // patch)))
         batch = self.source.batch(step, count, height, width)
@@ -120,11 +130,11 @@ class Trainer:
         return {name: value.item() for name, value in {'loss': loss, **terms}.items()}
 
     def _autocast(self):
-        # Processors without instructions for bfloat16 are ten times slower with it. (Older PyTorch
-        # does not tell.)
+        # Processors without instructions for bfloat16 are ten times slower with it. Older PyTorch
+        # cannot tell what instructions there are.
         instructions = getattr(torch.cpu, 'get_capabilities', dict)()
-        slow = self.device.type == 'cpu' and not instructions.get('avx512_bf16')
-        return nullcontext() if slow else torch.autocast(self.device.type, torch.bfloat16)
+        is_slow = self.device.type == 'cpu' and not instructions.get('avx512_bf16')
+        return nullcontext() if is_slow else torch.autocast(self.device.type, torch.bfloat16)
 
     def _encode_text(self, generator: torch.Generator) -> list[Tensor]:
         chosen = [prompts(level, generator) for level in levels()]
@@ -142,13 +152,13 @@ class Trainer:
             'steps_done': self.steps_done,
             'seconds': self.seconds,
         }
-        partial = folder / f'{CHECKPOINT}.partial'
-        torch.save(state, partial)
-        partial.replace(folder / CHECKPOINT)
+        temporary = folder / f'{CHECKPOINT}.partial'
+        torch.save(state, temporary)
+        temporary.replace(folder / CHECKPOINT)
         towers.export(self.model, self.tokenizer.token_ids, self.config, folder)
 
     def resume(self, folder: Path) -> bool:
-        """Continue from the folder's checkpoint, if there is one."""
+        """Continue from the folder's checkpoint; returns whether there is one."""
         path = folder / CHECKPOINT
         if not path.exists():
             return False
@@ -193,7 +203,14 @@ def make_optimizers(model: torch.nn.Module, settings: Settings) -> list[torch.op
 
 
 def train(trainer: Trainer, folder: Path, minutes: float, save_every: float = 120.0) -> None:
-    """Train until the steps or the minutes (0: no limit) are used up, saving now and then."""
+    """Train until the steps or the minutes are used up, saving now and then.
+
+    Args:
+        trainer: What is trained.
+        folder: Where it is saved.
+        minutes: 0 for no limit.
+        save_every: Seconds between two checkpoints.
+    """
     settings = trainer.settings
     earlier, begin = trainer.seconds, time.monotonic()
     saved, mean = begin, None
@@ -223,42 +240,31 @@ def train(trainer: Trainer, folder: Path, minutes: float, save_every: float = 12
 
 def keep_memory() -> None:
     """Tell glibc to reuse large blocks: fresh pages cost more than the arithmetic on them."""
-    if sys.platform != 'linux':
-        return
-    try:
+    # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h; other C libraries have no mallopt.
+    trim_threshold, mmap_threshold = -1, -3
+    with suppress(OSError, AttributeError):
         libc = ctypes.CDLL('libc.so.6')
-        trim_threshold, mmap_threshold = -1, -3
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, ctypes.c_int(2**31 - 1))
-    except (OSError, AttributeError):
-        pass
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    default = Settings()
     parser = argparse.ArgumentParser(
         prog='python -m cliptrase_ros.toybox.training.train',
         description='Train the toybox CLIP on rendered rooms, from captions alone.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('output', type=Path, help='folder for checkpoint and model; continued')
-    parser.add_argument('--loss', choices=LOSSES, default=default.loss, help='cls: the control')
-    parser.add_argument('--layers', type=int, default=default.layers, help='of the image tower')
-    parser.add_argument('--steps', type=int, default=default.steps, help='most steps')
+    for setting in fields(Settings):
+        parser.add_argument(
+            f'--{setting.name.replace("_", "-")}',
+            type=type(setting.default),
+            default=setting.default,
+            choices=LOSSES if setting.name == 'loss' else None,
+            help=setting.metadata['doc'],
+        )
     parser.add_argument('--minutes', type=float, default=0.0, help='most minutes; 0 = no limit')
-    parser.add_argument('--tokens', type=int, default=default.tokens, help='image tokens a step')
-    parser.add_argument('--learning-rate', type=float, default=default.learning_rate)
-    parser.add_argument(
-        '--matrix-learning-rate', type=float, default=default.matrix_learning_rate, help='of Muon'
-    )
-    parser.add_argument('--weight-decay', type=float, default=default.weight_decay)
-    parser.add_argument('--warmup', type=int, default=default.warmup, help='steps')
-    parser.add_argument('--seed', type=int, default=default.seed)
-    parser.add_argument('--view-size', type=int, default=default.view_size, help='pixels')
-    parser.add_argument(
-        '--pool', type=int, default=default.pool, help='views to render once; 0 = always new ones'
-    )
     parser.add_argument('--pool-folder', type=Path, default=Path('toybox_views'))
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = all')

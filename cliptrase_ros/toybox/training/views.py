@@ -19,12 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cliptrase_ros.toybox.renderer import render
-from cliptrase_ros.toybox.scenes import (
-    CLASSES,
-    random_poses,
-    sample_rooms,
-    split_seed,
-)
+from cliptrase_ros.toybox.scenes import CLASSES, random_poses, sample_rooms, split_seed
 
 # Focal lengths in pixels. A 4:3 camera of 64 degrees has 239 at 224 lines and 358 at 336.
 FOCAL_RANGE = (130.0, 460.0)
@@ -42,7 +37,12 @@ ROLL = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """pixels: uint8 (B, 3, H, W) RGB. coverage: float32 (B, len(CLASSES)), shares 0..1."""
+    """Pictures to train on.
+
+    Attributes:
+        pixels: uint8 (B, 3, H, W) RGB.
+        coverage: float32 (B, len(CLASSES)), shares of each picture, 0..1.
+    """
 
     pixels: Tensor
     coverage: Tensor
@@ -51,9 +51,17 @@ class Batch:
 def render_views(
     count: int, size: int, seed: int, split: str = 'train', device: str | torch.device = 'cpu'
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 (count, size, size, 3) and labels uint8 (count, size, size).
+    """Render random views, each of another room.
 
-    Seeds that are multiples of `EASY_EVERY` give easy rooms, all others hard ones.
+    Args:
+        count: Number of views.
+        size: Their height and width, pixels.
+        seed: Multiples of `EASY_EVERY` give easy rooms, all others hard ones.
+        split: See `scenes.sample_rooms`.
+        device: Where they are rendered.
+
+    Returns:
+        Images uint8 (count, size, size, 3) and labels uint8 (count, size, size).
     """
     generator = torch.Generator().manual_seed(split_seed(seed, split))
     difficulty = 'hard' if seed % EASY_EVERY else 'easy'
@@ -71,10 +79,22 @@ def _render_shard(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image.numpy(), label.numpy()
 
 
-def load_pool(folder: Path, count: int, size: int, seed: int, workers: int) -> tuple:
-    """A pool of `count` views on disk, rendered at the first call; memory-mapped arrays.
+def load_pool(
+    folder: Path, count: int, size: int, seed: int, workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Open a pool of views on disk, which the first call renders.
 
     On a CPU rendering costs as much as training, so every view is used for several windows.
+
+    Args:
+        folder: Where it is.
+        count: Number of views, rounded up to whole shards.
+        size: Height and width of a view, pixels.
+        seed: Another seed gives another pool.
+        workers: Processes that render.
+
+    Returns:
+        Images and labels as of `render_views`, memory-mapped.
     """
     count = math.ceil(count / SHARD) * SHARD
     stem = folder / f'views-mixed-{count}-{size}-{seed}'
@@ -82,10 +102,10 @@ def load_pool(folder: Path, count: int, size: int, seed: int, workers: int) -> t
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
         shapes = [(count, size, size, 3), (count, size, size)]
-        partial = [path.with_suffix('.partial') for path in paths]
+        temporaries = [path.with_suffix('.partial') for path in paths]
         arrays = [
             np.lib.format.open_memmap(path, 'w+', np.uint8, shape)
-            for path, shape in zip(partial, shapes, strict=True)
+            for path, shape in zip(temporaries, shapes, strict=True)
         ]
         with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
             shards = pool.map(
@@ -96,13 +116,14 @@ def load_pool(folder: Path, count: int, size: int, seed: int, workers: int) -> t
             for index, shard in enumerate(tqdm(shards, 'rendering', count // SHARD, unit='shard')):
                 for array, part in zip(arrays, shard, strict=True):
                     array[index * SHARD : (index + 1) * SHARD] = part
-        for array, path, final in zip(arrays, partial, paths, strict=True):
+        for array, temporary, path in zip(arrays, temporaries, paths, strict=True):
             array.flush()
-            path.replace(final)
-    return tuple(np.load(path, mmap_mode='r') for path in paths)
+            temporary.replace(path)
+    image, label = (np.load(path, mmap_mode='r') for path in paths)
+    return image, label
 
 
-def _windows(
+def _cut_windows(
     image: Tensor, label: Tensor, height: int, width: int, generator: torch.Generator
 ) -> Batch:
     """One random window of each view, half of them mirrored."""
@@ -124,10 +145,17 @@ def _windows(
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Motion blur, exposure, white balance, contrast and noise of a cheap camera; no colours.
+    """Make pictures those of a cheap camera, and take the colours of some of them away.
 
-    pixels: uint8 (B, 3, H, W). Returns the pictures, float32 0..1, and which of them have lost
-    their colours, bool (B,): these teach shapes that hold for every colour.
+    Motion blur, exposure, white balance, saturation and noise differ from picture to picture.
+
+    Args:
+        pixels: uint8 (B, 3, H, W).
+        generator: Its state says how.
+
+    Returns:
+        The pictures, float32 0..1, and bool (B,), which of them have lost their colours: these
+        teach shapes that hold for every colour.
     """
     count = len(pixels)
     device = pixels.device
@@ -141,14 +169,14 @@ def augment(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     )
     strength = (torch.rand(count, 1, 1, 1, generator=generator) * 0.03).to(device)
     image = _blur(pixels.float() / 255, generator)
-    matrix, colorless = _recolouring(count, generator)
+    matrix, colorless = _random_saturation(count, generator)
     image = torch.einsum('bij,bjhw->bihw', matrix.to(device), image)
     image = (image * gain * balance + lift + noise * strength).clamp(0, 1)
     return image, colorless.to(device)
 
 
-def _recolouring(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A colour matrix (count, 3, 3) for each picture, and which of them take all colours away."""
+def _random_saturation(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Colour matrices (count, 3, 3), and which of them take all colours away."""
     low, high = SATURATION_RANGE
     saturation = torch.rand(count, generator=generator) * (high - low) + low
     colorless = torch.rand(count, generator=generator) < GRAY_SHARE
@@ -177,7 +205,7 @@ def _blur(image: Tensor, generator: torch.Generator) -> Tensor:
 class PoolSource:
     """Windows of pooled views; step k's batch is a function of the seed and k alone."""
 
-    def __init__(self, pool: tuple, seed: int):
+    def __init__(self, pool: tuple[np.ndarray, np.ndarray], seed: int):
         self.image, self.label = pool
         self.seed = seed
 
@@ -187,7 +215,7 @@ class PoolSource:
         chosen = torch.randperm(len(self.image), generator=generator)[:count].sort().values
         image = torch.from_numpy(self.image[chosen.numpy()])
         label = torch.from_numpy(self.label[chosen.numpy()])
-        return _windows(image, label, height, width, generator)
+        return _cut_windows(image, label, height, width, generator)
 
 
 class FreshSource:
@@ -201,24 +229,33 @@ class FreshSource:
         image, label = render_views(
             count, self.size, self.seed * 10_000_000 + step, 'train', self.device
         )
-        generator = _step_generator(self.seed, step)
-        return _windows(image, label, height, width, generator)
+        return _cut_windows(image, label, height, width, _step_generator(self.seed, step))
 
 
 def _step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def window_sizes(
-    step: int, progress: float, seed: int, full: int, patch: int = 16
+def window_size(
+    step: int, progress: float, seed: int, view_size: int, patch: int = 16
 ) -> tuple[int, int]:
-    """Height and width of a step's windows, in pixels; small ones first, then up to whole views.
+    """Draw height and width of a step's windows: small ones first, then up to whole views.
 
     Small windows cost little and show few things, which makes a caption say more about each
     patch; large ones show whole things and make the model used to the attention of many patches.
+
+    Args:
+        step: Number of the step.
+        progress: Of the training, 0..1.
+        seed: Of the training.
+        view_size: Side of the views, pixels.
+        patch: Side of a patch, pixels.
+
+    Returns:
+        Height and width, pixels, multiples of the patch.
     """
     generator = _step_generator(seed + 7, step)
-    whole = full // patch
+    whole = view_size // patch
     if progress < 0.4:
         low, high = 4, 6
     elif progress < 0.75:

@@ -1,4 +1,4 @@
-"""Metrics, captions and losses of the toybox."""
+"""Captions and losses of the toybox, and the area under the ROC curve."""
 
 import math
 
@@ -7,42 +7,16 @@ import pytest
 import torch
 
 from cliptrase_ros.toybox import materials, scenes
-from cliptrase_ros.toybox.training import captions, losses, metrics
-
-
-def test_mean_iou_by_hand():
-    true = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], np.uint8)
-    predicted = np.array([[0, 0, 0, 1], [0, 1, 1, 2]], np.uint8)
-    # Class 0: 3 of 5; class 1: 2 of 4; class 2 is not in the truth.
-    assert metrics.mean_iou(predicted, true, 3) == pytest.approx((3 / 5 + 2 / 4) / 2)
-
-
-def test_unlabelled_predictions_are_wrong():
-    true = np.zeros((2, 2), np.uint8)
-    predicted = np.array([[0, 0], [255, 255]], np.uint8)
-    assert metrics.mean_iou(predicted, true, 1) == pytest.approx(0.5)
-
-
-def test_mean_iou_counts_over_all_images():
-    true = [np.array([0, 0, 1], np.uint8), np.array([1, 1, 1, 1], np.uint8)]
-    predicted = [np.array([0, 1, 1], np.uint8), np.array([1, 1, 1, 0], np.uint8)]
-    assert metrics.mean_iou(predicted, true, 2) == pytest.approx((1 / 3 + 4 / 6) / 2)
-
-
-def test_mean_iou_bounds_and_errors():
-    true = np.array([0, 1, 255], np.uint8)
-    assert metrics.mean_iou(true, true, 2) == 1.0
-    assert math.isnan(metrics.mean_iou(true, np.full(3, 255, np.uint8), 2))
-    with pytest.raises(ValueError, match='predicted is'):
-        metrics.mean_iou(true, true[:2], 2)
+from cliptrase_ros.toybox.training import captions, losses
+from cliptrase_ros.toybox.training.evaluate import roc_auc
 
 
 def test_roc_auc():
     positive = np.array([True, True, False, False])
-    assert metrics.roc_auc(np.array([0.9, 0.8, 0.2, 0.1]), positive) == 1.0
-    assert metrics.roc_auc(np.array([0.1, 0.2, 0.8, 0.9]), positive) == 0.0
-    assert metrics.roc_auc(np.ones(4), positive) == 0.5
-    assert math.isnan(metrics.roc_auc(np.ones(4), np.ones(4, bool)))
+    assert roc_auc(np.array([0.9, 0.8, 0.2, 0.1]), positive) == 1.0
+    assert roc_auc(np.array([0.1, 0.2, 0.8, 0.9]), positive) == 0.0
+    assert roc_auc(np.ones(4), positive) == 0.5
+    assert math.isnan(roc_auc(np.ones(4), np.ones(4, bool)))
 
 
 def test_unseen_combinations_are_never_said():
