@@ -17,8 +17,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from cliptrase_ros.ros.domain import own_domain
-from cliptrase_ros.ros.executable import initialized
+from cliptrase_ros.ros.executable import initialized, own_domain
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_NAME = '/cliptrase'

@@ -9,7 +9,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from diagnostic_msgs.msg import DiagnosticArray
 
-from cliptrase_ros.ros.camera import LabelInfo
+from cliptrase_ros.ros.outputs import LabelInfo
 from cliptrase_ros.ros.parameters import PARAMETERS
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'node.md'

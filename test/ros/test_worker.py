@@ -11,11 +11,12 @@ import torch
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from rclpy.clock import Clock, ClockType
 from rclpy.logging import get_logger
 from std_msgs.msg import Header
 
-from cliptrase_ros.ros.node_time import NodeTime
-from cliptrase_ros.ros.worker import VocabularyState, Worker
+from cliptrase_ros.ros.diagnostics import VocabularyState
+from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.run.graphs import Direct, FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmenter
@@ -36,25 +37,16 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
-def now():
-    return NodeTime(time.monotonic_ns(), is_known=True, is_simulated=False)
-
-
 @pytest.fixture
 def start_worker():
     workers = []
 
-    def start(
-        segmenter,
-        on_change=lambda *_: None,
-        clock=now,
-        **arguments,
-    ):
+    def start(segmenter, announce=lambda *_: None, **arguments):
         worker = Worker(
             FaultTolerantEngine(segmenter),
             settings=SETTINGS,
-            clock=clock,
-            on_change=on_change,
+            clock=Clock(clock_type=ClockType.ROS_TIME),
+            announce=announce,
             is_shutting_down=lambda: False,
             logger=get_logger('test_worker'),
             **arguments,
@@ -74,7 +66,7 @@ class IdleCamera:
     def take(self, now_ns):
         return None
 
-    def publish_waiting(self):
+    def publish_pending_points(self):
         return False
 
     def wait_ns(self, now_ns):
@@ -100,7 +92,7 @@ def test_phrases_are_encoded_one_at_a_time_and_the_end_does_not_wait_for_all(
     assert enough.wait(PATIENCE)
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
-    wait_for(lambda: worker._stopping)
+    wait_for(lambda: worker._is_stopping)
     may_go_on.set()
     stopping.join(PATIENCE)
     assert not stopping.is_alive()
@@ -114,7 +106,8 @@ def test_features_do_not_depend_on_the_parts(start_worker, make_segmenter):
     wait_for(lambda: worker.vocabulary_state.in_force)
     assert worker.latest_vocabulary is vocabulary
     expected = make_segmenter().encode_vocabulary(vocabulary).table.features
-    assert (worker._in_force.vocabulary.table.features - expected).abs().max() < 1e-5
+    features = worker._reconfiguration.in_force.vocabulary.table.features
+    assert (features - expected).abs().max() < 1e-5
 
 
 def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worker, segmenter):
@@ -148,7 +141,7 @@ def test_settings_are_announced_with_the_words_they_come_into_force_with(start_w
         (
             lambda: worker.request(first),
             lambda: worker.request(settings=half),
-            worker.announce_again,
+            worker.repeat_announcement,
             lambda: worker.request(second, SETTINGS),
         ),
         1,
@@ -177,7 +170,7 @@ def test_words_that_nobody_wants_any_more_do_not_fail(start_worker, make_segment
     assert begun.wait(PATIENCE)
     worker.request(first)
     # In the turn after the failure.
-    worker.announce_again()
+    worker.repeat_announcement()
     may_go_on.set()
     wait_for(lambda: len(announced) == 2)
     assert worker.vocabulary_state == VocabularyState(1, None, '')
@@ -238,7 +231,7 @@ def test_nothing_is_published_after_a_pause(start_worker, segmenter):
     begun, may_go_on, published = threading.Event(), threading.Event(), []
 
     class Publishing(IdleCamera):
-        def publish_waiting(self):
+        def publish_pending_points(self):
             begun.set()
             assert may_go_on.wait(PATIENCE)
             published.append(None)
@@ -272,8 +265,8 @@ class BusyCamera(IdleCamera):
         return SimpleNamespace(
             camera=self,
             time_ns=now_ns,
-            image=SimpleNamespace(header=Header()),
-            picture=lambda: np.zeros((48, 64, 3), np.uint8),
+            header=Header(),
+            decode=lambda: np.zeros((48, 64, 3), np.uint8),
         )
 
     def trace(self, header, text):
@@ -282,7 +275,7 @@ class BusyCamera(IdleCamera):
     def fail(self, error):
         self.events.append(f'failed: {error}')
 
-    def publish(self, frame, picture, result):
+    def publish(self, image, pixels, result):
         preset = self.engine.segmenter.settings.preset
         self.events.append(('label', result.vocabulary.version, preset))
 
