@@ -44,11 +44,7 @@ class Camera(Node):
 
     Their frame_id counts, so that every image is known again.
 
-    Args:
-        name: Of the camera.
-        messages: The images; header and step are set here.
-        rate: Images a second.
-        loop_s: Stamps start anew after so many seconds; 0 for those of the system's clock.
+    Stamps start anew after `loop_s` seconds; with 0 they are those of the system's clock.
     """
 
     def __init__(self, name: str, messages: list[Image], rate: float, loop_s: float = 0.0):
@@ -97,14 +93,7 @@ def _noise(width: int, height: int) -> Image:
 
 
 class Fuzzer:
-    """Sends fuzzed messages to the fuzzed cameras, and counts them.
-
-    Args:
-        node: Publishes them.
-        count: How many messages.
-        duration_s: Over how many seconds.
-        seed: Of what is random.
-    """
+    """Sends so many messages to the fuzzed cameras over some time, and counts."""
 
     def __init__(self, node: Node, count: int, duration_s: float, seed: int):
         self._count, self._duration_s = count, duration_s

@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import Popen
 
 import numpy as np
+from bench_node import make_segmenter
 from cliptrase_ros.msg import ClassMasks
 from processes import (
     ROOT,
@@ -30,6 +31,10 @@ from processes import (
     stop_cameras,
 )
 from sensor_msgs.msg import Image
+
+from cliptrase_ros.segmentation.segmenter import Segmenter, limit_threads, threads_beside_others
+from cliptrase_ros.segmentation.settings import SegmentationSettings
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 RESULTS = ROOT / 'benchmark' / 'results'
 PAGE = ROOT / 'docs' / 'reliability.md'
@@ -125,12 +130,6 @@ def overhead(folder: Path, seconds: float) -> dict:
 
 def engine_cost() -> dict:
     """Time of the engine for a frame of 640 x 480 at 336: of all processors, and by the clock."""
-    from bench_node import make_segmenter
-
-    from cliptrase_ros.segmentation.segmenter import Segmenter, limit_threads, threads_beside_others
-    from cliptrase_ros.segmentation.settings import SegmentationSettings
-    from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-
     # As the node does: threads that wait for each other would count as work.
     limit_threads(threads_beside_others())
     segmenter = make_segmenter(Segmenter)

@@ -49,15 +49,7 @@ def process(command: list[str], log: Path, **arguments) -> Iterator[subprocess.P
 def segment_node(
     log: Path, parameters: dict, cache: Path, script: Path | None = None, **variables: str
 ) -> Iterator[subprocess.Popen]:
-    """Run the node.
-
-    Args:
-        log: File for its output.
-        parameters: By name.
-        cache: Folder for text features.
-        script: Runs a node of its own instead of the usual one.
-        variables: Of the environment.
-    """
+    """Run the node with these parameters, or a script that makes one; text features in `cache`."""
     with tempfile.NamedTemporaryFile('w', suffix='.yaml') as file:
         # JSON is YAML.
         json.dump({'/**': {'ros__parameters': parameters}}, file)

@@ -63,13 +63,10 @@ class CameraImage:
         return header_stamp_ns(self.header) or self.received_ns
 
     def decode(self) -> np.ndarray:
-        """Decode the message.
-
-        Returns:
-            uint8 (H, W, 3) RGB, perhaps the message's own bytes.
+        """Return uint8 (H, W, 3) RGB, perhaps the message's own bytes.
 
         Raises:
-            ImageError: It cannot be decoded.
+            ImageError: The message cannot be decoded.
         """
         if isinstance(self.message, CompressedImage):
             return conversions.decompress_to_rgb(self.message, self.camera.max_pixels)
@@ -80,14 +77,8 @@ class CameraImage:
 class CameraTopics:
     """The topics that one camera is read from.
 
-    Args:
-        node: The segmentation node; QoS overrides are declared on it.
-        name: Name of the camera.
-        transport: `raw` or `compressed`.
-        with_depth: Whether depth and camera_info are read as well.
-
     Raises:
-        ParameterError: A QoS override cannot be used.
+        ParameterError: A QoS override, which is declared here, cannot be used.
     """
 
     def __init__(self, node: Node, name: str, transport: str, with_depth: bool):
@@ -125,12 +116,11 @@ class Camera:
     belong to the inference thread.
 
     Args:
-        node: The segmentation node.
-        topics: Where the camera is read from; there are points if they have depth.
+        topics: Where the camera is read from; points are published if they have depth.
         always_on: Subscribe and publish even while nobody listens.
         on_image: Called in the executor's thread when there is something to do.
         mask_topics: Names of the classes that have a mask image each.
-        max_pixels: Larger images are refused.
+        max_pixels: Of the largest image that is not refused.
 
     Attributes:
         last_taken_ns: When an image was taken last, nanoseconds of a clock that only runs forwards.
@@ -256,13 +246,7 @@ class Camera:
         return replace(image, depth=self._points.match(image.header))
 
     def publish(self, image: CameraImage, pixels: np.ndarray, result: Segmentation) -> None:
-        """Publish what somebody listens to.
-
-        Args:
-            image: One that was taken.
-            pixels: uint8 (H, W, 3) RGB, as it was decoded.
-            result: Its labels.
-        """
+        """Publish what somebody listens to of an image; pixels: uint8 (H, W, 3) RGB."""
         topics = self.outputs.publish(image.header, pixels, result)
         points = '' if image.depth is None else ', points as soon as their depth is there'
         self.trace(image.header, f'published as {", ".join(topics) or "nothing"}{points}')

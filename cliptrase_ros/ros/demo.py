@@ -162,18 +162,10 @@ def _wait(
     seconds: float,
     for_version: int | None = None,
 ) -> None:
-    """Receive messages for some time, with a progress bar.
-
-    Args:
-        observer: Receives them.
-        processes: Those that must not end meanwhile, by name.
-        description: What the bar says.
-        seconds: How long.
-        for_version: Only until every camera has labels by the vocabulary of this version, which
-            has to be in that time.
+    """Receive messages for some time, or until every camera has labels by a vocabulary version.
 
     Raises:
-        DemoError: A process ended, or the labels did not come.
+        DemoError: A process ended, or the labels did not come in time.
     """
     begin = time.monotonic()
     # A log that is read later needs no moving bar.

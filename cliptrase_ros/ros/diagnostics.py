@@ -4,11 +4,14 @@ import os
 import socket
 import threading
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+
+if TYPE_CHECKING:
+    from cliptrase_ros.ros.camera import Camera
 
 #: A camera that is listened to and sends nothing for so long is worth a warning, seconds.
 SILENCE_S = 3.0
@@ -83,15 +86,7 @@ class CameraStatistics:
     def report(
         self, elapsed_s: float, is_subscribed: bool
     ) -> tuple[dict[str, object], dict[str, int]]:
-        """Begin a new period of reporting.
-
-        Args:
-            elapsed_s: Since the report before.
-            is_subscribed: Whether the camera is subscribed to.
-
-        Returns:
-            Values for people by name, and how much each count has grown since the last report.
-        """
+        """Return values for people, and how much each count has grown since the last report."""
         with self._lock:
             counts = {name: getattr(self, name) for name in _COUNTS}
             new = {name: count - self._reported[name] for name, count in counts.items()}
@@ -114,32 +109,8 @@ class CameraStatistics:
         return values, new
 
 
-class ReportedCamera(Protocol):
-    """What is reported of a camera."""
-
-    name: str
-    topic: str
-    transport: str
-    is_active: bool
-    is_subscribed: bool
-    statistics: CameraStatistics
-    unknown_masks: tuple[str, ...]
-
-    def explain_silence(self) -> str:
-        """Say why no image may arrive."""
-
-    def explain_missing_points(self) -> str:
-        """Say who publishes what points are made of."""
-
-
-def camera_status(node_name: str, camera: ReportedCamera, elapsed_s: float) -> DiagnosticStatus:
-    """Report one camera.
-
-    Args:
-        node_name: Full name of the node, without the leading slash.
-        camera: The camera.
-        elapsed_s: Seconds since the report before.
-    """
+def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> DiagnosticStatus:
+    """Report one camera, `elapsed_s` seconds after the report before."""
     statistics, is_subscribed = camera.statistics, camera.is_subscribed
     values, new = statistics.report(elapsed_s, is_subscribed)
     level, message = DiagnosticStatus.WARN, ''

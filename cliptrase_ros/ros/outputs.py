@@ -11,11 +11,7 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.msg import ClassMasks
-from cliptrase_ros.ros.conversions import (
-    compressed_label_message,
-    image_message,
-    masks_message,
-)
+from cliptrase_ros.ros.conversions import compressed_label_message, image_message, masks_message
 from cliptrase_ros.ros.parameters import mask_topic_name
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmentation
@@ -35,47 +31,27 @@ LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: Makes a message of an image's header, its pixels (uint8 (H, W, 3) RGB) and its labels.
 MessageMaker = Callable[[Header, np.ndarray, Segmentation], object]
 
-#: By topic below ~/NAME: its type, and how a message is made.
+#: By topic below ~/NAME: the type of its messages, and how one is made.
 OUTPUTS: dict[str, tuple[type, MessageMaker]] = {
-    'label': (
-        Image,
-        lambda header, _image, result: image_message(result.label, 'mono8', header),
-    ),
-    'label/compressed': (
-        CompressedImage,
-        lambda header, _image, result: compressed_label_message(result.label, header),
-    ),
-    'confidence': (
-        Image,
-        lambda header, _image, result: image_message(result.confidence, 'mono8', header),
-    ),
-    'masks': (
-        ClassMasks,
-        lambda header, _image, result: masks_message(
-            result.label, result.confidence, result.vocabulary, header
-        ),
-    ),
+    'label': (Image, lambda h, _, s: image_message(s.label, 'mono8', h)),
+    'label/compressed': (CompressedImage, lambda h, _, s: compressed_label_message(s.label, h)),
+    'confidence': (Image, lambda h, _, s: image_message(s.confidence, 'mono8', h)),
+    'masks': (ClassMasks, lambda h, _, s: masks_message(s.label, s.confidence, s.vocabulary, h)),
     'overlay': (
         Image,
-        lambda header, image, result: image_message(
-            draw_overlay(image, result.label, result.vocabulary), 'rgb8', header
-        ),
+        lambda h, rgb, s: image_message(draw_overlay(rgb, s.label, s.vocabulary), 'rgb8', h),
     ),
 }
 
 
 def _mask_output(class_name: str) -> tuple[type, MessageMaker]:
-    return Image, lambda header, _image, result: image_message(
-        class_mask(result, class_name), 'mono8', header
-    )
+    return Image, lambda h, _, s: image_message(class_mask(s, class_name), 'mono8', h)
 
 
 class CameraOutputs:
     """The publishers of one camera, on topics below ~/NAME.
 
     Args:
-        node: The segmentation node.
-        camera: Name of the camera.
         mask_topics: Names of the classes that have a mask image each.
         with_points: Whether there is a publisher of points, for `PointsOutput`.
         always_on: Publish everything, even while nobody listens.
@@ -139,13 +115,7 @@ class CameraOutputs:
         return self._always_on or self._outputs[topic][0].get_subscription_count() > 0
 
     def publish(self, header: Header, image: np.ndarray, result: Segmentation) -> list[str]:
-        """Publish what is wanted of an image's labels; returns the topics below ~/NAME.
-
-        Args:
-            header: Of the image; it is used unchanged.
-            image: uint8 (H, W, 3) RGB.
-            result: Its labels.
-        """
+        """Publish what is wanted of an image, uint8 (H, W, 3) RGB; returns the topics."""
         wanted = [topic for topic in self._outputs if self.is_wanted(topic)]
         for topic in wanted:
             publisher, make = self._outputs[topic]

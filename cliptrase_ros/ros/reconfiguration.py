@@ -39,13 +39,12 @@ class Reconfiguration:
     `take_step` and `in_force` belong to the inference thread, the rest to any.
 
     Args:
-        engine: What labels are made by.
         settings: The first ones, until `request` gives others.
         announce: Tells others of the words and settings that come into force; called in the
             inference thread, and again if it raises.
+        wake: Wakes the inference thread for its next step.
         is_stopping: Whether a step should end early.
         is_shutting_down: Whether errors only mean that the middleware is going away.
-        logger: Of the node.
         warm_up_sizes: (height, width) of images, pixels, to be made ready for before the first
             image and before changes.
         warm_up_batch: How many of them there may be in one call.
@@ -60,6 +59,7 @@ class Reconfiguration:
         *,
         settings: SegmentationSettings,
         announce: Callable[[Vocabulary, SegmentationSettings], None],
+        wake: Callable[[], None],
         is_stopping: Callable[[], bool],
         is_shutting_down: Callable[[], bool],
         logger: RcutilsLogger,
@@ -69,6 +69,7 @@ class Reconfiguration:
         self.in_force: Configuration | None = None
         self._engine = engine
         self._announce_to_others = announce
+        self._wake = wake
         self._is_stopping = is_stopping
         self._is_shutting_down = is_shutting_down
         self._logger = logger
@@ -106,10 +107,12 @@ class Reconfiguration:
                 self._requested_vocabulary = vocabulary
                 if vocabulary is self._vocabulary_in_force:
                     self._failure = ''
+        self._wake()
 
     def repeat_announcement(self) -> None:
         """Announce what is in force once more, in the next step."""
         self._must_announce_again = True
+        self._wake()
 
     @property
     def latest_vocabulary(self) -> Vocabulary | None:

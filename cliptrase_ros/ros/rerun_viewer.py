@@ -33,7 +33,7 @@ SHOWN = ('image', 'label', 'masks', 'overlay', 'confidence', 'points')
 DEFAULT_SHOWN = ('image', 'label', 'masks', 'confidence', 'points')
 
 _Type = Parameter.Type
-#: Most images of a camera that wait for their labels.
+#: Most images of a camera that wait for their labels, and labels for their images.
 _MAX_PENDING = 30
 
 PARAMETERS: tuple[ParameterSpec, ...] = (
@@ -189,19 +189,19 @@ class RerunViewer(Node):
 
 
 class _PendingImages:
-    """Images that wait for their labels, and labels that came first: both come in any order."""
+    """Images that wait for their labels, and stamps of labels that came first."""
 
     def __init__(self):
+        # By stamp; None for a label that came first.
         self._images: OrderedDict[int, object] = OrderedDict()
-        self._labels: OrderedDict[int, None] = OrderedDict()
 
     def add(self, image) -> bool:
         """Return whether the labels of an image have come; otherwise it is kept for a while."""
         stamp = header_stamp_ns(image.header)
-        if stamp in self._labels:
-            del self._labels[stamp]
+        if self._images.get(stamp, image) is None:
+            del self._images[stamp]
             return True
-        _keep(self._images, stamp, image)
+        self._keep(stamp, image)
         return False
 
     def pop(self, label: Image):
@@ -209,14 +209,13 @@ class _PendingImages:
         stamp = header_stamp_ns(label.header)
         image = self._images.pop(stamp, None)
         if image is None:
-            _keep(self._labels, stamp, None)
+            self._keep(stamp, None)
         return image
 
-
-def _keep(items: OrderedDict, key: int, value) -> None:
-    items[key] = value
-    if len(items) > _MAX_PENDING:
-        items.popitem(last=False)
+    def _keep(self, stamp: int, image) -> None:
+        self._images[stamp] = image
+        if len(self._images) > _MAX_PENDING:
+            self._images.popitem(last=False)
 
 
 def main(args: list[str] | None = None) -> int:

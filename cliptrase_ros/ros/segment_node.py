@@ -54,7 +54,6 @@ class SegmentNode(ManagedNode):
     Args:
         segmenter: An engine to use instead of the one that the parameters describe.
         report_period_s: How often diagnostics are published, seconds.
-        node_arguments: See `rclpy.node.Node`.
 
     Raises:
         ParameterError: A parameter has a value that cannot be used.
@@ -140,19 +139,12 @@ class SegmentNode(ManagedNode):
         return SUCCESS
 
     def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the model and its memory; parameters, class ids and versions stay."""
+        """Free the model and its memory, from any state; class ids and versions stay."""
         self._release()
         return SUCCESS
 
-    def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything, from whichever state."""
-        self._release()
-        return SUCCESS
-
-    def on_error(self, _state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything, so that the node can be configured again."""
-        self._release()
-        return SUCCESS
+    # After an error the node can be configured again.
+    on_shutdown = on_error = on_cleanup
 
     def _configure(self) -> None:
         segmenter = self._injected_segmenter or self._load()
@@ -204,7 +196,9 @@ class SegmentNode(ManagedNode):
         worker.stop()
         with self._lock:
             # Ids and versions go on where they were.
-            self._latest_vocabulary = worker.latest_vocabulary or self._latest_vocabulary
+            self._latest_vocabulary = (
+                worker.reconfiguration.latest_vocabulary or self._latest_vocabulary
+            )
             cameras, self._cameras = self._cameras, ()
             self._worker = self._engine = None
         for camera in cameras:
@@ -292,7 +286,7 @@ class SegmentNode(ManagedNode):
         """
         latest = self._latest_vocabulary
         if self._worker is not None:
-            latest = self._worker.latest_vocabulary or latest
+            latest = self._worker.reconfiguration.latest_vocabulary or latest
         vocabulary = values.make_vocabulary(latest)
         if (vocabulary.classes, vocabulary.background) == (latest.classes, latest.background):
             vocabulary = latest
@@ -308,14 +302,14 @@ class SegmentNode(ManagedNode):
         if vocabulary is not None:
             self._requested_version = max(self._requested_version, vocabulary.version)
         if self._worker is not None:
-            self._worker.request(vocabulary, self._values.settings)
+            self._worker.reconfiguration.request(vocabulary, self._values.settings)
         elif vocabulary is not None:
             self._latest_vocabulary = vocabulary
 
     def _repeat_label_info(self) -> None:
         worker = self._worker
         if worker is not None:
-            worker.repeat_announcement()
+            worker.reconfiguration.repeat_announcement()
 
     def _publish_diagnostics(self) -> None:
         now = time.monotonic()
@@ -333,17 +327,18 @@ class SegmentNode(ManagedNode):
     def _diagnostics(self, elapsed_s: float) -> DiagnosticArray:
         name = self.get_fully_qualified_name().lstrip('/')
         state, worker, engine = self.state, self._worker, self._engine
+        vocabulary = None if worker is None else worker.reconfiguration.vocabulary_state
         array = DiagnosticArray(header=self._header())
-        array.status = [
+        array.status.append(
             diagnostics.engine_status(
                 name,
                 state,
                 engine,
-                diagnostics.VocabularyState() if worker is None else worker.vocabulary_state,
+                vocabulary or diagnostics.VocabularyState(),
                 failure=self.failure_message,
                 namesakes=self._namesakes,
             )
-        ]
+        )
         for camera in self._cameras:
             status = diagnostics.camera_status(name, camera, elapsed_s)
             array.status.append(status)

@@ -52,10 +52,8 @@ class SensorTopic:
     that is `best_available` is what all publishers offer, and follows them as they come and go.
 
     Args:
-        node: Whose parameters and subscription these are.
-        message_type: Type of the messages.
         topic: Name before remapping.
-        qos: The QoS without overrides.
+        qos: Without overrides.
 
     Attributes:
         name: What the topic resolves to.

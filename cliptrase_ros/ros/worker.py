@@ -10,7 +10,6 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from cliptrase_ros.messages.images import header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, CameraImage, node_time_ns
 from cliptrase_ros.ros.conversions import ImageError
-from cliptrase_ros.ros.diagnostics import VocabularyState
 from cliptrase_ros.ros.reconfiguration import Configuration, Reconfiguration
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -22,17 +21,10 @@ from cliptrase_ros.streams.unused_memory import UnusedMemory
 class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
-    Args:
-        engine: Labels images.
-        settings: The first ones, until `request` gives others.
-        clock: Of the node.
-        announce: Called in the inference thread with the words and settings that come into force,
-            before the first label made with them, and again if it raises.
-        is_shutting_down: Whether errors only mean that the middleware is going away.
-        logger: Of the node.
-        warm_up_sizes: (height, width) of images, pixels, to be ready for before the first image
-            and before changes.
-        warm_up_batch: How many of them there may be at a time.
+    For the arguments see `Reconfiguration`; the clock is the node's.
+
+    Attributes:
+        reconfiguration: Takes requests for other words and settings.
     """
 
     def __init__(
@@ -51,10 +43,11 @@ class Worker:
         self._clock = clock
         self._is_shutting_down = is_shutting_down
         self._logger = logger
-        self._reconfiguration = Reconfiguration(
+        self.reconfiguration = Reconfiguration(
             engine,
             settings=settings,
             announce=announce,
+            wake=self.wake,
             is_stopping=lambda: self._is_stopping,
             is_shutting_down=is_shutting_down,
             logger=logger,
@@ -101,37 +94,13 @@ class Worker:
         """Look for something to do: an image has come or a setting has changed."""
         self._wake.set()
 
-    def request(
-        self,
-        vocabulary: Vocabulary | None = None,
-        settings: SegmentationSettings | None = None,
-    ) -> None:
-        """See `Reconfiguration.request`."""
-        self._reconfiguration.request(vocabulary, settings)
-        self._wake.set()
-
-    def repeat_announcement(self) -> None:
-        """Call `announce` once more with what is in force."""
-        self._reconfiguration.repeat_announcement()
-        self._wake.set()
-
-    @property
-    def latest_vocabulary(self) -> Vocabulary | None:
-        """See `Reconfiguration.latest_vocabulary`."""
-        return self._reconfiguration.latest_vocabulary
-
-    @property
-    def vocabulary_state(self) -> VocabularyState:
-        """Where vocabularies stand."""
-        return self._reconfiguration.vocabulary_state
-
     def _run(self) -> None:
         while not self._is_stopping:
             self._wake.clear()
             try:
                 # In turn: a large vocabulary, or getting ready for a change, does not stop
                 # labelling as before, and images that never cease do not keep a change waiting.
-                has_worked = self._reconfiguration.take_step()
+                has_worked = self.reconfiguration.take_step()
                 has_worked = self._label_pending_images() or has_worked
                 has_worked = self._publish_pending_points() or has_worked
                 if not has_worked and not self._is_stopping:
@@ -148,7 +117,7 @@ class Worker:
 
     def _idle_s(self) -> float | None:
         """Return how long to wait for the next image that the rate allows, None for a wake-up."""
-        if self._reconfiguration.in_force is None:
+        if self.reconfiguration.in_force is None:
             return None
         now_ns = node_time_ns(self._clock)
         waits = [camera.wait_ns(now_ns) for camera in self._cameras]
@@ -159,7 +128,7 @@ class Worker:
         return min(min(waits) * 1e-9, 0.01 if self._clock.ros_time_is_active else 1.0)
 
     def _label_pending_images(self) -> bool:
-        if not self._reconfiguration.is_ready:
+        if not self.reconfiguration.is_ready:
             return False
         now_ns = node_time_ns(self._clock)
         batch = self._engine.largest_batch
@@ -172,7 +141,7 @@ class Worker:
                     camera.last_taken_ns = time.monotonic_ns()
                     images.append(image)
             if images:
-                self._label(images, self._reconfiguration.in_force)
+                self._label(images, self.reconfiguration.in_force)
         return bool(images)
 
     def _publish_pending_points(self) -> bool:
