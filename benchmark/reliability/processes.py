@@ -84,8 +84,8 @@ class Observer(Node):
 
     def __init__(self):
         super().__init__('observer', start_parameter_services=False)
-        self._spinner = SingleThreadedExecutor()
-        self._spinner.add_node(self)
+        self.spinner = SingleThreadedExecutor()
+        self.spinner.add_node(self)
         #: Latest values by the name of the status: `engine`, `camera NAME`.
         self.reports: dict[str, dict[str, str]] = {}
         self.create_subscription(DiagnosticArray, '/diagnostics', self._keep, 10)
@@ -105,14 +105,14 @@ class Observer(Node):
         while not (value := condition()):
             if time.monotonic() > deadline:
                 raise Failure(f'waited {timeout_s:.0f} s for {what}')
-            self._spinner.spin_once(timeout_sec=0.02)
+            self.spinner.spin_once(timeout_sec=0.02)
         return value
 
     def spin(self, seconds: float) -> None:
         """Receive for some time."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            self._spinner.spin_once(timeout_sec=min(left, 0.02))
+            self.spinner.spin_once(timeout_sec=min(left, 0.02))
 
     def wait_until_active(self, node: subprocess.Popen) -> None:
         """Wait for the node to label by a vocabulary."""
@@ -180,5 +180,5 @@ def observer() -> Iterator[Observer]:
         try:
             yield node
         finally:
-            node._spinner.shutdown()
+            node.spinner.shutdown()
             node.destroy_node()

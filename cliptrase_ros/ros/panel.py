@@ -21,8 +21,6 @@ class Status:
 
     Attributes:
         level: 0 ok, 1 warning, 2 error, 3 stale.
-        message: What it says.
-        values: By key.
     """
 
     level: int
@@ -32,13 +30,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Report:
-    """What a node reported last.
-
-    Attributes:
-        engine: Of its engine.
-        cameras: By name.
-        at_s: When, seconds of a clock that runs forwards.
-    """
+    """What a node reported last, its cameras by name."""
 
     engine: Status
     cameras: Mapping[str, Status]
