@@ -1,7 +1,7 @@
 """The segmentation node around an engine that needs no weights, chosen by ENGINE.
 
-random: a ViT-B/16 of random weights, as slow as one that is trained. none: no engine at all but
-labels that are made before, so that what the process still computes is the node's own.
+random: a ViT-B/16 of random weights, as slow as one that is trained. none: labels that are made
+once, so that what the process computes is the node's own.
 """
 
 import os
@@ -25,20 +25,20 @@ from cliptrase_ros.streams.unused_memory import share_memory_between_threads
 ARCHITECTURE = 'ViT-B-16-quickgelu'
 
 
-class MadeBefore(Segmenter):
-    """Answers with one label image a size, of smooth regions of every class."""
+class InstantSegmenter(Segmenter):
+    """Answers at once with labels that are the same for all images of a size."""
 
     def __init__(self, *arguments, **keywords):
         super().__init__(*arguments, **keywords)
-        self._made = {}
+        self._cache = {}
 
     def segment(self, images, vocabulary, settings=None, histories=()):
-        """Answer at once."""
-        return [self._answer(image.shape[:2], vocabulary.vocabulary) for image in images]
+        """Return smooth regions of every class."""
+        return [self._regions(image.shape[:2], vocabulary.vocabulary) for image in images]
 
-    def _answer(self, size, vocabulary) -> Segmentation:
+    def _regions(self, size, vocabulary) -> Segmentation:
         key = size, vocabulary.version
-        if key not in self._made:
+        if key not in self._cache:
             rng = np.random.default_rng(0)
             # As fine as the patches of a frame at 336 pixels.
             fields = rng.normal(size=(21, 28, len(vocabulary.classes))).astype(np.float32)
@@ -46,15 +46,15 @@ class MadeBefore(Segmenter):
             fields = cv2.resize(fields, size[::-1], interpolation=cv2.INTER_LINEAR)
             label = vocabulary.ids[fields.argmax(-1)]
             confidence = cv2.normalize(fields.max(-1), None, 0, 255, cv2.NORM_MINMAX)
-            self._made[key] = Segmentation(label, confidence.astype(np.uint8), vocabulary)
-        return self._made[key]
+            self._cache[key] = Segmentation(label, confidence.astype(np.uint8), vocabulary)
+        return self._cache[key]
 
 
 def make_segmenter(kind: type[Segmenter]) -> Segmenter:
-    """A ViT-B/16 with random weights; of what labels nothing, the layers are left out."""
+    """Make a ViT-B/16 with random weights; one that does not use them gets few layers."""
     torch.manual_seed(0)
     config = open_clip.get_model_config(ARCHITECTURE)
-    if kind is MadeBefore:
+    if kind is InstantSegmenter:
         for part in ('vision_cfg', 'text_cfg'):
             config[part]['layers'] = 3
     return kind(
@@ -71,7 +71,7 @@ def main() -> int:
     # What the node itself does where it loads a model.
     share_memory_between_threads()
     limit_threads(threads_beside_others())
-    kind = {'random': Segmenter, 'none': MadeBefore}[os.environ['ENGINE']]
+    kind = {'random': Segmenter, 'none': InstantSegmenter}[os.environ['ENGINE']]
     segmenter = make_segmenter(kind)
     return run_node(lambda: SegmentNode(segmenter), NODE_NAME, None)
 

@@ -1,4 +1,4 @@
-"""Cameras of the soak as one process: three that behave, three that send what fuzzing gives.
+"""Cameras as one process: a single one, or three that behave and three that send fuzzed messages.
 
 Runs until its standard input is closed or what is to be fuzzed has been sent, and then prints, as
 JSON by camera, how many messages it sent and how many of them a node has to refuse.
@@ -16,7 +16,7 @@ import fuzzing
 import numpy as np
 import rclpy
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message, serialize_message
@@ -39,43 +39,57 @@ FUZZED = {'fuzzed': 'image_raw', 'packed': 'image_raw/compressed', 'wire': 'imag
 ELONGATED = 40
 
 
-class WellBehaved(Node):
-    """A camera whose stamps loop; its frame_id counts, so that every image is known again."""
+class Camera(Node):
+    """A camera that publishes images in turn, best effort, once somebody has subscribed.
 
-    def __init__(self, name: str):
+    Their frame_id counts, so that every image is known again.
+
+    Stamps start anew after `loop_s` seconds; with 0 they are those of the system's clock.
+    """
+
+    def __init__(self, name: str, messages: list[Image], rate: float, loop_s: float = 0.0):
         super().__init__(f'{name}_camera')
-        width, height, rate, encoding = CAMERAS[name]
-        self._name = name
+        self.camera_name = name
+        self.sent = 0
+        self._messages = messages
+        self._loop_s = loop_s
+        self._begin = time.monotonic()
         self._publisher = self.create_publisher(
             Image, f'/{name}/image_raw', qos_profile_sensor_data
         )
-        self._pictures = [_picture(width, height, seed, encoding) for seed in range(5)]
-        self._width, self._height, self._encoding = width, height, encoding
-        self._begin = time.monotonic()
-        self.sent = 0
         self.create_timer(1.0 / rate, self._publish)
 
     def _publish(self) -> None:
-        message = Image(encoding=self._encoding, width=self._width, height=self._height)
-        message.step = self._width * (1 if self._encoding == 'nv12' else 3)
-        message.header.frame_id = f'{self._name} {self.sent}'
-        stamp_s = 1000.0 + (time.monotonic() - self._begin) % LOOP_S
-        message.header.stamp.sec = int(stamp_s)
-        message.header.stamp.nanosec = int(stamp_s % 1 * 1e9)
-        message.data = self._pictures[self.sent % len(self._pictures)]
+        # What is published before the node has subscribed does not count.
+        if not self.sent and not self._publisher.get_subscription_count():
+            return
+        message = self._messages[self.sent % len(self._messages)]
+        message.header.frame_id = f'{self.camera_name} {self.sent}'
+        now = self.get_clock().now()
+        if self._loop_s:
+            now = rclpy.time.Time(seconds=1000 + (time.monotonic() - self._begin) % self._loop_s)
+        message.header.stamp = now.to_msg()
         self._publisher.publish(message)
         self.sent += 1
 
 
-def _picture(width: int, height: int, seed: int, encoding: str) -> bytes:
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (6, 8, 3), np.uint8)
-    picture = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_NEAREST)
+def _blocks(width: int, height: int, seed: int, encoding: str) -> Image:
+    """An image of colours in blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    rgb = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_NEAREST)
+    message = Image(encoding=encoding, width=width, height=height)
     if encoding != 'nv12':
-        return picture.tobytes()
-    y, u, v = cv2.split(cv2.cvtColor(picture, cv2.COLOR_RGB2YUV))
+        message.step, message.data = 3 * width, rgb.tobytes()
+        return message
+    y, u, v = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV))
     chroma = np.stack([u[::2, ::2], v[::2, ::2]], axis=-1)
-    return y.tobytes() + chroma.tobytes()
+    message.step, message.data = width, y.tobytes() + chroma.tobytes()
+    return message
+
+
+def _noise(width: int, height: int) -> Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image(encoding='rgb8', width=width, height=height, step=3 * width, data=pixels.tobytes())
 
 
 class Fuzzer:
@@ -106,14 +120,18 @@ class Fuzzer:
             stop.wait(max(0.0, begin + self._duration_s * i / self._count - time.monotonic()))
             self._send(('fuzzed', 'packed', 'fuzzed', 'packed', 'wire')[i % 5])
             if i % 50 == 49:
-                for publisher in self._publishers.values():
-                    publisher.wait_for_all_acked(Duration(seconds=30))
+                self.wait_for_arrival(30)
+
+    def wait_for_arrival(self, timeout_s: float) -> None:
+        """Wait until nothing is on its way any more."""
+        for publisher in self._publishers.values():
+            publisher.wait_for_all_acked(Duration(seconds=timeout_s))
 
     def _send(self, name: str) -> None:
         frame_id = f'{name} {self.sent[name]}'
         if name == 'fuzzed' and self.sent[name] < ELONGATED:
-            upright = self.sent[name] % 2 == 0
-            message, check = fuzzing.elongated_image(frame_id, upright), images.check_image
+            is_upright = self.sent[name] % 2 == 0
+            message, check = fuzzing.elongated_image(frame_id, is_upright), images.check_image
         elif name == 'fuzzed':
             message, check = fuzzing.image(self._rng, frame_id), images.check_image
         elif name == 'packed':
@@ -135,34 +153,43 @@ class Fuzzer:
 def main() -> None:
     """Publish until told to end."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--single', nargs=3, type=int, metavar=('WIDTH', 'HEIGHT', 'RATE'), help='one camera alone'
+    )
     parser.add_argument('--fuzz', type=int, default=0, help='messages to be fuzzed')
     parser.add_argument('--seconds', type=float, default=60.0, help='over which they are sent')
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     with initialized([]):
-        cameras = [WellBehaved(name) for name in CAMERAS]
-        fuzzer = Fuzzer(cameras[0], arguments.fuzz, arguments.seconds, arguments.seed)
-        executor = rclpy.executors.SingleThreadedExecutor()
+        if arguments.single:
+            width, height, rate = arguments.single
+            cameras, fuzzer = [Camera('camera', [_noise(width, height)], rate)], None
+        else:
+            cameras = [
+                Camera(name, [_blocks(width, height, i, encoding) for i in range(5)], rate, LOOP_S)
+                for name, (width, height, rate, encoding) in CAMERAS.items()
+            ]
+            fuzzer = Fuzzer(cameras[0], arguments.fuzz, arguments.seconds, arguments.seed)
+            fuzzing_thread = threading.Thread(target=fuzzer.run, args=(stop,), daemon=True)
+            fuzzing_thread.start()
+        executor = SingleThreadedExecutor()
         for camera in cameras:
             executor.add_node(camera)
-        stop = threading.Event()
-        fuzzing_thread = threading.Thread(target=fuzzer.run, args=(stop,), daemon=True)
-        fuzzing_thread.start()
-        listening = threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True)
-        listening.start()
         try:
             while not stop.is_set():
                 executor.spin_once(timeout_sec=0.1)
         except (KeyboardInterrupt, ExternalShutdownException):
             return
-        fuzzing_thread.join()
-        sent = {c._name: {'sent': c.sent, 'refused': 0} for c in cameras}
-        for name in FUZZED:
-            sent[name] = {'sent': fuzzer.sent[name], 'refused': fuzzer.refused[name]}
-        print(json.dumps(sent), flush=True)
-        # What is still on its way must arrive.
-        for publisher in fuzzer._publishers.values():
-            publisher.wait_for_all_acked(Duration(seconds=10))
+        counts = {c.camera_name: {'sent': c.sent, 'refused': 0} for c in cameras}
+        if fuzzer is not None:
+            fuzzing_thread.join()
+            for name in FUZZED:
+                counts[name] = {'sent': fuzzer.sent[name], 'refused': fuzzer.refused[name]}
+        print(json.dumps(counts), flush=True)
+        if fuzzer is not None:
+            fuzzer.wait_for_arrival(10)
 
 
 if __name__ == '__main__':

@@ -10,18 +10,32 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
+from bench_node import make_segmenter
 from cliptrase_ros.msg import ClassMasks
-from processes import ROOT, Observer, cpu_seconds, end, observer, process, segment_node
+from processes import (
+    ROOT,
+    Observer,
+    cameras,
+    cpu_seconds,
+    end,
+    observer,
+    segment_node,
+    stop_cameras,
+)
 from sensor_msgs.msg import Image
 
-HERE = Path(__file__).parent
+from cliptrase_ros.segmentation.segmenter import Segmenter, limit_threads, threads_beside_others
+from cliptrase_ros.segmentation.settings import SegmentationSettings
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
 RESULTS = ROOT / 'benchmark' / 'results'
 PAGE = ROOT / 'docs' / 'reliability.md'
 BEGIN, END = '<!-- figures -->', '<!-- end of figures -->'
@@ -32,71 +46,82 @@ OTHER_WORDS = ('street', 'human', 'truck', 'bush', 'house', 'lawn', 'cat', 'sofa
 FEW_WORDS = {'vocabulary': list(WORDS[:2]), 'background': ['']}
 
 
+class Run:
+    """An active node, an observer, and what the observer receives of the node's one camera.
+
+    Attributes:
+        labels: When each label image came, by the monotonic clock, seconds.
+        masks: Vocabulary version of each `masks`, and when it came.
+    """
+
+    def __init__(self, watcher: Observer, node: Popen, log: Path):
+        self.watcher, self.node, self.log = watcher, node, log
+        self.labels: list[float] = []
+        self.masks: list[tuple[int, float]] = []
+
+    @contextlib.contextmanager
+    def camera(self, rate: int, width: int = 640, height: int = 480) -> Iterator[Popen]:
+        """Listen to label images and masks, and run a camera."""
+        self.watcher.create_subscription(
+            Image, '/cliptrase/camera/label', lambda _: self.labels.append(time.monotonic()), 10
+        )
+        self.watcher.create_subscription(
+            ClassMasks,
+            '/cliptrase/camera/masks',
+            lambda m: self.masks.append((m.vocabulary_version, time.monotonic())),
+            10,
+        )
+        log = self.log.with_name('camera.log')
+        with cameras(log, '--single', width, height, rate) as sender:
+            yield sender
+
+    def wait_for_labels(self, count: int) -> None:
+        """Wait for so many label images."""
+        self.watcher.wait_for(lambda: len(self.labels) >= count, 'labels')
+
+    def camera_report(self) -> dict[str, str]:
+        """Return the latest diagnostics of the camera."""
+        return self.watcher.reports['camera camera']
+
+
 @contextlib.contextmanager
-def running(folder: Path, engine: str, **parameters):
-    """A node around an engine, active, and an observer; yields both and the node's log."""
+def running(folder: Path, engine: str, **parameters) -> Iterator[Run]:
+    """Run an active node around an engine: toybox, or one of bench_node.py."""
     parameters = {'vocabulary': list(WORDS), 'background': ['sky'], **parameters}
     log = folder / f'{engine}.log'
-    script = None if engine == 'toybox' else HERE / 'bench_node.py'
-    os.environ['ENGINE'] = engine
-    with observer() as watcher, segment_node(log, parameters, folder, script) as node:
+    script = None if engine == 'toybox' else Path(__file__).with_name('bench_node.py')
+    with (
+        observer() as watcher,
+        segment_node(log, parameters, folder, script, ENGINE=engine) as node,
+    ):
         watcher.wait_until_active(node)
-        yield watcher, node, log
-
-
-@contextlib.contextmanager
-def camera(folder: Path, **options):
-    """A camera process; yields it. `stop_camera` ends it and tells what it sent."""
-    arguments = [part for name, value in options.items() for part in (f'--{name}', str(value))]
-    command = [sys.executable, str(HERE / 'one_camera.py'), *arguments]
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
-    with process(command, folder / 'camera.log', **pipes) as started:
-        yield started
-
-
-def stop_camera(started: subprocess.Popen) -> int:
-    """Images that the camera has published since the node subscribed."""
-    started.stdin.close()
-    return int(started.stdout.readline())
-
-
-def listen(watcher: Observer, labels: list, masks: list) -> None:
-    """Collect the stamps of label images and masks with the time they came."""
-    watcher.create_subscription(
-        Image, '/cliptrase/camera/label', lambda m: labels.append(time.monotonic()), 10
-    )
-    watcher.create_subscription(
-        ClassMasks,
-        '/cliptrase/camera/masks',
-        lambda m: masks.append((m.vocabulary_version, time.monotonic())),
-        10,
-    )
+        yield Run(watcher, node, log)
+        if node.poll() is None:
+            end(node, log)
 
 
 def overhead(folder: Path, seconds: float) -> dict:
     """Processor time of the node for a frame of 640 x 480 beside the engine's, and the engine's."""
-    labels, masks = [], []
-    with running(folder, 'none', rate=0.0) as (watcher, node, log):
-        idle_s = cpu_seconds(node.pid)
-        watcher.spin(seconds / 3)
-        idle_share = (cpu_seconds(node.pid) - idle_s) / (seconds / 3)
-        listen(watcher, labels, masks)
-        with camera(folder, rate=10.0) as sender:
-            watcher.wait_for(lambda: len(labels) > 10, 'labels')
-            before_s, begin, first = cpu_seconds(node.pid), time.monotonic(), len(labels)
-            watcher.spin(seconds)
-            used_s, frames = cpu_seconds(node.pid) - before_s, len(labels) - first
+    with running(folder, 'none', rate=0.0) as run:
+        pid = run.node.pid
+        idle_s = cpu_seconds(pid)
+        run.watcher.spin(seconds / 3)
+        idle_share = (cpu_seconds(pid) - idle_s) / (seconds / 3)
+        with run.camera(rate=10) as sender:
+            run.wait_for_labels(11)
+            before_s, begin, first = cpu_seconds(pid), time.monotonic(), len(run.labels)
+            run.watcher.spin(seconds)
+            used_s, frames = cpu_seconds(pid) - before_s, len(run.labels) - first
             elapsed_s = time.monotonic() - begin
-            stop_camera(sender)
-        report = watcher.reports['camera camera']
-        end(node, log)
+            stop_cameras(sender)
+        report = run.camera_report()
     engine = engine_cost()
     per_frame_ms = 1e3 * (used_s - idle_share * elapsed_s) / frames
     return {
         'node_cpu_ms': round(per_frame_ms, 2),
         'node_cpu_ms_with_idle': round(1e3 * used_s / frames, 2),
         'frames': frames,
-        'masks': len(masks),
+        'masks': len(run.masks),
         'processing_ms': report.get('processing_ms_mean'),
         **engine,
         'share_of_engine': round(per_frame_ms / engine['engine_cpu_ms'], 4),
@@ -105,16 +130,10 @@ def overhead(folder: Path, seconds: float) -> dict:
 
 def engine_cost() -> dict:
     """Time of the engine for a frame of 640 x 480 at 336: of all processors, and by the clock."""
-    from bench_node import make_segmenter
-
-    from cliptrase_ros.segmentation.segmenter import Segmenter, limit_threads, threads_beside_others
-    from cliptrase_ros.segmentation.settings import SegmentationSettings
-    from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-
     # As the node does: threads that wait for each other would count as work.
     limit_threads(threads_beside_others())
     segmenter = make_segmenter(Segmenter)
-    # How many words makes no difference to be seen.
+    # The number of words makes no difference that could be measured.
     vocabulary = segmenter.encode_vocabulary(parse_vocabulary(WORDS[:2], background=()))
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
     image = image.repeat(80, 0).repeat(80, 1)
@@ -132,26 +151,23 @@ def engine_cost() -> dict:
 
 def answers(folder: Path, seconds: float) -> dict:
     """Time until a parameter is set, while the node labels without a pause."""
-    labels, masks, taken_ms = [], [], []
-    with running(folder, 'random', rate=0.0, **FEW_WORDS) as (watcher, node, log):
-        listen(watcher, labels, masks)
-        with camera(folder, rate=30.0) as sender:
-            watcher.wait_for(lambda: len(labels) > 2, 'labels')
-            until = time.monotonic() + seconds
-            first = len(labels)
-            while time.monotonic() < until or len(taken_ms) < 100:
-                value = 0.1 * (len(taken_ms) % 2)
-                (result,), took_s = watcher.set_parameters(min_confidence=value)
-                assert result.successful
-                taken_ms.append(1e3 * took_s)
-                watcher.spin(0.03)
-            stop_camera(sender)
-        end(node, log)
+    taken_ms = []
+    with running(folder, 'random', rate=0.0, **FEW_WORDS) as run, run.camera(rate=30) as sender:
+        run.wait_for_labels(3)
+        until = time.monotonic() + seconds
+        first = len(run.labels)
+        while time.monotonic() < until or len(taken_ms) < 100:
+            value = 0.1 * (len(taken_ms) % 2)
+            (result,), took_s = run.watcher.set_parameters(min_confidence=value)
+            assert result.successful
+            taken_ms.append(1e3 * took_s)
+            run.watcher.spin(0.03)
+        stop_cameras(sender)
     return {
         'calls': len(taken_ms),
         'p50_ms': round(float(np.percentile(taken_ms, 50)), 2),
         'p99_ms': round(float(np.percentile(taken_ms, 99)), 2),
-        'labels_meanwhile': len(labels) - first,
+        'labels_meanwhile': len(run.labels) - first,
     }
 
 
@@ -159,16 +175,13 @@ def reception(folder: Path, seconds: float) -> dict:
     """Share of 1080p images at 30 Hz that reach the node, with and without an engine at work."""
     shares = {}
     for engine in ('none', 'random'):
-        labels, masks = [], []
-        with running(folder, engine, **FEW_WORDS) as (watcher, node, log):
-            listen(watcher, labels, masks)
-            with camera(folder, width=1920, height=1080, rate=30.0) as sender:
-                watcher.wait_for(lambda: labels, 'labels')  # noqa: B023
-                watcher.spin(seconds)
-                sent = stop_camera(sender)
-                watcher.spin(2.5)
-                received = int(watcher.reports['camera camera']['received'])
-            end(node, log)
+        with running(folder, engine, **FEW_WORDS) as run:
+            with run.camera(width=1920, height=1080, rate=30) as sender:
+                run.wait_for_labels(1)
+                run.watcher.spin(seconds)
+                sent = stop_cameras(sender)['camera']['sent']
+                run.watcher.spin(2.5)
+            received = int(run.camera_report()['received'])
         shares[engine] = {'sent': sent, 'received': received, 'share': round(received / sent, 4)}
     return shares
 
@@ -180,26 +193,21 @@ def swap(folder: Path, changes: int) -> dict:
         ('toybox', {'model': 'toybox', 'resolution': 224}),
         ('random', {}),
     ):
-        labels, masks, taken_ms = [], [], []
-        with running(folder, engine, rate=0.0, **parameters) as (watcher, node, log):
-            listen(watcher, labels, masks)
-            with camera(folder, rate=30.0) as sender:
-                watcher.wait_for(lambda: masks, 'masks')  # noqa: B023
-                for i in range(changes + 2):
-                    version = masks[-1][0]
-                    begin = time.monotonic()
-                    watcher.set_parameters(vocabulary=list((OTHER_WORDS, WORDS)[i % 2]))
-                    watcher.wait_for(lambda: masks[-1][0] > version, 'the new words')  # noqa: B023
-                    if i >= 2:  # both are known from here
-                        taken_ms.append(1e3 * (masks[-1][1] - begin))
-                # Of the last second, in which there may have been no frame.
-                report = watcher.wait_for(
-                    lambda: 'engine_ms_mean' in (r := watcher.reports['camera camera']) and r,
-                    'the time of a frame',
-                )
-                frame_ms = float(report['engine_ms_mean'])
-                stop_camera(sender)
-            end(node, log)
+        taken_ms = []
+        with running(folder, engine, rate=0.0, **parameters) as run, run.camera(rate=30) as sender:
+            wait_for, masks = run.watcher.wait_for, run.masks
+            wait_for(lambda: masks, 'masks')  # noqa: B023
+            for i in range(changes + 2):
+                version = masks[-1][0]
+                begin = time.monotonic()
+                run.watcher.set_parameters(vocabulary=list((OTHER_WORDS, WORDS)[i % 2]))
+                wait_for(lambda: masks[-1][0] > version, 'the new words')  # noqa: B023
+                if i >= 2:  # both are known from here
+                    taken_ms.append(1e3 * (masks[-1][1] - begin))
+            # A report is of the last second, in which there may have been no frame.
+            wait_for(lambda: 'engine_ms_mean' in run.camera_report(), 'the time of a frame')
+            frame_ms = float(run.camera_report()['engine_ms_mean'])
+            stop_cameras(sender)
         result[engine] = {
             'p50_ms': round(statistics.median(taken_ms), 1),
             'max_ms': round(max(taken_ms), 1),
@@ -219,12 +227,9 @@ def ending(folder: Path) -> dict:
             lambda: watcher.reports.get('engine', {}).get('state') == 'configuring', 'loading'
         )
         result = {'loading_s': round(end(node, log), 2)}
-    labels, masks = [], []
-    with running(folder, 'random', rate=0.0, **FEW_WORDS) as (watcher, node, log):
-        listen(watcher, labels, masks)
-        with camera(folder, rate=30.0):
-            watcher.wait_for(lambda: len(labels) > 2, 'labels')
-            result['labelling_s'] = round(end(node, log), 2)
+    with running(folder, 'random', rate=0.0, **FEW_WORDS) as run, run.camera(rate=30):
+        run.wait_for_labels(3)
+        result['labelling_s'] = round(end(run.node, run.log), 2)
     return result
 
 

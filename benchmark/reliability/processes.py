@@ -17,8 +17,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from cliptrase_ros.ros.domain import own_domain
-from cliptrase_ros.ros.executable import initialized
+from cliptrase_ros.ros.executable import initialized, own_domain
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_NAME = '/cliptrase'
@@ -35,7 +34,7 @@ class Failure(AssertionError):
 
 @contextlib.contextmanager
 def process(command: list[str], log: Path, **arguments) -> Iterator[subprocess.Popen]:
-    """Run a command, its output in a file; it is ended at the end, if it has not ended itself."""
+    """Run a command, its output in a file; it is killed where it has not ended by itself."""
     with log.open('w') as output:
         started = subprocess.Popen(command, stderr=output, **{'stdout': output, **arguments})
         try:
@@ -47,15 +46,17 @@ def process(command: list[str], log: Path, **arguments) -> Iterator[subprocess.P
 
 
 @contextlib.contextmanager
-def segment_node(log: Path, parameters: dict, cache: Path, script: Path | None = None):
+def segment_node(
+    log: Path, parameters: dict, cache: Path, script: Path | None = None, **variables: str
+) -> Iterator[subprocess.Popen]:
     """Run the node with these parameters, or a script that makes one; text features in `cache`."""
     with tempfile.NamedTemporaryFile('w', suffix='.yaml') as file:
         # JSON is YAML.
         json.dump({'/**': {'ros__parameters': parameters}}, file)
         file.flush()
-        what = ['-m', 'cliptrase_ros.ros.segment_node'] if script is None else [str(script)]
-        command = [sys.executable, *what, '--ros-args', '--params-file', file.name]
-        environment = {**os.environ, 'XDG_CACHE_HOME': str(cache)}
+        program = ['-m', 'cliptrase_ros.ros.segment_node'] if script is None else [str(script)]
+        command = [sys.executable, *program, '--ros-args', '--params-file', file.name]
+        environment = {**os.environ, 'XDG_CACHE_HOME': str(cache), **variables}
         with process(command, log, env=environment) as started:
             try:
                 yield started
@@ -64,13 +65,27 @@ def segment_node(log: Path, parameters: dict, cache: Path, script: Path | None =
                 raise Failure(f'{failure}; its last words:\n{text[-2000:]}') from None
 
 
+@contextlib.contextmanager
+def cameras(log: Path, *arguments: object) -> Iterator[subprocess.Popen]:
+    """Run cameras.py with these arguments; `stop_cameras` ends it in order."""
+    command = [sys.executable, str(Path(__file__).with_name('cameras.py')), *map(str, arguments)]
+    with process(command, log, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        yield started
+
+
+def stop_cameras(started: subprocess.Popen) -> dict[str, dict[str, int]]:
+    """Stop the cameras; returns how many messages each sent, and how many are to be refused."""
+    started.stdin.close()
+    return json.loads(started.stdout.readline())
+
+
 class Observer(Node):
     """Listens to the node's diagnostics and sets its parameters; spins only where it waits."""
 
     def __init__(self):
         super().__init__('observer', start_parameter_services=False)
-        self.executor_ = SingleThreadedExecutor()
-        self.executor_.add_node(self)
+        self.spinner = SingleThreadedExecutor()
+        self.spinner.add_node(self)
         #: Latest values by the name of the status: `engine`, `camera NAME`.
         self.reports: dict[str, dict[str, str]] = {}
         self.create_subscription(DiagnosticArray, '/diagnostics', self._keep, 10)
@@ -81,19 +96,23 @@ class Observer(Node):
             self.reports[status.name.partition(': ')[2]] = {v.key: v.value for v in status.values}
 
     def wait_for(self, condition: Callable, what: str, timeout_s: float = PATIENCE_S):
-        """Spin until a condition holds; returns its value. Raises Failure."""
+        """Spin until a condition holds; returns its value.
+
+        Raises:
+            Failure: It does not hold in time.
+        """
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
             if time.monotonic() > deadline:
                 raise Failure(f'waited {timeout_s:.0f} s for {what}')
-            self.executor_.spin_once(timeout_sec=0.02)
+            self.spinner.spin_once(timeout_sec=0.02)
         return value
 
     def spin(self, seconds: float) -> None:
         """Receive for some time."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            self.executor_.spin_once(timeout_sec=min(left, 0.02))
+            self.spinner.spin_once(timeout_sec=min(left, 0.02))
 
     def wait_until_active(self, node: subprocess.Popen) -> None:
         """Wait for the node to label by a vocabulary."""
@@ -108,7 +127,7 @@ class Observer(Node):
         self.wait_for(self._setter.service_is_ready, 'the parameter service')
 
     def set_parameters(self, **values) -> tuple[list, float]:
-        """As `ros2 param set` does; returns results and the seconds it took."""
+        """Set parameters as `ros2 param set` does; returns results and the seconds it took."""
         messages = [
             Parameter(name, value=value).to_parameter_msg() for name, value in values.items()
         ]
@@ -119,7 +138,11 @@ class Observer(Node):
 
 
 def end(node: subprocess.Popen, log: Path) -> float:
-    """End the node as Ctrl-C does; returns the seconds it took. Raises Failure."""
+    """End the node as Ctrl-C does; returns the seconds it took.
+
+    Raises:
+        Failure: It does not end, or not in order.
+    """
     begin = time.monotonic()
     node.send_signal(signal.SIGINT)
     try:
@@ -151,11 +174,11 @@ def cpu_seconds(pid: int) -> float:
 
 @contextlib.contextmanager
 def observer() -> Iterator[Observer]:
-    """A context of rclpy with an observer in it."""
+    """Initialise rclpy and make an observer."""
     with initialized([]):
         node = Observer()
         try:
             yield node
         finally:
-            node.executor_.shutdown()
+            node.spinner.shutdown()
             node.destroy_node()

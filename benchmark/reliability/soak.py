@@ -7,10 +7,10 @@ over DDS. At the end a summary says what was checked; the status is 1 if anythin
 """
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +21,16 @@ import fuzzing
 import numpy as np
 from cameras import CAMERAS, FUZZED
 from cliptrase_ros.msg import ClassMasks, Vocabulary
-from processes import Failure, Observer, end, observer, process, resources, segment_node
+from processes import (
+    Failure,
+    Observer,
+    cameras,
+    end,
+    observer,
+    resources,
+    segment_node,
+    stop_cameras,
+)
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from tqdm import tqdm
@@ -41,7 +50,8 @@ WARM_S = 60.0
 #: A camera without a label for so long, seconds, and for so many labels of others, is starved.
 STARVED_S = 10.0
 STARVED_TURNS = 50
-MOST_GROWTH = 0.01
+#: Most relative growth of memory.
+MAX_GROWTH = 0.01
 
 
 class Watch:
@@ -90,18 +100,14 @@ class Watch:
             self.faults.append(f'{frame} was labelled twice')
         self._seen.add(frame)
         width, height, *_ = CAMERAS[name]
-        if (image.width, image.height, image.step, image.encoding) != (
-            width,
-            height,
-            width,
-            'mono8',
-        ):
+        wanted = width, height, width, 'mono8'
+        if (image.width, image.height, image.step, image.encoding) != wanted:
             self.faults.append(f'{frame}: a label image of another size or encoding')
         self._labels[frame] = set(np.unique(np.frombuffer(image.data, np.uint8)).tolist())
         self._match(name, frame)
 
     def check_gap(self, name: str) -> tuple[float, int]:
-        """Find fault with a camera that was not served for too long; returns time and turns."""
+        """Note a camera that was not served for too long; returns now and the others' labels."""
         now, others = time.monotonic(), sum(self.labels.values()) - self.labels[name]
         last_at, others_then = self._last_at.get(name, (now, others))
         gap_s = now - last_at
@@ -171,11 +177,7 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict:
         'model': arguments.model,
         'vocabulary': list(WORDS[:4]),
     }
-    cameras = [
-        *(sys.executable, str(Path(__file__).parent / 'cameras.py')),
-        *('--fuzz', str(arguments.fuzz), '--seconds', str(0.8 * seconds)),
-        *('--seed', str(arguments.seed)),
-    ]
+    fuzz = ('--fuzz', arguments.fuzz, '--seconds', 0.8 * seconds, '--seed', arguments.seed)
     log = folder / 'node.log'
     with (
         observer() as watcher,
@@ -183,16 +185,14 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict:
     ):
         watch = Watch(watcher)
         watcher.wait_until_active(node)
-        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
-        with process(cameras, folder / 'cameras.log', **pipes) as sender:
+        with cameras(folder / 'cameras.log', *fuzz) as sender:
             watcher.wait_for(lambda: all(watch.labels[n] for n in CAMERAS), 'labels of each camera')
             trend, answers = _drive(watcher, watch, node, sender, seconds, arguments)
-            sender.stdin.close()
-            sent = json.loads(sender.stdout.readline())
-            accounts = _settle(watcher, sent)
+            sent = stop_cameras(sender)
+            counts = _settle(watcher, sent)
             sender.wait(timeout=60)
         ended_s = end(node, log)
-    return _report(arguments, watch, trend, answers, sent, accounts, ended_s)
+    return _report(arguments, watch, trend, answers, sent, counts, ended_s)
 
 
 def _drive(watcher, watch, node, sender, seconds, arguments) -> tuple[list[dict], dict]:
@@ -236,49 +236,52 @@ def _fuzz_parameter(watcher: Observer, rng: random.Random, answers: dict) -> Non
         watcher.set_parameters(**{name: BASELINE[name]})
 
 
+def _counts(watcher: Observer) -> dict[str, dict[str, int]]:
+    """What the diagnostics count of each camera."""
+    keys = ('received', 'labelled', 'refused', 'failed')
+    dropped = ('dropped_busy', 'dropped_rate', 'dropped_unwanted')
+    return {
+        name: {key: int(watcher.reports[f'camera {name}'][key]) for key in (*keys, *dropped)}
+        for name in NAMES
+    }
+
+
+def _accounted_for(counts: dict[str, int]) -> int:
+    """How many of the images that one camera received have met some end."""
+    return sum(counts.values()) - counts['received']
+
+
 def _settle(watcher: Observer, sent: dict) -> dict[str, dict[str, int]]:
     """Wait until every image is accounted for, and return the counts of each camera."""
 
-    def accounts() -> dict[str, dict[str, int]]:
-        keys = ('received', 'labelled', 'refused', 'failed')
-        dropped = ('dropped_busy', 'dropped_rate', 'dropped_unwanted')
-        counts = {}
-        for name in NAMES:
-            report = watcher.reports[f'camera {name}']
-            counts[name] = {key: int(report[key]) for key in (*keys, *dropped)}
-        return counts
-
     def is_settled() -> bool:
-        counts = accounts()
-        return all(
-            c['received'] == sum(c.values()) - c['received'] for c in counts.values()
-        ) and all(counts[n]['received'] == sent[n]['sent'] for n in ('fuzzed', 'packed'))
+        counts = _counts(watcher)
+        return all(c['received'] == _accounted_for(c) for c in counts.values()) and all(
+            counts[n]['received'] == sent[n]['sent'] for n in ('fuzzed', 'packed')
+        )
 
-    try:
+    # If that does not happen, the report tells which were not.
+    with contextlib.suppress(Failure):
         watcher.wait_for(is_settled, 'every image to be accounted for', 30.0)
-    except Failure:
-        # The report tells which were not.
-        return accounts()
-    return accounts()
+    return _counts(watcher)
 
 
-def _report(arguments, watch, trend, answers, sent, accounts, ended_s) -> dict:
+def _report(arguments, watch, trend, answers, sent, counts, ended_s) -> dict:
     faults = list(watch.faults)
-    for name, counts in accounts.items():
-        rest = sum(counts.values()) - counts['received']
-        if counts['received'] != rest:
-            faults.append(f'{name}: {counts["received"]} images received, {rest} accounted for')
+    for name, of_camera in counts.items():
+        received, accounted_for = of_camera['received'], _accounted_for(of_camera)
+        if received != accounted_for:
+            faults.append(f'{name}: {received} images received, {accounted_for} accounted for')
     for name in ('fuzzed', 'packed'):
-        if accounts[name]['received'] != sent[name]['sent']:
-            faults.append(
-                f'{name}: {sent[name]["sent"]} sent, {accounts[name]["received"]} received'
-            )
-    if accounts['fuzzed']['refused'] != sent['fuzzed']['refused']:
+        received = counts[name]['received']
+        if received != sent[name]['sent']:
+            faults.append(f'{name}: {sent[name]["sent"]} sent, {received} received')
+    if counts['fuzzed']['refused'] != sent['fuzzed']['refused']:
         faults.append(f'fuzzed: {sent["fuzzed"]["refused"]} bad images, not as many refused')
-    if accounts['packed']['refused'] < sent['packed']['refused']:
+    if counts['packed']['refused'] < sent['packed']['refused']:
         faults.append(f'packed: {sent["packed"]["refused"]} bad images, fewer refused')
     growth = _growth(trend)
-    if growth is not None and growth['memory'] > MOST_GROWTH:
+    if growth is not None and growth['memory'] > MAX_GROWTH:
         faults.append(f'memory grew by {100 * growth["memory"]:.1f} % after the first minute')
     for what in ('threads', 'files'):
         if growth is not None and growth[what] > 0:
@@ -292,8 +295,8 @@ def _report(arguments, watch, trend, answers, sent, accounts, ended_s) -> dict:
         'longest_gap_s': {name: round(gap, 2) for name, gap in watch.longest_gap_s.items()},
         'fuzzed_messages': sum(sent[name]['sent'] for name in FUZZED),
         'fuzzed_parameters': {key: answers[key] for key in ('accepted', 'refused')},
-        'fuzzed_refused': {name: accounts[name]['refused'] for name in FUZZED},
-        'accounts': accounts,
+        'fuzzed_refused': {name: counts[name]['refused'] for name in FUZZED},
+        'accounts': counts,
         'parameter_answer_ms': {
             'p50': round(float(np.percentile(answered_ms, 50)), 1),
             'p99': round(float(np.percentile(answered_ms, 99)), 1),

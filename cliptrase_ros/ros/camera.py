@@ -1,55 +1,30 @@
-"""One camera: its subscription while somebody listens, its latest image, its publishers."""
+"""One camera: its subscription while somebody listens, its newest image, and its outputs."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.clock import Clock
 from rclpy.node import Node
-from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.images import (
     MAX_PIXELS,
     ImageError,
-    check_compressed_stream,
-    check_image,
     decompress_to_rgb,
     header_stamp_ns,
 )
-from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, MakeOutput, MessageMaker
-from cliptrase_ros.messages.type_names import IMAGE
-from cliptrase_ros.ros.conversions import MAKER, message_class, to_rgb
+from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.depth import DepthMatch
 from cliptrase_ros.ros.diagnostics import CameraStatistics
-from cliptrase_ros.ros.node_time import node_time
+from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.points import PointsOutput
-from cliptrase_ros.ros.settings import mask_topic_name
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
-from cliptrase_ros.segmentation.statistics import class_mask
-from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
-
-try:
-    from vision_msgs.msg import LabelInfo
-except ImportError:
-    LabelInfo = None
-
-#: Reliable, newest only: what the outputs are published with.
-OUTPUT_QOS = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
-)
-#: The same, kept for those who come later.
-LATCHED_QOS = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
 
 #: By transport: where images come from below NAME, as what.
 TRANSPORT_TOPICS = {
@@ -58,48 +33,67 @@ TRANSPORT_TOPICS = {
 }
 
 
+def node_time_ns(clock: Clock) -> int:
+    """Return nanoseconds of the node's clock, also while nobody publishes simulated time.
+
+    Such a clock reads 0; images may come before its first message, and time has to go on.
+    """
+    return clock.now().nanoseconds or time.monotonic_ns()
+
+
 @dataclass(frozen=True)
-class Frame:
+class CameraImage:
     """An image on its way through inference.
 
-    received_ns: when it came, by the node's clock. depth: what is known of the depth image that
-    belongs to it, None where nobody wants it.
+    Attributes:
+        camera: The camera it is from.
+        message: As it was received.
+        received_ns: When that was, nanoseconds of the node's clock.
+        depth: What is known of the depth image that belongs to it; None where nobody wants points.
     """
 
     camera: 'Camera'
-    image: Image | CompressedImage
+    message: Image | CompressedImage
     received_ns: int
     depth: DepthMatch | None = None
 
     @property
-    def time_ns(self) -> int:
-        """Its stamp; of an image without one, when it came."""
-        return header_stamp_ns(self.image.header) or self.received_ns
+    def header(self) -> Header:
+        """Header of the message."""
+        return self.message.header
 
-    def picture(self) -> np.ndarray:
-        """Decode it: uint8 (H, W, 3) RGB, perhaps the message's own bytes. Raises ImageError."""
-        if isinstance(self.image, CompressedImage):
-            return decompress_to_rgb(self.image, self.camera.max_pixels)
-        # Nobody else has the message: rclpy makes one for each that is taken.
-        return to_rgb(self.image, self.camera.max_pixels, may_share=True)
+    @property
+    def time_ns(self) -> int:
+        """Its stamp; of an image without one, when it was received."""
+        return header_stamp_ns(self.header) or self.received_ns
+
+    def decode(self) -> np.ndarray:
+        """Return uint8 (H, W, 3) RGB, perhaps the message's own bytes.
+
+        Raises:
+            ImageError: The message cannot be decoded.
+        """
+        if isinstance(self.message, CompressedImage):
+            return decompress_to_rgb(self.message, self.camera.max_pixels)
+        # rclpy makes a message for each subscription, so nobody else has this one.
+        return to_rgb(self.message, self.camera.max_pixels, may_share=True)
 
 
 class CameraTopics:
-    """Where one camera is read from.
+    """The topics that one camera is read from.
 
-    transport: `raw` or `compressed`. depth: whether depth and camera_info are wanted as well.
-    Raises ParameterError: a QoS override that cannot be used.
+    Raises:
+        ParameterError: A QoS override, which is declared here, cannot be used.
     """
 
-    def __init__(self, node: Node, name: str, transport: str, depth: bool):
+    def __init__(self, node: Node, name: str, transport: str, with_depth: bool):
         self.name = name
         self.transport = transport
-        self.image = SensorTopic(
-            node, TRANSPORT_TOPICS[transport][1], _image_topic(node, name, transport)
-        )
+        message_type = TRANSPORT_TOPICS[transport][1]
+        self.image = SensorTopic(node, message_type, _image_topic(node, name, transport))
         self.depth: SensorTopic | None = None
         self.info: SensorTopic | None = None
-        if depth:
+        if with_depth:
             self.depth = SensorTopic(node, Image, f'{name}/depth/image_raw')
             self.info = SensorTopic(node, CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
 
@@ -114,19 +108,28 @@ def _image_topic(node: Node, name: str, transport: str) -> str:
     is_remapped = node.resolve_topic_name(topic) != node.resolve_topic_name(topic, only_expand=True)
     if transport == 'raw' or is_remapped:
         return topic
-    # As image_transport has it: compressed images come below the topic of the raw ones, wherever
-    # that is remapped to.
+    # As in image_transport: compressed images come below the topic of the raw ones, wherever that
+    # is remapped to.
     raw = node.resolve_topic_name(f'{name}/{TRANSPORT_TOPICS["raw"][0]}')
     return f'{raw.removesuffix("/compressed")}/compressed'
 
 
 class Camera:
-    """Images of one camera in, whatever is made of them out.
+    """Receives the images of one camera and publishes what is made of them.
 
-    Points are made where the topics have depth. mask_topics: names of classes that have a mask
-    image each. max_pixels: of the largest image that is believed. `on_image` is called, from the
-    executor's thread, when there is something to do. `take`, `publish` and `publish_waiting`
-    belong to the inference thread. Nothing is subscribed before `activate`.
+    Nothing is subscribed to before `activate`. `take`, `publish` and `publish_pending_points`
+    belong to the inference thread.
+
+    Args:
+        topics: Where the camera is read from; points are published if they have depth.
+        always_on: Subscribe and publish even while nobody listens.
+        on_image: Called in the executor's thread when there is something to do.
+        mask_topics: Names of the classes that have a mask image each.
+        max_pixels: Of the largest image that is not refused.
+
+    Attributes:
+        last_taken_ns: When an image was taken last, nanoseconds of a clock that only runs forwards.
+        is_active: Whether images are labelled while somebody listens.
     """
 
     def __init__(
@@ -145,45 +148,47 @@ class Camera:
         self.max_pixels = max_pixels
         self.statistics = CameraStatistics()
         self.last_taken_ns = 0
-        #: Names in `mask_topics` that the vocabulary announced last does not have.
-        self.masks_unknown: tuple[str, ...] = ()
+        self.is_active = False
         self._node = node
         self._topics = topics
         self._always_on = always_on
         self._on_image = on_image
-        self._mask_topics = tuple(mask_topics)
+        # Of the pending image and the rate.
         self._lock = threading.Lock()
         # Listeners come and go in the executor's thread, states of the node change in another.
         self._subscription_lock = threading.Lock()
-        #: Whether images are labelled while somebody listens.
-        self.is_active = False
-        self._waiting: Frame | None = None
+        self._pending: CameraImage | None = None
         self._limiter = RateLimiter()
         self._rate = 0.0
         self._points: PointsOutput | None = None
-        self._publishers: list[Publisher] = []
-        self._outputs: dict[str, tuple[Publisher, MakeOutput]] = {}
-        self._label_info: Publisher | None = None
-        try:
-            self._make_outputs()
-            if topics.depth is not None:
-                self._points = PointsOutput(
-                    self._publisher(PointCloud2, 'points'),
-                    topics.depth,
-                    topics.info,
-                    statistics=self.statistics,
-                    wake=on_image,
-                    on_refused=self.refuse_depth,
-                    max_pixels=max_pixels,
-                )
-        except Exception:
-            self.destroy()
-            raise
+        self.outputs = CameraOutputs(
+            node,
+            self.name,
+            mask_topics=mask_topics,
+            with_points=topics.depth is not None,
+            always_on=always_on,
+            on_listeners_changed=self.update_subscription,
+        )
+        if topics.depth is not None:
+            self._points = PointsOutput(
+                self.outputs.points_publisher,
+                topics.depth,
+                topics.info,
+                statistics=self.statistics,
+                wake=on_image,
+                on_refused=self.refuse_depth,
+                max_pixels=max_pixels,
+            )
 
     @property
-    def subscribed(self) -> bool:
-        """Whether images are wanted at the moment."""
+    def is_subscribed(self) -> bool:
+        """Whether images are received at the moment."""
         return self._topics.image.is_subscribed
+
+    @property
+    def unknown_masks(self) -> tuple[str, ...]:
+        """See `CameraOutputs`."""
+        return self.outputs.unknown_masks
 
     def activate(self) -> None:
         """Subscribe from now on while somebody listens."""
@@ -191,35 +196,32 @@ class Camera:
         self.update_subscription()
 
     def deactivate(self) -> None:
-        """Unsubscribe, and forget the image that waits."""
+        """Unsubscribe, and drop the pending image."""
         self.is_active = False
         self.update_subscription()
 
     def destroy(self) -> None:
         """Unsubscribe and end the outputs, for good."""
         self.deactivate()
-        for publisher in self._publishers:
-            self._node.destroy_publisher(publisher)
+        self.outputs.destroy()
 
     def update_subscription(self) -> None:
         """Subscribe while somebody listens, unsubscribe when the last one has gone."""
         with self._subscription_lock:
-            points = self.is_active and self._points is not None and self._wants_points()
-            wanted = self.is_active and (
-                self._always_on or points or any(self._wanted(key) for key in self._outputs)
-            )
-            if points:
+            with_points = self.is_active and self._wants_points()
+            is_wanted = self.is_active and (with_points or self.outputs.any_is_wanted())
+            if with_points:
                 self._points.subscribe()
             elif self._points is not None:
                 self._points.unsubscribe()
-            if wanted and not self.subscribed:
-                self._topics.image.subscribe(self._receive, self._note_incompatible)
-            elif not wanted and self.subscribed:
+            if is_wanted and not self.is_subscribed:
+                self._topics.image.subscribe(self._receive, self._report_incompatible_qos)
+            elif not is_wanted and self.is_subscribed:
                 self._topics.image.unsubscribe()
                 with self._lock:
-                    if self._waiting is not None:
+                    if self._pending is not None:
                         self.statistics.count('dropped_unwanted')
-                    self._waiting = None
+                    self._pending = None
 
     def follow_publishers(self) -> None:
         """Subscribe anew where publishers that have come or gone ask for another QoS."""
@@ -227,66 +229,56 @@ class Camera:
             self._topics.follow_publishers()
 
     def set_rate(self, rate: float) -> None:
-        """Most frames a second to be taken, 0 = all."""
+        """Take at most so many images a second, 0 = all."""
         with self._lock:
             self._rate = rate
 
     def wait_ns(self, now_ns: int) -> int | None:
-        """Nanoseconds until `take` will give a frame, None while there is no image."""
+        """Return nanoseconds until the pending image can be taken, None while there is none."""
         with self._lock:
-            return None if self._waiting is None else self._limiter.wait_ns(now_ns, self._rate)
+            return None if self._pending is None else self._limiter.wait_ns(now_ns, self._rate)
 
-    def take(self, now_ns: int) -> Frame | None:
-        """Take the waiting image, if there is one and the rate allows it; each only once."""
+    def take(self, now_ns: int) -> CameraImage | None:
+        """Take the pending image, if there is one and the rate allows it; each only once."""
         with self._lock:
-            if self._waiting is None or self._limiter.wait_ns(now_ns, self._rate):
+            if self._pending is None or self._limiter.wait_ns(now_ns, self._rate):
                 return None
-            frame, self._waiting = self._waiting, None
+            image, self._pending = self._pending, None
             self._limiter.take(now_ns, self._rate)
-        self.trace(frame.image.header, 'taken')
-        if self._points is None or not self._wants_points():
-            return frame
-        return replace(frame, depth=self._points.match(frame.image.header))
+        self.trace(image.header, 'taken')
+        if not self._wants_points():
+            return image
+        return replace(image, depth=self._points.match(image.header))
 
-    def publish(self, frame: Frame, picture: np.ndarray, result: Segmentation) -> None:
-        """Publish what somebody listens to. picture: uint8 (H, W, 3) RGB, the frame's."""
-        header = frame.image.header
-        wanted = [key for key in self._outputs if self._always_on or self._wanted(key)]
-        for key in wanted:
-            publisher, make = self._outputs[key]
-            publisher.publish(make(MAKER, header, picture, result))
-        points = '' if frame.depth is None else ', points as soon as their depth is there'
-        self.trace(header, f'published as {", ".join(wanted) or "nothing"}{points}')
-        if frame.depth is not None:
-            self._points.publish(header, frame.depth, picture, result)
+    def publish(self, image: CameraImage, pixels: np.ndarray, result: Segmentation) -> None:
+        """Publish what somebody listens to of an image; pixels: uint8 (H, W, 3) RGB."""
+        topics = self.outputs.publish(image.header, pixels, result)
+        points = '' if image.depth is None else ', points as soon as their depth is there'
+        self.trace(image.header, f'published as {", ".join(topics) or "nothing"}{points}')
+        if image.depth is not None:
+            self._points.publish(image.header, image.depth, pixels, result)
 
-    def publish_waiting(self) -> bool:
+    def publish_pending_points(self) -> bool:
         """Publish points whose depth has come after the labels; returns whether there were any."""
         return self._points is not None and self._points.publish_waiting()
 
-    def publish_label_info(self, vocabulary: Vocabulary, header: Header, threshold: float) -> None:
-        """Publish id -> name as vision_msgs/LabelInfo, where vision_msgs is installed."""
-        self._look_for_unknown_masks(vocabulary)
-        if self._label_info is not None:
-            self._label_info.publish(MAKER.make_label_info(vocabulary, threshold, header))
-
-    def trace(self, header: Header, what: str) -> None:
-        """Say at debug level what becomes of an image."""
+    def trace(self, header: Header, event: str) -> None:
+        """Log at debug level what becomes of an image."""
         stamp = f'{header.stamp.sec}.{header.stamp.nanosec:09d}'
-        self._node.get_logger().debug(f'{self.name} {stamp}: {what}')
+        self._node.get_logger().debug(f'{self.name} {stamp}: {event}')
 
     def explain_silence(self) -> str:
         """Say why no image may arrive: who publishes with what QoS, or on which other topic."""
         with self._subscription_lock:
-            if not self.subscribed:
+            if not self.is_subscribed:
                 return 'not subscribed'
-            said = self._topics.image.describe_publishers()
-        for transport, topic in self._other_topics():
+            reason = self._topics.image.describe_publishers()
+        for transport, topic in self._topics_of_other_transport():
             if publishers := self._node.count_publishers(topic):
-                return f'{said}; {topic} has {publishers}: set transport to {transport}, or remap'
+                return f'{reason}; {topic} has {publishers}: set transport to {transport}, or remap'
         if similar := self._topics.image.similar_topics():
-            said += f'; images come on {", ".join(similar)}: remap {self.name}/image_raw to one'
-        return said
+            reason += f'; images come on {", ".join(similar)}: remap {self.name}/image_raw to one'
+        return reason
 
     def explain_missing_points(self) -> str:
         """Say who publishes what the points are made of."""
@@ -315,59 +307,36 @@ class Camera:
             throttle_duration_sec=5.0,
         )
 
-    def _make_outputs(self) -> None:
-        masks = {f'mask/{mask_topic_name(name)}': _mask_of(name) for name in self._mask_topics}
-        for topic, (message_type, make) in (CAMERA_OUTPUTS | masks).items():
-            self._outputs[topic] = (self._publisher(message_class(message_type), topic), make)
-        if LabelInfo is not None:
-            self._label_info = self._publisher(LabelInfo, 'label_info', LATCHED_QOS)
-
-    def _publisher(self, message_type: type, topic: str, qos: QoSProfile = OUTPUT_QOS) -> Publisher:
-        # Names alone make nobody want images.
-        matched = None if qos is LATCHED_QOS else lambda _: self.update_subscription()
-        publisher = self._node.create_publisher(
-            message_type,
-            f'~/{self.name}/{topic}',
-            qos,
-            event_callbacks=PublisherEventCallbacks(matched=matched),
-        )
-        self._publishers.append(publisher)
-        return publisher
-
-    def _wanted(self, key: str) -> bool:
-        return self._outputs[key][0].get_subscription_count() > 0
-
     def _wants_points(self) -> bool:
-        return self._always_on or self._points.is_wanted
+        return self._points is not None and (self._always_on or self._points.is_wanted)
 
-    def _receive(self, image: Image | CompressedImage) -> None:
+    def _receive(self, message: Image | CompressedImage) -> None:
         self.statistics.count('received')
         try:
-            # Here and not in the inference thread, where a bad image could only be found after
-            # it had replaced a good one that was waiting.
-            if isinstance(image, CompressedImage):
-                check_compressed_stream(image, self.max_pixels)
+            # Checked before it replaces the pending image, so that a bad one never costs a good.
+            if isinstance(message, CompressedImage):
+                check_compressed_stream(message, self.max_pixels)
             else:
-                check_image(image, self.max_pixels)
+                check_image(message, self.max_pixels)
         except ImageError as error:
             self.refuse(error)
             return
-        now_ns = node_time(self._node).ns
+        now_ns = node_time_ns(self._node.get_clock())
         with self._lock:
-            if not self.subscribed:
+            if not self.is_subscribed:
                 # On its way when the last listener left.
                 self.statistics.count('dropped_unwanted')
-                self.trace(image.header, 'dropped, because nobody listens any more')
+                self.trace(message.header, 'dropped, because nobody listens any more')
                 return
-            if self._waiting is not None:
-                limited = self._limiter.wait_ns(now_ns, self._rate) > 0
-                self.statistics.count('dropped_rate' if limited else 'dropped_busy')
-                why = 'sooner than rate allows' if limited else 'while others were labelled'
-                self.trace(self._waiting.image.header, f'dropped, because a newer one came {why}')
-            self._waiting = Frame(self, image, now_ns)
+            if self._pending is not None:
+                is_limited = self._limiter.wait_ns(now_ns, self._rate) > 0
+                self.statistics.count('dropped_rate' if is_limited else 'dropped_busy')
+                why = 'sooner than rate allows' if is_limited else 'while others were labelled'
+                self.trace(self._pending.header, f'dropped, because a newer one came {why}')
+            self._pending = CameraImage(self, message, now_ns)
         self._on_image()
 
-    def _note_incompatible(self) -> None:
+    def _report_incompatible_qos(self) -> None:
         self.statistics.count('incompatible_qos')
         self._node.get_logger().warning(
             f'no image can come on {self.topic}: {self.explain_silence()}; set '
@@ -375,30 +344,11 @@ class Camera:
             throttle_duration_sec=5.0,
         )
 
-    def _other_topics(self) -> list[tuple[str, str]]:
-        """Where the images of this camera may be by the other transport."""
-        other = 'raw' if self.transport == 'compressed' else 'compressed'
-        beside = (
-            self.topic.removesuffix('/compressed')
-            if self.transport == 'compressed'
-            else f'{self.topic}/compressed'
-        )
+    def _topics_of_other_transport(self) -> list[tuple[str, str]]:
+        """Transport and topic where this camera's images may be instead."""
+        if self.transport == 'compressed':
+            other, beside = 'raw', self.topic.removesuffix('/compressed')
+        else:
+            other, beside = 'compressed', f'{self.topic}/compressed'
         usual = self._node.resolve_topic_name(f'{self.name}/{TRANSPORT_TOPICS[other][0]}')
         return [(other, topic) for topic in dict.fromkeys((beside, usual)) if topic != self.topic]
-
-    def _look_for_unknown_masks(self, vocabulary: Vocabulary) -> None:
-        known = {entry.name.casefold() for entry in vocabulary.classes}
-        unknown = tuple(name for name in self._mask_topics if name.casefold() not in known)
-        if unknown and unknown != self.masks_unknown:
-            self._node.get_logger().warning(
-                f'mask_topics has {", ".join(unknown)}, which the vocabulary does not; '
-                'the masks are empty'
-            )
-        self.masks_unknown = unknown
-
-
-def _mask_of(class_name: str) -> tuple[str, MakeOutput]:
-    def make(maker: MessageMaker, header: Header, _picture: np.ndarray, result: Segmentation):
-        return maker.make_image(class_mask(result, class_name), 'mono8', header)
-
-    return IMAGE, make

@@ -18,15 +18,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from cliptrase_ros.evaluation.metrics import class_iou, confusion
-from cliptrase_ros.ros.demo_observer import CameraRecord, DemoObserver, Frame
-from cliptrase_ros.ros.domain import own_domain
-from cliptrase_ros.ros.executable import initialized
+from cliptrase_ros.ros.demo_observer import CameraRecord, DemoObserver, ObservedFrame
+from cliptrase_ros.ros.executable import initialized, own_domain
 from cliptrase_ros.segmentation.vocabulary import class_color
 from cliptrase_ros.toybox.scenes import true_labels
 
 #: Camera name -> seed of the room it is in.
 CAMERAS = {'front': 1, 'rear': 0}
-#: Apart from whatever else runs in the domain.
+#: Keeps its topics apart from those of whatever else runs in the domain.
 NAMESPACE = '/cliptrase_demo'
 MODEL = 'toybox'
 VOCABULARY_BEFORE = ('floor', 'wall', 'ball', 'box', 'cone', 'cylinder')
@@ -37,20 +36,25 @@ VOCABULARY_AFTER = (
 BACKGROUND = ('ceiling', 'door', 'window')
 RESOLUTION = 224
 CAMERA_RATE_HZ = 6.0
-#: A loaded model and first labels are waited for this long.
+#: A loaded model and labels by new words are waited for this long, seconds.
 START_LIMIT_S = 120.0
 ANIMATION_FRAMES = 60
 ANIMATION_FRAME_MS = 180
+_BAR = '{desc:>14}: {bar:24} {n:5.1f} s{postfix}'
 
 
 def run_demo(output: Path, phase_s: float, view: str | None = None) -> int:
-    """Run the demo and leave pictures, an animation and report.json in `output`.
+    """Run the demo and leave pictures, an animation and report.json in a folder.
 
     It has a ROS domain of its own, unless ROS_DOMAIN_ID is set.
 
-    phase_s: how long each vocabulary is watched, seconds.
-    view: whether to run the viewer as well: '' with a window, or the file it records to.
-    Returns the exit status: 0, or 1 with a message on stderr if a process ended or fell silent.
+    Args:
+        output: The folder.
+        phase_s: How long each vocabulary is watched, seconds.
+        view: Whether to run the viewer as well: '' with a window, or the file it records to.
+
+    Returns:
+        The exit status: 0, or 1 with a message on stderr if a process ended or fell silent.
     """
     output.mkdir(parents=True, exist_ok=True)
     domain = own_domain()
@@ -94,7 +98,7 @@ def _processes(output: Path, view: str | None) -> Iterator[dict[str, subprocess.
                     ],
                     stdout=logs.enter_context((output / f'{name}.log').open('w')),
                     stderr=subprocess.STDOUT,
-                    # Rendering small views gains nothing from threads that the node could use.
+                    # More threads would render small views no faster, and the node needs them.
                     env={**os.environ, 'OMP_NUM_THREADS': '1'} if name in CAMERAS else None,
                 )
             yield processes
@@ -136,50 +140,51 @@ def _programs(view: str | None) -> Iterator[tuple[str, str, dict]]:
 
 def _watch(observer: DemoObserver, processes: dict[str, subprocess.Popen], phase_s: float) -> float:
     """Watch both vocabularies; returns the system time of the parameter call, seconds."""
-    # A log that is read later needs no moving bar.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-
-    def wait(description: str, seconds: float, is_done) -> None:
-        begin = time.monotonic()
-        with tqdm(total=seconds, desc=description, bar_format=_BAR, mininterval=interval) as bar:
-
-            def check() -> bool:
-                elapsed = time.monotonic() - begin
-                bar.set_postfix_str(_counts(observer), refresh=False)
-                bar.update(min(elapsed, seconds) - bar.n)
-                for name, process in processes.items():
-                    if process.poll() is not None:
-                        raise DemoError(f'{name} ended; its log is {name}.log')
-                return is_done(elapsed)
-
-            observer.spin_until(check)
-
-    def labels_of_every_camera(version: int, elapsed: float) -> bool:
-        if elapsed > START_LIMIT_S:
-            raise DemoError(
-                f'no labels by vocabulary {version} of every camera within {START_LIMIT_S:.0f} s; '
-                'see segment_node.log'
-            )
-        return all(
-            any(frame.vocabulary_version == version for frame in record.labelled()[-3:])
-            for record in observer.records.values()
-        )
-
-    wait('starting', START_LIMIT_S, partial(labels_of_every_camera, 1))
-    wait('vocabulary 1', phase_s, lambda elapsed: elapsed >= phase_s)
+    wait = partial(_wait, observer, processes)
+    wait('starting', START_LIMIT_S, for_version=1)
+    wait('vocabulary 1', phase_s)
     called_s = time.time()
     try:
         observer.set_vocabulary(VOCABULARY_AFTER, START_LIMIT_S)
     except RuntimeError as error:
         raise DemoError(str(error)) from error
-    wait('switching', START_LIMIT_S, partial(labels_of_every_camera, 2))
-    wait('vocabulary 2', phase_s, lambda elapsed: elapsed >= phase_s)
+    wait('switching', START_LIMIT_S, for_version=2)
+    wait('vocabulary 2', phase_s)
     if not observer.engine:
         raise DemoError('the node published no diagnostics; see segment_node.log')
     return called_s
 
 
-_BAR = '{desc:>14}: {bar:24} {n:5.1f} s{postfix}'
+def _wait(
+    observer: DemoObserver,
+    processes: dict[str, subprocess.Popen],
+    description: str,
+    seconds: float,
+    for_version: int | None = None,
+) -> None:
+    """Receive messages for some time, or until every camera has labels by a vocabulary version.
+
+    Raises:
+        DemoError: A process ended, or the labels did not come in time.
+    """
+    begin = time.monotonic()
+    # A log that is read later needs no moving bar.
+    interval_s = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=seconds, desc=description, bar_format=_BAR, mininterval=interval_s) as bar:
+        while (elapsed_s := time.monotonic() - begin) < seconds:
+            bar.set_postfix_str(_counts(observer), refresh=False)
+            bar.update(elapsed_s - bar.n)
+            for name, process in processes.items():
+                if process.poll() is not None:
+                    raise DemoError(f'{name} ended; its log is {name}.log')
+            if for_version is not None and _all_cameras_have(observer, for_version):
+                return
+            observer.receive(timeout_s=0.1)
+    if for_version is not None:
+        raise DemoError(
+            f'no labels by vocabulary {for_version} of every camera within {seconds:.0f} s; '
+            'see segment_node.log'
+        )
 
 
 def _counts(observer: DemoObserver) -> str:
@@ -189,9 +194,17 @@ def _counts(observer: DemoObserver) -> str:
     )
 
 
+def _all_cameras_have(observer: DemoObserver, version: int) -> bool:
+    """Return whether among the latest labels of each camera are some by this vocabulary."""
+    return all(
+        any(frame.vocabulary_version == version for frame in record.complete_frames()[-3:])
+        for record in observer.records.values()
+    )
+
+
 def _report(observer: DemoObserver, called_s: float) -> dict:
     records = observer.records
-    frames = [frame for record in records.values() for frame in record.labelled()]
+    frames = [frame for record in records.values() for frame in record.complete_frames()]
     latencies_ms = [1e3 * (frame.published_s - frame.stamp_s) for frame in frames]
     first_new_s = min(f.published_s for f in frames if f.vocabulary_version == 2)
     return {
@@ -214,11 +227,11 @@ def _report(observer: DemoObserver, called_s: float) -> dict:
 
 
 def _rate_hz(record: CameraRecord) -> float:
-    times = [frame.published_s for frame in record.labelled()]
+    times = [frame.published_s for frame in record.complete_frames()]
     return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
 
-def _mean_iou(observer: DemoObserver, frames: Sequence[Frame], version: int) -> float:
+def _mean_iou(observer: DemoObserver, frames: Sequence[ObservedFrame], version: int) -> float:
     """Mean IoU over the named classes that are in the truth; 0..1.
 
     Everything else in the rooms counts as one more class, which is not averaged but costs the
@@ -236,7 +249,7 @@ def _mean_iou(observer: DemoObserver, frames: Sequence[Frame], version: int) -> 
     return float(np.nanmean(class_iou(counts)[:other]))
 
 
-def _truth(frame: Frame, classes: Sequence) -> np.ndarray:
+def _truth(frame: ObservedFrame, classes: Sequence) -> np.ndarray:
     return true_labels(frame.truth, [c.name for c in classes])
 
 
@@ -247,7 +260,7 @@ def _draw(observer: DemoObserver, output: Path) -> None:
         classes = observer.vocabularies[version].classes
         row = []
         for camera, record in observer.records.items():
-            frames = [f for f in record.labelled() if f.vocabulary_version == version]
+            frames = [f for f in record.complete_frames() if f.vocabulary_version == version]
             frame = max(frames, key=lambda f: len(np.unique(_truth(f, classes))))
             Image.fromarray(_with_truth(frame, classes)).save(output / f'{name}_{camera}.png')
             row += [frame.image, frame.overlay]
@@ -272,7 +285,7 @@ def _under_words(pictures: Sequence[np.ndarray], classes: Sequence) -> np.ndarra
     return np.vstack([words, row])
 
 
-def _with_truth(frame: Frame, classes: Sequence) -> np.ndarray:
+def _with_truth(frame: ObservedFrame, classes: Sequence) -> np.ndarray:
     """Camera image, overlay and true labels side by side. uint8 (H, 3 W, 3) RGB."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(classes)] = [class_color(c.id) for c in classes]
@@ -281,7 +294,7 @@ def _with_truth(frame: Frame, classes: Sequence) -> np.ndarray:
 
 def _animation_pictures(observer: DemoObserver) -> list[Image.Image]:
     """Overlays of all cameras side by side, at most `ANIMATION_FRAMES` of them."""
-    rows = zip(*(record.labelled() for record in observer.records.values()), strict=False)
+    rows = zip(*(record.complete_frames() for record in observer.records.values()), strict=False)
     # The cameras' frames are taken at about the same times; around the change one may be ahead.
     rows = [row for row in rows if len({frame.vocabulary_version for frame in row}) == 1]
     return [

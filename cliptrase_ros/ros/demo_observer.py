@@ -1,7 +1,7 @@
 """What a user of the node sees of it: a ROS node that collects everything a run publishes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,17 +15,23 @@ from sensor_msgs.msg import Image
 
 from cliptrase_ros.messages.images import mono8
 from cliptrase_ros.msg import ClassMasks, Vocabulary
-from cliptrase_ros.ros.camera import LATCHED_QOS
 from cliptrase_ros.ros.conversions import to_rgb
+from cliptrase_ros.ros.outputs import LATCHED_QOS
 from cliptrase_ros.ros.segment_node import NODE_NAME
 
 
 @dataclass
-class Frame:
-    """All messages with one stamp.
+class ObservedFrame:
+    """All messages with one stamp, as far as they have come.
 
-    stamp_s: when the camera took it; published_s: when its labels were published; system time.
-    image, overlay: uint8 (H, W, 3) RGB. truth, label: uint8 (H, W). vocabulary_version: of label.
+    Attributes:
+        stamp_s: When the camera took the image, system time in seconds.
+        published_s: When its labels were published, the same.
+        image: uint8 (H, W, 3) RGB.
+        truth: uint8 (H, W), index into toybox.scenes.CLASSES.
+        label: uint8 (H, W), class id.
+        overlay: uint8 (H, W, 3) RGB.
+        vocabulary_version: Of label.
     """
 
     stamp_s: float
@@ -47,20 +53,22 @@ class Frame:
 class CameraRecord:
     """Frames of one camera by stamp, and how many images and label images came."""
 
-    frames: dict[tuple[int, int], Frame] = field(default_factory=dict)
+    frames: dict[tuple[int, int], ObservedFrame] = field(default_factory=dict)
     images: int = 0
     labels: int = 0
 
-    def labelled(self) -> list[Frame]:
-        """Complete frames in the order of their stamps."""
+    def complete_frames(self) -> list[ObservedFrame]:
+        """Return the complete frames in the order of their stamps."""
         return [self.frames[key] for key in sorted(self.frames) if self.frames[key].is_complete]
 
 
 class DemoObserver(Node):
     """Subscribes to cameras and to the segmentation node, and sets the node's parameters.
 
-    records: by camera. vocabularies: those announced, by version. engine: what the node reports
-    of its model and device in /diagnostics.
+    Attributes:
+        records: By camera.
+        vocabularies: Those announced, by version.
+        engine: What the node reports of its model and device in /diagnostics.
     """
 
     def __init__(self, cameras: Sequence[str], namespace: str):
@@ -82,10 +90,10 @@ class DemoObserver(Node):
     def _observe(self, camera: str) -> None:
         record = self.records[camera]
 
-        def frame_of(message) -> Frame:
+        def frame_of(message) -> ObservedFrame:
             stamp = message.header.stamp
             key = (stamp.sec, stamp.nanosec)
-            return record.frames.setdefault(key, Frame(stamp.sec + stamp.nanosec * 1e-9))
+            return record.frames.setdefault(key, ObservedFrame(stamp.sec + stamp.nanosec * 1e-9))
 
         def on_image(message: Image) -> None:
             record.images += 1
@@ -123,15 +131,15 @@ class DemoObserver(Node):
             if status.name == self._engine_status:
                 self.engine = {item.key: item.value for item in status.values}
 
-    def spin_until(self, is_done: Callable[[], bool]) -> None:
-        """Receive messages until the condition holds, which is asked after each, or 0.1 s."""
-        while not is_done():
-            self._executor.spin_once(timeout_sec=0.1)
+    def receive(self, timeout_s: float) -> None:
+        """Wait for a message, and take it in."""
+        self._executor.spin_once(timeout_sec=timeout_s)
 
     def set_vocabulary(self, phrases: Sequence[str], timeout_s: float) -> None:
         """Change the node's vocabulary through its parameter service, as `ros2 param set` does.
 
-        Raises RuntimeError with the node's reason if it refuses, or if it does not answer.
+        Raises:
+            RuntimeError: The node refuses, with its reason, or does not answer.
         """
         future = self._parameters.set_parameters([Parameter('vocabulary', value=list(phrases))])
         self._executor.spin_until_future_complete(future, timeout_s)

@@ -1,13 +1,33 @@
 """What the node tells /diagnostics, and the counting behind it."""
 
+import os
+import socket
 import threading
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+
+if TYPE_CHECKING:
+    from cliptrase_ros.ros.camera import Camera
+
 #: A camera that is listened to and sends nothing for so long is worth a warning, seconds.
 SILENCE_S = 3.0
+
+
+#: What is counted of each camera, in the order of the report.
+_COUNTS = (
+    *('received', 'labelled', 'dropped_busy', 'dropped_rate', 'dropped_unwanted'),
+    *('incompatible_qos', 'refused', 'failed', 'points', 'points_missed'),
+)
+#: Counts whose latest reason is reported as well, and where it is kept.
+_REASONS = {
+    'refused': 'last_refusal',
+    'failed': 'last_failure',
+    'points_missed': 'last_points_missed',
+}
 
 
 @dataclass
@@ -15,7 +35,10 @@ class CameraStatistics:
     """Counts of one camera since the start, and timings since the last report.
 
     Written by the executor's thread (received, dropped, refused) and the inference thread
-    (the rest), hence the lock.
+    (the rest), hence the lock. The counts are explained in docs/node.md.
+
+    Attributes:
+        silent_s: For how long nothing has come while the camera was subscribed, seconds.
     """
 
     received: int = 0
@@ -32,124 +55,70 @@ class CameraStatistics:
     last_failure: str = ''
     last_points_missed: str = ''
     silent_s: float = 0.0
-    _latencies_s: list[float] = field(default_factory=list)
-    _processing_s: list[float] = field(default_factory=list)
-    _engine_s: list[float] = field(default_factory=list)
-    _reported: dict[str, int] = field(default_factory=dict)
+    _seconds: dict[str, list[float]] = field(
+        default_factory=lambda: {'latency': [], 'processing': [], 'engine': []}
+    )
+    _reported: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, what: str, reason: str = '') -> None:
         """Add one to a count, and keep the reason of one that is refused, failed or missed."""
         with self._lock:
             setattr(self, what, getattr(self, what) + 1)
-            if what == 'refused':
-                self.last_refusal = reason
-            elif what == 'failed':
-                self.last_failure = reason
-            elif what == 'points_missed':
-                self.last_points_missed = reason
+            if what in _REASONS:
+                setattr(self, _REASONS[what], reason)
 
     def count_label(self, latency_s: float | None, processing_s: float, engine_s: float) -> None:
         """Add a label image.
 
-        latency_s: stamp to publish, None for images without a stamp. processing_s: from taken to
-        published. engine_s: of this, in the engine, for the whole batch.
+        Args:
+            latency_s: From its stamp to its publication; None for images without a stamp.
+            processing_s: From when it was taken to its publication.
+            engine_s: Of this, in the engine, for the whole batch.
         """
         with self._lock:
             self.labelled += 1
-            self._processing_s.append(processing_s)
-            self._engine_s.append(engine_s)
+            self._seconds['processing'].append(processing_s)
+            self._seconds['engine'].append(engine_s)
             if latency_s is not None:
-                self._latencies_s.append(latency_s)
+                self._seconds['latency'].append(latency_s)
 
     def report(
-        self, elapsed_s: float, subscribed: bool
+        self, elapsed_s: float, is_subscribed: bool
     ) -> tuple[dict[str, object], dict[str, int]]:
-        """Return values for people, and what was counted since the last report."""
+        """Return values for people, and how much each count has grown since the last report."""
         with self._lock:
-            counts = {
-                name: getattr(self, name)
-                for name in (
-                    'received',
-                    'labelled',
-                    'dropped_busy',
-                    'dropped_rate',
-                    'dropped_unwanted',
-                    'incompatible_qos',
-                    'refused',
-                    'failed',
-                    'points',
-                    'points_missed',
-                )
-            }
-            new = {name: n - self._reported.get(name, 0) for name, n in counts.items()}
+            counts = {name: getattr(self, name) for name in _COUNTS}
+            new = {name: count - self._reported[name] for name, count in counts.items()}
             # Nothing can come from a camera that is not subscribed.
-            heard = new['received'] > 0 or not subscribed
-            self.silent_s = 0.0 if heard else self.silent_s + elapsed_s
-            values = {
-                'received': counts['received'],
-                'received_hz': new['received'] / elapsed_s,
-                'labelled': counts['labelled'],
-                'labelled_hz': new['labelled'] / elapsed_s,
-                **_milliseconds('latency', self._latencies_s),
-                **_milliseconds('processing', self._processing_s),
-                **_milliseconds('engine', self._engine_s),
-                'dropped_busy': counts['dropped_busy'],
-                'dropped_rate': counts['dropped_rate'],
-                'dropped_unwanted': counts['dropped_unwanted'],
-                'incompatible_qos': counts['incompatible_qos'],
-                'refused': counts['refused'],
-                'last_refusal': self.last_refusal,
-                'failed': counts['failed'],
-                'last_failure': self.last_failure,
-                'points': counts['points'],
-                'points_missed': counts['points_missed'],
-                'last_points_missed': self.last_points_missed,
-            }
+            is_silent = is_subscribed and not new['received']
+            self.silent_s = self.silent_s + elapsed_s if is_silent else 0.0
+            values: dict[str, object] = {}
+            for name in ('received', 'labelled'):
+                values |= {name: counts[name], f'{name}_hz': new[name] / elapsed_s}
+            for name, seconds in self._seconds.items():
+                if seconds:
+                    values[f'{name}_ms_mean'] = 1e3 * sum(seconds) / len(seconds)
+                    values[f'{name}_ms_max'] = 1e3 * max(seconds)
+                    seconds.clear()
+            for name in _COUNTS[2:]:
+                values[name] = counts[name]
+                if name in _REASONS:
+                    values[_REASONS[name]] = getattr(self, _REASONS[name])
             self._reported = counts
-            self._latencies_s.clear()
-            self._processing_s.clear()
-            self._engine_s.clear()
         return values, new
 
 
-def _milliseconds(name: str, seconds: list[float]) -> dict[str, float]:
-    if not seconds:
-        return {}
-    return {
-        f'{name}_ms_mean': 1e3 * sum(seconds) / len(seconds),
-        f'{name}_ms_max': 1e3 * max(seconds),
-    }
-
-
-class ReportedCamera(Protocol):
-    """What is reported of a camera."""
-
-    name: str
-    topic: str
-    transport: str
-    is_active: bool
-    subscribed: bool
-    statistics: CameraStatistics
-    masks_unknown: tuple[str, ...]
-
-    def explain_silence(self) -> str:
-        """Say why no image may arrive."""
-
-    def explain_missing_points(self) -> str:
-        """Say who publishes what points are made of."""
-
-
-def camera_status(node_name: str, camera: ReportedCamera, elapsed_s: float) -> DiagnosticStatus:
-    """Report one camera. elapsed_s: since the report before."""
-    statistics, subscribed = camera.statistics, camera.subscribed
-    values, new = statistics.report(elapsed_s, subscribed)
+def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> DiagnosticStatus:
+    """Report one camera, `elapsed_s` seconds after the report before."""
+    statistics, is_subscribed = camera.statistics, camera.is_subscribed
+    values, new = statistics.report(elapsed_s, is_subscribed)
     level, message = DiagnosticStatus.WARN, ''
     if new['refused']:
         message = f'{new["refused"]} images refused: {values["last_refusal"]}'
     elif new['failed']:
         message = f'{new["failed"]} images failed: {values["last_failure"]}'
-    elif subscribed and (
+    elif is_subscribed and (
         statistics.silent_s >= SILENCE_S or (new['incompatible_qos'] and not new['received'])
     ):
         message = (
@@ -161,11 +130,11 @@ def camera_status(node_name: str, camera: ReportedCamera, elapsed_s: float) -> D
             f'{new["points_missed"]} images without points: {values["last_points_missed"]}; '
             f'{camera.explain_missing_points()}'
         )
-    elif camera.masks_unknown:
-        message = f'mask_topics has {", ".join(camera.masks_unknown)}, the vocabulary does not'
+    elif camera.unknown_masks:
+        message = f'mask_topics has {", ".join(camera.unknown_masks)}, the vocabulary does not'
     else:
         level = DiagnosticStatus.OK
-        if subscribed:
+        if is_subscribed:
             message = f'{values["labelled_hz"]:.1f} label images a second'
         elif camera.is_active:
             message = 'idle, because nobody listens to its outputs'
@@ -179,9 +148,81 @@ def camera_status(node_name: str, camera: ReportedCamera, elapsed_s: float) -> D
         {
             'topic': camera.topic,
             'transport': camera.transport,
-            'subscribed': subscribed,
+            'subscribed': is_subscribed,
             **values,
-            'masks_unknown': ', '.join(camera.masks_unknown),
+            'masks_unknown': ', '.join(camera.unknown_masks),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class VocabularyState:
+    """Where vocabularies stand.
+
+    Attributes:
+        in_force: Version that labels are made with, 0 before the first.
+        pending: Version that is being encoded or made ready for, or None.
+        failure: Why the one requested last could not be encoded, or ''.
+    """
+
+    in_force: int = 0
+    pending: int | None = None
+    failure: str = ''
+
+
+def engine_status(
+    node_name: str,
+    state: str,
+    engine: FaultTolerantEngine | None,
+    vocabulary: VocabularyState,
+    *,
+    failure: str,
+    namesakes: int,
+) -> DiagnosticStatus:
+    """Report the engine, and what concerns the node as a whole.
+
+    Args:
+        node_name: Full name of the node, without the leading slash.
+        state: Label of its lifecycle state.
+        engine: None where no model is loaded.
+        vocabulary: Where vocabularies stand.
+        failure: Why the node could not be configured or activated, or ''.
+        namesakes: How many other nodes have the same name.
+    """
+    segmenter = None if engine is None else engine.segmenter
+    device = '' if segmenter is None else str(segmenter.device)
+    fault, is_fault_recent = ('', False) if engine is None else engine.fault
+    level, message = DiagnosticStatus.OK, state
+    if failure:
+        level, message = DiagnosticStatus.ERROR, failure
+    elif is_fault_recent:
+        level = DiagnosticStatus.ERROR
+        message = f'device fault, batches of {engine.largest_batch} on {device}: {fault}'
+    elif vocabulary.failure:
+        level = DiagnosticStatus.WARN if vocabulary.in_force else DiagnosticStatus.ERROR
+        message = f'the last vocabulary could not be encoded: {vocabulary.failure}'
+    elif namesakes > 0:
+        level = DiagnosticStatus.WARN
+        message = f'{1 + namesakes} nodes have this name; rename or end the others'
+    elif vocabulary.pending is not None:
+        message = f'preparing vocabulary {vocabulary.pending}'
+    elif state == 'active':
+        message = f'labelling by vocabulary {vocabulary.in_force}'
+    return status(
+        f'{node_name}: engine',
+        device,
+        level,
+        message,
+        {
+            'process': f'{socket.gethostname()}:{os.getpid()}',
+            'state': state,
+            'model': '' if segmenter is None else segmenter.name,
+            'device': device,
+            'largest_batch': '' if engine is None else engine.largest_batch,
+            'device_fault': fault,
+            'vocabulary_version': vocabulary.in_force,
+            'vocabulary_pending': vocabulary.pending or '',
+            'vocabulary_failure': vocabulary.failure,
         },
     )
 

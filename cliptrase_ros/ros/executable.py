@@ -1,4 +1,4 @@
-"""The life of a process that is one node: slow imports, signals, spinning, the end.
+"""The life of a process that is one node: domain, slow imports, signals, spinning, the end.
 
 Imports nothing that takes time, so that the process listens to signals from its beginning.
 """
@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from cliptrase_ros.ros.arguments import explain_refusal, unread
+from cliptrase_ros.ros.arguments import explain_refusal, explain_unread_arguments
 
 #: After a signal the process ends within this time, whatever is still being computed, seconds.
 END_LIMIT_S = 2.0
@@ -29,7 +29,7 @@ class _Signals:
 
     def __init__(self):
         self.is_spinning = False
-        self._asked = False
+        self._has_come = False
 
     def install(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -37,14 +37,23 @@ class _Signals:
             signal.signal(signal.SIGTERM, self)
 
     def __call__(self, _number, _stack) -> None:
-        # Before the node there is nothing to end in order, and who asks twice means it.
-        if not self.is_spinning or self._asked:
+        # Before the node there is nothing to end in order, and a second signal means "at once".
+        if not self.is_spinning or self._has_come:
             os._exit(0)
-        self._asked = True
+        self._has_come = True
         end_within(END_LIMIT_S)
 
 
 _signals = _Signals()
+
+
+def own_domain() -> str:
+    """Give this process and those it starts a ROS domain, unless ROS_DOMAIN_ID is set; returns it.
+
+    To be called before rclpy is initialised. It is 1 to 100, whose ports no system hands out to
+    others, and depends on the process id, so that two seldom meet.
+    """
+    return os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
 
 
 def run_module(module: str) -> int:
@@ -60,7 +69,11 @@ def run_module(module: str) -> int:
 def initialized(args: list[str] | None) -> Iterator[None]:
     """Initialise rclpy for a block, as `rclpy.init` does by itself from Kilted on.
 
-    Raises StartFailure: arguments, or variables of the environment, that rcl cannot read.
+    Args:
+        args: Arguments of the process, without its name; None for those it has.
+
+    Raises:
+        StartFailure: rcl cannot read the arguments, or variables of the environment.
     """
     import rclpy
 
@@ -75,12 +88,17 @@ def initialized(args: list[str] | None) -> Iterator[None]:
 
 
 def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
-    """Make a node and spin it until the process is told to end; returns the exit status.
+    """Make a node and spin it until the process is told to end.
 
-    make_node: returns an rclpy Node. One that raises ValueError when it is made, or StartFailure
-    when it spins, cannot start: its message is logged under `name`, and the status is 1.
-    args: of the process, without its name; None for those it has. What of them the node does not
-    read is logged.
+    Args:
+        make_node: Returns an rclpy Node. If it raises ValueError, or spinning raises StartFailure,
+            the node cannot start: the message is logged under `name`.
+        name: Of the node.
+        args: Arguments of the process, without its name; None for those it has. What of them the
+            node does not read is logged.
+
+    Returns:
+        The exit status: 0, or 1 for a node that cannot start.
     """
     import rclpy
     from rclpy.exceptions import ParameterException
@@ -97,11 +115,11 @@ def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
             try:
                 node = make_node()
             except (ValueError, ParameterException) as error:
-                # The latter of parameters that every node has: use_sim_time.
+                # The latter is raised for parameters that every node has: use_sim_time.
                 raise StartFailure(str(error)) from error
             try:
-                for sentence in unread(node, arguments):
-                    node.get_logger().warning(sentence)
+                for warning in explain_unread_arguments(node, arguments):
+                    node.get_logger().warning(warning)
                 rclpy.spin(node)
             finally:
                 node.destroy_node()
@@ -111,12 +129,12 @@ def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
         except (KeyboardInterrupt, ExternalShutdownException):
             pass
         except Exception:
-            # Told to end while it was being made, rclpy fails in many ways.
+            # In a context that is shut down while a node is being made, rclpy fails in many ways.
             if rclpy.ok():
                 raise
     if any(thread.daemon for thread in threading.enumerate()):
-        # Still loading or computing. Python ends such threads in the middle of foreign code, which
-        # crashes; the node has said goodbye already.
+        # Some thread is still loading or computing. Python would end it in the middle of foreign
+        # code, which crashes; the node itself is destroyed already.
         leave(status)
     return status
 
@@ -131,7 +149,7 @@ def end_within(seconds: float) -> None:
 def leave(status: int) -> None:
     """End the process at once, with what was written so far."""
     for stream in (sys.stdout, sys.stderr):
-        # Whoever read it may be gone.
+        # The reader of a pipe may be gone.
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-#: Seconds after which a report is called old; the node reports once a second.
-OLD_S = 3.0
+#: A report is stale after so many seconds; the node reports once a second.
+STALE_S = 3.0
 
 _ENGINE, _CAMERA = ': engine', ': camera '
 _LEVELS = {0: ('ok', 'green'), 1: ('warning', 'yellow'), 2: ('error', 'red'), 3: ('stale', 'red')}
@@ -17,7 +17,11 @@ _LEVELS = {0: ('ok', 'green'), 1: ('warning', 'yellow'), 2: ('error', 'red'), 3:
 
 @dataclass(frozen=True)
 class Status:
-    """One diagnostic_msgs/DiagnosticStatus. level: 0 ok, 1 warning, 2 error, 3 stale."""
+    """Fields of one diagnostic_msgs/DiagnosticStatus.
+
+    Attributes:
+        level: 0 ok, 1 warning, 2 error, 3 stale.
+    """
 
     level: int
     message: str
@@ -26,7 +30,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Report:
-    """What a node said last, and when. cameras: by name."""
+    """What a node reported last, its cameras by name."""
 
     engine: Status
     cameras: Mapping[str, Status]
@@ -37,7 +41,7 @@ class Panel:
     """The latest report of every segmentation node heard of."""
 
     def __init__(self):
-        # By name and process: by mistake, two nodes may have one name.
+        # By name and process, because two nodes may have one name by mistake.
         self._reports: dict[tuple[str, str], Report] = {}
 
     @property
@@ -46,12 +50,14 @@ class Panel:
         return sorted(name for name, _ in self._reports)
 
     def update(self, array, now_s: float) -> bool:
-        """Take in what concerns segmentation nodes; False if nothing does.
+        """Take in what concerns segmentation nodes; returns whether anything does.
 
-        array: fields of diagnostic_msgs/DiagnosticArray. now_s: any clock that runs forwards.
+        Args:
+            array: Fields of diagnostic_msgs/DiagnosticArray.
+            now_s: Seconds of any clock that runs forwards.
         """
         statuses = {status.name: _read(status) for status in array.status}
-        # A node is known by what its engine says: other nodes have cameras, too.
+        # Only the engine's report tells a segmentation node: other nodes have cameras, too.
         nodes = {
             name.removesuffix(_ENGINE)
             for name, status in statuses.items()
@@ -64,16 +70,16 @@ class Panel:
                 for name, status in statuses.items()
                 if name.startswith(prefix)
             }
-            # One that was started again takes the place of the one that fell silent.
+            # A node that was started again takes the place of the one that fell silent.
             for key, old in list(self._reports.items()):
-                if key[0] == node and now_s - old.at_s > OLD_S:
+                if key[0] == node and now_s - old.at_s > STALE_S:
                     del self._reports[key]
             key = node, engine.values.get('process', '')
             self._reports[key] = Report(engine, cameras, now_s)
         return bool(nodes)
 
     def render(self, now_s: float) -> RenderableType:
-        """Make what rich prints: a table for each node, or what is being waited for."""
+        """Return what rich prints: a table for each node, or what is being waited for."""
         if not self._reports:
             return Text('waiting for /diagnostics of a segmentation node ...', style='dim')
         return Group(*(self._table(*key, now_s) for key in sorted(self._reports)))
@@ -102,13 +108,13 @@ class Panel:
                 Text(name),
                 values.get('received_hz', ''),
                 values.get('labelled_hz', ''),
-                _mean_and_most(values, 'latency'),
-                _mean_and_most(values, 'processing'),
+                _mean_and_max(values, 'latency'),
+                _mean_and_max(values, 'processing'),
                 _sum(values, 'dropped_busy', 'dropped_rate'),
                 values.get('refused', ''),
                 values.get('failed', ''),
                 Text(*_LEVELS.get(status.level, _LEVELS[3])),
-                style='dim' if silent_s > OLD_S else '',
+                style='dim' if silent_s > STALE_S else '',
             )
         return table
 
@@ -122,7 +128,7 @@ def _title(node: str, engine: Status, silent_s: float) -> Text:
     word, style = _LEVELS.get(engine.level, _LEVELS[3])
     title = Text(f'/{node}  ')
     title.append(f'{word}: {engine.message}', style=style)
-    if silent_s > OLD_S:
+    if silent_s > STALE_S:
         title.append(f'  no report for {silent_s:.0f} s', style='red')
     return title
 
@@ -145,12 +151,12 @@ def _caption(engine: Status, cameras: Mapping[str, Status]) -> Text:
     return caption
 
 
-def _mean_and_most(values: Mapping[str, str], name: str) -> str:
-    mean, most = values.get(f'{name}_ms_mean'), values.get(f'{name}_ms_max')
-    return f'{_whole(mean)} ({_whole(most)})' if mean and most else ''
+def _mean_and_max(values: Mapping[str, str], name: str) -> str:
+    mean, largest = values.get(f'{name}_ms_mean'), values.get(f'{name}_ms_max')
+    return f'{_rounded(mean)} ({_rounded(largest)})' if mean and largest else ''
 
 
-def _whole(number: str) -> str:
+def _rounded(number: str) -> str:
     try:
         return f'{float(number):.0f}'
     except ValueError:

@@ -21,9 +21,9 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from cliptrase_ros.messages.images import ImageError, decompress_to_rgb, header_stamp_ns, mono8
 from cliptrase_ros.messages.points import PointsError, read_points
 from cliptrase_ros.msg import ClassMasks, Vocabulary
-from cliptrase_ros.ros.camera import LATCHED_QOS
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.executable import run_node
+from cliptrase_ros.ros.outputs import LATCHED_QOS
 from cliptrase_ros.ros.parameters import declare_settings
 from cliptrase_ros.ros.settings import ParameterError
 from cliptrase_ros.segmentation.settings import setting, settings_of
@@ -34,8 +34,8 @@ NODE_NAME = 'rerun_viewer'
 SHOWN = ('image', 'label', 'masks', 'overlay', 'confidence', 'points')
 DEFAULT_SHOWN = ('image', 'label', 'masks', 'confidence', 'points')
 
-# Images that wait for their labels.
-_MOST_WAITING = 30
+#: Most images of a camera that wait for their labels, and labels for their images.
+_MAX_PENDING = 30
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,14 @@ class RerunViewer(Node):
     """Subscribes to a node's outputs and shows them, each at the stamp of its image.
 
     Cameras and their image topics are those that the node names in /diagnostics. Images are shown
-    with their labels, the others not at all. shown: messages by output.
-    Raises ParameterError, and ViewerError where there is no viewer.
+    with their labels, the others not at all.
+
+    Attributes:
+        shown: How many messages of each output were shown.
+
+    Raises:
+        ParameterError: A parameter has a value that cannot be used.
+        ViewerError: There is no viewer.
     """
 
     def __init__(self, **node_arguments):
@@ -105,13 +111,14 @@ class RerunViewer(Node):
                 values = {entry.key: entry.value for entry in status.values}
                 if 'topic' in values:
                     self._cameras.add(camera)
-                    self._watch(camera, values['topic'], values.get('transport') == 'compressed')
+                    is_compressed = values.get('transport') == 'compressed'
+                    self._subscribe(camera, values['topic'], is_compressed)
 
-    def _watch(self, camera: str, image_topic: str, compressed: bool) -> None:
-        images = _Images('label' in self._show)
+    def _subscribe(self, camera: str, image_topic: str, is_compressed: bool) -> None:
+        pending = _PendingImages()
         outputs = {
-            'image': (CompressedImage if compressed else Image, partial(self._image, images)),
-            'label': (Image, partial(self._label, images)),
+            'image': (CompressedImage if is_compressed else Image, partial(self._image, pending)),
+            'label': (Image, partial(self._label, pending)),
             'masks': (ClassMasks, self._masks),
             'overlay': (Image, self._overlay),
             'confidence': (Image, self._confidence),
@@ -133,27 +140,27 @@ class RerunViewer(Node):
         except (ImageError, PointsError, ValueError) as error:
             self.get_logger().warning(f'{topic}: {error}', throttle_duration_sec=5.0)
 
-    def _at(self, message) -> None:
+    def _set_stamp(self, message) -> None:
         self._viewer.set_stamp(header_stamp_ns(message.header))
 
-    def _image(self, images: '_Images', camera: str, message) -> None:
-        if images.take(message):
+    def _image(self, pending: '_PendingImages', camera: str, message) -> None:
+        if 'label' not in self._show or pending.add(message):
             self._show_image(camera, message)
 
-    def _label(self, images: '_Images', camera: str, message: Image) -> None:
-        self._at(message)
+    def _label(self, pending: '_PendingImages', camera: str, message: Image) -> None:
+        self._set_stamp(message)
         self._viewer.show_classes(camera, self._classes)
-        if (image := images.of_label(message)) is not None:
+        if (image := pending.pop(message)) is not None:
             self._show_image(camera, image)
         self._viewer.show_label(camera, mono8(message))
 
     def _show_image(self, camera: str, message) -> None:
-        self._at(message)
+        self._set_stamp(message)
         read = decompress_to_rgb if isinstance(message, CompressedImage) else to_rgb
         self._viewer.show_image(camera, read(message))
 
     def _masks(self, camera: str, message: ClassMasks) -> None:
-        self._at(message)
+        self._set_stamp(message)
         self._viewer.show_classes(camera, self._classes)
         self._viewer.show_masks(
             camera,
@@ -167,50 +174,47 @@ class RerunViewer(Node):
         )
 
     def _overlay(self, camera: str, message: Image) -> None:
-        self._at(message)
+        self._set_stamp(message)
         self._viewer.show_overlay(camera, to_rgb(message))
 
     def _confidence(self, camera: str, message: Image) -> None:
-        self._at(message)
+        self._set_stamp(message)
         self._viewer.show_confidence(camera, mono8(message))
 
     def _points(self, camera: str, message: PointCloud2) -> None:
-        self._at(message)
+        self._set_stamp(message)
         self._viewer.show_classes(camera, self._classes)
         self._viewer.show_points(camera, *read_points(message))
 
 
-class _Images:
-    """Which images have labels: the two come in any order, and images without are not shown."""
+class _PendingImages:
+    """Images that wait for their labels, and stamps of labels that came first."""
 
-    def __init__(self, wait_for_labels: bool):
-        self._wait = wait_for_labels
+    def __init__(self):
+        # By stamp; None for a label that came first.
         self._images: OrderedDict[int, object] = OrderedDict()
-        self._labelled: OrderedDict[int, None] = OrderedDict()
 
-    def take(self, image) -> bool:
-        """Whether to show an image now; otherwise it is kept for a while."""
-        if not self._wait:
-            return True
+    def add(self, image) -> bool:
+        """Return whether the labels of an image have come; otherwise it is kept for a while."""
         stamp = header_stamp_ns(image.header)
-        if self._labelled.pop(stamp, True) is None:
+        if self._images.get(stamp, image) is None:
+            del self._images[stamp]
             return True
-        _keep(self._images, stamp, image)
+        self._keep(stamp, image)
         return False
 
-    def of_label(self, label: Image):
-        """The image of a label image, None if it has not come yet."""
+    def pop(self, label: Image):
+        """Return the image of a label image, None if it has not come yet."""
         stamp = header_stamp_ns(label.header)
         image = self._images.pop(stamp, None)
         if image is None:
-            _keep(self._labelled, stamp, None)
+            self._keep(stamp, None)
         return image
 
-
-def _keep(items: OrderedDict, key: int, value) -> None:
-    items[key] = value
-    if len(items) > _MOST_WAITING:
-        items.popitem(last=False)
+    def _keep(self, stamp: int, image) -> None:
+        self._images[stamp] = image
+        if len(self._images) > _MAX_PENDING:
+            self._images.popitem(last=False)
 
 
 def main(args: list[str] | None = None) -> int:

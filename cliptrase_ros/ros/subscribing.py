@@ -10,7 +10,6 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.qos import (
     DurabilityPolicy,
-    HistoryPolicy,
     QoSCompatibility,
     QoSPolicyKind,
     QoSProfile,
@@ -27,10 +26,9 @@ from cliptrase_ros.ros.settings import ParameterError
 _BEST_EFFORT, _RELIABLE = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
 _VOLATILE, _TRANSIENT_LOCAL = DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL
 
-#: For what may have been published only once, before the node came: with the durability of its
-#: publishers, and reliably, because DDS keeps nothing for others.
+#: For what may be latched, published only once before the node came: durability is that of the
+#: publishers, and so is reliability, because DDS latches nothing that is not reliable.
 LATCHED_SENSOR_QOS = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
     depth=qos_profile_sensor_data.depth,
     reliability=ReliabilityPolicy.BEST_AVAILABLE,
     durability=DurabilityPolicy.BEST_AVAILABLE,
@@ -43,17 +41,25 @@ _OVERRIDABLE = (
     QoSPolicyKind.DURABILITY,
 )
 
-#: Publishers or topics named in a sentence, at most.
-_NAMED = 3
+#: Most publishers or topics that are named in a sentence.
+_MAX_NAMED = 3
 
 
 class SensorTopic:
     """A topic of a sensor, with the QoS that `qos_overrides` parameters give it.
 
-    A policy that is `best_available` is what all publishers offer, and follows them as they come
-    and go. topic: a name before remapping. name: what it resolves to. The parameters are declared
-    here and stay; nothing is subscribed to before `subscribe`.
-    Raises ParameterError for an override that cannot be used.
+    The parameters are declared here and stay; nothing is subscribed to before `subscribe`. A policy
+    that is `best_available` is what all publishers offer, and follows them as they come and go.
+
+    Args:
+        topic: Name before remapping.
+        qos: Without overrides.
+
+    Attributes:
+        name: What the topic resolves to.
+
+    Raises:
+        ParameterError: An override cannot be used.
     """
 
     def __init__(
@@ -68,7 +74,7 @@ class SensorTopic:
         self._events = SubscriptionEventCallbacks()
         try:
             # rclpy declares the overrides, and rcl checks them, with a subscription alone.
-            declaring = node.create_subscription(
+            subscription = node.create_subscription(
                 message_type,
                 topic,
                 lambda _: None,
@@ -80,7 +86,7 @@ class SensorTopic:
             raise ParameterError(
                 f'{self.name} cannot be subscribed to; look at its qos_overrides: {error}'
             ) from error
-        node.destroy_subscription(declaring)
+        node.destroy_subscription(subscription)
 
     @property
     def is_subscribed(self) -> bool:
@@ -90,11 +96,16 @@ class SensorTopic:
     def subscribe(
         self, callback: Callable, on_incompatible: Callable[[], None] | None = None
     ) -> None:
-        """Begin to receive. on_incompatible: called when a publisher comes that does not fit."""
+        """Begin to receive.
+
+        Args:
+            callback: Called with each message.
+            on_incompatible: Called when a publisher comes whose QoS does not fit.
+        """
         self._callback = callback
         if on_incompatible is not None:
             self._events = SubscriptionEventCallbacks(incompatible_qos=lambda _: on_incompatible())
-        self._create(self._fitting_qos(self._publishers()))
+        self._create_subscription(self._fitting_qos(self._publishers()))
 
     def unsubscribe(self) -> None:
         """Receive no more."""
@@ -113,7 +124,7 @@ class SensorTopic:
         if (old.reliability, old.durability) != (new.reliability, new.durability):
             # The new one first: if it cannot be made, the old one stays.
             replaced = self._subscription
-            self._create(new)
+            self._create_subscription(new)
             self._node.destroy_subscription(replaced)
 
     def describe_publishers(self) -> str:
@@ -122,22 +133,28 @@ class SensorTopic:
         if not publishers:
             return 'no publisher'
         message_type = _type_name(self._message_type)
-        said = []
-        for publisher in publishers[:_NAMED]:
+        descriptions = []
+        for publisher in publishers[:_MAX_NAMED]:
             qos = publisher.qos_profile
-            words = f'{_node_name(publisher)}: {_word(qos.reliability)}, {_word(qos.durability)}'
+            description = (
+                f'{_node_name(publisher)}: {_policy_name(qos.reliability)}, '
+                f'{_policy_name(qos.durability)}'
+            )
             if publisher.topic_type != message_type:
-                words += f', publishes {publisher.topic_type} instead of {message_type}'
-            elif policies := _incompatible(qos, self._subscription.qos_profile):
-                words += f', incompatible {policies}'
-            said.append(words)
-        if len(publishers) > _NAMED:
-            said.append('...')
+                description += f', publishes {publisher.topic_type} instead of {message_type}'
+            elif policies := _incompatible_policies(qos, self._subscription.qos_profile):
+                description += f', incompatible {policies}'
+            descriptions.append(description)
+        if len(publishers) > _MAX_NAMED:
+            descriptions.append('...')
         count = f'{len(publishers)} publisher{"s" if len(publishers) > 1 else ""}'
-        return f'{count} ({"; ".join(said)})'
+        return f'{count} ({"; ".join(descriptions)})'
 
     def similar_topics(self) -> list[str]:
-        """Topics that others publish such messages on, similar names first; none if this is one."""
+        """Find topics that others publish such messages on, similar names first.
+
+        Returns none while this topic has a publisher.
+        """
         if self._publishers():
             return []
         own = f'{self._node.get_fully_qualified_name()}/'
@@ -148,12 +165,13 @@ class SensorTopic:
             and not name.startswith(own)
             and self._node.count_publishers(name)
         ]
-        return difflib.get_close_matches(self.name, published, _NAMED, cutoff=0.0)
+        return difflib.get_close_matches(self.name, published, _MAX_NAMED, cutoff=0.0)
 
     def _keep_qos(self, qos: QoSProfile) -> SetParametersResult:
         self._qos = copy.copy(qos)
-        # What goes with every publisher: they warn of subscriptions that ask for more than they
-        # offer, as `best_available` does while none is known.
+        # The subscription that declares the overrides asks for what every publisher offers:
+        # publishers warn of subscriptions that ask for more, as `best_available` does while no
+        # publisher is known.
         qos.reliability, qos.durability = _BEST_EFFORT, _VOLATILE
         return SetParametersResult(successful=True)
 
@@ -172,7 +190,7 @@ class SensorTopic:
             qos.durability = _TRANSIENT_LOCAL if all_latched else _VOLATILE
         return qos
 
-    def _create(self, qos: QoSProfile) -> None:
+    def _create_subscription(self, qos: QoSProfile) -> None:
         self._subscription = self._node.create_subscription(
             self._message_type, self._topic, self._callback, qos, event_callbacks=self._events
         )
@@ -187,11 +205,11 @@ def _node_name(publisher) -> str:
     return f'{publisher.node_namespace.rstrip("/")}/{publisher.node_name}'
 
 
-def _word(policy) -> str:
+def _policy_name(policy) -> str:
     return policy.name.lower().replace('_', ' ')
 
 
-def _incompatible(offered: QoSProfile, wanted: QoSProfile) -> str:
+def _incompatible_policies(offered: QoSProfile, wanted: QoSProfile) -> str:
     """Names of the policies that keep two ends apart, '' if none does."""
     compatibility, reason = qos_check_compatible(offered, wanted)
     if compatibility != QoSCompatibility.ERROR:

@@ -11,19 +11,23 @@ from rich.live import Live
 from cliptrase_ros.ros.executable import initialized
 from cliptrase_ros.ros.panel import Panel
 
-# Shorter than a report's period, so that the age of a silent node is seen to grow.
+#: Shorter than a report's period, so that the age of a silent node is seen to grow.
 _REFRESH_S = 0.5
+#: In a file or pipe there is no width to fit into.
 _FILE_WIDTH = 140
 
 
 def run_top(once: bool = False, timeout_s: float = 10.0) -> int:
     """Show the panel until Ctrl-C, or print it once.
 
-    timeout_s: how long to wait for the first report when printing once.
-    Returns 0, or 1 if there was no report in that time.
+    Args:
+        once: Print it once.
+        timeout_s: How long to wait for the first report then, seconds.
+
+    Returns:
+        The exit status: 0, or 1 if there was no report in that time.
     """
     panel = Panel()
-    # In a file or pipe there is no width to fit into.
     console = Console() if Console().is_terminal else Console(width=_FILE_WIDTH)
     try:
         with initialized([]):

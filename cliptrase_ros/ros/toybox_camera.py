@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -55,10 +54,12 @@ class ToyboxCameraSettings:
 class ToyboxCamera(Node):
     """Publishes what a camera in a toybox room sees, as a driver would.
 
-    Topics, all with the stamp of the image: NAME/image_raw (rgb8), NAME/camera_info,
-    NAME/depth/image_raw (32FC1, metres along the optical axis) and NAME/label_truth (mono8,
-    index into toybox.scenes.CLASSES); the last two only while somebody listens.
-    Raises ValueError for parameters that cannot be used.
+    Topics, all with the stamp of the image: NAME/image_raw (rgb8), NAME/camera_info, and while
+    somebody listens NAME/image_raw/compressed (JPEG), NAME/depth/image_raw (32FC1, metres along
+    the optical axis) and NAME/label_truth (mono8, index into toybox.scenes.CLASSES).
+
+    Raises:
+        ValueError: A parameter has a value that cannot be used.
     """
 
     def __init__(self, **node_arguments):
@@ -68,7 +69,7 @@ class ToyboxCamera(Node):
         self._room = sample_room(values.seed, values.split, values.difficulty)
         self._height, self._width = values.height, values.width
         self._period_s = 1.0 / values.rate
-        self._frame = 0
+        self._frames_published = 0
         name = values.camera
         self._frame_id = values.frame_id or f'{name}_optical_frame'
 
@@ -77,12 +78,7 @@ class ToyboxCamera(Node):
                 return self.create_publisher(
                     message_type,
                     f'{name}/{topic}',
-                    # Reliable suits both kinds of subscribers; best effort would shut one kind out.
-                    QoSProfile(
-                        history=HistoryPolicy.KEEP_LAST,
-                        depth=5,
-                        reliability=ReliabilityPolicy.RELIABLE,
-                    ),
+                    5,  # reliable: best effort would shut out subscribers that ask for more
                     qos_overriding_options=QoSOverridingOptions.with_default_policies(),
                 )
             except RuntimeError as error:
@@ -100,19 +96,20 @@ class ToyboxCamera(Node):
 
     def _publish(self) -> None:
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
-        # By frame and not by the clock, so that a run is the same every time.
-        frame = photograph(self._room, self._frame * self._period_s, self._height, self._width)
-        self._frame += 1
+        # By the number of frames and not by the clock, so that a run is the same every time.
+        tour_s = self._frames_published * self._period_s
+        frame = photograph(self._room, tour_s, self._height, self._width)
+        self._frames_published += 1
         self._image.publish(MAKER.make_image(frame.image, 'rgb8', header))
         if self._compressed.get_subscription_count():
             self._compressed.publish(MAKER.make_compressed_picture(frame.image, header))
-        self._camera_info.publish(self._describe(header))
+        self._camera_info.publish(self._make_camera_info(header))
         if self._depth.get_subscription_count():
             self._depth.publish(MAKER.make_image(frame.depth, '32FC1', header))
         if self._label_truth.get_subscription_count():
             self._label_truth.publish(MAKER.make_image(frame.label, 'mono8', header))
 
-    def _describe(self, header: Header) -> CameraInfo:
+    def _make_camera_info(self, header: Header) -> CameraInfo:
         fx, fy, cx, cy = intrinsics(self._height, self._width)
         projection = np.array([[fx, 0, cx, 0], [0, fy, cy, 0], [0, 0, 1, 0]], float)
         return CameraInfo(

@@ -248,8 +248,8 @@ def reported_camera():
         topic='/front/image_raw',
         transport='raw',
         is_active=True,
-        subscribed=True,
-        masks_unknown=(),
+        is_subscribed=True,
+        unknown_masks=(),
         statistics=CameraStatistics(),
         explain_silence=lambda: 'no publisher',
     )

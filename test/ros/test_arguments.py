@@ -7,7 +7,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 import rclpy
 from rclpy.node import Node
 
-from cliptrase_ros.ros.arguments import unread
+from cliptrase_ros.ros.arguments import explain_unread_arguments
 from cliptrase_ros.ros.executable import StartFailure, initialized
 from cliptrase_ros.ros.parameters import declare_parameters
 from cliptrase_ros.ros.toybox_camera import ToyboxCamera
@@ -83,7 +83,7 @@ def said_of():
         else:
             node = make(context=context)
         try:
-            return list(unread(node, arguments))
+            return list(explain_unread_arguments(node, arguments))
         finally:
             node.destroy_node()
 

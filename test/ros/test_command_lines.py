@@ -19,7 +19,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter, get_parameter_value, parameter_value_to_python
 
 from cliptrase_ros.ros import rerun_viewer, toybox_camera
-from cliptrase_ros.ros.arguments import unread
+from cliptrase_ros.ros.arguments import explain_unread_arguments
 from cliptrase_ros.ros.parameters import declare_settings
 from cliptrase_ros.ros.segment_node import NODE_NAME, SegmentNode
 from cliptrase_ros.segmentation.settings import settings_of
@@ -113,7 +113,7 @@ def started_with_words(started, segmenter, client):
 
     def make(arguments, text):
         node = started(arguments, SegmentNode, segmenter, autostart=False, resolution=64)
-        assert list(unread(node, arguments)) == []
+        assert list(explain_unread_arguments(node, arguments)) == []
         client.node_name = node.get_fully_qualified_name()
         client.listen_to_vocabulary()
         assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
@@ -135,12 +135,12 @@ def test_run(started, started_with_words, page, arguments):
         started_with_words(arguments, given(arguments).get('vocabulary'))
     elif executable == 'toybox_camera':
         node = started(arguments, toybox_camera.ToyboxCamera)
-        assert list(unread(node, arguments)) == []
+        assert list(explain_unread_arguments(node, arguments)) == []
     else:
         # The node itself would open a window.
         node = started(arguments, lambda **options: Node(executable, **options))
         values = declare_settings(node, settings_of(rerun_viewer.ViewerSettings))
-        assert list(unread(node, arguments)) == []
+        assert list(explain_unread_arguments(node, arguments)) == []
         assert given(arguments).items() <= values.items()
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from cliptrase_ros.ros.domain import own_domain
+from cliptrase_ros.ros.executable import own_domain
 from cliptrase_ros.segmentation.model.weights import select_device
 
 MODULE = 'import sys; from cliptrase_ros.cli import main; sys.exit(main())'

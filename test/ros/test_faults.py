@@ -189,7 +189,7 @@ def test_every_image_is_accounted_for(start_node, client):
         client.send(client.image(encoding='rgb9'))
         client.spin(0.05)
         client.node.destroy_subscription(listener)
-        client.wait_for(lambda: not camera.subscribed, 'the end of the subscription')
+        client.wait_for(lambda: not camera.is_subscribed, 'the end of the subscription')
     client.wait_for(lambda: camera.wait_ns(0) is None, 'rest')
     s = camera.statistics
 

@@ -40,8 +40,8 @@ def test_states_serve_and_free_what_they_say(start_node, client):
     assert client.vocabulary_version() == 1
     camera = node._cameras[0]
     publisher = client.node.create_publisher(type(client.image()), '/camera/image_raw', 10)
-    client.wait_for(lambda: camera._wanted('label'), 'the listener')
-    assert not camera.subscribed
+    client.wait_for(lambda: camera.outputs.is_wanted('label'), 'the listener')
+    assert not camera.is_subscribed
 
     assert change(client, 'activate') and state(client) == 'active'
     client.label_of(client.send(client.image()))

@@ -13,8 +13,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from cliptrase_ros.messages.depth import POINT
-from cliptrase_ros.ros.camera import LabelInfo
 from cliptrase_ros.ros.conversions import MAKER
+from cliptrase_ros.ros.outputs import LabelInfo
 from cliptrase_ros.ros.settings import PARAMETERS
 from cliptrase_ros.segmentation.vocabulary import name_and_synonyms, parse_vocabulary
 

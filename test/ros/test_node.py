@@ -274,7 +274,7 @@ def test_window_and_stride_are_set_in_any_order(start_node, client):
 def test_nothing_is_subscribed_or_computed_for_nobody(start_node, client):
     node = start_node()
     camera = node._cameras[0]
-    client.wait_for(lambda: not camera.subscribed, 'the first look for listeners')
+    client.wait_for(lambda: not camera.is_subscribed, 'the first look for listeners')
     publisher = client.node.create_publisher(Image, '/camera/image_raw', 50)
     listener = client.listen_to_label()
     client.wait_for(publisher.get_subscription_count, 'a subscription')
@@ -469,7 +469,7 @@ def test_vocabulary_outlives_an_announcement_that_fails(start_node, client, monk
     client.vocabulary_version()
     owner, name = {
         'vocabulary': (node._vocabulary_publisher, 'publish'),
-        'label_info': (node._cameras[0], 'publish_label_info'),
+        'label_info': (node._cameras[0].outputs, 'publish_label_info'),
     }[part]
     really = getattr(owner, name)
     failures = [RuntimeError('no memory left')]

@@ -10,7 +10,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 
-from cliptrase_ros.ros.camera import LabelInfo
+from cliptrase_ros.ros.outputs import LabelInfo
 from cliptrase_ros.ros.parameters import declare_parameters
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'node.md'

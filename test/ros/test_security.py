@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
-from cliptrase_ros.ros.camera import LabelInfo
+from cliptrase_ros.ros.outputs import LabelInfo
 
 POLICY = Path(__file__).resolve().parents[2] / 'config' / 'sros2_policy.xml'
 

@@ -93,7 +93,7 @@ def test_no_limit_means_always_due():
 
 def test_silence_counts_only_while_subscribed(reported_camera):
     def report(subscribed):
-        reported_camera.subscribed = subscribed
+        reported_camera.is_subscribed = subscribed
         return camera_status('node', reported_camera, 1.0)
 
     for _ in range(300):

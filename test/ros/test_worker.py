@@ -11,11 +11,12 @@ import torch
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from rclpy.clock import Clock, ClockType
 from rclpy.logging import get_logger
 from std_msgs.msg import Header
 
-from cliptrase_ros.ros.node_time import NodeTime
-from cliptrase_ros.ros.worker import VocabularyState, Worker
+from cliptrase_ros.ros.diagnostics import VocabularyState
+from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmenter
@@ -36,25 +37,16 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
-def now():
-    return NodeTime(time.monotonic_ns(), is_known=True, is_simulated=False)
-
-
 @pytest.fixture
 def start_worker():
     workers = []
 
-    def start(
-        segmenter,
-        on_change=lambda *_: None,
-        clock=now,
-        **arguments,
-    ):
+    def start(segmenter, announce=lambda *_: None, **arguments):
         worker = Worker(
             FaultTolerantEngine(segmenter),
             settings=SETTINGS,
-            clock=clock,
-            on_change=on_change,
+            clock=Clock(clock_type=ClockType.ROS_TIME),
+            announce=announce,
             is_shutting_down=lambda: False,
             logger=get_logger('test_worker'),
             **arguments,
@@ -74,7 +66,7 @@ class IdleCamera:
     def take(self, now_ns):
         return None
 
-    def publish_waiting(self):
+    def publish_pending_points(self):
         return False
 
     def wait_ns(self, now_ns):
@@ -96,11 +88,11 @@ def test_phrases_are_encoded_one_at_a_time_and_the_end_does_not_wait_for_all(
 
     worker = start_worker(make_segmenter(Watched))
     synonyms = ', '.join(f'word {i}' for i in range(600))
-    worker.request(parse_vocabulary(f'thing: {synonyms}', ['sky']))
+    worker.reconfiguration.request(parse_vocabulary(f'thing: {synonyms}', ['sky']))
     assert enough.wait(PATIENCE)
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
-    wait_for(lambda: worker._stopping)
+    wait_for(lambda: worker._is_stopping)
     may_go_on.set()
     stopping.join(PATIENCE)
     assert not stopping.is_alive()
@@ -110,11 +102,12 @@ def test_phrases_are_encoded_one_at_a_time_and_the_end_does_not_wait_for_all(
 def test_features_do_not_depend_on_the_parts(start_worker, make_segmenter):
     vocabulary = parse_vocabulary('road: street; tree', ['sky'])
     worker = start_worker(make_segmenter())
-    worker.request(vocabulary)
-    wait_for(lambda: worker.vocabulary_state.in_force)
-    assert worker.latest_vocabulary is vocabulary
+    worker.reconfiguration.request(vocabulary)
+    wait_for(lambda: worker.reconfiguration.vocabulary_state.in_force)
+    assert worker.reconfiguration.latest_vocabulary is vocabulary
     expected = make_segmenter().encode_vocabulary(vocabulary).table.features
-    assert (worker._in_force.vocabulary.table.features - expected).abs().max() < 1e-5
+    features = worker.reconfiguration.in_force.vocabulary.table.features
+    assert (features - expected).abs().max() < 1e-5
 
 
 def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worker, segmenter):
@@ -127,15 +120,15 @@ def test_announcement_that_fails_costs_neither_vocabulary_nor_thread(start_worke
 
     worker = start_worker(segmenter, fail_at_first)
     first = parse_vocabulary('road', background=())
-    worker.request(first)
-    wait_for(lambda: worker.vocabulary_state.in_force == 1)
-    assert worker.vocabulary_state.failure == ''
+    worker.reconfiguration.request(first)
+    wait_for(lambda: worker.reconfiguration.vocabulary_state.in_force == 1)
+    assert worker.reconfiguration.vocabulary_state.failure == ''
     wait_for(lambda: len(announced) == 2)
     worker.wake()
     wait_for(lambda: len(announced) == 3)
     second = parse_vocabulary('road; tree', background=(), previous=first)
-    worker.request(second)
-    wait_for(lambda: worker.vocabulary_state.in_force == 2)
+    worker.reconfiguration.request(second)
+    wait_for(lambda: worker.reconfiguration.vocabulary_state.in_force == 2)
     assert announced == [first, first, first, second]
 
 
@@ -146,10 +139,10 @@ def test_settings_are_announced_with_the_words_they_come_into_force_with(start_w
     half = replace(SETTINGS, min_confidence=0.5)
     for count, announce in enumerate(
         (
-            lambda: worker.request(first),
-            lambda: worker.request(settings=half),
-            worker.announce_again,
-            lambda: worker.request(second, SETTINGS),
+            lambda: worker.reconfiguration.request(first),
+            lambda: worker.reconfiguration.request(settings=half),
+            worker.reconfiguration.repeat_announcement,
+            lambda: worker.reconfiguration.request(second, SETTINGS),
         ),
         1,
     ):
@@ -171,16 +164,16 @@ def test_words_that_nobody_wants_any_more_do_not_fail(start_worker, make_segment
 
     worker = start_worker(make_segmenter(Failing), lambda *_: announced.append(None))
     first = parse_vocabulary('road', background=())
-    worker.request(first)
+    worker.reconfiguration.request(first)
     wait_for(lambda: announced)
-    worker.request(parse_vocabulary('unreadable', background=(), previous=first))
+    worker.reconfiguration.request(parse_vocabulary('unreadable', background=(), previous=first))
     assert begun.wait(PATIENCE)
-    worker.request(first)
+    worker.reconfiguration.request(first)
     # In the turn after the failure.
-    worker.announce_again()
+    worker.reconfiguration.repeat_announcement()
     may_go_on.set()
     wait_for(lambda: len(announced) == 2)
-    assert worker.vocabulary_state == VocabularyState(1, None, '')
+    assert worker.reconfiguration.vocabulary_state == VocabularyState(1, None, '')
 
 
 @pytest.mark.parametrize('where', ['before an image is looked for', 'while there is none'])
@@ -202,14 +195,15 @@ def test_thread_survives_what_fails(start_worker, segmenter, where):
 
     worker = start_worker(segmenter)
     worker.serve([Failing()])
-    worker.request(parse_vocabulary('road', background=()))
-    wait_for(lambda: worker.vocabulary_state.in_force == 1)
+    worker.reconfiguration.request(parse_vocabulary('road', background=()))
+    wait_for(lambda: worker.reconfiguration.vocabulary_state.in_force == 1)
     is_broken.set()
     worker.wake()
     wait_for(lambda: failures)
     is_broken.clear()
-    worker.request(parse_vocabulary('road; tree', background=(), previous=worker.latest_vocabulary))
-    wait_for(lambda: worker.vocabulary_state.in_force == 2)
+    latest = worker.reconfiguration.latest_vocabulary
+    worker.reconfiguration.request(parse_vocabulary('road; tree', background=(), previous=latest))
+    wait_for(lambda: worker.reconfiguration.vocabulary_state.in_force == 2)
 
 
 def test_ready_for_announced_sizes_before_the_first_image(start_worker, make_segmenter):
@@ -229,7 +223,7 @@ def test_ready_for_announced_sizes_before_the_first_image(start_worker, make_seg
     sizes = [(48, 64), (1, 1), (64, 48)]
     worker = start_worker(make_segmenter(Watched), warm_up_sizes=sizes, warm_up_batch=1)
     worker.serve([Watching()])
-    worker.request(parse_vocabulary('road; tree', background=()))
+    worker.reconfiguration.request(parse_vocabulary('road; tree', background=()))
     wait_for(lambda: 'an image' in calls)
     assert calls[: calls.index('an image')] == [(size, 1) for size in sizes]
 
@@ -238,7 +232,7 @@ def test_nothing_is_published_after_a_pause(start_worker, segmenter):
     begun, may_go_on, published = threading.Event(), threading.Event(), []
 
     class Publishing(IdleCamera):
-        def publish_waiting(self):
+        def publish_pending_points(self):
             begun.set()
             assert may_go_on.wait(PATIENCE)
             published.append(None)
@@ -256,8 +250,8 @@ def test_nothing_is_published_after_a_pause(start_worker, segmenter):
     count = len(published)
     assert not pausing.is_alive() and count
     worker.wake()
-    worker.request(parse_vocabulary('road', background=()))
-    wait_for(lambda: worker.vocabulary_state.in_force)
+    worker.reconfiguration.request(parse_vocabulary('road', background=()))
+    wait_for(lambda: worker.reconfiguration.vocabulary_state.in_force)
     assert len(published) == count
 
 
@@ -272,8 +266,8 @@ class BusyCamera(IdleCamera):
         return SimpleNamespace(
             camera=self,
             time_ns=now_ns,
-            image=SimpleNamespace(header=Header()),
-            picture=lambda: np.zeros((48, 64, 3), np.uint8),
+            header=Header(),
+            decode=lambda: np.zeros((48, 64, 3), np.uint8),
         )
 
     def trace(self, header, text):
@@ -282,7 +276,7 @@ class BusyCamera(IdleCamera):
     def fail(self, error):
         self.events.append(f'failed: {error}')
 
-    def publish(self, frame, picture, result):
+    def publish(self, image, pixels, result):
         preset = self.engine.segmenter.settings.preset
         self.events.append(('label', result.vocabulary.version, preset))
 
@@ -333,7 +327,7 @@ def start_busy(start_worker, make_segmenter, monkeypatch):
         camera = BusyCamera(events)
         camera.engine = worker._engine
         worker.serve([camera])
-        worker.request(parse_vocabulary('road; tree', background=()))
+        worker.reconfiguration.request(parse_vocabulary('road; tree', background=()))
         wait_for(lambda: ('label', 1, 'robot') in events)
         return worker, segmenter, events
 
@@ -364,9 +358,9 @@ def test_ready_for_a_change_before_it_comes_into_force(start_busy):
     assert events.index(('label', 1, 'robot')) == 1 + len(calls(1, 'robot'))
     assert set(made_ready(events)) == set(calls(1, 'robot'))
     events.clear()
-    second = words(17, worker.latest_vocabulary)
-    worker.request(second)
-    assert worker.latest_vocabulary is second
+    second = words(17, worker.reconfiguration.latest_vocabulary)
+    worker.reconfiguration.request(second)
+    assert worker.reconfiguration.latest_vocabulary is second
     wait_for(lambda: ('label', 2, 'robot') in events)
     assert made_ready(events) == calls(2, 'robot')
     # In turn with labels by the old words.
@@ -377,7 +371,7 @@ def test_ready_for_a_change_before_it_comes_into_force(start_busy):
     ]
     ready = len(segmenter.fixed_calls)
     events.clear()
-    worker.request(settings=PLUS)
+    worker.reconfiguration.request(settings=PLUS)
     wait_for(lambda: ('label', 2, 'plus') in events)
     assert made_ready(events) == calls(2, 'plus')
     change = events.index(('announced', 2, 'plus'))
@@ -390,7 +384,9 @@ def test_ready_for_a_change_before_it_comes_into_force(start_busy):
 def test_a_change_that_needs_no_other_call_comes_into_force_at_once(start_busy):
     worker, segmenter, events = start_busy()
     events.clear()
-    worker.request(words(16, worker.latest_vocabulary), replace(SETTINGS, min_confidence=0.5))
+    worker.reconfiguration.request(
+        words(16, worker.reconfiguration.latest_vocabulary), replace(SETTINGS, min_confidence=0.5)
+    )
     wait_for(lambda: ('label', 2, 'robot') in events)
     assert segmenter.settings.min_confidence == 0.5
     assert made_ready(events) == []
@@ -399,7 +395,7 @@ def test_a_change_that_needs_no_other_call_comes_into_force_at_once(start_busy):
 def test_without_graphs_nothing_is_made_ready_again(start_busy):
     worker, _, events = start_busy(with_graphs=False)
     events.clear()
-    worker.request(words(17, worker.latest_vocabulary), PLUS)
+    worker.reconfiguration.request(words(17, worker.reconfiguration.latest_vocabulary), PLUS)
     wait_for(lambda: ('label', 2, 'plus') in events)
     assert made_ready(events) == []
 
@@ -416,9 +412,9 @@ def test_words_and_settings_that_change_together_come_into_force_together(start_
         return whole(vocabulary)
 
     monkeypatch.setattr(segmenter, 'encode_vocabulary', encode_vocabulary)
-    worker.request(words(17, worker.latest_vocabulary))
+    worker.reconfiguration.request(words(17, worker.reconfiguration.latest_vocabulary))
     wait_for(lambda: segmenter.encode_vocabulary is whole)
-    worker.request(settings=PLUS)
+    worker.reconfiguration.request(settings=PLUS)
     may_go_on.set()
     wait_for(lambda: ('label', 2, 'plus') in events)
     assert made_ready(events) == calls(2, 'plus')
@@ -427,7 +423,7 @@ def test_words_and_settings_that_change_together_come_into_force_together(start_
 
 def test_of_several_changes_the_last_one_counts(start_busy):
     worker, segmenter, events = start_busy()
-    first = worker.latest_vocabulary
+    first = worker.reconfiguration.latest_vocabulary
     begun, may_go_on = threading.Event(), threading.Event()
 
     def gate():
@@ -437,10 +433,10 @@ def test_of_several_changes_the_last_one_counts(start_busy):
 
     segmenter.gate = gate
     second = words(17, first)
-    worker.request(second, PLUS)
+    worker.reconfiguration.request(second, PLUS)
     assert begun.wait(PATIENCE)
-    assert worker.vocabulary_state.pending == second.version == 2
-    worker.request(words(18, second), replace(SETTINGS, preset='paper'))
+    assert worker.reconfiguration.vocabulary_state.pending == second.version == 2
+    worker.reconfiguration.request(words(18, second), replace(SETTINGS, preset='paper'))
     may_go_on.set()
     wait_for(lambda: ('label', 3, 'paper') in events)
     assert {e for e in events if e[0] in ('label', 'announced')} == {
@@ -452,9 +448,9 @@ def test_of_several_changes_the_last_one_counts(start_busy):
     may_go_on.clear()
     events.clear()
     segmenter.gate = gate
-    worker.request(settings=SETTINGS)
+    worker.reconfiguration.request(settings=SETTINGS)
     assert begun.wait(PATIENCE)
-    worker.request(settings=replace(SETTINGS, preset='paper'))
+    worker.reconfiguration.request(settings=replace(SETTINGS, preset='paper'))
     may_go_on.set()
     wait_for(lambda: events.count(('label', 3, 'paper')) > 5)
     assert len(made_ready(events)) == 1 and len(set(events)) == 2
@@ -468,10 +464,10 @@ def test_what_cannot_be_made_ready_does_not_keep_a_change_waiting(start_busy):
         raise RuntimeError('no memory left')
 
     segmenter.gate = gate
-    worker.request(words(17, worker.latest_vocabulary), PLUS)
+    worker.reconfiguration.request(words(17, worker.reconfiguration.latest_vocabulary), PLUS)
     wait_for(lambda: ('label', 2, 'plus') in events)
     assert made_ready(events) == calls(2, 'plus')[:1]
-    assert worker.vocabulary_state.failure == ''
+    assert worker.reconfiguration.vocabulary_state.failure == ''
 
 
 def test_calls_that_give_way_to_others_are_made_ready_once(start_busy):
@@ -479,7 +475,7 @@ def test_calls_that_give_way_to_others_are_made_ready_once(start_busy):
     segmenter.fixed_calls._capacity = 2
     segmenter.fixed_calls._reserved.clear()
     events.clear()
-    worker.request(settings=PLUS)
+    worker.reconfiguration.request(settings=PLUS)
     wait_for(lambda: ('label', 1, 'plus') in events)
     assert sorted(made_ready(events)) == sorted(calls(1, 'plus'))
 
@@ -498,7 +494,7 @@ def test_a_device_that_is_lost_meanwhile_does_not_keep_a_change_waiting(
         raise RuntimeError('CUDA error: unspecified launch failure')
 
     segmenter.gate = gate
-    worker.request(words(17, worker.latest_vocabulary), PLUS)
+    worker.reconfiguration.request(words(17, worker.reconfiguration.latest_vocabulary), PLUS)
     wait_for(lambda: ('label', 2, 'plus') in events)
     assert made_ready(events) == calls(2, 'plus')[:1]
     assert worker._engine.segmenter is on_cpu
@@ -514,7 +510,7 @@ def test_the_end_does_not_wait_until_everything_is_ready(start_busy):
 
     segmenter.gate = gate
     events.clear()
-    worker.request(settings=PLUS)
+    worker.reconfiguration.request(settings=PLUS)
     assert begun.wait(PATIENCE)
     assert not worker.stop(0.0)
     may_go_on.set()

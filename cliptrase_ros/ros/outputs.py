@@ -1,0 +1,142 @@
+"""What the labels of one camera are published as; nothing is made that nobody listens to."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Header
+
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, MakeOutput, MessageMaker
+from cliptrase_ros.messages.type_names import IMAGE, Message
+from cliptrase_ros.ros.conversions import MAKER, message_class
+from cliptrase_ros.ros.settings import mask_topic_name
+from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.statistics import class_mask
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
+
+try:
+    from vision_msgs.msg import LabelInfo
+except ImportError:
+    LabelInfo = None
+
+#: Reliable, the newest message only.
+OUTPUT_QOS = QoSProfile(depth=1)
+#: The same, kept for subscribers that come later.
+LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def _mask_output(class_name: str) -> tuple[str, MakeOutput]:
+    def make(
+        maker: MessageMaker, header: Header, _image: np.ndarray, result: Segmentation
+    ) -> Message:
+        return maker.make_image(class_mask(result, class_name), 'mono8', header)
+
+    return IMAGE, make
+
+
+class CameraOutputs:
+    """The publishers of one camera, on topics below ~/NAME.
+
+    Args:
+        mask_topics: Names of the classes that have a mask image each.
+        with_points: Whether there is a publisher of points, for `PointsOutput`.
+        always_on: Publish everything, even while nobody listens.
+        on_listeners_changed: Called in the executor's thread when somebody begins or ceases to
+            listen.
+
+    Attributes:
+        points_publisher: None without points.
+        unknown_masks: Names in `mask_topics` that the vocabulary announced last does not have.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        camera: str,
+        *,
+        mask_topics: Sequence[str],
+        with_points: bool,
+        always_on: bool,
+        on_listeners_changed: Callable[[], None],
+    ):
+        self.points_publisher: Publisher | None = None
+        self.unknown_masks: tuple[str, ...] = ()
+        self._node = node
+        self._camera = camera
+        self._mask_topics = tuple(mask_topics)
+        self._always_on = always_on
+        self._on_matched = PublisherEventCallbacks(matched=lambda _: on_listeners_changed())
+        self._publishers: list[Publisher] = []
+        self._outputs: dict[str, tuple[Publisher, MakeOutput]] = {}
+        self._label_info: Publisher | None = None
+        mask_outputs = {
+            f'mask/{mask_topic_name(name)}': _mask_output(name) for name in self._mask_topics
+        }
+        try:
+            for topic, (message_type, make) in (CAMERA_OUTPUTS | mask_outputs).items():
+                self._outputs[topic] = (
+                    self._create_publisher(message_class(message_type), topic),
+                    make,
+                )
+            if LabelInfo is not None:
+                # Whoever wants the names alone wants no images, so nobody is told of listeners.
+                self._label_info = node.create_publisher(
+                    LabelInfo, f'~/{camera}/label_info', LATCHED_QOS
+                )
+                self._publishers.append(self._label_info)
+            if with_points:
+                self.points_publisher = self._create_publisher(PointCloud2, 'points')
+        except Exception:
+            self.destroy()
+            raise
+
+    def destroy(self) -> None:
+        """End the publishers."""
+        for publisher in self._publishers:
+            self._node.destroy_publisher(publisher)
+
+    def any_is_wanted(self) -> bool:
+        """Whether anything, points aside, is to be published."""
+        return any(map(self.is_wanted, self._outputs))
+
+    def is_wanted(self, topic: str) -> bool:
+        """Whether messages of a topic below ~/NAME are to be published."""
+        return self._always_on or self._outputs[topic][0].get_subscription_count() > 0
+
+    def publish(self, header: Header, image: np.ndarray, result: Segmentation) -> list[str]:
+        """Publish what is wanted of an image, uint8 (H, W, 3) RGB; returns the topics."""
+        wanted = [topic for topic in self._outputs if self.is_wanted(topic)]
+        for topic in wanted:
+            publisher, make = self._outputs[topic]
+            publisher.publish(make(MAKER, header, image, result))
+        return wanted
+
+    def publish_label_info(self, vocabulary: Vocabulary, header: Header, threshold: float) -> None:
+        """Publish id -> name as vision_msgs/LabelInfo, where vision_msgs is installed."""
+        self._warn_of_unknown_masks(vocabulary)
+        if self._label_info is not None:
+            self._label_info.publish(MAKER.make_label_info(vocabulary, threshold, header))
+
+    def _create_publisher(self, message_type: type, topic: str) -> Publisher:
+        publisher = self._node.create_publisher(
+            message_type,
+            f'~/{self._camera}/{topic}',
+            OUTPUT_QOS,
+            event_callbacks=self._on_matched,
+        )
+        self._publishers.append(publisher)
+        return publisher
+
+    def _warn_of_unknown_masks(self, vocabulary: Vocabulary) -> None:
+        known = {entry.name.casefold() for entry in vocabulary.classes}
+        unknown = tuple(name for name in self._mask_topics if name.casefold() not in known)
+        if unknown and unknown != self.unknown_masks:
+            self._node.get_logger().warning(
+                f'mask_topics has {", ".join(unknown)}, which the vocabulary does not; '
+                'the masks are empty'
+            )
+        self.unknown_masks = unknown
