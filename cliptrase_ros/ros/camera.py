@@ -14,6 +14,8 @@ from std_msgs.msg import Header
 from cliptrase_ros.messages.images import (
     MAX_PIXELS,
     ImageError,
+    check_compressed_stream,
+    check_image,
     decompress_to_rgb,
     header_stamp_ns,
 )
