@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from cliptrase_ros.messages.images import header_stamp_ns
+from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, CameraImage, node_time_ns
-from cliptrase_ros.ros.conversions import ImageError
 from cliptrase_ros.ros.reconfiguration import Configuration, Reconfiguration
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
