@@ -97,8 +97,9 @@ def _raises_at_wait(device: torch.device) -> bool:
 
 def _with_contexts(error: BaseException) -> Iterator[BaseException]:
     """An error, and those during whose handling it was raised, latest first."""
-    seen = []
-    while error is not None and error not in seen:
-        yield error
-        seen.append(error)
-        error = error.__cause__ or error.__context__
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        yield cause
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__

@@ -25,7 +25,7 @@ class _WhileInUse:
                 self._undo = self._change()
             self._users += 1
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:

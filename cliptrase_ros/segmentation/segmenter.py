@@ -238,7 +238,8 @@ class Segmenter:
         Raises:
             VocabularyError: As `check_vocabulary` does.
         """
-        table = self._label_table(vocabulary, vocabulary.ids, UNLABELLED, UNLABELLED, torch.uint8)
+        ids = [entry.id for entry in vocabulary.classes]
+        table = self._label_table(vocabulary, ids, UNLABELLED, UNLABELLED, torch.uint8)
         return EncodedVocabulary(vocabulary, table)
 
     def _label_table(
@@ -373,31 +374,32 @@ class Segmenter:
 
         `evaluation.class_indices` uses this too, for methods and tables that `segment` has not.
         """
-        if settings.refinement == 'sam' and self.mask_source is None:
+        mask_source = self.mask_source if settings.refinement == 'sam' else None
+        if settings.refinement == 'sam' and mask_source is None:
             raise ValueError(
                 "refinement is 'sam', but no SAM was loaded; give the folder of one as sam_model"
             )
-        histories = histories or [None] * len(images)
+        histories = histories or (None,) * len(images)
         if len(histories) != len(images):
             raise ValueError(f'{len(histories)} histories for {len(images)} images')
         started = [
             (batch, self._start(batch))
             for batch in self._make_batches(images, table, settings, method, histories)
         ]
-        results = [None] * len(images)
+        labelled: dict[int, tuple[np.ndarray, np.ndarray, FrameHistory | None]] = {}
         for batch, labels in started:
             if isinstance(labels, PendingLabels):
                 labels = self._finish(batch, labels)
             new_histories = labels.histories or [None] * len(batch.images)
-            labelled = zip(labels.label, labels.confidence, new_histories, strict=True)
-            for position, result in zip(batch.positions, labelled, strict=True):
-                results[position] = result
-        if settings.refinement != 'sam':
-            return results
+            results = zip(labels.label, labels.confidence, new_histories, strict=True)
+            labelled.update(zip(batch.positions, results, strict=True))
+        in_order = [labelled[position] for position in range(len(images))]
+        if mask_source is None:
+            return in_order
         return [
             (*vote_in_masks(label, confidence, masks), history)
             for (label, confidence, history), masks in zip(
-                results, self.mask_source(images), strict=True
+                in_order, mask_source(images), strict=True
             )
         ]
 
@@ -452,12 +454,13 @@ class Segmenter:
     def _finish(self, batch: _Batch, pending: PendingLabels) -> HostLabels:
         """Wait for labels, and label again what exceeded the bounds of a graph."""
         labels = pending.result()
-        inexact = np.flatnonzero(~labels.exact)
-        if len(inexact):
+        inexact = np.flatnonzero(~labels.exact).tolist()
+        if inexact:
             exact = self._label_eagerly(batch.part(inexact))
             labels.label[inexact], labels.confidence[inexact] = exact.label, exact.confidence
-            for index, history in zip(inexact, exact.histories or (), strict=False):
-                labels.histories[index] = history
+            if labels.histories is not None and exact.histories is not None:
+                for index, history in zip(inexact, exact.histories, strict=True):
+                    labels.histories[index] = history
         return labels
 
     def _label_eagerly(self, batch: _Batch) -> HostLabels:
@@ -479,9 +482,10 @@ class Segmenter:
                 batch.method,
                 history=history,
             )
-        if batch.key is not None:
+        if batch.key is not None and labelled.history is not None:
             new_histories = split_history(labelled.history, batch.key)
-        return HostLabels(*(t.cpu().numpy() for t in labelled.tensors), new_histories)
+        label, confidence, exact = (tensor.cpu().numpy() for tensor in labelled.tensors)
+        return HostLabels(label, confidence, exact, new_histories)
 
     def _batch_sizes(self, most: int) -> list[int]:
         """Numbers of images of the calls that up to so many images at a time are labelled in."""
@@ -495,7 +499,7 @@ class Segmenter:
     ) -> Framing:
         """What the network sees of images of this (height, width)."""
         patch_size = self.pipeline.backbone.patch_size
-        return framing_of(method.frame, tuple(size), settings.resolution, patch_size)
+        return framing_of(method.frame, size, settings.resolution, patch_size)
 
 
 def load_segmenter(

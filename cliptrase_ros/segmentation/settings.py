@@ -4,7 +4,6 @@ The node's parameters, the options of the command line, `config/segment.yaml`, t
 docs/node.md and the checks of values are made from the declarations here, by `settings_of`.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -82,7 +81,6 @@ def setting(default: Any, doc: str, **attributes: Any) -> Any:
     return field(default=default, metadata={'setting': Setting(doc, **attributes)})
 
 
-@functools.cache
 def settings_of(declaration: type) -> tuple[Setting, ...]:
     """The settings that a dataclass declares, in order.
 

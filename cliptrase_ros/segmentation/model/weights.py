@@ -52,8 +52,8 @@ class LoadedModel:
 
     model: nn.Module
     tokenizer: Tokenizer
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     name: str
 
 

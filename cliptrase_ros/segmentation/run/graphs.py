@@ -29,6 +29,7 @@ from cliptrase_ros.segmentation.device_faults import (
 from cliptrase_ros.segmentation.memo import reuse_constants_in
 from cliptrase_ros.segmentation.method.smoothing import (
     FrameHistory,
+    History,
     HistoryKey,
     split_history,
     stack_histories,
@@ -150,7 +151,9 @@ class GraphQueue:
         with whole_device:
             streams = _DeviceStreams.of(device)
             self._upload, self._download = streams.upload, streams.download
-            self._compute = streams.unused.pop() if streams.unused else None
+            self._compute: torch.cuda.Stream | None = None
+            if streams.unused:
+                self._compute = streams.unused.pop()
         if self._compute is not None:
             finalizer = weakref.finalize(
                 self, _release_stream, self._compute, self._graphs, streams.unused
@@ -221,6 +224,7 @@ class GraphQueue:
 
     def compute_stream(self) -> AbstractContextManager:
         """Vocabularies are copied and graphs replayed within it, after the uploads so far."""
+        assert self._compute is not None  # else nothing could be captured
         self._compute.wait_stream(self._upload)
         self._compute.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(self._compute)
@@ -313,6 +317,21 @@ def _release_stream(
     unused.append(stream)
 
 
+@dataclass(frozen=True)
+class _HistoryBuffers:
+    """Histories on the device, for a method that smooths.
+
+    Attributes:
+        empty: What one frame that none precedes has, a batch of 1.
+        before: What the graph reads, of the batch's size.
+        after: What it writes.
+    """
+
+    empty: History
+    before: History
+    after: History
+
+
 class FixedCall:
     """The pipeline at one shape, over buffers of its own."""
 
@@ -346,11 +365,13 @@ class FixedCall:
         )
         self._host_frames = self._on_host(self._frames)
         self._host_output = tuple(map(self._on_host, self._output.tensors))
-        self._empty_history = self._history = self._new_history = None
+        self._histories: _HistoryBuffers | None = None
         if shape.method.smoothing:
-            self._empty_history, self._history, self._new_history = (
-                pipeline.empty_history(batch, shape.framing, table)
-                for batch in (1, shape.batch, shape.batch)
+            self._histories = _HistoryBuffers(
+                *(
+                    pipeline.empty_history(batch, shape.framing, table)
+                    for batch in (1, shape.batch, shape.batch)
+                )
             )
         # What the buffers hold: the table without its padding, and the least confidence.
         self._loaded: tuple[LabelTable, float] | None = None
@@ -358,7 +379,7 @@ class FixedCall:
 
         # A graph replays the making of every tensor that it has seen made. These are made in the
         # runs before the capture, so that they are not made again at every replay.
-        self._constants = {}
+        self._constants: dict = {}
 
         def call() -> None:
             with reuse_constants_in(self._constants):
@@ -369,12 +390,12 @@ class FixedCall:
                     self._min_confidence,
                     shape.method,
                     bounds,
-                    self._history,
+                    None if self._histories is None else self._histories.before,
                 )
             for buffer, tensor in zip(self._output.tensors, result.tensors, strict=True):
                 buffer.copy_(tensor)
-            if self._new_history is not None:
-                self._new_history.copy_(result.history)
+            if self._histories is not None and result.history is not None:
+                self._histories.after.copy_(result.history)
 
         #: Label the frames that are on the device, on the current stream.
         self.replay: Callable[[], None] = queue.capture(call)
@@ -417,12 +438,12 @@ class FixedCall:
             self.upload()
         with self._queue.compute_stream():
             self._load(table, min_confidence)
-            if self._history is not None:
-                self._history.copy_(stack_histories(histories, key, self._empty_history))
+            buffers, new_histories = self._histories, None
+            if buffers is not None and key is not None:
+                buffers.before.copy_(stack_histories(histories, key, buffers.empty))
             self.replay()
-            new_histories = None
-            if self._new_history is not None:
-                new_histories = split_history(self._new_history, key)
+            if buffers is not None and key is not None:
+                new_histories = split_history(buffers.after, key)
         with self._queue.download_stream():
             self.download()
         self._pending = PendingLabels(self._queue.record_event(), self._host_output, new_histories)
@@ -459,8 +480,8 @@ class PendingLabels:
         if self._result is None:
             self._wait()
             # Copied, because the buffers will hold the next labels.
-            arrays = (tensor.numpy().copy() for tensor in self._output)
-            self._result = HostLabels(*arrays, self._histories)
+            label, confidence, exact = (tensor.numpy().copy() for tensor in self._output)
+            self._result = HostLabels(label, confidence, exact, self._histories)
         return self._result
 
 
@@ -627,8 +648,8 @@ def batches(count: int) -> Iterator[int]:
 
 
 def _shape(batch: int, framing: Framing, method: Method, table: LabelTable) -> Shape:
-    table_size = tuple(map(_padded_length, table.size))
-    return Shape(batch, framing, method, table_size, table.ids.dtype, table.unlabelled)
+    rows, columns = map(_padded_length, table.size)
+    return Shape(batch, framing, method, (rows, columns), table.ids.dtype, table.unlabelled)
 
 
 def _padded_length(count: int) -> int:

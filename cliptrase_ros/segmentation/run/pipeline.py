@@ -175,8 +175,8 @@ class Pipeline:
 
     def empty_history(self, batch: int, framing: Framing, table: LabelTable) -> History:
         """The history that the first frames of `batch` cameras get."""
-        grid = tuple(side // self.backbone.patch_size for side in framing.crop)
-        return empty_history(table.size[1], grid, batch, self.mean.device)
+        height, width = (side // self.backbone.patch_size for side in framing.crop)
+        return empty_history(table.size[1], (height, width), batch, self.mean.device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
@@ -312,10 +312,10 @@ def _sliding_patch_maps(
 
 def _window_grid(size: Sequence[int], patch_size: int, method: Method) -> tuple[int, int] | None:
     """Patches (h, w) of the windows of images of this size; None where one would show it all."""
-    grid = tuple(length // patch_size for length in size)
+    height, width = (length // patch_size for length in size)
     side = max(1, method.window // patch_size)
-    window = tuple(min(side, length) for length in grid)
-    return None if method.window == 0 or window == grid else window
+    window = min(side, height), min(side, width)
+    return None if method.window == 0 or window == (height, width) else window
 
 
 def _shrink_to_window(pixels: Tensor, backbone: DenseBackbone, method: Method) -> Tensor:
@@ -337,6 +337,8 @@ def _weigh(
     The maps are float32 (B, C, h, w); the history is for the next frames.
     """
     if method.smoothing:
+        # `Pipeline` hands both on to a method that smooths.
+        assert picture is not None and history is not None
         probability, history = smooth(patches.probability, picture, history, method.smoothing)
         if method.propagation:
             return probability, probability, history
