@@ -39,7 +39,6 @@ class Picture:
     """A photo, or a frame of a video or webcam.
 
     Attributes:
-        source: Where it is from.
         pixels: uint8 (H, W, 3) RGB, upright.
         number: Its place in a video, from 0; None for a photo.
         time_s: Seconds since the beginning of a video; None for a photo.
@@ -59,7 +58,6 @@ class OutputSettings:
     """What is written, and how.
 
     Attributes:
-        folder: Where to.
         batch: Pictures of equal size that go through the engine together.
         rate: Most frames a second of a video or webcam, by its own time; 0 for all.
         coco: Whether the report has masks as COCO run lengths.
@@ -76,7 +74,7 @@ class Outcome:
     """What came of it.
 
     Attributes:
-        labelled: Number of pictures that were labelled.
+        labelled: Number of pictures.
         unreadable: (input, why) of those that could not be read or labelled, or whose results
             could not be written.
         areas: Pixels by class id.
@@ -112,11 +110,6 @@ def segment_sources(
     interruption.
 
     Args:
-        sources: From `find_sources`.
-        segmenter: What labels.
-        vocabulary: By which words.
-        settings: How.
-        output: Where results go, and which.
         on_image: Called for every picture that is done with.
         on_result: Called for every picture that was labelled.
 
@@ -143,29 +136,18 @@ def segment_sources(
     finally:
         places = {source: place for place, source in enumerate(sources)}
         entries.sort(key=lambda item: (places[item[0]], item[1].get('frame', 0)))
-        report = _describe(segmenter, vocabulary, settings, entries, outcome)
+        report = {
+            'model': segmenter.name,
+            **asdict(settings),
+            'vocabulary': describe_vocabulary(vocabulary.vocabulary),
+            'images': [entry for _, entry in entries],
+            'unreadable': [{'file': file, 'reason': reason} for file, reason in outcome.unreadable],
+        }
         try:
             write_json(output.folder / REPORT, report)
         except OSError as error:
             outcome.unreadable.append((REPORT, str(error)))
     return outcome
-
-
-def _describe(
-    segmenter: Segmenter,
-    vocabulary: EncodedVocabulary,
-    settings: SegmentationSettings,
-    entries: Sequence[tuple[Source, dict]],
-    outcome: Outcome,
-) -> dict:
-    """The report, as JSON values."""
-    return {
-        'model': segmenter.name,
-        **asdict(settings),
-        'vocabulary': describe_vocabulary(vocabulary.vocabulary),
-        'images': [entry for _, entry in entries],
-        'unreadable': [{'file': file, 'reason': reason} for file, reason in outcome.unreadable],
-    }
 
 
 @dataclass
