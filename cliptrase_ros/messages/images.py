@@ -96,6 +96,7 @@ def _encodings() -> dict[str, Encoding]:
 ENCODING_TABLE = _encodings()
 #: Every encoding `to_rgb` understands.
 ENCODINGS = tuple(sorted(ENCODING_TABLE))
+_LISTED = ', '.join(ENCODINGS)
 
 #: Encodings of numbers without a word about what they mean, such as depth.
 MEASUREMENTS = re.compile(r'(8S|16[US]|32[SF]|64F)C\d')
@@ -118,14 +119,8 @@ def check_image(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     encoding = ENCODING_TABLE.get(image.encoding)
     if encoding is None:
         is_measured = MEASUREMENTS.match(image.encoding)
-        raise ImageError(
-            f'encoding {image.encoding[:40]!r} is not known as a picture'
-            + (
-                f' but as {_NO_PICTURE}'
-                if is_measured
-                else f'; publish one of {", ".join(ENCODINGS)}'
-            )
-        )
+        advice = f' but as {_NO_PICTURE}' if is_measured else f'; publish one of {_LISTED}'
+        raise ImageError(f'encoding {image.encoding[:40]!r} is not known as a picture{advice}')
     check_layout(image, encoding)
 
 

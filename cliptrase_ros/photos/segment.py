@@ -129,7 +129,10 @@ def segment_sources(
                 *(vocabulary, settings, output, on_image, on_result),
                 *(threads, outcome, entries),
             )
-            labelling.label_photos([source for source in sources if source.kind == 'photo'])
+            try:
+                labelling.label_photos([source for source in sources if source.kind == 'photo'])
+            finally:
+                labelling.finish_writes()
             for source in sources:
                 if source.kind != 'photo':
                     labelling.label_video(source)
@@ -174,12 +177,6 @@ class _Labelling:
     given_up: set[Source] = field(default_factory=set)
 
     def label_photos(self, photos: Sequence[Source]) -> None:
-        try:
-            self._label_photos(photos)
-        finally:
-            self._finish_writes(0)
-
-    def _label_photos(self, photos: Sequence[Source]) -> None:
         by_size: dict[tuple[int, int], list[Picture]] = {}
         reads = submit_ahead(self.threads, lambda photo: read_photo(photo.location), photos, _AHEAD)
         for source, read in zip(photos, reads, strict=True):
@@ -215,7 +212,7 @@ class _Labelling:
             self._label(batch)
         finally:
             try:
-                self._finish_writes(0)
+                self.finish_writes()
             finally:
                 self._close_video(source)
                 if not overlay.is_file():
@@ -267,7 +264,7 @@ class _Labelling:
                 self.histories.keep(str(picture.source), _stamp_ns(picture), result.history)
             self.on_result(picture, result)
             self.writes.append((picture, self.threads.submit(self._write, picture, result)))
-        self._finish_writes(_AHEAD)
+        self.finish_writes(_AHEAD)
 
     def _write(self, picture: Picture, segmentation: Segmentation) -> tuple[dict, np.ndarray]:
         """Write the results of a picture; returns its entry in the report, and the overlay."""
@@ -288,7 +285,7 @@ class _Labelling:
         entry |= {'label': label, 'overlay': overlay}
         return entry | describe_segmentation(segmentation, self.output.coco), drawn
 
-    def _finish_writes(self, most_left: int) -> None:
+    def finish_writes(self, most_left: int = 0) -> None:
         """Wait until no more than so many results are still being written."""
         while len(self.writes) > most_left:
             # It leaves the queue when it is in the report, in case of an interruption.
