@@ -56,7 +56,6 @@ class MessageMaker:
         Args:
             pixels: (H, W) or (H, W, C), of the encoding's type, in the byte order of this machine.
             encoding: As in sensor_msgs/image_encodings.hpp.
-            header: Of the message.
         """
         pixels = np.ascontiguousarray(pixels)
         height, width = pixels.shape[:2]
@@ -87,7 +86,6 @@ class MessageMaker:
 
         Args:
             points: Structured array (H, W) of numbers, as of `messages.depth.POINT`.
-            header: Of the message.
         """
         height, width = points.shape
         return self.make(
@@ -173,9 +171,7 @@ class MessageMaker:
         """Make a vision_msgs/LabelInfo, names by id.
 
         Args:
-            vocabulary: The classes.
             threshold: Least confidence of a labelled pixel, 0.0 to 1.0.
-            header: Of the message.
         """
         classes = [
             self.make('vision_msgs/msg/VisionClass', class_id=entry.id, class_name=entry.name)
