@@ -30,6 +30,7 @@ from cliptrase_ros.bag.messages import bag_message_maker
 from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import definition_file, make_typestore
 from cliptrase_ros.cli import main
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 from cliptrase_ros.messages.masks import decode_mask
 from cliptrase_ros.messages.type_names import IMAGE
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
@@ -1139,11 +1140,15 @@ def test_messages_are_those_of_the_node(typestore):
     maker = bag_message_maker(typestore)
     header, theirs = maker.make_header(12_345_678_901, 'eye'), Header(frame_id='eye')
     theirs.stamp.sec, theirs.stamp.nanosec = 12, 345_678_901
-    for ours, message in (
-        (maker.make_masks(result, header), MAKER.make_masks(result, theirs)),
-        (maker.make_vocabulary(vocabulary, header), MAKER.make_vocabulary(vocabulary, theirs)),
-        (maker.make_image(label, 'mono8', header), MAKER.make_image(label, 'mono8', theirs)),
-    ):
+    image = random.integers(0, 256, (*label.shape, 3), np.uint8)
+    pairs = [
+        (make(maker, header, image, result), make(MAKER, theirs, image, result))
+        for _, make in CAMERA_OUTPUTS.values()
+    ]
+    pairs.append(
+        (maker.make_vocabulary(vocabulary, header), MAKER.make_vocabulary(vocabulary, theirs))
+    )
+    for ours, message in pairs:
         serialised = typestore.serialize_cdr(ours, ours.__msgtype__)
         # Not the bytes: what pads them is left to chance.
         sent = deserialize_message(serialize_message(message), type(message))

@@ -30,7 +30,7 @@ from rosbags.interfaces import (
     MessageDefinitionFormat,
 )
 
-from cliptrase_ros.bag.salvage import DEFINITION_FORMATS, BreakError, profiles_of
+from cliptrase_ros.bag.types import DEFINITION_FORMATS, BreakError, profiles_of
 
 MCAP_MAGIC = b'\x89MCAP0\r\n'
 #: What a channel's metadata call the quality of service, and the hash of the type.

@@ -18,7 +18,8 @@ from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.folder import BagError, Description, find_files, storage_of
 from cliptrase_ros.bag.mcap_file import ROSBAG2_METADATA, McapFile
-from cliptrase_ros.bag.salvage import BreakError, SalvagedSqlite
+from cliptrase_ros.bag.sqlite_salvage import SalvagedSqlite
+from cliptrase_ros.bag.types import BreakError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
