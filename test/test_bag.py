@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
+from pages import ROOT
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, Reader
 
@@ -28,7 +30,12 @@ from cliptrase_ros.bag.cameras import camera_name, choose_cameras
 from cliptrase_ros.bag.folder import BagError, find_files
 from cliptrase_ros.bag.messages import bag_message_maker
 from cliptrase_ros.bag.reader import BagReader
-from cliptrase_ros.bag.types import definition_file, make_typestore
+from cliptrase_ros.bag.types import (
+    CAMERA_TOPICS,
+    VOCABULARY_TOPIC,
+    definition_file,
+    make_typestore,
+)
 from cliptrase_ros.cli import main
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 from cliptrase_ros.messages.masks import decode_mask
@@ -1123,6 +1130,11 @@ def test_own_types_are_those_of_ros(typestore, name):
         h['type_name']: h['hash_string'] for h in json.loads(generated.read_text())['type_hashes']
     }
     assert typestore.hash_rihs01(message_type) == hashes[message_type]
+
+
+def test_the_page_has_every_topic():
+    rows = re.findall(r'^\| `/cliptrase/(\S+)`', (ROOT / 'docs/commands.md').read_text(), re.M)
+    assert set(rows) == {f'CAMERA/{topic}' for topic in CAMERA_TOPICS} | {VOCABULARY_TOPIC}
 
 
 def test_messages_are_those_of_the_node(typestore):
