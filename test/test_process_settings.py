@@ -13,6 +13,7 @@ import pytest
 import torch
 from reference_weights import reference_clip
 
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.process_settings import exact_float32, no_cudnn_attention
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -150,7 +151,7 @@ def test_the_variable_that_containers_set_does_not_reach_products():
 @pytest.fixture(scope='module')
 def segmenter(device):
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
-    return Segmenter(reference_clip(), tokenizer, HALF, HALF, device)
+    return Segmenter(LoadedModel(reference_clip(), tokenizer, HALF, HALF), device)
 
 
 @contextmanager

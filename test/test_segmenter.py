@@ -10,7 +10,9 @@ from reference_weights import MODEL_CONFIG, reference_clip
 from cliptrase_ros.evaluation.class_indices import index_table, label_by_method
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, UnsupportedModelError
 from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
-from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter, threads_beside_others
+from cliptrase_ros.segmentation.model.weights import LoadedModel
+from cliptrase_ros.segmentation.process_settings import threads_beside_others
+from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import PRESETS, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyError, parse_vocabulary
 from cliptrase_ros.toybox.scenes import sample_room
@@ -21,7 +23,8 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 @pytest.fixture(scope='module')
 def segmenter(device):
-    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, device)
+    loaded = LoadedModel(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD)
+    return Segmenter(loaded, device)
 
 
 @pytest.fixture(scope='module')
@@ -107,9 +110,9 @@ def test_other_patch_sizes_and_precisions_segment(device, patch_size, precision)
         **{'image_size': 4 * patch_size, 'patch_size': patch_size},
         **{'layers': 3, 'width': 64, 'head_width': 32},
     }
-    segmenter = Segmenter(
-        open_clip.CLIP(**config), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, device, precision
-    )
+    model = open_clip.CLIP(**config)
+    loaded = LoadedModel(model, open_clip.get_tokenizer('ViT-B-16'), MEAN, STD)
+    segmenter = Segmenter(loaded, device, precision)
     encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person', 'tree'], ()))
     for preset in PRESETS:
         settings = SegmentationSettings(preset, resolution=150)

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -25,18 +25,16 @@ _VERSIONS = ('torch', 'open_clip_torch', 'numpy')
 
 @dataclass(frozen=True)
 class Suite:
-    """What to measure.
+    """What to measure, on random weights.
 
     Attributes:
-        architecture: Of the model, whose weights are random.
-        precisions: Of the image tower.
         sizes: Sides of squares, pixels, each measured with each of `batches`.
         batches: Images in one call.
         frames: (height, width) of whole frames labelled at preset `robot`, each at each of
             `frame_sizes`; the first at the first with `edges` and at preset `plus` as well.
         frame_sizes: Shorter sides fed to CLIP, pixels.
         patches: Numbers of patches for DBSCAN alone.
-        phrases: New phrases to encode.
+        phrases: Number of new phrases to encode.
         agreement: Frames on which to compare half precision with float32.
         runs: Of which medians are taken.
     """
@@ -55,9 +53,8 @@ class Suite:
 
 def quick(suite: Suite) -> Suite:
     """A suite that takes seconds: one case of each kind, too few runs for figures to be quoted."""
-    return Suite(
-        suite.architecture,
-        suite.precisions,
+    return replace(
+        suite,
         sizes=(224,),
         batches=(1,),
         frames=((480, 640),),

@@ -1,17 +1,15 @@
 """Images and a vocabulary to label images: the one entry point of the engine."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cliptrase_ros.segmentation.method.sam import MaskSource, Sam, vote_in_masks
 from cliptrase_ros.segmentation.method.smoothing import (
@@ -31,7 +29,7 @@ from cliptrase_ros.segmentation.model.weights import (
     select_device,
     weights_digest,
 )
-from cliptrase_ros.segmentation.process_settings import no_cudnn_attention
+from cliptrase_ros.segmentation.process_settings import limit_threads, no_cudnn_attention
 from cliptrase_ros.segmentation.run.graphs import (
     LARGEST_BATCH,
     FixedCalls,
@@ -137,27 +135,17 @@ class Segmenter:
 
     def __init__(
         self,
-        model: nn.Module,
-        tokenizer: Callable[[Sequence[str]], Tensor],
-        mean: Sequence[float],
-        std: Sequence[float],
+        loaded: LoadedModel,
         device: torch.device | str = 'cpu',
         precision: str = 'float32',
-        name: str = '',
         text_cache: Path | None = None,
         mask_source: MaskSource | None = None,
     ):
-        """Take over an open_clip CLIP model.
+        """Take over a model, which moves to the device.
 
         Args:
-            model: The model; it moves to the device.
-            tokenizer: Texts to int64 (B, context length).
-            mean: Of the model's training pixels, RGB, for values 0..1.
-            std: The same for their standard deviation.
-            device: Where to label.
             precision: Of the image tower: `float32`, `float16` or `bfloat16`. Correlation, clusters
                 and logits are always float32.
-            name: The model's, for people.
             text_cache: Folder in which features of phrases are kept; None for none.
             mask_source: Masks for refinement `sam`.
 
@@ -166,18 +154,18 @@ class Segmenter:
         """
         self.mask_source = mask_source
         self.device = _with_index(torch.device(device))
-        self.name = name
-        dtype = getattr(torch, precision)
-        model = model.eval().requires_grad_(False)
-        self._logit_scale = float(model.logit_scale.exp())
-        model = model.to(self.device)
-        self._loaded = LoadedModel(model, tokenizer, tuple(mean), tuple(std), name)
+        self.name = loaded.name
+        self._loaded = loaded
         self._text_cache = text_cache
-        self._text = TextEncoder(model, tokenizer, text_cache)
+        dtype = getattr(torch, precision)
+        model = loaded.model.eval().requires_grad_(False)
+        self._logit_scale = float(model.logit_scale.exp())
+        model.to(self.device)
+        self._text = TextEncoder(model, loaded.tokenizer, text_cache)
         self.pipeline = Pipeline(
             DenseBackbone(model.visual.to(dtype)),
-            torch.tensor(mean, device=self.device)[:, None, None],
-            torch.tensor(std, device=self.device)[:, None, None],
+            torch.tensor(loaded.mean, device=self.device)[:, None, None],
+            torch.tensor(loaded.std, device=self.device)[:, None, None],
             dtype,
         )
         on_cuda = self.device.type == 'cuda'
@@ -201,9 +189,7 @@ class Segmenter:
             self.fixed_calls.clear()
         if isinstance(self.mask_source, Sam):
             self.mask_source.to(selected)
-        return _make_segmenter(
-            self._loaded, selected, precision, self._text_cache, self.mask_source
-        )
+        return Segmenter(self._loaded, selected, precision, self._text_cache, self.mask_source)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Look for phrases that the text tower cannot read, which takes milliseconds.
@@ -265,8 +251,8 @@ class Segmenter:
         self,
         sizes: Iterable[tuple[int, int]],
         batch: int,
-        settings: SegmentationSettings,
         vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
     ) -> None:
         """Make ready for images like these, so that the first of them is not slower than others.
 
@@ -285,15 +271,15 @@ class Segmenter:
             for count in self._batch_sizes(batch):
                 if self.fixed_calls is not None:
                     self.fixed_calls.reserve(size, count)
-                self.make_ready(size, count, settings, vocabulary)
+                self.make_ready(size, count, vocabulary, settings)
 
     @torch.inference_mode()
     def make_ready(
         self,
         size: tuple[int, int],
         count: int,
-        settings: SegmentationSettings,
         vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
     ) -> None:
         """Make ready for so many images of a size in one call; see `warm_up`."""
         if self.fixed_calls is not None:
@@ -305,8 +291,8 @@ class Segmenter:
         self,
         sizes: Iterable[tuple[int, int]],
         batch: int,
-        settings: SegmentationSettings,
         vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
     ) -> list[tuple[tuple[int, int], int]]:
         """What to `make_ready` before labels are made with these settings and words.
 
@@ -390,7 +376,7 @@ class Segmenter:
         for batch, labels in started:
             if isinstance(labels, PendingLabels):
                 labels = self._finish(batch, labels)
-            new_histories = labels.histories or [None] * len(batch.images)
+            new_histories = labels.histories or (None,) * len(batch.images)
             results = zip(labels.label, labels.confidence, new_histories, strict=True)
             labelled.update(zip(batch.positions, results, strict=True))
         in_order = [labelled[position] for position in range(len(images))]
@@ -489,10 +475,8 @@ class Segmenter:
 
     def _batch_sizes(self, most: int) -> list[int]:
         """Numbers of images of the calls that up to so many images at a time are labelled in."""
-        sizes = [1]
-        while self.fixed_calls is not None and 2 * sizes[-1] <= min(most, LARGEST_BATCH):
-            sizes.append(2 * sizes[-1])
-        return sizes
+        most = 1 if self.fixed_calls is None else min(most, LARGEST_BATCH)
+        return [1 << power for power in range(most.bit_length())]
 
     def _framing(
         self, size: tuple[int, int], settings: SegmentationSettings, method: Method
@@ -536,58 +520,7 @@ def load_segmenter(
         limit_threads(threads)
     loaded = load_model(model, pretrained, cache_dir)
     mask_source = Sam(sam_model, selected) if sam_model else None
-    return _make_segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
-
-
-def limit_threads(threads: int) -> None:
-    """Set how many threads PyTorch and OpenCV compute with, in the whole process.
-
-    Raises:
-        ValueError: For less than 1.
-    """
-    if threads < 1:
-        raise ValueError(f'threads is {threads}; it must be at least 1')
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
-
-
-def threads_beside_others() -> int:
-    """How many threads leave one of the processor's cores to others, or what OMP_NUM_THREADS says.
-
-    PyTorch's own default takes every core, and its threads wait for the slowest of them: one other
-    process on one core then costs several times what that core is worth.
-    """
-    if 'OMP_NUM_THREADS' in os.environ:
-        # PyTorch has followed it already.
-        return torch.get_num_threads()
-    return max(1, _usable_cores() - 1)
-
-
-def _usable_cores() -> int:
-    # Which cores a process may use is known on Linux only.
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _make_segmenter(
-    loaded: LoadedModel,
-    device: torch.device,
-    precision: str,
-    text_cache: Path | None,
-    mask_source: MaskSource | None,
-) -> Segmenter:
-    return Segmenter(
-        loaded.model,
-        loaded.tokenizer,
-        loaded.mean,
-        loaded.std,
-        device,
-        precision,
-        loaded.name,
-        text_cache,
-        mask_source,
-    )
+    return Segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:

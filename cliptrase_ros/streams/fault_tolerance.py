@@ -127,7 +127,7 @@ class FaultTolerantEngine:
         while True:
             try:
                 most = min(batch, self.largest_batch)
-                return self.segmenter.warm_up([size], most, settings, self._on_device(vocabulary))
+                return self.segmenter.warm_up([size], most, self._on_device(vocabulary), settings)
             except Exception as error:
                 fault = self._handle_fault(error)
                 if fault is None:
@@ -148,7 +148,7 @@ class FaultTolerantEngine:
     ) -> list[tuple[tuple[int, int], int]]:
         """What to `make_ready` before labels are made so; see `Segmenter.missing_calls`."""
         most = min(batch, self.largest_batch)
-        return self.segmenter.missing_calls(sizes, most, settings, vocabulary)
+        return self.segmenter.missing_calls(sizes, most, vocabulary, settings)
 
     def make_ready(
         self,
@@ -159,7 +159,7 @@ class FaultTolerantEngine:
     ) -> None:
         """Make ready for so many images of a size in one call; see `Segmenter.make_ready`."""
         try:
-            self.segmenter.make_ready(size, count, settings, self._on_device(vocabulary))
+            self.segmenter.make_ready(size, count, self._on_device(vocabulary), settings)
         except Exception as error:
             # On the CPU nothing has to be made ready.
             if self._handle_fault(error) is not _Fault.LOST or not self._move_to_cpu():

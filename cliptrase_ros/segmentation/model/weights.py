@@ -54,7 +54,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    name: str
+    name: str = ''
 
 
 def load_model(
