@@ -56,10 +56,8 @@ class EngineCase:
 
     Attributes:
         size: Shorter side fed to CLIP, pixels.
-        batch: Frames in one call.
         frame: (height, width) of the camera, pixels.
         preset: `paper` sees a square, as the encoder usually does; others the whole frame.
-        refinement: See `SegmentationSettings`.
     """
 
     size: int

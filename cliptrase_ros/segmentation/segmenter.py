@@ -53,8 +53,7 @@ class EncodedVocabulary:
     """A vocabulary with the features of its phrases, ready for `Segmenter.segment`.
 
     Attributes:
-        vocabulary: The words.
-        table: Their label columns, one a class and one a background phrase, on the model's device.
+        table: Label columns, one a class and one a background phrase, on the model's device.
     """
 
     vocabulary: Vocabulary
@@ -73,7 +72,6 @@ class Segmentation:
         label: uint8 (H, W), class ids of the vocabulary, 255 where a pixel is unlabelled.
         confidence: uint8 (H, W), 0..255 for a probability of 0..1 of the label that was chosen,
             also where `label` is 255 because it was too low.
-        vocabulary: What the ids mean.
         history: For `Segmenter.segment` of the camera's next image, with `smoothing`; else None.
     """
 
@@ -89,13 +87,9 @@ class _Batch:
 
     Attributes:
         positions: Of the images among all that were handed over.
-        images: uint8 (H, W, 3) RGB each.
         histories: Of the frame before each.
         key: Of these frames, where the method smooths; else None.
-        framing: What the network sees of them.
-        method: How they are labelled.
-        table: Label columns, without padding, on the segmenter's device.
-        min_confidence: 0..1.
+        table: Without padding, on the segmenter's device.
     """
 
     positions: Sequence[int]
@@ -125,10 +119,7 @@ class Segmenter:
 
     Attributes:
         fixed_calls: The graphs; None, as on a CPU, labels without them.
-        pipeline: From frames to labels, in tensors.
-        mask_source: Masks for refinement `sam`, or None.
-        device: Where it labels.
-        name: Of the model, for people.
+        mask_source: Masks for refinement `sam`.
     """
 
     fixed_calls: FixedCalls | None
@@ -146,8 +137,7 @@ class Segmenter:
         Args:
             precision: Of the image tower: `float32`, `float16` or `bfloat16`. Correlation, clusters
                 and logits are always float32.
-            text_cache: Folder in which features of phrases are kept; None for none.
-            mask_source: Masks for refinement `sam`.
+            text_cache: Folder in which features of phrases are kept.
 
         Raises:
             UnsupportedModelError: The image tower is not a plain vision transformer.
@@ -174,14 +164,7 @@ class Segmenter:
     def to(self, device: str, precision: str = 'auto') -> 'Segmenter':
         """Move the model itself, and a SAM with it; this segmenter must not be used any more.
 
-        Weights that were rounded to half precision stay rounded.
-
-        Args:
-            device: See `weights.select_device`.
-            precision: See `load_segmenter`.
-
-        Returns:
-            A segmenter on the other device.
+        Weights that were rounded to half precision stay rounded. See `load_segmenter`.
         """
         selected = select_device(device)
         precision = _resolve_precision(precision, selected)
@@ -192,11 +175,7 @@ class Segmenter:
         return Segmenter(self._loaded, selected, precision, self._text_cache, self.mask_source)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Look for phrases that the text tower cannot read, which takes milliseconds.
-
-        Raises:
-            VocabularyError: For the first of them.
-        """
+        """Raise VocabularyError for a phrase the text tower cannot read; takes milliseconds."""
         self._text.check(vocabulary.phrases)
 
     def missing_phrases(self, vocabulary: Vocabulary) -> list[str]:
@@ -219,11 +198,7 @@ class Segmenter:
         return 1 if self.device.type == 'cpu' else 12
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
-        """Encode every phrase that was not met before.
-
-        Raises:
-            VocabularyError: As `check_vocabulary` does.
-        """
+        """Encode every phrase not met before; raises VocabularyError as `check_vocabulary` does."""
         ids = [entry.id for entry in vocabulary.classes]
         table = self._label_table(vocabulary, ids, UNLABELLED, UNLABELLED, torch.uint8)
         return EncodedVocabulary(vocabulary, table)
@@ -261,8 +236,6 @@ class Segmenter:
         Args:
             sizes: (height, width) of images, pixels.
             batch: Most images of one size in one call.
-            settings: How images will be segmented.
-            vocabulary: Into which classes.
 
         Raises:
             torch.OutOfMemoryError: The batch is too large for the device.
@@ -325,14 +298,10 @@ class Segmenter:
 
         Args:
             images: uint8 (H, W, 3) RGB each.
-            vocabulary: The classes, from `encode_vocabulary`.
-            settings: How; None for the defaults.
+            vocabulary: From `encode_vocabulary`.
             histories: With `smoothing`, for each image the `Segmentation.history` of the same
                 camera's image before, None where there is none. One of another vocabulary, size or
                 settings is not used.
-
-        Returns:
-            One segmentation an image, in order.
 
         Raises:
             ValueError: For an array of another shape or dtype.
@@ -481,7 +450,6 @@ class Segmenter:
     def _framing(
         self, size: tuple[int, int], settings: SegmentationSettings, method: Method
     ) -> Framing:
-        """What the network sees of images of this (height, width)."""
         patch_size = self.pipeline.backbone.patch_size
         return framing_of(method.frame, size, settings.resolution, patch_size)
 
@@ -500,13 +468,10 @@ def load_segmenter(
     Features of phrases are kept on disk, see `text_cache.default_folder`.
 
     Args:
-        model: See `weights.load_model`.
-        pretrained: See `weights.load_model`.
+        model, pretrained, cache_dir: See `weights.load_model`.
         device: See `weights.select_device`.
         precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
-        cache_dir: See `weights.load_model`.
-        threads: Of PyTorch and OpenCV in the whole process, see `limit_threads`; None leaves them
-            as they are.
+        threads: See `limit_threads`; None leaves them as they are.
         sam_model: Folder of a SAM for refinement `sam`, see `sam.Sam`; '' for none.
 
     Raises:

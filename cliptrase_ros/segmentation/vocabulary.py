@@ -37,7 +37,6 @@ class VocabularyClass:
     Attributes:
         id: Value of its pixels in a label image, 0..254.
         name: As the user wrote it.
-        synonyms: Further phrases for the same class.
     """
 
     id: int

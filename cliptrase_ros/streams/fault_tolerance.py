@@ -56,7 +56,6 @@ class FaultTolerantEngine:
     fails costs itself alone.
 
     Attributes:
-        segmenter: The one in use.
         largest_batch: Most images of one call at the moment.
     """
 
@@ -69,7 +68,6 @@ class FaultTolerantEngine:
         """Take over a segmenter.
 
         Args:
-            segmenter: The segmenter.
             make_cpu_segmenter: Loads the same model on the CPU; None where that is not wanted.
             batch: Most images of one call; None for `default_batch`.
         """
@@ -199,10 +197,7 @@ class FaultTolerantEngine:
         return results
 
     def _try_remedy(self, fault: _Fault, count: int, attempts: _Attempts) -> bool:
-        """Change something that may help against a fault of a call; False where nothing is left.
-
-        count: images of the call.
-        """
+        """Change something that may help a call of so many images; False where nothing is left."""
         if fault is _Fault.OUT_OF_MEMORY:
             if not attempts.gave_graphs_back and self._give_graphs_back():
                 attempts.gave_graphs_back = True
@@ -219,7 +214,7 @@ class FaultTolerantEngine:
     def _handle_fault(self, error: Exception) -> _Fault | None:
         """Note what an error says about the device, and give back the memory that it holds.
 
-        Returns None, and does nothing, where the device is not to blame.
+        Does nothing, and returns None, where the device is not to blame.
         """
         if is_device_lost(error, self.segmenter.device):
             fault = _Fault.LOST

@@ -68,9 +68,6 @@ class Sam:
     """A model of the SAM family in the transformers library: SAM, SAM 2, SAM-HQ, EdgeTAM.
 
     A `MaskSource` of every mask it finds from a grid of points, filtered as its authors do.
-
-    Attributes:
-        name: The folder's, for people.
     """
 
     def __init__(

@@ -43,8 +43,7 @@ class LoadedModel:
     """A CLIP model with what belongs to its input.
 
     Attributes:
-        model: open_clip.CLIP in evaluation mode, on the CPU, float32.
-        tokenizer: The model's own.
+        model: An open_clip.CLIP; as loaded, in evaluation mode, on the CPU, float32.
         mean: Of its training pixels, RGB, for values 0..1.
         std: Their standard deviation.
         name: For people.

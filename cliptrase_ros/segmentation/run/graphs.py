@@ -60,11 +60,8 @@ class Shape:
 
     Attributes:
         batch: Number of frames.
-        framing: Size of the frames and of what the network sees of them.
-        method: How they are labelled.
         table_size: Phrases and label columns, padding included.
         ids: Dtype of the table's class ids.
-        unlabelled: The table's id for pixels without a label.
     """
 
     batch: int
@@ -77,12 +74,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class HostLabels:
-    """B frames labelled, in host memory; as `pipeline.LabelledFrames`.
+    """`pipeline.LabelledFrames` in host memory.
 
     Attributes:
-        label: (B, H, W), ids of the label table.
-        confidence: uint8 (B, H, W), 0..255 for 0..1.
-        exact: bool (B,), whether the bounds of clustering sufficed.
         histories: One a frame, on the device, where the method smooths; else None.
     """
 
@@ -256,8 +250,6 @@ class _DeviceStreams:
     PyTorch has 32 of them and hands them out in turn, also those in use.
 
     Attributes:
-        upload: Copies to the device.
-        download: Copies to the host.
         unused: The streams that no `GraphQueue` computes on.
     """
 
@@ -322,11 +314,7 @@ class FixedCall:
         """Allocate the buffers and capture the call.
 
         Args:
-            pipeline: What is called.
-            shape: Of its arguments.
-            bounds: Of clustering.
             table: Of any vocabulary, padded to the shape's size.
-            queue: What captures and replays.
         """
         height, width = shape.framing.source
         device = queue.device
@@ -401,7 +389,6 @@ class FixedCall:
         Args:
             images: uint8 (H, W, 3) RGB each.
             table: Without padding.
-            min_confidence: 0..1; pixels below it become unlabelled.
             histories: Of the frame before each, for a method that smooths.
             key: Of these frames, for a method that smooths.
         """
@@ -473,9 +460,6 @@ class FixedCalls:
         """Make an empty cache.
 
         Args:
-            pipeline: What is called.
-            queue: What captures and replays the calls.
-            bounds: Of clustering; None for those of `Bounds`.
             capacity: Most calls kept, unless more are reserved. The buffers of each take 5 bytes a
                 pixel of its frames on the device, and as much pinned memory of the host.
             patience: A call is captured when its shape was requested so often.
