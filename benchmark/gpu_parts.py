@@ -335,7 +335,7 @@ def medians(checks: Checks) -> dict:
         figures[str(shape)] = _graph_ms(
             {
                 'kernel_ms': partial(median.median_7x7, maps, absent),
-                'network_ms': partial(median._by_network, maps, absent),
+                'network_ms': partial(median._median_by_network, maps, absent),
             }
         )
     return figures

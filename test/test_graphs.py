@@ -337,7 +337,7 @@ def test_a_segmenter_moves_with_its_vocabulary(vocabularies, monkeypatch):
         result = moved.pipeline(
             frames,
             framing,
-            vocabularies[0].to(meta).table,
+            vocabularies[0].table.to(meta),
             torch.zeros((), device=meta),
             method,
             Bounds(),
@@ -598,7 +598,7 @@ def test_words_half_loaded_are_loaded_again(segmenter, vocabularies, fixed, monk
     assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
 
 
-def test_what_is_unready_for_a_change_are_the_calls_that_there_are_now(
+def test_what_is_missing_for_a_change_are_the_calls_that_there_are_now(
     segmenter, vocabularies, fixed
 ):
     large = segmenter.encode_vocabulary(
@@ -610,18 +610,18 @@ def test_what_is_unready_for_a_change_are_the_calls_that_there_are_now(
     segmenter.segment([image(0, 144, 96)], vocabularies[0], SETTINGS)
     calls = [((96, 128), 1), ((96, 128), 2), ((144, 96), 1)]
 
-    def unready(settings, vocabulary):
+    def missing(settings, vocabulary):
         return segmenter.missing_calls([(96, 128), (72, 96)], 1, vocabulary, settings)
 
-    assert unready(strict, vocabularies[1]) == [((72, 96), 1)]
+    assert missing(strict, vocabularies[1]) == [((72, 96), 1)]
     for settings, vocabulary in ((SETTINGS, large), (plus, vocabularies[0])):
-        assert unready(settings, vocabulary) == [*calls, ((72, 96), 1)]
+        assert missing(settings, vocabulary) == [*calls, ((72, 96), 1)]
         for size, count in calls:
             segmenter.make_ready(size, count, vocabulary, settings)
-        assert unready(settings, vocabulary) == [((72, 96), 1)]
+        assert missing(settings, vocabulary) == [((72, 96), 1)]
     # All of them are ready, and those for the settings before are still there.
-    assert unready(SETTINGS, vocabularies[0]) == [((72, 96), 1)]
+    assert missing(SETTINGS, vocabularies[0]) == [((72, 96), 1)]
     segmenter.fixed_calls._cannot_capture = True
-    assert unready(SETTINGS, vocabularies[0]) == []
+    assert missing(SETTINGS, vocabularies[0]) == []
     segmenter.fixed_calls = None
-    assert unready(SETTINGS, vocabularies[0]) == []
+    assert missing(SETTINGS, vocabularies[0]) == []

@@ -249,12 +249,8 @@ def measure_clustering(patches: Sequence[int], runs: int, device: torch.device) 
         rows = centres[torch.arange(count) * 8 // count] * 0.5
         rows += 0.02 * torch.rand(count, count, generator=generator)
         rows = rows[None].to(device)
-        eps, min_samples = dbscan_parameters(count)
-        taken = interleaved(
-            {'dbscan': lambda: dbscan(rows, eps, min_samples)},  # noqa: B023
-            runs,
-            device,
-        )['dbscan']
+        run = partial(dbscan, rows, *dbscan_parameters(count))
+        taken = interleaved({'dbscan': run}, runs, device)['dbscan']
         results.append({'patches': count, **_figures('ms', taken)})
     return results
 

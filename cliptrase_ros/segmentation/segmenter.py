@@ -59,10 +59,6 @@ class EncodedVocabulary:
     vocabulary: Vocabulary
     table: LabelTable
 
-    def to(self, device: torch.device) -> 'EncodedVocabulary':
-        """The same vocabulary for a segmenter on another device."""
-        return replace(self, table=self.table.to(device))
-
 
 @dataclass(frozen=True)
 class Segmentation:
