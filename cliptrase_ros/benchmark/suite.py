@@ -142,8 +142,7 @@ def table(report: dict) -> str:
             ('input', 'preset', 'batch', 'precision', 'graph', *_FIGURES),
             (
                 (
-                    f'{r["network"][1]} x {r["network"][0]}',
-                    preset_name(r),
+                    *_input_and_preset(r),
                     r['batch'],
                     r['precision'],
                     'yes' if r['graph'] else 'no',
@@ -180,6 +179,11 @@ def preset_name(result: dict) -> str:
     return result['preset'] if refinement == 'none' else f'{result["preset"]}, {refinement}'
 
 
+def _input_and_preset(result: dict) -> tuple[str, str]:
+    height, width = result['network']
+    return f'{width} x {height}', preset_name(result)
+
+
 def _graph_rows(results: Sequence[dict]) -> list[str]:
     """Graphs alone, and the parts of a call from host to host; nothing where there are none."""
     if not results:
@@ -189,8 +193,7 @@ def _graph_rows(results: Sequence[dict]) -> list[str]:
         ('graphs, ms', 'preset', 'batch', 'precision', 'encoder', 'engine', 'ratio', *parts),
         (
             (
-                f'{r["network"][1]} x {r["network"][0]}',
-                preset_name(r),
+                *_input_and_preset(r),
                 r['batch'],
                 r['precision'],
                 f'{r["encoder_graph_ms"]:.3f}',
@@ -210,8 +213,7 @@ def _stage_rows(results: Sequence[dict]) -> list[str]:
         ('stages, ms', 'preset', 'precision', *names),
         (
             (
-                f'{r["network"][1]} x {r["network"][0]}',
-                preset_name(r),
+                *_input_and_preset(r),
                 r['precision'],
                 *(f'{r["stages_ms"].get(name, 0):.2f}' for name in names),
             )

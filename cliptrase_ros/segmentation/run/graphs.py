@@ -506,11 +506,7 @@ class FixedCalls:
         return self._get_or_capture(shape, table)
 
     def prepare(self, batch: int, framing: Framing, method: Method, table: LabelTable) -> None:
-        """Capture the call for such frames and vocabularies at once, if it can be captured.
-
-        Raises:
-            torch.OutOfMemoryError: With the memory of all calls given back.
-        """
+        """Capture the call for such frames and vocabularies at once, if it can be; see `get`."""
         self._get_or_capture(_shape(batch, framing, method, table), table)
 
     def is_missing(self, batch: int, framing: Framing, method: Method, table: LabelTable) -> bool:
