@@ -329,8 +329,8 @@ class FixedCall:
         )
         self._host_frames = self._on_host(self._frames)
         self._host_output = tuple(map(self._on_host, self._output.tensors))
-        # For a method that smooths: of one frame that none precedes, what the call reads, and what
-        # it writes.
+        # For a method that smooths: the history of one frame that none precedes, the one that the
+        # call reads, and the one that it writes.
         self._before: History | None = None
         if shape.method.smoothing:
             self._empty, self._before, self._after = (
