@@ -29,14 +29,12 @@ class Suite:
 
     Attributes:
         sizes: Sides of squares, pixels, each measured with each of `batches`.
-        batches: Images in one call.
         frames: (height, width) of whole frames labelled at preset `robot`, each at each of
             `frame_sizes`; the first at the first with `edges` and at preset `plus` as well.
         frame_sizes: Shorter sides fed to CLIP, pixels.
         patches: Numbers of patches for DBSCAN alone.
         phrases: Number of new phrases to encode.
         agreement: Frames on which to compare half precision with float32.
-        runs: Of which medians are taken.
     """
 
     architecture: str = ARCHITECTURE

@@ -195,7 +195,7 @@ class Segmenter:
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
         """Encode every phrase not met before; raises VocabularyError as `check_vocabulary` does."""
-        ids = [entry.id for entry in vocabulary.classes]
+        ids = vocabulary.ids.tolist()
         table = self._label_table(vocabulary, ids, UNLABELLED, UNLABELLED, torch.uint8)
         return EncodedVocabulary(vocabulary, table)
 
