@@ -43,7 +43,7 @@ from cliptrase_ros.messages.type_names import IMAGE
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-from cliptrase_ros.streams.rate_limit import RateLimit
+from cliptrase_ros.streams.rate_limit import RateLimiter
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -270,20 +270,20 @@ def test_rate(run, tmp_path):
 )
 def test_rate_limit(gaps, rate):
     stamps = np.cumsum(gaps).tolist()
-    limit = RateLimit(rate)
-    taken = [stamp for stamp in stamps if limit.takes(stamp)]
+    limiter = RateLimiter()
+    taken = [stamp for stamp in stamps if limiter.take(stamp, rate)]
     assert taken[0] == stamps[0]
     # On an even schedule: at most one for each period that has begun, and one more.
     assert len(taken) <= (stamps[-1] - stamps[0]) * rate / 1e9 + 2
-    assert RateLimit(rate).takes(stamps[0])
+    assert RateLimiter().take(stamps[0], rate)
 
 
 def test_rate_limit_survives_time_running_back():
-    limit = RateLimit(1)
-    assert limit.takes(10**12)
-    assert not limit.takes(10**12 + 10**8)
-    assert limit.takes(0)
-    assert not limit.takes(10**8)
+    limiter = RateLimiter()
+    assert limiter.take(10**12, 1)
+    assert not limiter.take(10**12 + 10**8, 1)
+    assert limiter.take(0, 1)
+    assert not limiter.take(10**8, 1)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def recorded(tiny_architecture, checkpoint):
 
 def record(loaded, features):
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
+    segmenter = Segmenter(loaded)
     scale = float(loaded.model.logit_scale.exp())
     table = label_table(features, range(len(features)), range(len(FOREGROUND)), 255, 255, scale)
     pixels = segmenter.pipeline.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])

@@ -32,7 +32,7 @@ from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
-from cliptrase_ros.streams.rate_limit import RateLimit
+from cliptrase_ros.streams.rate_limit import RateLimiter
 
 #: Nanoseconds between repetitions of label_info, as the node does.
 LABEL_INFO_PERIOD_NS = 5_000_000_000
@@ -219,7 +219,8 @@ class _Labelling:
             writer.add_topic(topic)
         self._outputs = _LabelTopics(writer, reader.typestore, cameras, labeller, settings)
         self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
-        self._limits = {c.name: RateLimit(settings.rate) for c in cameras}
+        self._rate = settings.rate
+        self._limiters = {c.name: RateLimiter() for c in cameras}
         self._histories = CameraHistories()
         self._pending: list[tuple[BagMessage, CameraImage | None]] = []
         self._pending_images: list[CameraImage] = []
@@ -272,7 +273,7 @@ class _Labelling:
         camera = self._cameras.get((topic.name, topic.type))
         if camera is None:
             return None
-        if self._limits[camera.name].takes(message.stamp_ns):
+        if self._limiters[camera.name].take(message.stamp_ns, self._rate):
             try:
                 image = self._typestore.deserialize_cdr(message.data, topic.type)
                 picture = to_rgb(image) if topic.type == IMAGE else decompress_to_rgb(image)

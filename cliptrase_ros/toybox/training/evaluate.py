@@ -119,7 +119,7 @@ def evaluate(
     labels: dict[str, list[np.ndarray]] = {method: [] for method in methods}
     label_by_tokens = _TokenLabeller(load_model_folder(folder), phrases, resolution)
     loaded = load_model_folder(folder)
-    segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
+    segmenter = Segmenter(loaded)
     vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(phrases), background=()))
     scores = []
     for room in tqdm(rooms, unit='room', leave=False):
