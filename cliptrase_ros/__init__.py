@@ -7,11 +7,11 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cliptrase_ros.api import Model, Result, load
+    from cliptrase_ros.api import Model, ModelError, Result, VocabularyError, load
 
     __version__: str
 
-__all__ = ['Model', 'Result', '__version__', 'load']
+__all__ = ['Model', 'ModelError', 'Result', 'VocabularyError', '__version__', 'load']
 
 # The generated messages (cliptrase_ros.msg) live beside this package only where colcon has
 # installed it; run from the source tree, the two portions are found in two places.

@@ -11,25 +11,31 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cliptrase_ros.photos.reading import UnreadableError, read_photo, rgb_pixels
+from cliptrase_ros.segmentation.model.weights import ModelError
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import (
     EncodedVocabulary,
     Segmentation,
     Segmenter,
+    check_image,
     load_segmenter,
 )
-from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings
+from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings, settings_of
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import (
     DEFAULT_BACKGROUND,
     VocabularyClass,
+    VocabularyError,
     clean_phrase,
     parse_vocabulary,
 )
 from cliptrase_ros.streams.fault_tolerance import default_batch
+
+__all__ = ['ImageLike', 'Model', 'ModelError', 'Result', 'VocabularyError', 'load']
 
 #: uint8 (H, W, 3) RGB, the path of a photo, or a PIL image.
 ImageLike: TypeAlias = np.ndarray | Image.Image | str | os.PathLike[str]
@@ -58,11 +64,10 @@ def load(
 
     Raises:
         ModelError: The model cannot be had; the message says what to do.
-        ValueError: For a device or precision that does not exist.
+        ValueError: For a value out of range, or a device that does not exist.
     """
-    return Model(
-        load_segmenter(model, pretrained, device, precision, cache_dir, threads or None, sam_model)
-    )
+    settings = ModelSettings(model, pretrained, sam_model, device, precision, threads, cache_dir)
+    return Model(load_segmenter(**{**vars(settings), 'threads': threads or None}))
 
 
 class Model:
@@ -71,13 +76,17 @@ class Model:
     For one thread at a time: a program with several threads loads one for each, or holds a lock.
 
     Attributes:
-        segmenter: The engine, for the explicit way.
+        segmenter: The engine itself.
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
         """Make a model of an engine, which several models may share."""
         self.segmenter = segmenter
         self._words: EncodedVocabulary | None = None
+
+    def __repr__(self) -> str:
+        names = ', '.join(entry.name for entry in self.classes)
+        return f'<Model {self.segmenter.name} on {self.segmenter.device}: {names or "no classes"}>'
 
     @property
     def classes(self) -> tuple[VocabularyClass, ...]:
@@ -93,8 +102,8 @@ class Model:
 
         Args:
             classes: `'road; person = pedestrian, worker'`, or a list with an entry a class.
-            background: What becomes 255, unlabelled: `'sky; building'`, or a list; empty for
-                nothing.
+            background: Phrases for everything else, whose pixels become 255, unlabelled:
+                `'sky; building'`, or a list; empty for none.
 
         Raises:
             VocabularyError: For words that cannot be used; the classes stay as they were.
@@ -116,7 +125,7 @@ class Model:
 
         Args:
             image: A path, whose photo is turned upright as its EXIF data say; or pixels, which are
-                taken as they are. Of a list some are read and labelled at a time: eight on a GPU.
+                taken as they are. Lists are read and labelled in batches: 8 on a GPU, 1 on a CPU.
             **settings: Those of `SegmentationSettings`, for instance `resolution=448`; for this
                 call alone.
 
@@ -130,17 +139,27 @@ class Model:
         chosen = _make_settings(settings)
         if self._words is None:
             raise RuntimeError("no classes were set; call set_classes('road; person') first")
-        if isinstance(image, str) or not isinstance(image, Sequence):
-            return self._label([image], self._words, chosen)[0]
+        if isinstance(image, str | bytes) or not isinstance(image, Sequence):
+            return self._label([_read_pixels(image)], self._words, chosen)[0]
         batch = default_batch(self.segmenter)
-        parts = (image[first : first + batch] for first in range(0, len(image), batch))
-        return [result for part in parts for result in self._label(part, self._words, chosen)]
+        results = []
+        for first in range(0, len(image), batch):
+            pixels = []
+            for position in range(first, min(first + batch, len(image))):
+                try:
+                    pixels.append(_read_pixels(image[position]))
+                except (OSError, TypeError, ValueError) as error:
+                    raise type(error)(f'image {position} of the list: {error}') from error
+            results += self._label(pixels, self._words, chosen)
+        return results
 
     def _label(
-        self, images: Sequence[ImageLike], words: EncodedVocabulary, settings: SegmentationSettings
+        self,
+        images: Sequence[np.ndarray],
+        words: EncodedVocabulary,
+        settings: SegmentationSettings,
     ) -> list['Result']:
-        pixels = [_read_pixels(image) for image in images]
-        return [Result(labelled) for labelled in self.segmenter.segment(pixels, words, settings)]
+        return [Result(labelled) for labelled in self.segmenter.segment(images, words, settings)]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,7 +167,7 @@ class Result:
     """The labels of one image; it does not change, and its arrays cannot be written to.
 
     Attributes:
-        segmentation: What the engine gave, for the explicit way.
+        segmentation: What the engine gave.
     """
 
     segmentation: Segmentation
@@ -163,12 +182,12 @@ class Result:
         return f'<Result of {width} x {height} pixels: {present or "all unlabelled"}>'
 
     @property
-    def label(self) -> np.ndarray:
+    def label(self) -> NDArray[np.uint8]:
         """uint8 (H, W): the id of each pixel's class, 255 = unlabelled."""
         return self.segmentation.label
 
     @property
-    def confidence(self) -> np.ndarray:
+    def confidence(self) -> NDArray[np.uint8]:
         """uint8 (H, W): how probable each pixel's label is, 0..255 for 0..1."""
         return self.segmentation.confidence
 
@@ -177,7 +196,7 @@ class Result:
         """The classes that were looked for, in their order, with `id`, `name` and `color`."""
         return self.segmentation.vocabulary.classes
 
-    def mask(self, name: str) -> np.ndarray:
+    def mask(self, name: str) -> NDArray[np.bool_]:
         """Where a class is, bool (H, W).
 
         Args:
@@ -186,14 +205,14 @@ class Result:
         Raises:
             ValueError: There is no such class.
         """
-        phrase = clean_phrase(name).casefold()
+        phrase = clean_phrase(str(name)).casefold()
         for entry in self.classes:
             if phrase in map(str.casefold, entry.phrases):
                 return self.label == entry.id
         names = ', '.join(entry.name for entry in self.classes)
         raise ValueError(f'there is no class {name!r}; the classes are {names}')
 
-    def overlay(self, image: ImageLike) -> np.ndarray:
+    def overlay(self, image: ImageLike) -> NDArray[np.uint8]:
         """The image under the colours of its classes, with a legend: uint8 (H, W, 3) RGB.
 
         Args:
@@ -211,10 +230,12 @@ class Result:
 
 
 def _make_settings(chosen: dict[str, Any]) -> SegmentationSettings:
-    known = [field.name for field in fields(SegmentationSettings)]
+    known = {field.name for field in fields(SegmentationSettings)}
     for name in chosen:
         if name not in known:
-            raise TypeError(f'there is no setting {name!r}; there are {", ".join(known)}')
+            names = (declared.name for declared in settings_of(SegmentationSettings))
+            usable = ', '.join(usable for usable in names if usable != 'smoothing')
+            raise TypeError(f'there is no setting {name!r}; there are {usable}')
     settings = SegmentationSettings(**chosen)
     if settings.smoothing:
         raise ValueError(
@@ -226,6 +247,7 @@ def _make_settings(chosen: dict[str, Any]) -> SegmentationSettings:
 
 def _read_pixels(image: ImageLike) -> np.ndarray:
     if isinstance(image, np.ndarray):
+        check_image(image)
         return image
     if isinstance(image, Image.Image):
         try:
@@ -234,12 +256,16 @@ def _read_pixels(image: ImageLike) -> np.ndarray:
             raise ValueError(f'the image cannot be read: {error}') from error
     if not isinstance(image, str | os.PathLike):
         raise TypeError(
-            'an image is a uint8 array of shape (H, W, 3), the path of a photo or a PIL image, not '
-            f'of type {type(image).__name__}'
+            'an image is a uint8 array of shape (H, W, 3), the path of a photo or a PIL image, and '
+            f'several are a list or tuple of these; this is of type {type(image).__name__}'
         )
     path = Path(image)
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist')
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder; give a list of its photos, such as sorted(folder.glob('*.jpg'))"
+        )
     try:
         return read_photo(path)
     except UnreadableError as error:

@@ -143,11 +143,29 @@ def test_classes_that_stay_keep_their_ids(model):
     assert [entry.name for entry in model.classes] == ['tree', 'person']
 
 
+def test_words_of_other_types_are_refused(model):
+    for given in (None, 3, [1, 2], {'road': 1}, b'road'):
+        with pytest.raises(ct.VocabularyError, match='the vocabulary is .* give a list of texts'):
+            model.set_classes(given)
+    with pytest.raises(ct.VocabularyError, match='the background is None; give a list'):
+        model.set_classes('road', background=None)
+    assert model.classes == ()
+
+
+def test_values_of_a_model_are_checked_before_it_is_loaded():
+    for wrong in ({'threads': 5000}, {'threads': -1}, {'device': 3}, {'precision': 'int8'}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f'{name} is .* it must be'):
+            ct.load('no such model', **wrong)
+    with pytest.raises(ct.ModelError):
+        ct.load('no such model', device='cpu')
+
+
 def test_masks_by_name_or_synonym(result):
     for name, class_id in (('road', 0), ('Person', 1), (' pedestrian', 1), ('tree', 2)):
         mask = result.mask(name)
         assert mask.dtype == bool and (mask == (result.label == class_id)).all()
-    for name in ('dog', 'sky', ''):
+    for name in ('dog', 'sky', '', 0):
         with pytest.raises(ValueError, match='the classes are road, person, tree'):
             result.mask(name)
 
@@ -168,6 +186,8 @@ def test_overlay_is_over_the_image(result):
     assert (result.overlay(picture()) == expected).all()
     with pytest.raises(ValueError, match='shape'):
         result.overlay(picture(height=90))
+    with pytest.raises(ValueError, match='must be uint8'):
+        result.overlay(picture() / 255)
 
 
 @pytest.mark.parametrize(
@@ -177,12 +197,21 @@ def test_overlay_is_over_the_image(result):
         (picture()[..., 0], {}, ValueError, 'must be uint8'),
         (picture()[None], {}, ValueError, 'must be uint8'),
         (None, {}, TypeError, 'path of a photo or a PIL image'),
-        ([picture(), 3], {}, TypeError, 'not of type int'),
+        ([picture(), 3], {}, TypeError, 'image 1 of the list: .* of type int'),
+        ([picture(), picture()[None]], {}, ValueError, 'image 1 of the list: .* must be uint8'),
+        (['no/such.jpg'], {}, FileNotFoundError, 'image 0 of the list: no/such.jpg'),
+        (b'photo.jpg', {}, TypeError, 'of type bytes'),
+        (picture(0, 10, 500), {}, ValueError, 'too elongated'),
+        ('.', {}, ValueError, 'is a folder; give a list'),
         ('no/such.jpg', {}, FileNotFoundError, 'no/such.jpg does not exist'),
         (__file__, {}, ValueError, 'test_api.py cannot be read: '),
         (Image.fromarray(np.float32([[-5, 1e6]])), {}, ValueError, 'cannot be read: '),
         (picture(), {'resolutoin': 3}, TypeError, "no setting 'resolutoin'; there are preset"),
         (picture(), {'resolution': 3}, ValueError, '64 to 1024'),
+        (picture(), {'resolution': '224'}, ValueError, "resolution is '224'; .* whole number, 64"),
+        (picture(), {'resolution': 224.5}, ValueError, 'must be a whole number'),
+        (picture(), {'min_confidence': None}, ValueError, 'min_confidence is None; .* a number'),
+        (picture(), {'preset': True}, ValueError, 'preset is True; it must be a text, one of'),
         (picture(), {'refinement': 'sam'}, ValueError, 'no SAM was loaded'),
         (picture(), {'smoothing': 0.5}, ValueError, 'docs/python.md'),
     ],

@@ -365,7 +365,7 @@ class Segmenter:
         """Sort images by their size; where there are graphs, into batches that these take."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for position, image in enumerate(images):
-            _check_image(image)
+            check_image(image)
             by_size.setdefault(image.shape[:2], []).append(position)
         table_here = table.to(self.device)
         made = []
@@ -500,7 +500,8 @@ def _with_index(device: torch.device) -> torch.device:
     return device
 
 
-def _check_image(image: np.ndarray) -> None:
+def check_image(image: np.ndarray) -> None:
+    """Raise ValueError for what is no uint8 (H, W, 3), or too elongated."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(
             f'an image must be uint8 of shape (H, W, 3), not {image.dtype} of shape {image.shape}'

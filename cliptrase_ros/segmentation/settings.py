@@ -1,4 +1,4 @@
-"""What can be chosen about the engine, declared once, and the method that choices stand for.
+"""Settings of the engine, each declared once, and the method that they stand for.
 
 The node's parameters, the options of the command line, `config/segment.yaml`, the table in
 docs/node.md and the checks of values are made from the declarations here, by `settings_of`.
@@ -6,6 +6,7 @@ docs/node.md and the checks of values are made from the declarations here, by `s
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 #: Shorter side fed to CLIP, pixels.
@@ -60,7 +61,13 @@ class Setting:
         return f'{zero}{low:.10g} to {high:.10g}{unit}'
 
     def check(self, value: Any) -> None:
-        """Raise ValueError for a value out of range, or that is none of the choices."""
+        """Raise ValueError for a value of another type, out of range, or none of the choices."""
+        kind = _KINDS.get(self.type)
+        if kind is not None and (
+            isinstance(value, bool) != (self.type is bool) or not isinstance(value, kind[0])
+        ):
+            rule = f', {self.rule}' if self.rule else ''
+            raise ValueError(f'{self.name} is {value!r}; it must be {kind[1]}{rule}')
         if self.choices:
             if value not in self.choices:
                 raise ValueError(f'{self.name} is {value!r}; it must be {self.rule}')
@@ -68,6 +75,15 @@ class Setting:
             low, high = self.limits
             if not (low <= value <= high or (self.or_zero and value == 0)):
                 raise ValueError(f'{self.name} is {value}; it must be {self.rule}')
+
+
+# Which values each type takes, NumPy's numbers too, and how it is called.
+_KINDS: dict[Any, tuple[type, str]] = {
+    bool: (bool, 'True or False'),
+    int: (Integral, 'a whole number'),
+    float: (Real, 'a number'),
+    str: (str, 'a text'),
+}
 
 
 def setting(default: Any, doc: str, **attributes: Any) -> Any:
@@ -105,7 +121,7 @@ class Method:
         propagation: Patches that correlate share their class probabilities; see `propagation`.
         fewest_clusters: An image with fewer keeps its labels as they are before the vote.
         min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
-        image_prior, window, stride, smoothing: See `SegmentationSettings`.
+        image_prior, window, stride, smoothing: The settings of these names.
         refine_edges: Move the boundaries of labels to edges of the picture; see `refinement`.
     """
 
@@ -146,9 +162,9 @@ class SegmentationSettings:
 
     preset: str = setting(
         'robot',
-        "'robot' labels the whole frame; 'plus' does with patches that correlate sharing their "
-        "probabilities instead of a vote of clusters; 'paper' is exactly the published method, "
-        'which sees a square from the centre.',
+        "'robot' labels the whole frame; 'plus' does too, but patches that correlate share their "
+        "probabilities, and no clusters vote; 'paper' is exactly the published method, which sees "
+        'a square from the centre.',
         live=True,
         choices=tuple(PRESETS),
     )
@@ -176,9 +192,9 @@ class SegmentationSettings:
     )
     smoothing: float = setting(
         0.0,
-        'Share of what a patch was in the image before, of the same camera or video, that is kept '
-        'where it still looks the same, against flicker: 0.5 is much; 0 labels every image by '
-        'itself.',
+        'Against flicker: weight of the class probabilities that a patch had in the image before, '
+        'of the same camera or video, where it still looks the same. 0.5 is much; 0 labels every '
+        'image by itself.',
         live=True,
         limits=(0, MAX_SMOOTHING),
     )
@@ -209,14 +225,11 @@ class SegmentationSettings:
 
     @property
     def method(self) -> Method:
-        """The choices that these settings stand for."""
+        """The preset's choices, with the settings that `Method` has by the same name."""
         return replace(
             PRESETS[self.preset],
-            image_prior=self.image_prior,
-            window=self.window,
-            stride=self.stride,
-            smoothing=self.smoothing,
             refine_edges=self.refinement == 'edges',
+            **{f.name: getattr(self, f.name) for f in fields(Method) if hasattr(self, f.name)},
         )
 
 
@@ -253,8 +266,8 @@ class ModelSettings:
     )
     threads: int = setting(
         0,
-        'Processor cores that inference uses at most, in the whole process; 0 leaves one of them '
-        'to others, or takes what OMP_NUM_THREADS says.',
+        'Processor cores that inference uses at most, in the whole process; 0 takes what '
+        'OMP_NUM_THREADS says where it is set, and else all but one.',
         limits=(0, 1024),
         unit='cores',
     )

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -122,6 +123,8 @@ def parse_vocabulary(
             blank entry or synonym, a phrase with `=` or `:` in it, a phrase that is no text, one
             that stands for two classes or twice in the background.
     """
+    _refuse_other_types('vocabulary', entries)
+    _refuse_other_types('background', background)
     parsed = _parse_entries(entries)
     _refuse_no_text([phrase for phrases in parsed for phrase in phrases])
     _refuse_duplicates(parsed)
@@ -145,6 +148,15 @@ def parse_vocabulary(
         version=1 if previous is None else previous.version + 1,
         retired=retired,
     )
+
+
+def _refuse_other_types(name: str, given: Any) -> None:
+    is_list = isinstance(given, Sequence) and not isinstance(given, bytes)
+    if not is_list or not all(isinstance(entry, str) for entry in given):
+        raise VocabularyError(
+            f'the {name} is {given!r:.60}; give a list of texts, or one text with '
+            "';' between entries"
+        )
 
 
 def _parse_entries(entries: str | Sequence[str]) -> list[tuple[str, ...]]:
