@@ -107,7 +107,7 @@ def stand_in_device(monkeypatch):
 def engine(failing):
     engine = FaultTolerantEngine(failing)
     # As on a GPU.
-    engine.largest_batch = engine._wanted_batch = 8
+    engine.largest_batch = engine._full_batch = 8
     return engine
 
 

@@ -1,4 +1,7 @@
-"""What an error says about the device, and how to let go of the memory that it holds."""
+"""What an error says about the device, and how to let go of the memory that it holds.
+
+What is done about such errors: `streams/fault_tolerance.py`.
+"""
 
 import gc
 import re

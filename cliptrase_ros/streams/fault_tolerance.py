@@ -50,9 +50,9 @@ class _Attempts:
 
 
 class FaultTolerantEngine:
-    """A Segmenter for one thread that labels on when its device fails or an image does.
+    """A Segmenter for one thread that keeps labelling when its device or an image fails.
 
-    It gives memory back and makes batches smaller, then goes on on the CPU if it may. An image that
+    It gives memory back and makes batches smaller, then continues on the CPU if it may. An image that
     fails costs itself alone.
 
     Attributes:
@@ -73,14 +73,14 @@ class FaultTolerantEngine:
         """
         self.segmenter = segmenter
         self.largest_batch = batch or default_batch(segmenter)
-        self._wanted_batch = self.largest_batch
+        self._full_batch = self.largest_batch
         self._make_cpu_segmenter = make_cpu_segmenter
-        self._is_moved = False
+        self._is_on_cpu = False
         # The last vocabulary before and after its move to the CPU.
-        self._moved: tuple[EncodedVocabulary, EncodedVocabulary] | None = None
+        self._cpu_vocabulary: tuple[EncodedVocabulary, EncodedVocabulary] | None = None
         self._is_kept_for_ever = False
-        self._no_cpu = ''
-        self._fault = ''
+        self._why_no_cpu = ''
+        self._fault_text = ''
         self._fault_at = -float('inf')
         self._lock = threading.Lock()
 
@@ -91,7 +91,7 @@ class FaultTolerantEngine:
         It matters for `RECENT_S`, and as long as the CPU stands in for the device.
         """
         with self._lock:
-            return self._fault, self._is_moved or time.monotonic() - self._fault_at < RECENT_S
+            return self._fault_text, self._is_on_cpu or time.monotonic() - self._fault_at < RECENT_S
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
         """Encode as the segmenter does; raises what it raises where the CPU does not help."""
@@ -104,7 +104,7 @@ class FaultTolerantEngine:
                 if fault is None:
                     raise
                 if fault is _Fault.OUT_OF_MEMORY and not tried_again:
-                    # Once more, with the memory that was given back.
+                    # Retried once: memory was just given back.
                     self._give_graphs_back()
                     tried_again = True
                 elif not self._move_to_cpu():
@@ -206,7 +206,7 @@ class FaultTolerantEngine:
                 self.largest_batch = count // 2
                 return True
             if not attempts.tried_again:
-                # Once more, with the memory that was given back.
+                # Retried once: memory was just given back.
                 attempts.tried_again = True
                 return True
         return self._move_to_cpu()
@@ -228,7 +228,7 @@ class FaultTolerantEngine:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.segmenter))
             self._is_kept_for_ever = True
         with self._lock:
-            self._fault = describe(error) + self._no_cpu
+            self._fault_text = describe(error) + self._why_no_cpu
             self._fault_at = time.monotonic()
         release_frames(error)
         give_memory_back()
@@ -243,31 +243,31 @@ class FaultTolerantEngine:
 
     def _regrow(self) -> None:
         quiet_s = time.monotonic() - self._fault_at
-        if self.largest_batch < self._wanted_batch and quiet_s > REGROWTH_S:
-            self.largest_batch = min(2 * self.largest_batch, self._wanted_batch)
+        if self.largest_batch < self._full_batch and quiet_s > REGROWTH_S:
+            self.largest_batch = min(2 * self.largest_batch, self._full_batch)
 
     def _move_to_cpu(self) -> bool:
-        if self._is_moved or self._make_cpu_segmenter is None:
+        if self._is_on_cpu or self._make_cpu_segmenter is None:
             return False
         try:
             segmenter = self._make_cpu_segmenter()
         except Exception as error:
             # Loading takes long, and would fail for the next image as well.
             self._make_cpu_segmenter = None
-            self._no_cpu = f'; no CPU either: {type(error).__name__}: {error}'
+            self._why_no_cpu = f'; no CPU either: {type(error).__name__}: {error}'
             with self._lock:
-                self._fault += self._no_cpu
+                self._fault_text += self._why_no_cpu
             return False
         with self._lock:
-            self.segmenter, self._is_moved = segmenter, True
-        self.largest_batch = self._wanted_batch = default_batch(segmenter)
+            self.segmenter, self._is_on_cpu = segmenter, True
+        self.largest_batch = self._full_batch = default_batch(segmenter)
         give_memory_back()
         return True
 
     def _on_device(self, vocabulary: EncodedVocabulary) -> EncodedVocabulary:
         """The vocabulary where the segmenter is now; from a lost device nothing can be copied."""
-        if not self._is_moved or vocabulary.table.features.device == self.segmenter.device:
+        if not self._is_on_cpu or vocabulary.table.features.device == self.segmenter.device:
             return vocabulary
-        if self._moved is None or self._moved[0] is not vocabulary:
-            self._moved = vocabulary, self.segmenter.encode_vocabulary(vocabulary.vocabulary)
-        return self._moved[1]
+        if self._cpu_vocabulary is None or self._cpu_vocabulary[0] is not vocabulary:
+            self._cpu_vocabulary = vocabulary, self.segmenter.encode_vocabulary(vocabulary.vocabulary)
+        return self._cpu_vocabulary[1]
