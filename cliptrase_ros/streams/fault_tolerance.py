@@ -52,8 +52,8 @@ class _Attempts:
 class FaultTolerantEngine:
     """A Segmenter for one thread that keeps labelling when its device or an image fails.
 
-    It gives memory back and makes batches smaller, then continues on the CPU if it may. An image that
-    fails costs itself alone.
+    It gives memory back and makes batches smaller, then continues on the CPU if it may. An image
+    that fails costs itself alone.
 
     Attributes:
         largest_batch: Most images of one call at the moment.
@@ -269,5 +269,6 @@ class FaultTolerantEngine:
         if not self._is_on_cpu or vocabulary.table.features.device == self.segmenter.device:
             return vocabulary
         if self._cpu_vocabulary is None or self._cpu_vocabulary[0] is not vocabulary:
-            self._cpu_vocabulary = vocabulary, self.segmenter.encode_vocabulary(vocabulary.vocabulary)
+            encoded = self.segmenter.encode_vocabulary(vocabulary.vocabulary)
+            self._cpu_vocabulary = vocabulary, encoded
         return self._cpu_vocabulary[1]
