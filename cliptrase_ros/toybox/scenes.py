@@ -201,7 +201,6 @@ def true_labels(labels: np.ndarray | Tensor, phrases: Sequence[str]) -> np.ndarr
 
     Args:
         labels: uint8, any shape, indices into `CLASSES` (or 255).
-        phrases: The vocabulary.
 
     Returns:
         The same type and shape, with the index of the first phrase that names each pixel's class,
@@ -275,14 +274,6 @@ class Room:
     split: str
     packed: RoomBatch
     difficulty: str = 'easy'
-
-    @property
-    def classes(self) -> tuple[ToyClass, ...]:
-        """Every class that stands in the room or covers it, in the order of `CLASSES`."""
-        ids = self.packed.appearance[0, :, materials.CLASS_ID].long()
-        present = torch.ones(SLOTS, dtype=torch.bool)
-        present[:OBJECT_SLOTS] = self.packed.radius[0] > 0
-        return tuple(CLASSES[index] for index in sorted(set(ids[present].tolist())))
 
 
 @dataclass(frozen=True)
@@ -365,12 +356,9 @@ def sample_rooms(
     """Draw random rooms on the CPU, a function of the arguments alone.
 
     Args:
-        count: Number of rooms.
-        generator: Its state says which rooms.
         split: One of `SPLITS`. 'held_out' has the same distribution as 'train' and is kept apart
             by its seeds; 'unseen_combinations' mixes in `UNSEEN_COMBINATIONS`, which occur in no
             other split.
-        difficulty: Key of `DIFFICULTIES`.
 
     Raises:
         ValueError: For an unknown split or difficulty.
@@ -553,8 +541,6 @@ def random_poses(rooms: RoomBatch, generator: torch.Generator, roll: float = 0.0
     """Draw one view into each room: from anywhere inside, aimed at an object or a random point.
 
     Args:
-        rooms: What is looked at.
-        generator: Its state says from where.
         roll: The most that the camera is turned about its axis, radians.
     """
     count = len(rooms)
