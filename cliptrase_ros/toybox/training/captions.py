@@ -137,7 +137,6 @@ def presence(level: Level, coverage: Tensor) -> tuple[Tensor, Tensor]:
     """Say which phrases captions mention and which they deny.
 
     Args:
-        level: The phrases.
         coverage: (B, len(CLASSES)), shares of B pictures.
 
     Returns:

@@ -26,6 +26,7 @@ from cliptrase_ros.toybox.training.losses import caption_loss
 
 CHECKPOINT = 'checkpoint.pt'
 LOSSES = ('dense', 'cls')
+SAVE_EVERY_S = 120.0
 
 
 def _setting(default: str | int | float, doc: str) -> Any:
@@ -78,17 +79,14 @@ class Trainer:
         self.seconds = 0.0
 
     def step(self, progress: float) -> dict[str, float]:
-        """Train on one batch.
+        """Train on one batch; returns the loss and its terms.
 
         Args:
             progress: 0..1, sets learning rate and window size.
-
-        Returns:
-            The loss and its terms.
         """
         settings, step = self.settings, self.steps_done
-        height, width = views.window_size(step, progress, settings.seed, settings.view_size)
         patch = self.tower.backbone.patch_size
+        height, width = views.window_size(step, progress, settings.seed, settings.view_size, patch)
         count = max(2, settings.tokens // ((height // patch) * (width // patch)))
         batch = self.source.batch(step, count, height, width)
         generator = torch.Generator().manual_seed(settings.seed * 7_919 + step)
@@ -104,12 +102,12 @@ class Trainer:
         # On CPUs the fused attention's backward pass is several times slower than plain products.
         attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == 'cpu' else nullcontext()
         with self._autocast(), attention:
-            features = self.tower(pixels)
+            plain, dense = self.tower(pixels)
             text = self._encode_text(generator)
-        tokens = torch.cat([features.plain[:, :1], features.dense.tokens.float()[:, 1:]], 1)
+        tokens = torch.cat([plain[:, :1], dense.tokens.float()[:, 1:]], 1)
         terms = caption_loss(
             tokens,
-            features.dense.correlation,
+            dense.correlation,
             text,
             levels(),
             coverage,
@@ -202,15 +200,8 @@ def make_optimizers(model: torch.nn.Module, settings: Settings) -> list[torch.op
     return [adamw, muon]
 
 
-def train(trainer: Trainer, folder: Path, minutes: float, save_every: float = 120.0) -> None:
-    """Train until the steps or the minutes are used up, saving now and then.
-
-    Args:
-        trainer: What is trained.
-        folder: Where it is saved.
-        minutes: 0 for no limit.
-        save_every: Seconds between two checkpoints.
-    """
+def train(trainer: Trainer, folder: Path, minutes: float) -> None:
+    """Train until the steps or the minutes (0 for no limit) are used up, saving now and then."""
     settings = trainer.settings
     earlier, begin = trainer.seconds, time.monotonic()
     saved, mean = begin, None
@@ -231,7 +222,7 @@ def train(trainer: Trainer, folder: Path, minutes: float, save_every: float = 12
         if trainer.steps_done % 10 == 0:
             shown = {name: f'{value:.3f}' for name, value in mean.items()}
             bar.set_postfix(shown | {'scale': f'{trainer.model.logit_scale.exp():.1f}'})
-        if time.monotonic() - saved > save_every:
+        if time.monotonic() - saved > SAVE_EVERY_S:
             trainer.save(folder)
             saved = time.monotonic()
     bar.close()
