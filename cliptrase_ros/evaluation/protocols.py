@@ -19,7 +19,6 @@ class Protocol:
     """How pictures become pixels to compare.
 
     Attributes:
-        name: One of `PROTOCOLS`.
         side: Of the square of `paper`, pixels.
     """
 
@@ -38,7 +37,7 @@ class Protocol:
 
     @property
     def background_alone_counts(self) -> bool:
-        """Whether a picture counts that shows nothing but background."""
+        """Whether a picture of nothing but background counts, which the published code skips."""
         return self.name != 'paper'
 
     def prepare(self, sample: Sample) -> Sample:
@@ -63,10 +62,9 @@ def square(sample: Sample, side: int) -> Sample:
 def counted_truth(
     truth: np.ndarray, classes: int, has_background: bool, border_is_background: bool
 ) -> np.ndarray:
-    """Make truth what `metrics.confusion` takes.
+    """Make truth, int16 as in `Sample`, what `metrics.confusion` takes.
 
     Args:
-        truth: int16, class index or a negative constant of `labels`.
         classes: Number of classes without background.
         has_background: Whether background is one class more; it does not count otherwise.
         border_is_background: Whether borders around objects are; they do not count otherwise.

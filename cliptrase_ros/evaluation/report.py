@@ -22,12 +22,8 @@ class Result:
     """A finished benchmark.
 
     Attributes:
-        dataset: What was labelled.
-        protocol: What counted.
         resolution: Shorter side fed to CLIP, pixels.
         description: JSON values; everything that makes a difference to the counts.
-        progress: The counts.
-        notes: Where they are noted for a run that is cut short.
         published: Figures of the paper for the last method, where dataset, protocol and settings
             are the paper's.
     """
