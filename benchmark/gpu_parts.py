@@ -75,11 +75,6 @@ def part(limit_s: float) -> Callable:
     return add
 
 
-def has_gpu() -> bool:
-    """Whether PyTorch can use one."""
-    return torch.cuda.is_available()
-
-
 def is_usable() -> bool:
     """Whether the GPU still answers and can capture; if not, it never will in this process."""
     try:
@@ -608,29 +603,35 @@ def _memory_left(megabytes: int) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, _device)
 
 
-LOSES_THE_DEVICE = """
+# What both scripts begin with.
+SCRIPT = """
 import sys
 import numpy as np, torch
-from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.segmentation.run.graphs import GraphQueue, EagerQueue
 from cliptrase_ros.segmentation.segmenter import load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
 device = sys.argv[1]
+on_cuda = device == 'cuda'
 segmenter = load_segmenter('toybox', device=device)
 words = segmenter.encode_vocabulary(parse_vocabulary('red ball; floor', background=()))
 settings = SegmentationSettings(resolution=224)
+"""
+
+LOSES_THE_DEVICE = """
 frame = np.full((120, 160, 3), 90, np.uint8)
 engine = FaultTolerantEngine(segmenter, lambda: load_segmenter('toybox', device='cpu'))
 engine.warm_up((120, 160), 2, words, settings)
 assert engine.segmenter.device.type == device and not engine.fault[0]
-if device == 'cuda':
+if on_cuda:
     torch.zeros(4, device=device)[torch.tensor([9], device=device)]
 for _ in range(2):
     for result in engine.segment_each([frame, frame], words, settings):
         assert result.label.shape == (120, 160), result
 assert engine.segmenter.device.type == 'cpu'
-assert (device == 'cpu') == (not engine.fault[0])
+assert on_cuda == bool(engine.fault[0])
 print(engine.fault[0])
 """
 
@@ -642,17 +643,6 @@ def lost_device(checks: Checks) -> dict:
 
 
 FAILS_TO_CAPTURE = """
-import sys
-import numpy as np, torch
-from cliptrase_ros.segmentation.run.graphs import GraphQueue, EagerQueue
-from cliptrase_ros.segmentation.segmenter import load_segmenter
-from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-
-on_cuda = sys.argv[1] == 'cuda'
-segmenter = load_segmenter('toybox', device=sys.argv[1])
-words = segmenter.encode_vocabulary(parse_vocabulary('red ball; floor', background=()))
-settings = SegmentationSettings(resolution=224)
 blocks = np.random.RandomState(0).randint(0, 256, (3, 5, 3), np.uint8)
 frames = [blocks.repeat(40, 0).repeat(side, 1) for side in (32, 40)]
 segmenter.warm_up([(120, 160)], 1, settings, words)
@@ -701,7 +691,7 @@ def failed_captures(checks: Checks) -> dict:
 
 def _run_script(checks: Checks, script: str) -> str:
     """Run a script, which is told the type of the device; returns what it says."""
-    return _run(checks, ['-c', script, _device.type], 80)
+    return _run(checks, ['-c', SCRIPT + script, _device.type], 80)
 
 
 def _run(checks: Checks, arguments: Sequence[str], limit_s: float) -> str:
