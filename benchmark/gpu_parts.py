@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import open_clip
@@ -162,16 +163,6 @@ def _warm_up(
     segmenter.warm_up(sizes, batch, settings, words)
     captured, wanted = len(segmenter.fixed_calls), len(sizes) * batch.bit_length()
     checks(captured == wanted, f'{captured} of {wanted} graphs were captured')
-
-
-@contextmanager
-def _labelling_with(segmenter: Segmenter, calls: FixedCalls | None) -> Iterator[None]:
-    """Within it the segmenter labels with other calls of fixed shape, or with none."""
-    before, segmenter.fixed_calls = segmenter.fixed_calls, calls
-    try:
-        yield
-    finally:
-        segmenter.fixed_calls = before
 
 
 def _graph_ms(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -390,9 +381,9 @@ def _compare_with_eager(
     for case, (images, vocabulary, changed) in cases.items():
         arguments = images, vocabulary, changed, histories[: len(images)]
         replayed = segmenter.segment(*arguments)
-        with _labelling_with(segmenter, eager_calls):
+        with patch.object(segmenter, 'fixed_calls', eager_calls):
             same = min(_equal_share(replayed, segmenter.segment(*arguments), tolerance=2))
-        with _labelling_with(segmenter, None):
+        with patch.object(segmenter, 'fixed_calls', None):
             eager = _equal_share(replayed, segmenter.segment(*arguments))
         checks(same >= 0.999, f'{name}, {case}: without a graph {same:.4f} of the pixels are equal')
         # Other sizes of products and other kernels round otherwise, which in half precision moves
@@ -520,7 +511,7 @@ def two_segmenters(checks: Checks) -> dict:
     first = _segmenter_of(loaded)
     words, settings = _words(first), SegmentationSettings(preset='plus', resolution=96)
     frames = [camera_frame(i, 96, 100 + 16 * i) for i in range(2 if _is_dry else 6)]
-    with _labelling_with(first, None):
+    with patch.object(first, 'fixed_calls', None):
         wanted = [first.segment([frame], words, settings)[0] for frame in frames]
     shares = []
 

@@ -84,7 +84,7 @@ def table(results: Sequence[Result]) -> str:
     heads = ''.join(f'{head:>8}' for head in _HEADS)
     lines = [f'{"dataset":{named}}  size  {"method":{width}}  images{heads}']
     for result in results:
-        # Both are said in the first line of a result alone.
+        # Dataset, size and number of images stand in the first line of a result alone.
         start = f'{result.dataset.name:{named}}  {result.resolution:4}'
         images = result.progress.counted
         for method, figures in result.scores.items():

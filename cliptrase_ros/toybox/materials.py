@@ -4,8 +4,6 @@ Bricks, planks, tiles, stripes, dots, window bars and the bands of a barrel are 
 formula with other numbers, so a picture of mixed materials needs no branch and no loop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 

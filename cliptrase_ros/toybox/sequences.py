@@ -1,7 +1,5 @@
 """What a camera on tour through a room takes: single pictures, and sequences with true motion."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

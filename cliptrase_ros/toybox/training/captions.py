@@ -1,7 +1,5 @@
 """Captions: which phrases a picture does and does not show, at several levels of detail."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import lru_cache
 

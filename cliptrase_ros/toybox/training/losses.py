@@ -1,7 +1,5 @@
 """Losses from captions alone: what is and what is not in the picture."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

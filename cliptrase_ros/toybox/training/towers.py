@@ -1,7 +1,5 @@
 """The toybox CLIP as training sees it, plain tokens and recovered ones together, and as written."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

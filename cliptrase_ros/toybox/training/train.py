@@ -1,7 +1,5 @@
 """Train the toybox CLIP from captions: `python -m cliptrase_ros.toybox.training.train --help`."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import ctypes
@@ -9,9 +7,8 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from cliptrase_ros.segmentation.model.text import causal_features
+from cliptrase_ros.segmentation.settings import setting, settings_of
 from cliptrase_ros.toybox.training import towers, views
 from cliptrase_ros.toybox.training.captions import levels, prompts, training_texts
 from cliptrase_ros.toybox.training.losses import caption_loss
@@ -29,25 +27,23 @@ LOSSES = ('dense', 'cls')
 SAVE_EVERY_S = 120.0
 
 
-def _setting(default: str | int | float, doc: str) -> Any:
-    return field(default=default, metadata={'doc': doc})
-
-
 @dataclass(frozen=True)
 class Settings:
     """What a run depends on; a checkpoint can only be resumed with the same."""
 
-    loss: str = _setting('dense', 'dense: on [CLS] and on the patches; cls: the control')
-    layers: int = _setting(8, 'of the image tower')
-    steps: int = _setting(9000, 'most steps')
-    tokens: int = _setting(1200, 'image tokens a step; smaller windows make larger batches')
-    learning_rate: float = _setting(1e-3, 'of AdamW, at its peak')
-    matrix_learning_rate: float = _setting(3e-3, 'of Muon, at its peak')
-    weight_decay: float = _setting(0.05, 'of matrices')
-    warmup: int = _setting(200, 'steps until learning rates are at their peak')
-    seed: int = _setting(0, 'of weights, views and windows')
-    view_size: int = _setting(224, 'side of rendered views, pixels')
-    pool: int = _setting(6000, 'views to render once; 0 = always new ones')
+    loss: str = setting(
+        'dense', 'dense: on [CLS] and on the patches; cls: the control', choices=LOSSES
+    )
+    layers: int = setting(8, 'of the image tower')
+    steps: int = setting(9000, 'most steps')
+    tokens: int = setting(1200, 'image tokens a step; smaller windows make larger batches')
+    learning_rate: float = setting(1e-3, 'of AdamW, at its peak')
+    matrix_learning_rate: float = setting(3e-3, 'of Muon, at its peak')
+    weight_decay: float = setting(0.05, 'of matrices')
+    warmup: int = setting(200, 'steps until learning rates are at their peak')
+    seed: int = setting(0, 'of weights, views and windows')
+    view_size: int = setting(224, 'side of rendered views, pixels')
+    pool: int = setting(6000, 'views to render once; 0 = always new ones')
 
 
 class Trainer:
@@ -247,13 +243,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('output', type=Path, help='folder for checkpoint and model; continued')
-    for setting in fields(Settings):
+    for declared in settings_of(Settings):
         parser.add_argument(
-            f'--{setting.name.replace("_", "-")}',
-            type=type(setting.default),
-            default=setting.default,
-            choices=LOSSES if setting.name == 'loss' else None,
-            help=setting.metadata['doc'],
+            f'--{declared.name.replace("_", "-")}',
+            type=declared.type,
+            default=declared.default,
+            choices=declared.choices or None,
+            help=declared.doc,
         )
     parser.add_argument('--minutes', type=float, default=0.0, help='most minutes; 0 = no limit')
     parser.add_argument('--pool-folder', type=Path, default=Path('toybox_views'))

@@ -4,8 +4,6 @@ What leaves this module is a picture and the share of it that each class covers;
 picture a class lies never reaches the training loss.
 """
 
-from __future__ import annotations
-
 import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
