@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cliptrase_ros.evaluation.metrics import confusion
-from cliptrase_ros.evaluation.protocols import Protocol, counted_truth
+from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.samples import Benchmark, Sample, SampleError, read_ahead
 from cliptrase_ros.photos.whole_files import whole_file
 
@@ -142,10 +142,7 @@ def run_benchmark(
     remaining = [name for name in benchmark.names if name not in done]
 
     def load(name: str) -> Sample:
-        sample = protocol.prepare(benchmark.load(name))
-        border_is_background = protocol.border_is_background
-        truth = counted_truth(sample.truth, classes, has_background, border_is_background)
-        return replace(sample, truth=truth)
+        return protocol.prepare(benchmark.load(name), classes, has_background)
 
     noted_at = time.monotonic()
     samples = read_ahead(load, remaining, workers)
