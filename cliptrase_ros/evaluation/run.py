@@ -52,7 +52,7 @@ class Notes:
     """Progress on disk, valid for one description of a run."""
 
     def __init__(self, path: Path, description: Mapping):
-        """Make notes, which nothing reads or writes yet.
+        """Nothing is read or written yet.
 
         Args:
             path: NumPy's .npz.

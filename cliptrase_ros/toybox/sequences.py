@@ -55,7 +55,7 @@ def photograph_room(
 
 
 def photograph(room: Room, time_s: float, height: int, width: int) -> Photograph:
-    """Take a picture at a moment, seconds, of the tour `scenes.camera_pose`.
+    """Take a picture `time_s` seconds into the tour `scenes.camera_pose`.
 
     In a hard room it has the blur of the camera's motion and the noise of a cheap sensor; label and
     depth are those of the middle of the exposure. A function of the arguments alone.

@@ -234,7 +234,8 @@ def window_size(
 
     Args:
         progress: Of the training, 0..1.
-        view_size: Side of the views, pixels, as is `patch` that of a patch.
+        view_size: Side of the views, pixels.
+        patch: Side of a patch, pixels.
     """
     generator = _step_generator(seed + 7, step)
     whole = view_size // patch
