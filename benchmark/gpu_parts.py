@@ -394,16 +394,23 @@ def _compare_with_eager(
             'eager, mean': statistics.mean(eager),
             'eager, least': min(eager),
         }
-    if not _is_dry:
-        torch.cuda.set_sync_debug_mode('error')
-        try:
-            with torch.inference_mode():
-                call = segmenter.fixed_calls.latest
-                pending = call.start(frames, other_words.table, 0.0, [None] * batch, None)
-        finally:
-            torch.cuda.set_sync_debug_mode('default')
-        pending.result()
+    with torch.inference_mode(), _forbidden_synchronisation():
+        pending = segmenter.fixed_calls.latest.start(frames, other_words.table, 0.0, [None] * batch)
+    pending.result()
     return figures
+
+
+@contextmanager
+def _forbidden_synchronisation() -> Iterator[None]:
+    """Within it whatever waits for the GPU raises."""
+    if _is_dry:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
 
 
 @part(limit_s=180)
@@ -438,19 +445,19 @@ def speed(checks: Checks) -> dict:
 @part(limit_s=60)
 def kernels(checks: Checks) -> dict:
     """Number and microseconds of the kernels of one replay, by name, those that take most first."""
-    if _is_dry:
-        return {}
+    device = 'CPU' if _is_dry else 'CUDA'
     segmenter = _segmenter(_half())
     frames, words = _frames(1), _words(segmenter)
     _warm_up(checks, segmenter, [frames[0].shape[:2]], 1, _settings(), words)
     synchronise(_device)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    activity = getattr(torch.profiler.ProfilerActivity, device)
+    with torch.inference_mode(), torch.profiler.profile(activities=[activity]) as profile:
         segmenter.fixed_calls.latest.replay()
         synchronise(_device)
     found = [
         (event.key[:150], event.count, round(event.device_time_total, 1))
         for event in profile.key_averages()
-        if event.device_type == DeviceType.CUDA
+        if event.device_type == getattr(DeviceType, device)
     ]
     segmenter.fixed_calls.clear()
     return {
