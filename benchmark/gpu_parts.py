@@ -117,9 +117,7 @@ def _reference_model() -> LoadedModel:
 
 
 def _segmenter_of(loaded: LoadedModel) -> Segmenter:
-    return _with_calls(
-        Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std, _device, 'float32')
-    )
+    return _with_calls(Segmenter(loaded, _device))
 
 
 def _with_calls(segmenter: Segmenter) -> Segmenter:
@@ -160,7 +158,7 @@ def _warm_up(
 ) -> None:
     """Capture graphs anew; where one is missing, nothing that follows would use it."""
     segmenter.fixed_calls.clear()
-    segmenter.warm_up(sizes, batch, settings, words)
+    segmenter.warm_up(sizes, batch, words, settings)
     captured, wanted = len(segmenter.fixed_calls), len(sizes) * batch.bit_length()
     checks(captured == wanted, f'{captured} of {wanted} graphs were captured')
 
@@ -323,7 +321,7 @@ def medians(checks: Checks) -> dict:
         figures[str(shape)] = _graph_ms(
             {
                 'kernel_ms': partial(median.median_7x7, maps, absent),
-                'network_ms': partial(median._by_network, maps, absent),
+                'network_ms': partial(median._median_by_network, maps, absent),
             }
         )
     return figures
@@ -525,7 +523,7 @@ def two_segmenters(checks: Checks) -> dict:
     def work() -> None:
         segmenter = _segmenter_of(loaded)
         for frame, labels in zip(frames, wanted, strict=True):
-            segmenter.warm_up([frame.shape[:2]], 1, settings, words)
+            segmenter.warm_up([frame.shape[:2]], 1, words, settings)
             for _ in range(10):
                 found = segmenter.segment([frame], words, settings)
                 shares.extend(_equal_share(found, [labels], tolerance=2))
@@ -643,7 +641,7 @@ def lost_device(checks: Checks) -> dict:
 FAILS_TO_CAPTURE = """
 blocks = np.random.RandomState(0).randint(0, 256, (3, 5, 3), np.uint8)
 frames = [blocks.repeat(40, 0).repeat(side, 1) for side in (32, 40)]
-segmenter.warm_up([(120, 160)], 1, settings, words)
+segmenter.warm_up([(120, 160)], 1, words, settings)
 wanted = segmenter.segment(frames, words, settings)
 queue = GraphQueue(segmenter.device) if on_cuda else EagerQueue(segmenter.device)
 numbers = torch.zeros(4, device=segmenter.device)
@@ -674,7 +672,7 @@ assert numbers.tolist() == [1] * 4, numbers
 torch.rand(4, device=segmenter.device)
 # A graph from before, and none for what is new.
 assert not on_cuda or len(segmenter.fixed_calls) == 1
-segmenter.warm_up([(120, 200)], 1, settings, words)
+segmenter.warm_up([(120, 200)], 1, words, settings)
 assert not on_cuda or len(segmenter.fixed_calls) == 1
 for result, other in zip(segmenter.segment(frames, words, settings), wanted):
     assert (result.label == other.label).mean() > 0.99

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
+from pages import ROOT
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, Reader
 
@@ -28,14 +30,20 @@ from cliptrase_ros.bag.cameras import camera_name, choose_cameras
 from cliptrase_ros.bag.folder import BagError, find_files
 from cliptrase_ros.bag.messages import bag_message_maker
 from cliptrase_ros.bag.reader import BagReader
-from cliptrase_ros.bag.types import definition_file, make_typestore
+from cliptrase_ros.bag.types import (
+    CAMERA_TOPICS,
+    VOCABULARY_TOPIC,
+    definition_file,
+    make_typestore,
+)
 from cliptrase_ros.cli import main
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 from cliptrase_ros.messages.masks import decode_mask
 from cliptrase_ros.messages.type_names import IMAGE
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-from cliptrase_ros.streams.rate_limit import RateLimit
+from cliptrase_ros.streams.rate_limit import RateLimiter
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -262,20 +270,20 @@ def test_rate(run, tmp_path):
 )
 def test_rate_limit(gaps, rate):
     stamps = np.cumsum(gaps).tolist()
-    limit = RateLimit(rate)
-    taken = [stamp for stamp in stamps if limit.takes(stamp)]
+    limiter = RateLimiter()
+    taken = [stamp for stamp in stamps if limiter.take(stamp, rate)]
     assert taken[0] == stamps[0]
     # On an even schedule: at most one for each period that has begun, and one more.
     assert len(taken) <= (stamps[-1] - stamps[0]) * rate / 1e9 + 2
-    assert RateLimit(rate).takes(stamps[0])
+    assert RateLimiter().take(stamps[0], rate)
 
 
 def test_rate_limit_survives_time_running_back():
-    limit = RateLimit(1)
-    assert limit.takes(10**12)
-    assert not limit.takes(10**12 + 10**8)
-    assert limit.takes(0)
-    assert not limit.takes(10**8)
+    limiter = RateLimiter()
+    assert limiter.take(10**12, 1)
+    assert not limiter.take(10**12 + 10**8, 1)
+    assert limiter.take(0, 1)
+    assert not limiter.take(10**8, 1)
 
 
 @pytest.mark.parametrize(
@@ -1124,6 +1132,11 @@ def test_own_types_are_those_of_ros(typestore, name):
     assert typestore.hash_rihs01(message_type) == hashes[message_type]
 
 
+def test_the_page_has_every_topic():
+    rows = re.findall(r'^\| `/cliptrase/(\S+)`', (ROOT / 'docs/commands.md').read_text(), re.M)
+    assert set(rows) == {f'CAMERA/{topic}' for topic in CAMERA_TOPICS} | {VOCABULARY_TOPIC}
+
+
 def test_messages_are_those_of_the_node(typestore):
     """What a bag gets is what the node would have published."""
     pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
@@ -1139,11 +1152,15 @@ def test_messages_are_those_of_the_node(typestore):
     maker = bag_message_maker(typestore)
     header, theirs = maker.make_header(12_345_678_901, 'eye'), Header(frame_id='eye')
     theirs.stamp.sec, theirs.stamp.nanosec = 12, 345_678_901
-    for ours, message in (
-        (maker.make_masks(result, header), MAKER.make_masks(result, theirs)),
-        (maker.make_vocabulary(vocabulary, header), MAKER.make_vocabulary(vocabulary, theirs)),
-        (maker.make_image(label, 'mono8', header), MAKER.make_image(label, 'mono8', theirs)),
-    ):
+    image = random.integers(0, 256, (*label.shape, 3), np.uint8)
+    pairs = [
+        (make(maker, header, image, result), make(MAKER, theirs, image, result))
+        for _, make in CAMERA_OUTPUTS.values()
+    ]
+    pairs.append(
+        (maker.make_vocabulary(vocabulary, header), MAKER.make_vocabulary(vocabulary, theirs))
+    )
+    for ours, message in pairs:
         serialised = typestore.serialize_cdr(ours, ours.__msgtype__)
         # Not the bytes: what pads them is left to chance.
         sent = deserialize_message(serialize_message(message), type(message))

@@ -45,7 +45,7 @@ def recorded(tiny_architecture, checkpoint):
 
 def record(loaded, features):
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
+    segmenter = Segmenter(loaded)
     scale = float(loaded.model.logit_scale.exp())
     table = label_table(features, range(len(features)), range(len(FOREGROUND)), 255, 255, scale)
     pixels = segmenter.pipeline.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
@@ -256,6 +256,16 @@ def run_command(*arguments, **environment):
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize('command', ['top', 'demo'])
+def test_ros_that_cannot_be_imported_is_named(tmp_path, command):
+    (tmp_path / 'rclpy.py').write_text('raise ImportError("built for another Python")')
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH', '')])
+    result = run_command(command, PYTHONPATH=path)
+    assert (result.returncode, result.stdout) == (2, '')
+    assert 'no ROS 2 in this Python (built for another Python)' in result.stderr
+    assert result.stderr.count('\n') == 1
 
 
 def test_version_is_that_of_the_package():

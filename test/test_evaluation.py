@@ -31,6 +31,7 @@ from cliptrase_ros.evaluation.report import Result, table
 from cliptrase_ros.evaluation.run import Notes, Progress, ResumeError, run_benchmark
 from cliptrase_ros.evaluation.samples import Benchmark, Sample, SampleError, read_ahead
 from cliptrase_ros.segmentation.model.text import TextEncoder
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 
@@ -669,9 +670,8 @@ def test_counts_are_those_of_the_published_labels(path, monkeypatch, tmp_path):
     # What the words mean is recorded as well; this model's own text tower says otherwise.
     recorded = torch.from_numpy(golden['text_features'])
     monkeypatch.setattr(TextEncoder, 'encode', lambda encoder, phrases: recorded)
-    segmenter = Segmenter(
-        reference_clip(), open_clip.get_tokenizer('ViT-B-16-quickgelu'), CLIP_MEAN, CLIP_STD
-    )
+    tokenizer = open_clip.get_tokenizer('ViT-B-16-quickgelu')
+    segmenter = Segmenter(LoadedModel(reference_clip(), tokenizer, CLIP_MEAN, CLIP_STD))
     side = len(truth)
     measurement = Measurement(
         benchmark, Protocol('paper', side), SegmentationSettings('paper', side)

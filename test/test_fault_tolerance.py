@@ -12,6 +12,7 @@ from tiny_clip import TINY_CONFIG
 
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.device_faults import is_device_lost, is_out_of_memory
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -77,7 +78,8 @@ def segmenters(tiny_state):
         model = open_clip.CLIP(**TINY_CONFIG)
         model.load_state_dict(tiny_state)
         mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-        return kind(model, open_clip.SimpleTokenizer(context_length=77), mean, std, name='tiny')
+        tokenizer = open_clip.SimpleTokenizer(context_length=77)
+        return kind(LoadedModel(model, tokenizer, mean, std, 'tiny'))
 
     return make(Failing), make(Segmenter)
 

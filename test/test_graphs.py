@@ -24,6 +24,7 @@ from cliptrase_ros.segmentation.method import median
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import framing_of
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.run import graphs
 from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls, GraphQueue, batches
 from cliptrase_ros.segmentation.run.pipeline import Bounds, Pipeline
@@ -39,7 +40,7 @@ SETTINGS = SegmentationSettings(resolution=96)
 @pytest.fixture(scope='module')
 def segmenter(device):
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
-    segmenter = Segmenter(reference_clip(), tokenizer, HALF, HALF, device)
+    segmenter = Segmenter(LoadedModel(reference_clip(), tokenizer, HALF, HALF), device)
     segmenter.fixed_calls = None
     return segmenter
 
@@ -118,7 +119,7 @@ def test_frames_beyond_the_bounds_are_labelled_exactly(segmenter, vocabularies, 
 
 
 def test_warmed_up_calls_are_those_that_frames_need(segmenter, vocabularies, fixed):
-    fixed(patience=9).warm_up([(96, 128), (144, 96)], 5, SETTINGS, vocabularies[0])
+    fixed(patience=9).warm_up([(96, 128), (144, 96)], 5, vocabularies[0], SETTINGS)
     ready = len(segmenter.fixed_calls)
     images = [image(i) for i in range(7)] + [image(7, 144, 96)]
     segmenter.segment(images, vocabularies[1], SETTINGS)
@@ -183,11 +184,11 @@ def test_announced_calls_are_all_kept(segmenter, vocabularies, fixed):
     queue = Traced(segmenter.device)
     fixed(queue, capacity=2, patience=9)
     sizes = [(96, 96), (96, 97)]
-    segmenter.warm_up(sizes, 2, SETTINGS, vocabularies[0])
+    segmenter.warm_up(sizes, 2, vocabularies[0], SETTINGS)
     assert queue.events == ['capture'] * 4
     # Beside those before, which are in use meanwhile; the next ones take their places.
     for preset in ('plus', 'paper'):
-        segmenter.warm_up(sizes, 2, replace(SETTINGS, preset=preset), vocabularies[0])
+        segmenter.warm_up(sizes, 2, vocabularies[0], replace(SETTINGS, preset=preset))
         assert len(segmenter.fixed_calls) == 8
 
 
@@ -317,7 +318,7 @@ def test_on_cuda_nothing_waits_for_the_device(preset, monkeypatch):
 
 def make_segmenter(precision='float32'):
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
-    return Segmenter(reference_clip(), tokenizer, HALF, HALF, 'cpu', precision)
+    return Segmenter(LoadedModel(reference_clip(), tokenizer, HALF, HALF), 'cpu', precision)
 
 
 def test_a_segmenter_moves_with_its_vocabulary(vocabularies, monkeypatch):
@@ -336,7 +337,7 @@ def test_a_segmenter_moves_with_its_vocabulary(vocabularies, monkeypatch):
         result = moved.pipeline(
             frames,
             framing,
-            vocabularies[0].to(meta).table,
+            vocabularies[0].table.to(meta),
             torch.zeros((), device=meta),
             method,
             Bounds(),
@@ -597,7 +598,7 @@ def test_words_half_loaded_are_loaded_again(segmenter, vocabularies, fixed, monk
     assert_equal(segmenter.segment([image(0)], vocabularies[0], SETTINGS), expected)
 
 
-def test_what_is_unready_for_a_change_are_the_calls_that_there_are_now(
+def test_what_is_missing_for_a_change_are_the_calls_that_there_are_now(
     segmenter, vocabularies, fixed
 ):
     large = segmenter.encode_vocabulary(
@@ -605,22 +606,22 @@ def test_what_is_unready_for_a_change_are_the_calls_that_there_are_now(
     )
     plus = replace(SETTINGS, preset='plus')
     strict = replace(SETTINGS, min_confidence=0.5)
-    fixed(patience=1).warm_up([(96, 128)], 2, SETTINGS, vocabularies[0])
+    fixed(patience=1).warm_up([(96, 128)], 2, vocabularies[0], SETTINGS)
     segmenter.segment([image(0, 144, 96)], vocabularies[0], SETTINGS)
     calls = [((96, 128), 1), ((96, 128), 2), ((144, 96), 1)]
 
-    def unready(settings, vocabulary):
-        return segmenter.missing_calls([(96, 128), (72, 96)], 1, settings, vocabulary)
+    def missing(settings, vocabulary):
+        return segmenter.missing_calls([(96, 128), (72, 96)], 1, vocabulary, settings)
 
-    assert unready(strict, vocabularies[1]) == [((72, 96), 1)]
+    assert missing(strict, vocabularies[1]) == [((72, 96), 1)]
     for settings, vocabulary in ((SETTINGS, large), (plus, vocabularies[0])):
-        assert unready(settings, vocabulary) == [*calls, ((72, 96), 1)]
+        assert missing(settings, vocabulary) == [*calls, ((72, 96), 1)]
         for size, count in calls:
-            segmenter.make_ready(size, count, settings, vocabulary)
-        assert unready(settings, vocabulary) == [((72, 96), 1)]
+            segmenter.make_ready(size, count, vocabulary, settings)
+        assert missing(settings, vocabulary) == [((72, 96), 1)]
     # All of them are ready, and those for the settings before are still there.
-    assert unready(SETTINGS, vocabularies[0]) == [((72, 96), 1)]
+    assert missing(SETTINGS, vocabularies[0]) == [((72, 96), 1)]
     segmenter.fixed_calls._cannot_capture = True
-    assert unready(SETTINGS, vocabularies[0]) == []
+    assert missing(SETTINGS, vocabularies[0]) == []
     segmenter.fixed_calls = None
-    assert unready(SETTINGS, vocabularies[0]) == []
+    assert missing(SETTINGS, vocabularies[0]) == []

@@ -117,7 +117,7 @@ def test_the_network_stands_in_for_a_kernel_that_fails(broken_kernel, caplog):
 
 
 def test_the_kernel_stays_where_the_device_is_to_blame(broken_kernel, monkeypatch):
-    monkeypatch.setattr(median, '_network', fails)
+    monkeypatch.setattr(median, '_median_by_network', fails)
     with pytest.raises(RuntimeError, match='no compiler'):
         on_cuda()
     assert median._use_kernel

@@ -7,14 +7,20 @@ import threading
 import warnings
 from contextlib import contextmanager, nullcontext
 
+import cv2
 import numpy as np
 import open_clip
 import pytest
 import torch
 from reference_weights import reference_clip
 
-from cliptrase_ros.segmentation.process_settings import exact_float32, no_cudnn_attention
-from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.model.weights import LoadedModel
+from cliptrase_ros.segmentation.process_settings import (
+    exact_float32,
+    no_cudnn_attention,
+    threads_beside_others,
+)
+from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
@@ -150,7 +156,7 @@ def test_the_variable_that_containers_set_does_not_reach_products():
 @pytest.fixture(scope='module')
 def segmenter(device):
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
-    return Segmenter(reference_clip(), tokenizer, HALF, HALF, device)
+    return Segmenter(LoadedModel(reference_clip(), tokenizer, HALF, HALF), device)
 
 
 @contextmanager
@@ -214,3 +220,38 @@ def test_images_of_any_size_are_labelled_without_attention_of_cudnn(segmenter, d
     # On a processor it makes no difference, and the setting is left alone.
     assert seen == [device.type == 'cpu']
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.fixture
+def threads():
+    """Reads how many threads PyTorch and OpenCV compute with; both have 2 and 3 at first."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(2)
+    cv2.setNumThreads(3)
+    yield lambda: (torch.get_num_threads(), cv2.getNumThreads())
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
+
+
+def test_loading_leaves_the_threads_of_the_process_alone_unless_told(tiny_model, threads):
+    load_segmenter(tiny_model, device='cpu')
+    assert threads() == (2, 3)
+    with pytest.raises(ValueError, match='threads'):
+        load_segmenter(tiny_model, device='cpu', threads=0)
+    load_segmenter(tiny_model, device='cpu', threads=1)
+    assert threads() == (1, 1)
+
+
+def test_threads_beside_others_leave_them_a_core(monkeypatch, threads):
+    # PyTorch has followed the variable, or was told otherwise since.
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')
+    assert threads_beside_others() == 2
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    monkeypatch.setattr('os.sched_getaffinity', lambda _: {0, 1, 2, 5, 6}, raising=False)
+    assert threads_beside_others() == 4
+    # As on macOS and Windows.
+    monkeypatch.delattr('os.sched_getaffinity')
+    for cores, count in ((4, 3), (1, 1), (None, 1)):
+        monkeypatch.setattr('os.cpu_count', lambda cores=cores: cores)
+        assert threads_beside_others() == count
+    assert threads() == (2, 3)

@@ -10,6 +10,7 @@ from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation import segmenter as segmenter_module
 from cliptrase_ros.segmentation.method.sam import Sam, SamError, vote_in_masks
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
@@ -80,7 +81,7 @@ def halves(images):
 def make_segmenter(mask_source=None):
     half = (0.5, 0.5, 0.5)
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
-    return Segmenter(reference_clip(), tokenizer, half, half, mask_source=mask_source)
+    return Segmenter(LoadedModel(reference_clip(), tokenizer, half, half), mask_source=mask_source)
 
 
 def picture(seed, height=96, width=128):

@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import open_clip
 import pytest
@@ -10,7 +9,8 @@ from reference_weights import MODEL_CONFIG, reference_clip
 from cliptrase_ros.evaluation.class_indices import index_table, label_by_method
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, UnsupportedModelError
 from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
-from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter, threads_beside_others
+from cliptrase_ros.segmentation.model.weights import LoadedModel
+from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import PRESETS, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyError, parse_vocabulary
 from cliptrase_ros.toybox.scenes import sample_room
@@ -21,7 +21,8 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 @pytest.fixture(scope='module')
 def segmenter(device):
-    return Segmenter(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, device)
+    loaded = LoadedModel(reference_clip(), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD)
+    return Segmenter(loaded, device)
 
 
 @pytest.fixture(scope='module')
@@ -107,9 +108,9 @@ def test_other_patch_sizes_and_precisions_segment(device, patch_size, precision)
         **{'image_size': 4 * patch_size, 'patch_size': patch_size},
         **{'layers': 3, 'width': 64, 'head_width': 32},
     }
-    segmenter = Segmenter(
-        open_clip.CLIP(**config), open_clip.get_tokenizer('ViT-B-16'), MEAN, STD, device, precision
-    )
+    model = open_clip.CLIP(**config)
+    loaded = LoadedModel(model, open_clip.get_tokenizer('ViT-B-16'), MEAN, STD)
+    segmenter = Segmenter(loaded, device, precision)
     encoded = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person', 'tree'], ()))
     for preset in PRESETS:
         settings = SegmentationSettings(preset, resolution=150)
@@ -198,41 +199,6 @@ def test_a_phrase_longer_than_the_context_is_refused_by_name(segmenter):
     vocabulary = parse_vocabulary(['road', 'very ' * 500 + 'long'])
     with pytest.raises(VocabularyError, match=r"'very very .*' is too long.*77"):
         segmenter.check_vocabulary(vocabulary)
-
-
-@pytest.fixture
-def threads():
-    """Reads how many threads PyTorch and OpenCV compute with; both have 2 and 3 at first."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(2)
-    cv2.setNumThreads(3)
-    yield lambda: (torch.get_num_threads(), cv2.getNumThreads())
-    torch.set_num_threads(before[0])
-    cv2.setNumThreads(before[1])
-
-
-def test_loading_leaves_the_threads_of_the_process_alone_unless_told(tiny_model, threads):
-    load_segmenter(tiny_model, device='cpu')
-    assert threads() == (2, 3)
-    with pytest.raises(ValueError, match='threads'):
-        load_segmenter(tiny_model, device='cpu', threads=0)
-    load_segmenter(tiny_model, device='cpu', threads=1)
-    assert threads() == (1, 1)
-
-
-def test_threads_beside_others_leave_them_a_core(monkeypatch, threads):
-    # PyTorch has followed the variable, or was told otherwise since.
-    monkeypatch.setenv('OMP_NUM_THREADS', '7')
-    assert threads_beside_others() == 2
-    monkeypatch.delenv('OMP_NUM_THREADS')
-    monkeypatch.setattr('os.sched_getaffinity', lambda _: {0, 1, 2, 5, 6}, raising=False)
-    assert threads_beside_others() == 4
-    # As on macOS and Windows.
-    monkeypatch.delattr('os.sched_getaffinity')
-    for cores, count in ((4, 3), (1, 1), (None, 1)):
-        monkeypatch.setattr('os.cpu_count', lambda cores=cores: cores)
-        assert threads_beside_others() == count
-    assert threads() == (2, 3)
 
 
 def image_tower(architecture):

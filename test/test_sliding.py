@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation.method import sliding
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.run.graphs import FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -56,7 +57,7 @@ def test_where_windows_overlap_their_mean_counts():
 @pytest.fixture(scope='module')
 def segmenter(device):
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
-    segmenter = Segmenter(reference_clip(), tokenizer, HALF, HALF, device)
+    segmenter = Segmenter(LoadedModel(reference_clip(), tokenizer, HALF, HALF), device)
     segmenter.fixed_calls = None
     return segmenter
 
@@ -85,7 +86,9 @@ def test_a_frame_without_content_has_no_seams(device, preset):
     model = reference_clip()
     # Without positions, nothing tells one place of such a frame from another.
     model.visual.positional_embedding.data.zero_()
-    segmenter = Segmenter(model, open_clip.get_tokenizer('ViT-B-16'), HALF, HALF, device)
+    segmenter = Segmenter(
+        LoadedModel(model, open_clip.get_tokenizer('ViT-B-16'), HALF, HALF), device
+    )
     words = segmenter.encode_vocabulary(parse_vocabulary('road; person; tree', ['sky']))
     grey = np.full((128, 224, 3), 90, np.uint8)
     settings = replace(WHOLE, preset=preset, window=96, stride=64)

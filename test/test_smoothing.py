@@ -10,6 +10,7 @@ from reference_weights import reference_clip
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cliptrase_ros.segmentation.method.smoothing import empty_history, smooth, stack_histories
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.run.graphs import FixedCalls
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -98,7 +99,7 @@ def test_smoothing_does_not_go_from_place_to_place():
 @pytest.fixture(scope='module')
 def segmenter(device):
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
-    segmenter = Segmenter(reference_clip(), tokenizer, HALF, HALF, device)
+    segmenter = Segmenter(LoadedModel(reference_clip(), tokenizer, HALF, HALF), device)
     segmenter.fixed_calls = None
     return segmenter
 

@@ -14,12 +14,9 @@ import torch
 
 from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.segment_node import NODE_NAME, SegmentNode
-from cliptrase_ros.segmentation.segmenter import (
-    Segmentation,
-    Segmenter,
-    limit_threads,
-    threads_beside_others,
-)
+from cliptrase_ros.segmentation.model.weights import LoadedModel
+from cliptrase_ros.segmentation.process_settings import limit_threads, threads_beside_others
+from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter
 from cliptrase_ros.streams.unused_memory import share_memory_between_threads
 
 ARCHITECTURE = 'ViT-B-16-quickgelu'
@@ -57,13 +54,14 @@ def make_segmenter(kind: type[Segmenter]) -> Segmenter:
     if kind is InstantSegmenter:
         for part in ('vision_cfg', 'text_cfg'):
             config[part]['layers'] = 3
-    return kind(
+    loaded = LoadedModel(
         open_clip.CLIP(**config),
         open_clip.get_tokenizer(ARCHITECTURE),
         open_clip.OPENAI_DATASET_MEAN,
         open_clip.OPENAI_DATASET_STD,
-        name=f'{ARCHITECTURE} (random weights)',
+        f'{ARCHITECTURE} (random weights)',
     )
+    return kind(loaded)
 
 
 def main() -> int:

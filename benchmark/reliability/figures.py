@@ -32,7 +32,8 @@ from processes import (
 )
 from sensor_msgs.msg import Image
 
-from cliptrase_ros.segmentation.segmenter import Segmenter, limit_threads, threads_beside_others
+from cliptrase_ros.segmentation.process_settings import limit_threads, threads_beside_others
+from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 

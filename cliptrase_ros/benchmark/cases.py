@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from cliptrase_ros.segmentation.method.clustering import dbscan, dbscan_paramete
 from cliptrase_ros.segmentation.model.preprocessing import framing_of
 from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.model.text import TextEncoder
+from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.run.graphs import (
     LARGEST_BATCH,
     EagerQueue,
@@ -55,10 +56,8 @@ class EngineCase:
 
     Attributes:
         size: Shorter side fed to CLIP, pixels.
-        batch: Frames in one call.
         frame: (height, width) of the camera, pixels.
         preset: `paper` sees a square, as the encoder usually does; others the whole frame.
-        refinement: See `SegmentationSettings`.
     """
 
     size: int
@@ -68,21 +67,11 @@ class EngineCase:
     refinement: str = 'none'
 
 
-def make_segmenter(
-    architecture: str, device: torch.device, precision: str, text_cache: Path | None = None
-) -> Segmenter:
+def make_segmenter(architecture: str, device: torch.device, precision: str) -> Segmenter:
     """A segmenter on random weights."""
     tokenizer = open_clip.get_tokenizer(architecture)
-    return Segmenter(
-        random_clip(architecture),
-        tokenizer,
-        _HALF,
-        _HALF,
-        device,
-        precision,
-        architecture,
-        text_cache,
-    )
+    loaded = LoadedModel(random_clip(architecture), tokenizer, _HALF, _HALF, architecture)
+    return Segmenter(loaded, device, precision)
 
 
 def measure_engine(
@@ -94,12 +83,9 @@ def measure_engine(
     same input size, in the same precision, and with a graph if the engine has one.
 
     Args:
-        segmenter: The engine.
-        case: What to label.
         precision: Of the segmenter, for the result.
         graph: Whether to use CUDA graphs, if the segmenter has some. The two graphs are then timed
             alone as well, by the device's clock. Where they cannot be captured the result says so.
-        runs: Of which medians are taken.
 
     Returns:
         Figures that JSON can hold, with keys as docs/performance.md says.
@@ -118,7 +104,7 @@ def measure_engine(
     try:
         memory = PeakMemory(device)
         if graph:
-            segmenter.warm_up([case.frame], case.batch, settings, encoded)
+            segmenter.warm_up([case.frame], case.batch, encoded, settings)
             graph = len(calls) == min(case.batch, LARGEST_BATCH).bit_length()
         if not graph:
             segmenter.fixed_calls = None
@@ -152,20 +138,13 @@ def measure_engine(
             calls.clear()
     ratios = [b / a for a, b in zip(taken['encoder'], taken['engine'], strict=True)]
     return {
-        'size': case.size,
-        'batch': case.batch,
+        **asdict(case),
         'precision': precision,
         'graph': graph,
-        'preset': case.preset,
-        'refinement': case.refinement,
-        'frame': list(case.frame),
         'network': list(network),
-        'encoder_ms': statistics.median(taken['encoder']),
-        'engine_ms': statistics.median(taken['engine']),
-        'ratio': statistics.median(ratios),
-        'encoder_ms_spread': _spread(taken['encoder']),
-        'engine_ms_spread': _spread(taken['engine']),
-        'ratio_spread': _spread(ratios),
+        **_figures('encoder_ms', taken['encoder']),
+        **_figures('engine_ms', taken['engine']),
+        **_figures('ratio', ratios),
         'frames_per_second': 1e3 * case.batch / statistics.median(taken['engine']),
         'stages_ms': stages,
         'peak_memory_mb': peak,
@@ -195,16 +174,12 @@ def _time_graphs_alone(
     graphs = device_ms({'encoder': encoder, 'engine': call.replay}, runs, device)
     ratios = [b / a for a, b in zip(graphs['encoder'], graphs['engine'], strict=True)]
     copies = device_ms({'upload': call.upload, 'download': call.download}, runs, device)
-    parts = {
-        'upload': statistics.median(copies['upload']),
-        'graph': statistics.median(graphs['engine']),
-        'download': statistics.median(copies['download']),
-    }
+    taken = {'upload': copies['upload'], 'graph': graphs['engine'], 'download': copies['download']}
+    parts = {name: statistics.median(values) for name, values in taken.items()}
     return {
         'encoder_graph_ms': statistics.median(graphs['encoder']),
         'engine_graph_ms': parts['graph'],
-        'graph_ratio': statistics.median(ratios),
-        'graph_ratio_spread': _spread(ratios),
+        **_figures('graph_ratio', ratios),
         'parts_ms': {**parts, 'host': statistics.median(engine_ms) - sum(parts.values())},
     }
 
@@ -237,11 +212,9 @@ def measure_text(segmenter: Segmenter, phrases: int, runs: int) -> dict:
         'phrases': phrases,
         'templates': len(PROMPT_TEMPLATES),
         'whole_context_ms': statistics.median(taken['whole']),
-        'cut_ms': statistics.median(taken['cut']),
-        'cut_ms_spread': _spread(taken['cut']),
+        **_figures('cut_ms', taken['cut']),
         'cached_phrases': 100,
-        'cached_ms': statistics.median(cached),
-        'cached_ms_spread': _spread(cached),
+        **_figures('cached_ms', cached),
     }
 
 
@@ -276,15 +249,9 @@ def measure_clustering(patches: Sequence[int], runs: int, device: torch.device) 
         rows = centres[torch.arange(count) * 8 // count] * 0.5
         rows += 0.02 * torch.rand(count, count, generator=generator)
         rows = rows[None].to(device)
-        eps, min_samples = dbscan_parameters(count)
-        taken = interleaved(
-            {'dbscan': lambda: dbscan(rows, eps, min_samples)},  # noqa: B023
-            runs,
-            device,
-        )['dbscan']
-        results.append(
-            {'patches': count, 'ms': statistics.median(taken), 'ms_spread': _spread(taken)}
-        )
+        run = partial(dbscan, rows, *dbscan_parameters(count))
+        taken = interleaved({'dbscan': run}, runs, device)['dbscan']
+        results.append({'patches': count, **_figures('ms', taken)})
     return results
 
 
@@ -305,5 +272,5 @@ def measure_agreement(
     return float(np.mean([a == b for a, b in zip(*labels, strict=True)]))
 
 
-def _spread(values: Sequence[float]) -> list[float]:
-    return [min(values), max(values)]
+def _figures(name: str, values: Sequence[float]) -> dict:
+    return {name: statistics.median(values), f'{name}_spread': [min(values), max(values)]}

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -25,20 +25,16 @@ _VERSIONS = ('torch', 'open_clip_torch', 'numpy')
 
 @dataclass(frozen=True)
 class Suite:
-    """What to measure.
+    """What to measure, on random weights.
 
     Attributes:
-        architecture: Of the model, whose weights are random.
-        precisions: Of the image tower.
         sizes: Sides of squares, pixels, each measured with each of `batches`.
-        batches: Images in one call.
         frames: (height, width) of whole frames labelled at preset `robot`, each at each of
             `frame_sizes`; the first at the first with `edges` and at preset `plus` as well.
         frame_sizes: Shorter sides fed to CLIP, pixels.
         patches: Numbers of patches for DBSCAN alone.
-        phrases: New phrases to encode.
+        phrases: Number of new phrases to encode.
         agreement: Frames on which to compare half precision with float32.
-        runs: Of which medians are taken.
     """
 
     architecture: str = ARCHITECTURE
@@ -55,9 +51,8 @@ class Suite:
 
 def quick(suite: Suite) -> Suite:
     """A suite that takes seconds: one case of each kind, too few runs for figures to be quoted."""
-    return Suite(
-        suite.architecture,
-        suite.precisions,
+    return replace(
+        suite,
         sizes=(224,),
         batches=(1,),
         frames=((480, 640),),
@@ -145,8 +140,7 @@ def table(report: dict) -> str:
             ('input', 'preset', 'batch', 'precision', 'graph', *_FIGURES),
             (
                 (
-                    f'{r["network"][1]} x {r["network"][0]}',
-                    preset_name(r),
+                    *_input_and_preset(r),
                     r['batch'],
                     r['precision'],
                     'yes' if r['graph'] else 'no',
@@ -183,6 +177,11 @@ def preset_name(result: dict) -> str:
     return result['preset'] if refinement == 'none' else f'{result["preset"]}, {refinement}'
 
 
+def _input_and_preset(result: dict) -> tuple[str, str]:
+    height, width = result['network']
+    return f'{width} x {height}', preset_name(result)
+
+
 def _graph_rows(results: Sequence[dict]) -> list[str]:
     """Graphs alone, and the parts of a call from host to host; nothing where there are none."""
     if not results:
@@ -192,8 +191,7 @@ def _graph_rows(results: Sequence[dict]) -> list[str]:
         ('graphs, ms', 'preset', 'batch', 'precision', 'encoder', 'engine', 'ratio', *parts),
         (
             (
-                f'{r["network"][1]} x {r["network"][0]}',
-                preset_name(r),
+                *_input_and_preset(r),
                 r['batch'],
                 r['precision'],
                 f'{r["encoder_graph_ms"]:.3f}',
@@ -213,8 +211,7 @@ def _stage_rows(results: Sequence[dict]) -> list[str]:
         ('stages, ms', 'preset', 'precision', *names),
         (
             (
-                f'{r["network"][1]} x {r["network"][0]}',
-                preset_name(r),
+                *_input_and_preset(r),
                 r['precision'],
                 *(f'{r["stages_ms"].get(name, 0):.2f}' for name in names),
             )

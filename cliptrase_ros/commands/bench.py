@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_architecture,
         select_device,
     )
-    from cliptrase_ros.segmentation.segmenter import limit_threads
+    from cliptrase_ros.segmentation.process_settings import limit_threads
 
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise CommandError(f'--json: there is no folder {arguments.json.absolute().parent}')

@@ -165,9 +165,7 @@ class Verifier:
     ):
         """Make an engine of the weights of the recordings."""
         self._loaded = loaded
-        self._segmenter = Segmenter(
-            loaded.model, loaded.tokenizer, loaded.mean, loaded.std, device, precision
-        )
+        self._segmenter = Segmenter(loaded, device, precision)
         self._text = TextEncoder(loaded.model, loaded.tokenizer)
 
     @torch.inference_mode()

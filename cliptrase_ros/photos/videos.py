@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from cliptrase_ros.photos.reading import UnreadableError
-from cliptrase_ros.streams.rate_limit import RateLimit
+from cliptrase_ros.streams.rate_limit import RateLimiter
 
 # A whole video may end so many seconds before the time that its header says.
 _END_TOLERANCE_S = 0.5
@@ -36,7 +36,6 @@ def read_video(path: Path, rate: float = 0.0) -> Iterator[VideoFrame]:
     """Read the frames of a video; those that are damaged are left out.
 
     Args:
-        path: The video.
         rate: Most frames a second of the video's own time; 0 for all.
 
     Raises:
@@ -47,7 +46,7 @@ def read_video(path: Path, rate: float = 0.0) -> Iterator[VideoFrame]:
         stream.thread_type = 'AUTO'
         period_s = longest_s = 1 / _frame_rate(stream)
         decoding = _Decoding(container, stream)
-        limit = RateLimit(rate)
+        limiter = RateLimiter()
         number, begin_s, time_s = -1, None, -period_s
         for number, frame in enumerate(decoding.frames()):
             last_s = time_s
@@ -60,7 +59,7 @@ def read_video(path: Path, rate: float = 0.0) -> Iterator[VideoFrame]:
             longest_s = max(longest_s, time_s - last_s)
             if frame.is_corrupt:
                 decoding.damaged += 1
-            elif limit.takes(round(time_s * 1e9)):
+            elif limiter.take(round(time_s * 1e9), rate):
                 yield VideoFrame(_to_upright_rgb(frame), number, time_s)
         if number < 0:
             raise UnreadableError('it has no frame that can be decoded')
@@ -90,13 +89,13 @@ def read_webcam(number: int, rate: float = 0.0) -> Iterator[VideoFrame]:
     try:
         if not capture.isOpened():
             raise UnreadableError('OpenCV cannot open this webcam')
-        limit = RateLimit(rate)
+        limiter = RateLimiter()
         begin = time.monotonic()
         count = 0
         # Every frame is taken off the webcam; those that the rate leaves out are not decoded.
         while capture.grab():
             time_s = time.monotonic() - begin
-            if limit.takes(round(time_s * 1e9)):
+            if limiter.take(round(time_s * 1e9), rate):
                 was_read, pixels = capture.retrieve()
                 if not was_read:
                     break

@@ -243,10 +243,9 @@ class Camera:
     def take(self, now_ns: int) -> CameraImage | None:
         """Take the pending image, if there is one and the rate allows it; each only once."""
         with self._lock:
-            if self._pending is None or self._limiter.wait_ns(now_ns, self._rate):
+            if self._pending is None or not self._limiter.take(now_ns, self._rate):
                 return None
             image, self._pending = self._pending, None
-            self._limiter.take(now_ns, self._rate)
         self.trace(image.header, 'taken')
         if not self._wants_points():
             return image

@@ -28,7 +28,8 @@ from cliptrase_ros.ros.outputs import LATCHED_QOS, LabelInfo
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back
-from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter, threads_beside_others
+from cliptrase_ros.segmentation.process_settings import threads_beside_others
+from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine

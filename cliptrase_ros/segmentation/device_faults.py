@@ -64,11 +64,12 @@ def release_frames(error: BaseException) -> None:
 def describe(error: BaseException) -> str:
     """Type and first line of an error, and of those during whose handling it was raised."""
     return '; after '.join(
-        f'{type(raised).__name__}: {_first_line(raised)[:200]}' for raised in _with_contexts(error)
+        f'{type(raised).__name__}: {first_line(raised)[:200]}' for raised in _with_contexts(error)
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, '' where it has none."""
     return str(error).strip().partition('\n')[0]
 
 

@@ -1,10 +1,39 @@
-"""Settings of PyTorch that hold for the whole process: changed while the engine needs it."""
+"""Settings of PyTorch and OpenCV that hold for the whole process."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import cv2
 import torch
+
+
+def limit_threads(threads: int) -> None:
+    """Set how many threads PyTorch and OpenCV compute with.
+
+    Raises:
+        ValueError: For less than 1.
+    """
+    if threads < 1:
+        raise ValueError(f'threads is {threads}; it must be at least 1')
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
+def threads_beside_others() -> int:
+    """How many threads leave one of the processor's cores to others, or what OMP_NUM_THREADS says.
+
+    PyTorch's own default takes every core, and its threads wait for the slowest of them: one other
+    process on one core then costs several times what that core is worth.
+    """
+    if 'OMP_NUM_THREADS' in os.environ:
+        # PyTorch has followed it already.
+        return torch.get_num_threads()
+    # Which cores a process may use is known on Linux only.
+    on_linux = hasattr(os, 'sched_getaffinity')
+    cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
+    return max(1, cores - 1)
 
 
 class _WhileInUse:

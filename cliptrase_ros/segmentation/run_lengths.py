@@ -13,7 +13,6 @@ class Runs:
         value: uint8 (R,), the label.
         begin: int64 (R,), the first pixel, counted over all rows.
         length: int64 (R,), pixels.
-        width: Of the image, pixels.
     """
 
     value: np.ndarray

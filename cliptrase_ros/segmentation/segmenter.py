@@ -1,17 +1,15 @@
 """Images and a vocabulary to label images: the one entry point of the engine."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cliptrase_ros.segmentation.method.sam import MaskSource, Sam, vote_in_masks
 from cliptrase_ros.segmentation.method.smoothing import (
@@ -31,7 +29,7 @@ from cliptrase_ros.segmentation.model.weights import (
     select_device,
     weights_digest,
 )
-from cliptrase_ros.segmentation.process_settings import no_cudnn_attention
+from cliptrase_ros.segmentation.process_settings import limit_threads, no_cudnn_attention
 from cliptrase_ros.segmentation.run.graphs import (
     LARGEST_BATCH,
     FixedCalls,
@@ -55,16 +53,11 @@ class EncodedVocabulary:
     """A vocabulary with the features of its phrases, ready for `Segmenter.segment`.
 
     Attributes:
-        vocabulary: The words.
-        table: Their label columns, one a class and one a background phrase, on the model's device.
+        table: Label columns, one a class and one a background phrase, on the model's device.
     """
 
     vocabulary: Vocabulary
     table: LabelTable
-
-    def to(self, device: torch.device) -> 'EncodedVocabulary':
-        """The same vocabulary for a segmenter on another device."""
-        return replace(self, table=self.table.to(device))
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,6 @@ class Segmentation:
         label: uint8 (H, W), class ids of the vocabulary, 255 where a pixel is unlabelled.
         confidence: uint8 (H, W), 0..255 for a probability of 0..1 of the label that was chosen,
             also where `label` is 255 because it was too low.
-        vocabulary: What the ids mean.
         history: For `Segmenter.segment` of the camera's next image, with `smoothing`; else None.
     """
 
@@ -91,13 +83,9 @@ class _Batch:
 
     Attributes:
         positions: Of the images among all that were handed over.
-        images: uint8 (H, W, 3) RGB each.
         histories: Of the frame before each.
         key: Of these frames, where the method smooths; else None.
-        framing: What the network sees of them.
-        method: How they are labelled.
-        table: Label columns, without padding, on the segmenter's device.
-        min_confidence: 0..1.
+        table: Without padding, on the segmenter's device.
     """
 
     positions: Sequence[int]
@@ -127,57 +115,43 @@ class Segmenter:
 
     Attributes:
         fixed_calls: The graphs; None, as on a CPU, labels without them.
-        pipeline: From frames to labels, in tensors.
-        mask_source: Masks for refinement `sam`, or None.
-        device: Where it labels.
-        name: Of the model, for people.
+        mask_source: Masks for refinement `sam`.
     """
 
     fixed_calls: FixedCalls | None
 
     def __init__(
         self,
-        model: nn.Module,
-        tokenizer: Callable[[Sequence[str]], Tensor],
-        mean: Sequence[float],
-        std: Sequence[float],
+        loaded: LoadedModel,
         device: torch.device | str = 'cpu',
         precision: str = 'float32',
-        name: str = '',
         text_cache: Path | None = None,
         mask_source: MaskSource | None = None,
     ):
-        """Take over an open_clip CLIP model.
+        """Take over a model, which moves to the device.
 
         Args:
-            model: The model; it moves to the device.
-            tokenizer: Texts to int64 (B, context length).
-            mean: Of the model's training pixels, RGB, for values 0..1.
-            std: The same for their standard deviation.
-            device: Where to label.
             precision: Of the image tower: `float32`, `float16` or `bfloat16`. Correlation, clusters
                 and logits are always float32.
-            name: The model's, for people.
-            text_cache: Folder in which features of phrases are kept; None for none.
-            mask_source: Masks for refinement `sam`.
+            text_cache: Folder in which features of phrases are kept.
 
         Raises:
             UnsupportedModelError: The image tower is not a plain vision transformer.
         """
         self.mask_source = mask_source
         self.device = _with_index(torch.device(device))
-        self.name = name
-        dtype = getattr(torch, precision)
-        model = model.eval().requires_grad_(False)
-        self._logit_scale = float(model.logit_scale.exp())
-        model = model.to(self.device)
-        self._loaded = LoadedModel(model, tokenizer, tuple(mean), tuple(std), name)
+        self.name = loaded.name
+        self._loaded = loaded
         self._text_cache = text_cache
-        self._text = TextEncoder(model, tokenizer, text_cache)
+        dtype = getattr(torch, precision)
+        model = loaded.model.eval().requires_grad_(False)
+        self._logit_scale = float(model.logit_scale.exp())
+        model.to(self.device)
+        self._text = TextEncoder(model, loaded.tokenizer, text_cache)
         self.pipeline = Pipeline(
             DenseBackbone(model.visual.to(dtype)),
-            torch.tensor(mean, device=self.device)[:, None, None],
-            torch.tensor(std, device=self.device)[:, None, None],
+            torch.tensor(loaded.mean, device=self.device)[:, None, None],
+            torch.tensor(loaded.std, device=self.device)[:, None, None],
             dtype,
         )
         on_cuda = self.device.type == 'cuda'
@@ -186,14 +160,7 @@ class Segmenter:
     def to(self, device: str, precision: str = 'auto') -> 'Segmenter':
         """Move the model itself, and a SAM with it; this segmenter must not be used any more.
 
-        Weights that were rounded to half precision stay rounded.
-
-        Args:
-            device: See `weights.select_device`.
-            precision: See `load_segmenter`.
-
-        Returns:
-            A segmenter on the other device.
+        Weights that were rounded to half precision stay rounded. See `load_segmenter`.
         """
         selected = select_device(device)
         precision = _resolve_precision(precision, selected)
@@ -201,16 +168,10 @@ class Segmenter:
             self.fixed_calls.clear()
         if isinstance(self.mask_source, Sam):
             self.mask_source.to(selected)
-        return _make_segmenter(
-            self._loaded, selected, precision, self._text_cache, self.mask_source
-        )
+        return Segmenter(self._loaded, selected, precision, self._text_cache, self.mask_source)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Look for phrases that the text tower cannot read, which takes milliseconds.
-
-        Raises:
-            VocabularyError: For the first of them.
-        """
+        """Raise VocabularyError for a phrase the text tower cannot read; takes milliseconds."""
         self._text.check(vocabulary.phrases)
 
     def missing_phrases(self, vocabulary: Vocabulary) -> list[str]:
@@ -233,12 +194,8 @@ class Segmenter:
         return 1 if self.device.type == 'cpu' else 12
 
     def encode_vocabulary(self, vocabulary: Vocabulary) -> EncodedVocabulary:
-        """Encode every phrase that was not met before.
-
-        Raises:
-            VocabularyError: As `check_vocabulary` does.
-        """
-        ids = [entry.id for entry in vocabulary.classes]
+        """Encode every phrase not met before; raises VocabularyError as `check_vocabulary` does."""
+        ids = vocabulary.ids.tolist()
         table = self._label_table(vocabulary, ids, UNLABELLED, UNLABELLED, torch.uint8)
         return EncodedVocabulary(vocabulary, table)
 
@@ -265,8 +222,8 @@ class Segmenter:
         self,
         sizes: Iterable[tuple[int, int]],
         batch: int,
-        settings: SegmentationSettings,
         vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
     ) -> None:
         """Make ready for images like these, so that the first of them is not slower than others.
 
@@ -275,8 +232,6 @@ class Segmenter:
         Args:
             sizes: (height, width) of images, pixels.
             batch: Most images of one size in one call.
-            settings: How images will be segmented.
-            vocabulary: Into which classes.
 
         Raises:
             torch.OutOfMemoryError: The batch is too large for the device.
@@ -285,15 +240,15 @@ class Segmenter:
             for count in self._batch_sizes(batch):
                 if self.fixed_calls is not None:
                     self.fixed_calls.reserve(size, count)
-                self.make_ready(size, count, settings, vocabulary)
+                self.make_ready(size, count, vocabulary, settings)
 
     @torch.inference_mode()
     def make_ready(
         self,
         size: tuple[int, int],
         count: int,
-        settings: SegmentationSettings,
         vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
     ) -> None:
         """Make ready for so many images of a size in one call; see `warm_up`."""
         if self.fixed_calls is not None:
@@ -305,8 +260,8 @@ class Segmenter:
         self,
         sizes: Iterable[tuple[int, int]],
         batch: int,
-        settings: SegmentationSettings,
         vocabulary: EncodedVocabulary,
+        settings: SegmentationSettings,
     ) -> list[tuple[tuple[int, int], int]]:
         """What to `make_ready` before labels are made with these settings and words.
 
@@ -339,14 +294,10 @@ class Segmenter:
 
         Args:
             images: uint8 (H, W, 3) RGB each.
-            vocabulary: The classes, from `encode_vocabulary`.
-            settings: How; None for the defaults.
+            vocabulary: From `encode_vocabulary`.
             histories: With `smoothing`, for each image the `Segmentation.history` of the same
                 camera's image before, None where there is none. One of another vocabulary, size or
                 settings is not used.
-
-        Returns:
-            One segmentation an image, in order.
 
         Raises:
             ValueError: For an array of another shape or dtype.
@@ -390,7 +341,7 @@ class Segmenter:
         for batch, labels in started:
             if isinstance(labels, PendingLabels):
                 labels = self._finish(batch, labels)
-            new_histories = labels.histories or [None] * len(batch.images)
+            new_histories = labels.histories or (None,) * len(batch.images)
             results = zip(labels.label, labels.confidence, new_histories, strict=True)
             labelled.update(zip(batch.positions, results, strict=True))
         in_order = [labelled[position] for position in range(len(images))]
@@ -489,15 +440,12 @@ class Segmenter:
 
     def _batch_sizes(self, most: int) -> list[int]:
         """Numbers of images of the calls that up to so many images at a time are labelled in."""
-        sizes = [1]
-        while self.fixed_calls is not None and 2 * sizes[-1] <= min(most, LARGEST_BATCH):
-            sizes.append(2 * sizes[-1])
-        return sizes
+        most = 1 if self.fixed_calls is None else min(most, LARGEST_BATCH)
+        return [1 << power for power in range(most.bit_length())]
 
     def _framing(
         self, size: tuple[int, int], settings: SegmentationSettings, method: Method
     ) -> Framing:
-        """What the network sees of images of this (height, width)."""
         patch_size = self.pipeline.backbone.patch_size
         return framing_of(method.frame, size, settings.resolution, patch_size)
 
@@ -516,13 +464,10 @@ def load_segmenter(
     Features of phrases are kept on disk, see `text_cache.default_folder`.
 
     Args:
-        model: See `weights.load_model`.
-        pretrained: See `weights.load_model`.
+        model, pretrained, cache_dir: See `weights.load_model`.
         device: See `weights.select_device`.
         precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
-        cache_dir: See `weights.load_model`.
-        threads: Of PyTorch and OpenCV in the whole process, see `limit_threads`; None leaves them
-            as they are.
+        threads: See `limit_threads`; None leaves them as they are.
         sam_model: Folder of a SAM for refinement `sam`, see `sam.Sam`; '' for none.
 
     Raises:
@@ -536,58 +481,7 @@ def load_segmenter(
         limit_threads(threads)
     loaded = load_model(model, pretrained, cache_dir)
     mask_source = Sam(sam_model, selected) if sam_model else None
-    return _make_segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
-
-
-def limit_threads(threads: int) -> None:
-    """Set how many threads PyTorch and OpenCV compute with, in the whole process.
-
-    Raises:
-        ValueError: For less than 1.
-    """
-    if threads < 1:
-        raise ValueError(f'threads is {threads}; it must be at least 1')
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
-
-
-def threads_beside_others() -> int:
-    """How many threads leave one of the processor's cores to others, or what OMP_NUM_THREADS says.
-
-    PyTorch's own default takes every core, and its threads wait for the slowest of them: one other
-    process on one core then costs several times what that core is worth.
-    """
-    if 'OMP_NUM_THREADS' in os.environ:
-        # PyTorch has followed it already.
-        return torch.get_num_threads()
-    return max(1, _usable_cores() - 1)
-
-
-def _usable_cores() -> int:
-    # Which cores a process may use is known on Linux only.
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _make_segmenter(
-    loaded: LoadedModel,
-    device: torch.device,
-    precision: str,
-    text_cache: Path | None,
-    mask_source: MaskSource | None,
-) -> Segmenter:
-    return Segmenter(
-        loaded.model,
-        loaded.tokenizer,
-        loaded.mean,
-        loaded.std,
-        device,
-        precision,
-        loaded.name,
-        text_cache,
-        mask_source,
-    )
+    return Segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:

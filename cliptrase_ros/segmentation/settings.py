@@ -71,13 +71,7 @@ class Setting:
 
 
 def setting(default: Any, doc: str, **attributes: Any) -> Any:
-    """Declare a field of a dataclass as a setting.
-
-    Args:
-        default: Its value where nothing is said.
-        doc: See `Setting`.
-        **attributes: Further attributes of `Setting`.
-    """
+    """Declare a field of a dataclass as a setting; **attributes: further ones of `Setting`."""
     return field(default=default, metadata={'setting': Setting(doc, **attributes)})
 
 

@@ -14,7 +14,6 @@ class ClassPresence:
     """One class present in one image.
 
     Attributes:
-        entry: The class.
         area: Pixels, at least 1.
         confidence: Mean over them, 0..1.
     """

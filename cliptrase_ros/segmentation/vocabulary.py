@@ -37,7 +37,6 @@ class VocabularyClass:
     Attributes:
         id: Value of its pixels in a label image, 0..254.
         name: As the user wrote it.
-        synonyms: Further phrases for the same class.
     """
 
     id: int
@@ -130,7 +129,12 @@ def parse_vocabulary(
     _refuse_no_text(background)
     named = {phrase.casefold() for phrases in parsed for phrase in phrases}
     background = tuple(phrase for phrase in background if phrase.casefold() not in named)
-    _refuse_too_many([*named, *background])
+    count = len(named) + len(background)
+    if count > MAX_PHRASES:
+        raise VocabularyError(
+            f'the vocabulary has {count} phrases; at most {MAX_PHRASES}, synonyms and background '
+            'included, are encoded in bearable time; drop some'
+        )
     ids, retired = _assign_ids([name for name, *_ in parsed], previous)
     return Vocabulary(
         classes=tuple(
@@ -223,14 +227,6 @@ def clean_phrase(phrase: str) -> str:
 def quote(text: str) -> str:
     """A phrase for a message, in quotes and shortened."""
     return repr(text if len(text) <= 60 else f'{text[:57]}...')
-
-
-def _refuse_too_many(phrases: Sequence[str]) -> None:
-    if len(phrases) > MAX_PHRASES:
-        raise VocabularyError(
-            f'the vocabulary has {len(phrases)} phrases; at most {MAX_PHRASES}, synonyms and '
-            'background included, are encoded in bearable time; drop some'
-        )
 
 
 def _refuse_no_text(phrases: Sequence[str]) -> None:

@@ -17,9 +17,6 @@ def submit_ahead(
     Those that nobody took are cancelled when the generator is closed.
 
     Args:
-        threads: What calls the function.
-        function: Called once for each item.
-        items: Taken from one by one.
         ahead: How many items after the one whose future is yielded are at work already.
     """
     futures: deque[Future[_Result]] = deque()

@@ -56,7 +56,6 @@ class FaultTolerantEngine:
     fails costs itself alone.
 
     Attributes:
-        segmenter: The one in use.
         largest_batch: Most images of one call at the moment.
     """
 
@@ -69,7 +68,6 @@ class FaultTolerantEngine:
         """Take over a segmenter.
 
         Args:
-            segmenter: The segmenter.
             make_cpu_segmenter: Loads the same model on the CPU; None where that is not wanted.
             batch: Most images of one call; None for `default_batch`.
         """
@@ -127,7 +125,7 @@ class FaultTolerantEngine:
         while True:
             try:
                 most = min(batch, self.largest_batch)
-                return self.segmenter.warm_up([size], most, settings, self._on_device(vocabulary))
+                return self.segmenter.warm_up([size], most, self._on_device(vocabulary), settings)
             except Exception as error:
                 fault = self._handle_fault(error)
                 if fault is None:
@@ -148,7 +146,7 @@ class FaultTolerantEngine:
     ) -> list[tuple[tuple[int, int], int]]:
         """What to `make_ready` before labels are made so; see `Segmenter.missing_calls`."""
         most = min(batch, self.largest_batch)
-        return self.segmenter.missing_calls(sizes, most, settings, vocabulary)
+        return self.segmenter.missing_calls(sizes, most, vocabulary, settings)
 
     def make_ready(
         self,
@@ -159,7 +157,7 @@ class FaultTolerantEngine:
     ) -> None:
         """Make ready for so many images of a size in one call; see `Segmenter.make_ready`."""
         try:
-            self.segmenter.make_ready(size, count, settings, self._on_device(vocabulary))
+            self.segmenter.make_ready(size, count, self._on_device(vocabulary), settings)
         except Exception as error:
             # On the CPU nothing has to be made ready.
             if self._handle_fault(error) is not _Fault.LOST or not self._move_to_cpu():
@@ -199,10 +197,7 @@ class FaultTolerantEngine:
         return results
 
     def _try_remedy(self, fault: _Fault, count: int, attempts: _Attempts) -> bool:
-        """Change something that may help against a fault of a call; False where nothing is left.
-
-        count: images of the call.
-        """
+        """Change something that may help a call of so many images; False where nothing is left."""
         if fault is _Fault.OUT_OF_MEMORY:
             if not attempts.gave_graphs_back and self._give_graphs_back():
                 attempts.gave_graphs_back = True
@@ -219,7 +214,7 @@ class FaultTolerantEngine:
     def _handle_fault(self, error: Exception) -> _Fault | None:
         """Note what an error says about the device, and give back the memory that it holds.
 
-        Returns None, and does nothing, where the device is not to blame.
+        Does nothing, and returns None, where the device is not to blame.
         """
         if is_device_lost(error, self.segmenter.device):
             fault = _Fault.LOST

@@ -29,9 +29,6 @@ class UnusedMemory:
 
         Args:
             kinds: Of the images, equal where they need memory in blocks of the same sizes.
-
-        Returns:
-            Whether memory was given back.
         """
         kinds = set(kinds)
         self._is_due |= not kinds <= self._known
@@ -46,10 +43,7 @@ class UnusedMemory:
 
 
 def give_back_unused_memory() -> bool:
-    """Give free memory of the process back to the system, if the C library can.
-
-    Returns whether there was any to give.
-    """
+    """Give free memory back to the system, if the C library can; returns whether there was any."""
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except (OSError, AttributeError):

@@ -38,18 +38,15 @@ def make_segmenter(tiny_state):
     """
     import open_clip
 
+    from cliptrase_ros.segmentation.model.weights import LoadedModel
     from cliptrase_ros.segmentation.segmenter import Segmenter
 
     def make(kind=Segmenter):
         model = open_clip.CLIP(**TINY_CONFIG)
         model.load_state_dict(tiny_state)
-        return kind(
-            model,
-            open_clip.SimpleTokenizer(context_length=77),
-            open_clip.OPENAI_DATASET_MEAN,
-            open_clip.OPENAI_DATASET_STD,
-            name='tiny',
-        )
+        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        tokenizer = open_clip.SimpleTokenizer(context_length=77)
+        return kind(LoadedModel(model, tokenizer, mean, std, 'tiny'))
 
     return make
 

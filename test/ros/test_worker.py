@@ -210,11 +210,11 @@ def test_ready_for_announced_sizes_before_the_first_image(start_worker, make_seg
     calls = []
 
     class Watched(Segmenter):
-        def warm_up(self, sizes, batch, settings, vocabulary):
+        def warm_up(self, sizes, batch, vocabulary, settings):
             calls.extend((size, batch) for size in sizes)
             if sizes == [(1, 1)]:
                 raise RuntimeError('no memory left')
-            super().warm_up(sizes, batch, settings, vocabulary)
+            super().warm_up(sizes, batch, vocabulary, settings)
 
     class Watching(IdleCamera):
         def take(self, now_ns):
@@ -287,12 +287,12 @@ class WithGraphs(Segmenter):
     settings = None
     gate = None
 
-    def make_ready(self, size, count, settings, vocabulary):
+    def make_ready(self, size, count, vocabulary, settings):
         version = vocabulary.vocabulary.version
         self.events.append(('ready', size, count, version, settings.preset))
         if self.gate is not None:
             self.gate()
-        super().make_ready(size, count, settings, vocabulary)
+        super().make_ready(size, count, vocabulary, settings)
 
     def segment(self, images, vocabulary, settings=None, histories=()):
         self.settings = settings

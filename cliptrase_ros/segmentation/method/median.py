@@ -35,7 +35,7 @@ def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
     """
     global _use_kernel
     if not (_use_kernel and images.is_cuda and min(images.shape[-2:]) >= SIDE // 2):
-        return _by_network(images, absent)
+        return _median_by_network(images, absent)
     try:
         from cliptrase_ros.segmentation.method.median_kernel import median_7x7 as fused
 
@@ -48,17 +48,13 @@ def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
         # Triton's compiler is absent or fails in many ways, and the network does without. The
         # kernel is given up only once the network has worked: if that raises too, it is the
         # device's fault.
-        medians = _by_network(images, absent)
+        medians = _median_by_network(images, absent)
         _use_kernel = False
         _log.warning('the median kernel cannot be used, medians are slower: %s', error)
         return medians
 
 
-def _by_network(images: Tensor, absent: Tensor) -> Tensor:
-    return _network(images).masked_fill(absent[..., None, None], -1.0)
-
-
-def _network(images: Tensor) -> Tensor:
+def _median_by_network(images: Tensor, absent: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     rows, columns = (_mirrored(length, images.device) for length in (height, width))
     padded = images[..., rows, :][..., columns]
@@ -76,7 +72,7 @@ def _network(images: Tensor) -> Tensor:
             wires[low] = torch.minimum(a, b)
         if high_is_needed:
             wires[high] = torch.maximum(a, b)
-    return wires[median]
+    return wires[median].masked_fill(absent[..., None, None], -1.0)
 
 
 def _mirrored(length: int, device: torch.device) -> Tensor:

@@ -20,12 +20,7 @@ _PIXELS = 128
 
 
 def _median_network() -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Exchanges that bring the median of a neighbourhood, row by row, to one wire.
-
-    Returns:
-        For each exchange the wire of the smaller value, for each that of the larger one, and the
-        wire that ends with the median.
-    """
+    """For each exchange the wire of the smaller value and that of the larger, and the median's."""
     exchanges = [
         (low * SIDE + x, high * SIDE + x)
         for x in range(SIDE)
@@ -44,15 +39,9 @@ _SIDE = tl.constexpr(SIDE)
 
 
 def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
-    """Median of every pixel's 7 x 7 neighbourhood; -1 throughout images that are absent.
+    """`median.median_7x7` of images on CUDA, of which H and W are at least 3.
 
-    Args:
-        images: float32 (..., H, W), H and W at least 3, without NaN, which PyTorch's minima and
-            maxima keep and these drop. Borders are mirrored with the edge sample repeated.
-        absent: bool (...).
-
-    Returns:
-        float32 (..., H, W).
+    NaN, which PyTorch's minima and maxima keep, is dropped by these.
     """
     images = images.contiguous()
     result = torch.empty_like(images)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cliptrase_ros.segmentation.device_faults import first_line
 from cliptrase_ros.segmentation.model.weights import ModelError, weights_digest
 
 #: Takes images, uint8 (H, W, 3) RGB, and gives masks of the things in each, bool (M, H, W), which
@@ -68,9 +69,6 @@ class Sam:
     """A model of the SAM family in the transformers library: SAM, SAM 2, SAM-HQ, EdgeTAM.
 
     A `MaskSource` of every mask it finds from a grid of points, filtered as its authors do.
-
-    Attributes:
-        name: The folder's, for people.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class Sam:
             # bounds.
             raise SamError(
                 f'The model in {folder} cannot be loaded as SAM: {type(error).__name__}: '
-                f'{str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+                f'{first_line(error)}'
             ) from error
         self._points_per_side = points_per_side
 
@@ -119,11 +117,10 @@ class Sam:
         """A name for the weights; takes seconds for a large model."""
         return weights_digest(self._generate.model)
 
-    def to(self, device: torch.device | str) -> 'Sam':
-        """Move it to another device; returns itself."""
-        self._generate.device = torch.device(device)
+    def to(self, device: torch.device) -> None:
+        """Move it to another device."""
+        self._generate.device = device
         self._generate.model.to(device)
-        return self
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Masks of each image; see `MaskSource`."""

@@ -54,9 +54,6 @@ class HistoryKey:
 
     Attributes:
         words: Digest of the words, see `LabelTable.words_digest`.
-        framing: Size of the frame and of what the network sees of it.
-        method: By which it is labelled.
-        device: Where it is labelled.
     """
 
     words: str
@@ -74,14 +71,7 @@ class FrameHistory:
 
 
 def empty_history(columns: int, grid: tuple[int, int], batch: int, device: torch.device) -> History:
-    """The history that the first frame of a camera gets.
-
-    Args:
-        columns: Label columns, C.
-        grid: Patches (h, w).
-        batch: Frames, B.
-        device: Where frames are labelled.
-    """
+    """The history that the first frame of a camera gets; columns are label columns."""
     cells = 3 * _CELLS_PER_PATCH**2
     return History(
         torch.zeros(batch, columns, *grid, device=device),

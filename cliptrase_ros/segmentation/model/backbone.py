@@ -39,16 +39,10 @@ class DenseBackbone:
     The last block's attention weights are softmax(q q^T) + softmax(k k^T) + softmax(v v^T), a
     plain sum (CLIPtrase, section 3.2, as published code does it); everything else is unchanged.
     Patch size, width, depth, heads and activation are the model's own. Gradients flow.
-
-    Attributes:
-        patch_size: Side of a patch, pixels.
     """
 
     def __init__(self, visual: nn.Module) -> None:
-        """Take over an image tower.
-
-        Args:
-            visual: `open_clip.transformer.VisionTransformer`.
+        """Take over an `open_clip.transformer.VisionTransformer`.
 
         Raises:
             UnsupportedModelError: It is none that the method is defined for.
@@ -77,9 +71,6 @@ class DenseBackbone:
 
     def attention(self, pixels: Tensor) -> Tensor:
         """What tokens attend to in the last block of plain CLIP, mean over heads.
-
-        Args:
-            pixels: As for a call.
 
         Returns:
             float32 (B, 1 + N, 1 + N), [CLS] first; rows add up to 1.

@@ -9,6 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from cliptrase_ros.segmentation.device_faults import first_line
+
 # Before this version torch.load(weights_only=True) could itself be made to run code.
 _SAFE_TORCH = (2, 6)
 _CONVERT = (
@@ -54,7 +56,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except Exception as error:
         raise CheckpointError(
-            f'{path} is a damaged or cut-off safetensors file ({_first_line(error)}); copy it again'
+            f'{path} is a damaged or cut-off safetensors file ({first_line(error)}); copy it again'
         ) from error
 
 
@@ -196,7 +198,3 @@ def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[
 
 def _shortened(names: list[str]) -> str:
     return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split('\n')[0]

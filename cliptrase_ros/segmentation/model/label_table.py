@@ -113,15 +113,12 @@ def label_table(
     logit_scale: float,
     dtype: torch.dtype = torch.uint8,
 ) -> LabelTable:
-    """Make a table without padding, on the device of the features.
+    """Make a table without padding, on the device of the features; see `LabelTable`.
 
     Args:
-        features: See `LabelTable`.
         columns: The column of each phrase, without gaps.
         ids: Class ids of the columns before the background.
-        unlabelled: See `LabelTable`.
         background: The id of the columns that follow.
-        logit_scale: See `LabelTable`.
         dtype: Of the ids in the table.
     """
     count = max(columns) + 1

@@ -82,7 +82,6 @@ def framing_of(frame: str, source: tuple[int, int], resolution: int, patch_size:
         frame: `centre` or `whole`, see `settings.Method`.
         source: (height, width) of the image, pixels.
         resolution: Shorter side fed to CLIP, pixels.
-        patch_size: Of the model, pixels.
     """
     return _FRAMINGS[frame](source, resolution, patch_size)
 

@@ -51,7 +51,6 @@ class TextCache:
 
         Args:
             fingerprint: Differs wherever the same phrase would get other features.
-            capacity: Most phrases kept.
         """
         self._folder = folder
         self._fingerprint = fingerprint

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from cliptrase_ros.segmentation.device_faults import first_line
 from cliptrase_ros.segmentation.model.checkpoint import CheckpointError, fill_model, read_state_dict
 from cliptrase_ros.segmentation.model.prompts import Tokenizer
 from cliptrase_ros.segmentation.model.text_cache import fingerprint
@@ -43,8 +44,7 @@ class LoadedModel:
     """A CLIP model with what belongs to its input.
 
     Attributes:
-        model: open_clip.CLIP in evaluation mode, on the CPU, float32.
-        tokenizer: The model's own.
+        model: An open_clip.CLIP; as loaded, in evaluation mode, on the CPU, float32.
         mean: Of its training pixels, RGB, for values 0..1.
         std: Their standard deviation.
         name: For people.
@@ -54,7 +54,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    name: str
+    name: str = ''
 
 
 def load_model(
@@ -308,7 +308,7 @@ def _fetch(architecture: str, pretrained: str, hub_entry: str, cache_dir: str | 
         return _download(repository, names, cache_dir)
     except Exception as error:
         # Whatever the hub's client and the network below it raise: the way out is the same.
-        reason = ' '.join([f'{type(error).__name__}:', *str(error).strip().splitlines()[:1]])
+        reason = f'{type(error).__name__}: {first_line(error)}'
         raise ModelError(
             f'The weights of model {architecture!r}, pretrained {pretrained!r}, are not on this '
             f'machine and could not be downloaded ({reason}). Looked in the cache '

@@ -60,11 +60,8 @@ class Shape:
 
     Attributes:
         batch: Number of frames.
-        framing: Size of the frames and of what the network sees of them.
-        method: How they are labelled.
         table_size: Phrases and label columns, padding included.
         ids: Dtype of the table's class ids.
-        unlabelled: The table's id for pixels without a label.
     """
 
     batch: int
@@ -77,12 +74,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class HostLabels:
-    """B frames labelled, in host memory; as `pipeline.LabelledFrames`.
+    """`pipeline.LabelledFrames` in host memory.
 
     Attributes:
-        label: (B, H, W), ids of the label table.
-        confidence: uint8 (B, H, W), 0..255 for 0..1.
-        exact: bool (B,), whether the bounds of clustering sufficed.
         histories: One a frame, on the device, where the method smooths; else None.
     """
 
@@ -95,36 +89,26 @@ class HostLabels:
 class EagerQueue:
     """Stands in for a `GraphQueue` on any device: calls the function itself, without a graph."""
 
+    upload_stream = compute_stream = download_stream = nullcontext
+    pinned = False
+
     def __init__(self, device: torch.device):
         self.device = device
-        self.pinned = False
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Run the function once; returns it."""
         function()
         return function
 
-    def upload_stream(self) -> AbstractContextManager:
-        """Frames are copied to the device within it."""
-        return nullcontext()
-
-    def compute_stream(self) -> AbstractContextManager:
-        """Vocabularies are copied and graphs replayed within it, after the uploads so far."""
-        return nullcontext()
-
-    def download_stream(self) -> AbstractContextManager:
-        """Labels are copied to the host within it, after what has been computed so far."""
-        return nullcontext()
-
     def record_event(self) -> Callable[[], None]:
-        """Mark the downloads so far; returns a function that waits for them."""
+        """There is nothing to wait for."""
         return lambda: None
 
     def synchronise(self) -> None:
-        """Wait for everything so far."""
+        """There is nothing to wait for."""
 
     def clear(self) -> None:
-        """Forget everything captured, which must not be replayed any more."""
+        """There is nothing to destroy."""
 
 
 class GraphQueue:
@@ -144,9 +128,10 @@ class GraphQueue:
     # they must not be freed.
     _never_ended: ClassVar[deque[torch.cuda.CUDAGraph]] = deque(maxlen=8)
 
+    pinned = True
+
     def __init__(self, device: torch.device):
         self.device = device
-        self.pinned = True
         self._graphs: list[torch.cuda.CUDAGraph] = []
         with whole_device:
             streams = _DeviceStreams.of(device)
@@ -265,8 +250,6 @@ class _DeviceStreams:
     PyTorch has 32 of them and hands them out in turn, also those in use.
 
     Attributes:
-        upload: Copies to the device.
-        download: Copies to the host.
         unused: The streams that no `GraphQueue` computes on.
     """
 
@@ -317,21 +300,6 @@ def _release_stream(
     unused.append(stream)
 
 
-@dataclass(frozen=True)
-class _HistoryBuffers:
-    """Histories on the device, for a method that smooths.
-
-    Attributes:
-        empty: What one frame that none precedes has, a batch of 1.
-        before: What the graph reads, of the batch's size.
-        after: What it writes.
-    """
-
-    empty: History
-    before: History
-    after: History
-
-
 class FixedCall:
     """The pipeline at one shape, over buffers of its own."""
 
@@ -346,11 +314,7 @@ class FixedCall:
         """Allocate the buffers and capture the call.
 
         Args:
-            pipeline: What is called.
-            shape: Of its arguments.
-            bounds: Of clustering.
             table: Of any vocabulary, padded to the shape's size.
-            queue: What captures and replays.
         """
         height, width = shape.framing.source
         device = queue.device
@@ -365,13 +329,13 @@ class FixedCall:
         )
         self._host_frames = self._on_host(self._frames)
         self._host_output = tuple(map(self._on_host, self._output.tensors))
-        self._histories: _HistoryBuffers | None = None
+        # For a method that smooths: the history of one frame that none precedes, the one that the
+        # call reads, and the one that it writes.
+        self._before: History | None = None
         if shape.method.smoothing:
-            self._histories = _HistoryBuffers(
-                *(
-                    pipeline.empty_history(batch, shape.framing, table)
-                    for batch in (1, shape.batch, shape.batch)
-                )
+            self._empty, self._before, self._after = (
+                pipeline.empty_history(batch, shape.framing, table)
+                for batch in (1, shape.batch, shape.batch)
             )
         # What the buffers hold: the table without its padding, and the least confidence.
         self._loaded: tuple[LabelTable, float] | None = None
@@ -390,12 +354,12 @@ class FixedCall:
                     self._min_confidence,
                     shape.method,
                     bounds,
-                    None if self._histories is None else self._histories.before,
+                    self._before,
                 )
             for buffer, tensor in zip(self._output.tensors, result.tensors, strict=True):
                 buffer.copy_(tensor)
-            if self._histories is not None and result.history is not None:
-                self._histories.after.copy_(result.history)
+            if result.history is not None:
+                self._after.copy_(result.history)
 
         #: Label the frames that are on the device, on the current stream.
         self.replay: Callable[[], None] = queue.capture(call)
@@ -425,7 +389,6 @@ class FixedCall:
         Args:
             images: uint8 (H, W, 3) RGB each.
             table: Without padding.
-            min_confidence: 0..1; pixels below it become unlabelled.
             histories: Of the frame before each, for a method that smooths.
             key: Of these frames, for a method that smooths.
         """
@@ -438,12 +401,10 @@ class FixedCall:
             self.upload()
         with self._queue.compute_stream():
             self._load(table, min_confidence)
-            buffers, new_histories = self._histories, None
-            if buffers is not None and key is not None:
-                buffers.before.copy_(stack_histories(histories, key, buffers.empty))
+            if self._before is not None and key is not None:
+                self._before.copy_(stack_histories(histories, key, self._empty))
             self.replay()
-            if buffers is not None and key is not None:
-                new_histories = split_history(buffers.after, key)
+            new_histories = None if key is None else split_history(self._after, key)
         with self._queue.download_stream():
             self.download()
         self._pending = PendingLabels(self._queue.record_event(), self._host_output, new_histories)
@@ -499,9 +460,6 @@ class FixedCalls:
         """Make an empty cache.
 
         Args:
-            pipeline: What is called.
-            queue: What captures and replays the calls.
-            bounds: Of clustering; None for those of `Bounds`.
             capacity: Most calls kept, unless more are reserved. The buffers of each take 5 bytes a
                 pixel of its frames on the device, and as much pinned memory of the host.
             patience: A call is captured when its shape was requested so often.
@@ -548,11 +506,7 @@ class FixedCalls:
         return self._get_or_capture(shape, table)
 
     def prepare(self, batch: int, framing: Framing, method: Method, table: LabelTable) -> None:
-        """Capture the call for such frames and vocabularies at once, if it can be captured.
-
-        Raises:
-            torch.OutOfMemoryError: With the memory of all calls given back.
-        """
+        """Capture the call for such frames and vocabularies at once, if it can be; see `get`."""
         self._get_or_capture(_shape(batch, framing, method, table), table)
 
     def is_missing(self, batch: int, framing: Framing, method: Method, table: LabelTable) -> bool:

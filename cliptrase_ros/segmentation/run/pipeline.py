@@ -116,7 +116,6 @@ class Pipeline:
     """A frozen image tower with what its pixels need.
 
     Attributes:
-        backbone: The tower.
         mean: float32 (3, 1, 1), on the tower's device, of RGB values 0..1.
         std: The same for the standard deviation.
         dtype: Of the tower. Correlation, clusters and logits are always float32, and exactly so,
@@ -143,10 +142,7 @@ class Pipeline:
 
         Args:
             frames: uint8 (B, H, W, 3) RGB, of the framing's source size.
-            framing: What the network sees of them.
-            table: Label columns of the words.
             min_confidence: float32 (), 0..1; pixels below it become unlabelled.
-            method: How to label.
             bounds: None for exact clusters at any cost.
             history: Of the frames before, for a method that smooths; None where there are none.
         """
@@ -196,10 +192,7 @@ def trace(
     """Run the method on normalised network input; labels have the size of the input.
 
     Args:
-        backbone: The image tower.
         pixels: float (B, 3, H, W) in the tower's dtype.
-        table: Label columns of the words.
-        method: How to label.
         bounds: None for exact clusters at any cost.
         picture: uint8 (B, 3, H, W), `pixels` before they were normalised; needed for smoothing.
         history: Of the frames before; needed for smoothing.
@@ -332,9 +325,9 @@ def _shrink_to_window(pixels: Tensor, backbone: DenseBackbone, method: Method) -
 def _weigh(
     patches: _PatchMaps, picture: Tensor | None, history: History | None, method: Method
 ) -> tuple[Tensor, Tensor, History | None]:
-    """Class probabilities of patches, the maps whose largest decides a pixel, and the history.
+    """Class probabilities of patches, the maps whose largest decides a pixel, and the new history.
 
-    The maps are float32 (B, C, h, w); the history is for the next frames.
+    The maps are float32 (B, C, h, w).
     """
     if method.smoothing:
         # `Pipeline` hands both on to a method that smooths.
@@ -413,7 +406,6 @@ def label_probability(probability: Tensor, labels: Tensor, table: LabelTable) ->
         probability: float32 (B, C, h, w), 0..1, of patches. The background columns count as one,
             as they do in `labels`.
         labels: int64 (B, H, W), see `Trace`.
-        table: Label columns of the words.
 
     Returns:
         float32 (B, H, W), 0..1.
@@ -425,10 +417,7 @@ def label_probability(probability: Tensor, labels: Tensor, table: LabelTable) ->
 
 
 def _enlarged_at(maps: Tensor, which: Tensor) -> Tensor:
-    """Enlarge maps (B, K, h, w) bilinearly, at each pixel only the one that `which` (B, H, W) says.
-
-    The result is float32 (B, H, W).
-    """
+    """Enlarge maps (B, K, h, w) bilinearly, at each pixel only the one `which` (B, H, W) names."""
     height, width = maps.shape[-2:]
     top, bottom, down = _bilinear_positions(which.shape[-2], height, maps.device)
     left, right, across = _bilinear_positions(which.shape[-1], width, maps.device)

@@ -78,8 +78,7 @@ def evaluate(
         [CLS] token: `auc`, the mean over phrases of the area under the ROC curve; `first_hit`, how
         often the object phrase and the surface phrase with the largest score is in the picture.
     """
-    loaded = load_model_folder(folder)
-    segmenter = Segmenter(loaded.model, loaded.tokenizer, loaded.mean, loaded.std)
+    segmenter = Segmenter(load_model_folder(folder))
     vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(phrases), background=()))
     settings = SegmentationSettings(resolution=resolution)
     truth = [true_labels(room.label, phrases) for room in rooms]
