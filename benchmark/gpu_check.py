@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_here(options: argparse.Namespace) -> int:
     sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
     import gpu_parts
+    import torch
 
     parts = gpu_parts.PARTS
     unknown = set(options.only or ()) - {part.name for part in parts}
@@ -58,7 +59,7 @@ def _run_here(options: argparse.Namespace) -> int:
         names = ', '.join(part.name for part in parts)
         print(f'--only: there is no part {", ".join(sorted(unknown))}; there are: {names}')
         return 2
-    if not options.dry and not gpu_parts.has_gpu():
+    if not options.dry and not torch.cuda.is_available():
         print('PyTorch finds no CUDA device here; --dry runs the same code on a CPU')
         return 2
     gpu_parts.set_up(is_dry=options.dry)

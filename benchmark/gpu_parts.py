@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import open_clip
@@ -73,11 +74,6 @@ def part(limit_s: float) -> Callable:
         return function
 
     return add
-
-
-def has_gpu() -> bool:
-    """Whether PyTorch can use one."""
-    return torch.cuda.is_available()
 
 
 def is_usable() -> bool:
@@ -165,16 +161,6 @@ def _warm_up(
     segmenter.warm_up(sizes, batch, words, settings)
     captured, wanted = len(segmenter.fixed_calls), len(sizes) * batch.bit_length()
     checks(captured == wanted, f'{captured} of {wanted} graphs were captured')
-
-
-@contextmanager
-def _labelling_with(segmenter: Segmenter, calls: FixedCalls | None) -> Iterator[None]:
-    """Within it the segmenter labels with other calls of fixed shape, or with none."""
-    before, segmenter.fixed_calls = segmenter.fixed_calls, calls
-    try:
-        yield
-    finally:
-        segmenter.fixed_calls = before
 
 
 def _graph_ms(functions: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -393,9 +379,9 @@ def _compare_with_eager(
     for case, (images, vocabulary, changed) in cases.items():
         arguments = images, vocabulary, changed, histories[: len(images)]
         replayed = segmenter.segment(*arguments)
-        with _labelling_with(segmenter, eager_calls):
+        with patch.object(segmenter, 'fixed_calls', eager_calls):
             same = min(_equal_share(replayed, segmenter.segment(*arguments), tolerance=2))
-        with _labelling_with(segmenter, None):
+        with patch.object(segmenter, 'fixed_calls', None):
             eager = _equal_share(replayed, segmenter.segment(*arguments))
         checks(same >= 0.999, f'{name}, {case}: without a graph {same:.4f} of the pixels are equal')
         # Other sizes of products and other kernels round otherwise, which in half precision moves
@@ -406,16 +392,23 @@ def _compare_with_eager(
             'eager, mean': statistics.mean(eager),
             'eager, least': min(eager),
         }
-    if not _is_dry:
-        torch.cuda.set_sync_debug_mode('error')
-        try:
-            with torch.inference_mode():
-                call = segmenter.fixed_calls.latest
-                pending = call.start(frames, other_words.table, 0.0, [None] * batch, None)
-        finally:
-            torch.cuda.set_sync_debug_mode('default')
-        pending.result()
+    with torch.inference_mode(), _forbidden_synchronisation():
+        pending = segmenter.fixed_calls.latest.start(frames, other_words.table, 0.0, [None] * batch)
+    pending.result()
     return figures
+
+
+@contextmanager
+def _forbidden_synchronisation() -> Iterator[None]:
+    """Within it whatever waits for the GPU raises."""
+    if _is_dry:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
 
 
 @part(limit_s=180)
@@ -450,19 +443,19 @@ def speed(checks: Checks) -> dict:
 @part(limit_s=60)
 def kernels(checks: Checks) -> dict:
     """Number and microseconds of the kernels of one replay, by name, those that take most first."""
-    if _is_dry:
-        return {}
+    device = 'CPU' if _is_dry else 'CUDA'
     segmenter = _segmenter(_half())
     frames, words = _frames(1), _words(segmenter)
     _warm_up(checks, segmenter, [frames[0].shape[:2]], 1, _settings(), words)
     synchronise(_device)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    activity = getattr(torch.profiler.ProfilerActivity, device)
+    with torch.inference_mode(), torch.profiler.profile(activities=[activity]) as profile:
         segmenter.fixed_calls.latest.replay()
         synchronise(_device)
     found = [
         (event.key[:150], event.count, round(event.device_time_total, 1))
         for event in profile.key_averages()
-        if event.device_type == DeviceType.CUDA
+        if event.device_type == getattr(DeviceType, device)
     ]
     segmenter.fixed_calls.clear()
     return {
@@ -523,7 +516,7 @@ def two_segmenters(checks: Checks) -> dict:
     first = _segmenter_of(loaded)
     words, settings = _words(first), SegmentationSettings(preset='plus', resolution=96)
     frames = [camera_frame(i, 96, 100 + 16 * i) for i in range(2 if _is_dry else 6)]
-    with _labelling_with(first, None):
+    with patch.object(first, 'fixed_calls', None):
         wanted = [first.segment([frame], words, settings)[0] for frame in frames]
     shares = []
 
@@ -606,29 +599,35 @@ def _memory_left(megabytes: int) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, _device)
 
 
-LOSES_THE_DEVICE = """
+# What both scripts begin with.
+SCRIPT = """
 import sys
 import numpy as np, torch
-from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.segmentation.run.graphs import GraphQueue, EagerQueue
 from cliptrase_ros.segmentation.segmenter import load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
 device = sys.argv[1]
+on_cuda = device == 'cuda'
 segmenter = load_segmenter('toybox', device=device)
 words = segmenter.encode_vocabulary(parse_vocabulary('red ball; floor', background=()))
 settings = SegmentationSettings(resolution=224)
+"""
+
+LOSES_THE_DEVICE = """
 frame = np.full((120, 160, 3), 90, np.uint8)
 engine = FaultTolerantEngine(segmenter, lambda: load_segmenter('toybox', device='cpu'))
 engine.warm_up((120, 160), 2, words, settings)
 assert engine.segmenter.device.type == device and not engine.fault[0]
-if device == 'cuda':
+if on_cuda:
     torch.zeros(4, device=device)[torch.tensor([9], device=device)]
 for _ in range(2):
     for result in engine.segment_each([frame, frame], words, settings):
         assert result.label.shape == (120, 160), result
 assert engine.segmenter.device.type == 'cpu'
-assert (device == 'cpu') == (not engine.fault[0])
+assert on_cuda == bool(engine.fault[0])
 print(engine.fault[0])
 """
 
@@ -640,17 +639,6 @@ def lost_device(checks: Checks) -> dict:
 
 
 FAILS_TO_CAPTURE = """
-import sys
-import numpy as np, torch
-from cliptrase_ros.segmentation.run.graphs import GraphQueue, EagerQueue
-from cliptrase_ros.segmentation.segmenter import load_segmenter
-from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-
-on_cuda = sys.argv[1] == 'cuda'
-segmenter = load_segmenter('toybox', device=sys.argv[1])
-words = segmenter.encode_vocabulary(parse_vocabulary('red ball; floor', background=()))
-settings = SegmentationSettings(resolution=224)
 blocks = np.random.RandomState(0).randint(0, 256, (3, 5, 3), np.uint8)
 frames = [blocks.repeat(40, 0).repeat(side, 1) for side in (32, 40)]
 segmenter.warm_up([(120, 160)], 1, words, settings)
@@ -699,7 +687,7 @@ def failed_captures(checks: Checks) -> dict:
 
 def _run_script(checks: Checks, script: str) -> str:
     """Run a script, which is told the type of the device; returns what it says."""
-    return _run(checks, ['-c', script, _device.type], 80)
+    return _run(checks, ['-c', SCRIPT + script, _device.type], 80)
 
 
 def _run(checks: Checks, arguments: Sequence[str], limit_s: float) -> str:

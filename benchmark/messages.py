@@ -5,13 +5,14 @@
 
 import argparse
 import statistics
-import time
 
 import cv2
 import numpy as np
+import torch
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from cliptrase_ros.benchmark.timing import interleaved
 from cliptrase_ros.messages.depth import Intrinsics, depth_in_metres, labelled_points
 from cliptrase_ros.messages.images import (
     check_compressed_stream,
@@ -70,27 +71,18 @@ def cases(height: int, width: int) -> dict:
     }
 
 
-def median_ms(function, repetitions: int) -> float:
-    """Median time of a call."""
-    times = []
-    for _ in range(repetitions):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return 1e3 * statistics.median(times)
-
-
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--repetitions', type=int, default=30)
     arguments = parser.parse_args()
     sizes = ((480, 640), (1080, 1920))
-    by_size = [cases(*size) for size in sizes]
+    cpu, repetitions = torch.device('cpu'), arguments.repetitions
+    taken = [interleaved(cases(*size), repetitions, cpu) for size in sizes]
     print(f'{"ms":18}' + ''.join(f'{f"{width} x {height}":>14}' for height, width in sizes))
-    for name in by_size[0]:
-        times = [median_ms(case[name], arguments.repetitions) for case in by_size]
-        print(f'{name:18}' + ''.join(f'{value:14.3f}' for value in times))
+    for name in taken[0]:
+        medians = (statistics.median(of_size[name]) for of_size in taken)
+        print(f'{name:18}' + ''.join(f'{ms:14.3f}' for ms in medians))
 
 
 if __name__ == '__main__':

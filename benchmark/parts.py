@@ -19,11 +19,10 @@ STOPPED = 3
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the check.
+    """One part of the check; after `limit_s`, seconds, it counts as hanging.
 
     Attributes:
         run: Makes checks by the `Checks` it is given, and returns figures, which JSON can hold.
-        limit_s: After so long it counts as hanging, seconds.
     """
 
     run: Callable[['Checks'], dict]
@@ -59,9 +58,7 @@ def run_to_the_end(command: Sequence[str], path: Path, begun: str, limit_s: floa
     """Run a command that calls `run_parts` until no part is left.
 
     Args:
-        command: The command.
-        path: Of the report, as the command gives it to `run_parts`.
-        begun: When the check began, as the command gives it to `run_parts`.
+        path: Of the report; this and `begun` are what the command gives to `run_parts`.
         limit_s: After so long, seconds, the part that runs is ended, and the report goes without
             those that are left.
 
@@ -104,7 +101,6 @@ def run_parts(
     Args:
         path: Of the report.
         begun: When the check began, which tells its report from an earlier one.
-        parts: All parts.
         is_usable: Whether parts can go on in this process.
 
     Returns:

@@ -5,11 +5,11 @@ pictures, the time of one picture, and how many labels change along the true mot
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from cliptrase_ros.benchmark.timing import interleaved
 from cliptrase_ros.evaluation.metrics import confusion, scores
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -46,7 +47,6 @@ class Quality:
     """How good one way to label is; shares are 0..1.
 
     Attributes:
-        case: Key of `CASES`.
         resolution: Shorter side fed to CLIP, pixels.
         mean_iou: Of single pictures.
         boundary_iou: Of single pictures.
@@ -132,14 +132,14 @@ def time_cases(
     rooms: Sequence[Photograph],
 ) -> dict[str, float]:
     """Median milliseconds of one picture in each case, taken in turn so that drift meets all."""
-    seconds = {case: [] for case in settings}
-    for room in [rooms[0], *rooms]:
-        for case, chosen in settings.items():
-            begin = time.perf_counter()
-            segmenter.segment([room.image], vocabulary, chosen)
-            seconds[case].append(time.perf_counter() - begin)
-    # The first ones warm up.
-    return {case: 1e3 * statistics.median(taken[1:]) for case, taken in seconds.items()}
+
+    def make_labeller(chosen: SegmentationSettings) -> Callable[[], object]:
+        images = itertools.cycle(room.image for room in rooms)
+        return lambda: segmenter.segment([next(images)], vocabulary, chosen)
+
+    labellers = {case: make_labeller(chosen) for case, chosen in settings.items()}
+    taken = interleaved(labellers, len(rooms), segmenter.device)
+    return {case: statistics.median(milliseconds) for case, milliseconds in taken.items()}
 
 
 def measure_rooms(
@@ -201,12 +201,9 @@ def boundary_band(mask: np.ndarray) -> np.ndarray:
 
 
 def count_changes(label: np.ndarray, before: np.ndarray, motion: np.ndarray) -> int:
-    """Count the pixels whose label is not that of the place they had in the picture before.
+    """Count the pixels whose label is not that of their place in the picture before, by `motion`.
 
-    Args:
-        label: (H, W).
-        before: (H, W), of the picture before.
-        motion: See `Photograph`.
+    See `Photograph`; the labels are (H, W).
     """
     seen = ~np.isnan(motion[..., 0])
     rows, columns = np.nonzero(seen)

@@ -60,7 +60,6 @@ def explain(
     """Run the published method on an image and keep what concerns the patch at a pixel.
 
     Args:
-        segmenter: What runs it.
         image: uint8 (H, W, 3) RGB.
         at: (x, y) in its pixels.
         settings: Of these, preset and resolution say what the network sees.
@@ -103,15 +102,7 @@ def explain(
 
 
 def patch_at(at: tuple[int, int], framing: Framing, patch_size: int) -> tuple[int, int]:
-    """Find the patch that holds a pixel.
-
-    Args:
-        at: (x, y) in the image's pixels.
-        framing: What the network sees of the image.
-        patch_size: Side of a patch, pixels.
-
-    Returns:
-        (row, column) in the grid.
+    """Find the patch, (row, column) in the grid, that holds a pixel (x, y) of an image.
 
     Raises:
         ValueError: The network does not see the pixel.
@@ -139,16 +130,11 @@ def draw_explanation(
     settings: SegmentationSettings,
     encoded: EncodedVocabulary | None = None,
 ) -> np.ndarray:
-    """Draw plain CLIP's stages above those of the method.
+    """Draw plain CLIP's stages above those of the method, uint8 (H, W, 3) RGB.
 
     Args:
-        segmenter: The one that was explained.
-        explanation: From `explain`.
-        settings: The same.
+        segmenter: What `explain` was given, as are the settings.
         encoded: Words to label by, for a column more: labels of plain CLIP, and of the preset.
-
-    Returns:
-        uint8 (H, W, 3) RGB.
     """
     e = explanation
     count, noise = int(e.clusters.max()) + 1, int((e.clusters < 0).sum())
@@ -187,12 +173,9 @@ def draw_explanation(
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a panel.
+    """One picture of a panel, uint8 (H, W, 3) RGB, below its title and a smaller caption.
 
     Attributes:
-        title: Stands above it.
-        caption: Stands below the title, smaller.
-        picture: uint8 (H, W, 3) RGB.
         scale: The values that the darkest and the lightest colour stand for, if they do.
     """
 
@@ -246,14 +229,9 @@ _INK, _PALE, _LINE, _PAPER = (30, 30, 34), (110, 110, 118), (200, 200, 206), (25
 def draw_panel(
     rows: Sequence[tuple[str, Sequence[Tile]]], classes: Sequence[VocabularyClass] = ()
 ) -> np.ndarray:
-    """Lay out rows of tiles under headings; below, the colours of classes.
+    """Lay out rows of tiles under headings; below, the colours of classes: uint8 (H, W, 3) RGB.
 
-    Args:
-        rows: Heading and tiles of each; all pictures have the same shape.
-        classes: For the legend.
-
-    Returns:
-        uint8 (H, W, 3) RGB.
+    All pictures have the same shape.
     """
     columns = max(len(tiles) for _, tiles in rows)
     width = columns * (_WIDTH + _GAP) - _GAP

@@ -117,7 +117,7 @@ def test_a_run_does_not_go_on_with_another_folder(
     other = shutil.copytree(folder, tmp_path / 'other')
     options = ['--model', tiny_model, '--resolution', 64, '-o', tmp_path / 'out']
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

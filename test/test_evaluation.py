@@ -1,6 +1,7 @@
 """Benchmarks: metrics, layouts on disk, protocols, runs that are cut short."""
 
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from cliptrase_ros.evaluation.run import Notes, Progress, ResumeError, run_bench
 from cliptrase_ros.evaluation.samples import Benchmark, Sample, SampleError, read_ahead
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.model.weights import LoadedModel
-from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 
 GOLDEN = sorted((Path(__file__).parent / 'golden').glob('small_*.npz'))
@@ -533,7 +534,7 @@ WHOLE = Protocol('whole')
 
 def test_samples_come_in_order_and_a_broken_one_does_not_end_the_run():
     benchmark = made_benchmark()
-    read = list(read_ahead(benchmark, ['3', 'broken', '1', '0'], workers=3))
+    read = list(read_ahead(benchmark.load, ['3', 'broken', '1', '0'], workers=3))
     assert [name for name, _ in read] == ['3', 'broken', '1', '0']
     assert isinstance(read[1][1], SampleError)
     assert (read[2][1].truth == benchmark.load('1').truth).all()
@@ -602,6 +603,40 @@ def test_a_run_of_other_settings_is_not_mixed_in(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ResumeError, match='damaged'):
         Notes(path, {'resolution': 224}).load()
+
+
+OTHER_SETTINGS = {
+    'preset': 'plus',
+    'resolution': 96,
+    'min_confidence': 0.5,
+    'refinement': 'edges',
+    'smoothing': 0.5,
+    'window': 64,
+    'stride': 32,
+    'image_prior': True,
+}
+
+
+def test_no_setting_overwrites_a_result_of_another(tiny_model, tmp_path):
+    assert set(OTHER_SETTINGS) == {field.name for field in fields(SegmentationSettings)}
+    segmenter = load_segmenter(tiny_model, device='cpu')
+
+    def run(**changes):
+        settings = SegmentationSettings(**{'resolution': 64, **changes})
+        measurement = Measurement(made_benchmark(2), WHOLE, settings)
+        measure(segmenter, measurement, tmp_path).notes.remove()
+
+    run()
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+    for name, value in OTHER_SETTINGS.items():
+        try:
+            run(**{name: value})
+        except ResumeError as error:
+            assert f'differed in {name}' in str(error)
+        assert path.read_bytes() == before, name
+    run()
+    assert path.read_bytes() == before
 
 
 def test_published_figures_stand_below_ours():

@@ -167,7 +167,7 @@ def test_the_plain_tokens_are_the_unmodified_towers(config):
     tower = towers.ImageTower(model.visual)
     pixels = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
-        plain = tower(pixels).plain[:, 0]
+        plain = tower(pixels)[0][:, 0]
         expected = torch.nn.functional.normalize(model.encode_image(pixels), dim=-1)
     assert torch.allclose(plain, expected, atol=1e-5)
 

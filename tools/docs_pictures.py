@@ -83,10 +83,8 @@ def draw_outputs(segmenter: Segmenter, output: Path) -> None:
     write_label(output / 'output_label.png', result)
     print(output / 'output_label.png')
     save(output / 'output_masks.png', draw_masks(result), colors=64)
-    fx, fy, cx, cy = intrinsics(HEIGHT, WIDTH)
-    points = labelled_points(
-        photo.depth, Intrinsics(fx, fy, cx, cy), picture, result.label, result.confidence
-    )
+    camera = Intrinsics(*intrinsics(HEIGHT, WIDTH))
+    points = labelled_points(photo.depth, camera, picture, result.label, result.confidence)
     save(output / 'output_points.png', draw_points(points, result.vocabulary.palette), colors=64)
 
     explanation = explain(segmenter, picture, BOX_PIXEL, SETTINGS)
@@ -175,9 +173,9 @@ def draw_points(points: np.ndarray, palette: np.ndarray, side: int = 320) -> np.
 def draw_demo(output: Path, folder: Path) -> None:
     """Draw the panel of `cliptrase top` and the viewer, both from a run of the demo."""
     recording = folder / 'demo.rrd'
-    demo = start_cliptrase(
-        'demo', '--output', folder / 'demo', '--phase', PHASE_S, '--view', recording
-    )
+    command = [sys.executable, '-m', 'cliptrase_ros.cli', 'demo', '--output', folder / 'demo']
+    command += ['--phase', str(PHASE_S), '--view', recording]
+    demo = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         draw_top(output / 'top.svg', demo)
         if demo.wait() != 0:
@@ -259,18 +257,10 @@ def draw_viewer(path: Path, recording: Path, folder: Path) -> None:
     save(path, np.array(picture.resize((VIEWER_WIDTH, height), Image.Resampling.LANCZOS)))
 
 
-def start_cliptrase(*arguments) -> subprocess.Popen:
-    """Start the command."""
-    command = [sys.executable, '-m', 'cliptrase_ros.cli', *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ)
-
-
 def save(path: Path, picture: np.ndarray, colors: int = 0, subsampling: int = 2) -> None:
-    """Write a picture, small.
+    """Write a picture, uint8 (H, W, 3) RGB or (H, W), small, as JPEG or PNG.
 
     Args:
-        path: A JPEG or PNG.
-        picture: uint8 (H, W, 3) RGB or (H, W).
         colors: Of the palette of a PNG; 0 for all.
         subsampling: Of the colours of a JPEG, as Pillow counts; 0 for none.
     """

@@ -296,7 +296,6 @@ def run(command, log, env=None):
     Raises SetUpError with the end of the log when the command fails.
     """
     started = time.monotonic()
-    log.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     with subprocess.Popen(
         command,

@@ -10,20 +10,17 @@ from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import Method, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
-#: Of a pixel without a label.
-NO_INDEX = -1
-
 
 def index_table(segmenter: Segmenter, vocabulary: Vocabulary) -> LabelTable:
     """Encode any number of classes; the label of a class is its position, whatever its id.
 
-    The background has the number of classes as its label, and pixels without a label `NO_INDEX`.
+    The background has the number of classes as its label, and pixels without a label -1.
 
     Raises:
         VocabularyError: As `Segmenter.check_vocabulary` does.
     """
     count = len(vocabulary.classes)
-    return segmenter._label_table(vocabulary, range(count), NO_INDEX, count, torch.int16)
+    return segmenter._label_table(vocabulary, range(count), -1, count, torch.int16)
 
 
 def label_by_method(
@@ -36,10 +33,8 @@ def label_by_method(
     """Label images by any method, such as one of which a step is switched off.
 
     Args:
-        segmenter: With the model.
         images: uint8 (H, W, 3) RGB each.
         table: From `index_table`, or that of an `EncodedVocabulary`.
-        settings: Of the engine.
         method: Instead of the one that the settings stand for.
 
     Returns:

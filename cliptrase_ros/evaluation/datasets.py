@@ -1,7 +1,7 @@
 """The benchmarks as facts: classes, background, where files lie, what the paper measured."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 _NAMES = Path(__file__).parent / 'names'
@@ -47,8 +47,6 @@ class Dataset:
     """A benchmark.
 
     Attributes:
-        name: As the command takes it.
-        title: For people.
         classes: Phrases by index; `name = synonym, synonym` (or `name: ...`) has synonyms, commas
             alone belong to the phrase.
         background: Phrases that stand for "none of the classes"; empty where pixels of none of the
@@ -107,15 +105,25 @@ _PC459 = tuple(
     )
     for suffix in ('.tif', '.png')
 )
+_ADE150 = (
+    Layout(_ADE, 'images/validation', 'annotations/validation', 'ade150'),
+    Layout(_ADE, 'images/validation', 'annotations_detectron2/validation', 'ade150 from 0'),
+)
 _ADE847 = tuple(
     Layout(
-        ('ADE20K_2021_17_01',),
-        'images_detectron2/validation',
-        'annotations_detectron2/validation',
-        'ade847 from 0',
+        *(('ADE20K_2021_17_01',), 'images_detectron2/validation'),
+        *('annotations_detectron2/validation', 'ade847 from 0'),
         label_suffix=suffix,
     )
     for suffix in ('.tif', '.png')
+)
+_CITYSCAPES = tuple(
+    Layout(
+        *(('cityscapes',), 'leftImg8bit/val', 'gtFine/val', convention),
+        image_suffix='_leftImg8bit.png',
+        label_suffix=f'_gtFine_{kind}.png',
+    )
+    for convention, kind in (('cityscapes from 0', 'labelTrainIds'), ('cityscapes', 'labelIds'))
 )
 
 
@@ -126,10 +134,7 @@ def _coco(convention: str) -> tuple[Layout, ...]:
         Layout(_COCO, 'val2017', 'stuffthingmaps_detectron2/val2017', from_0),
         Layout(_COCO, 'images/val2017', 'annotations_detectron2/val2017', from_0),
         Layout(
-            _COCO,
-            'images/val2017',
-            'annotations/val2017',
-            from_0,
+            *(_COCO, 'images/val2017', 'annotations/val2017', from_0),
             label_suffix='_labelTrainIds.png',
         ),
         Layout(_COCO, 'val2017', 'stuffthingmaps/val2017', convention),
@@ -137,7 +142,16 @@ def _coco(convention: str) -> tuple[Layout, ...]:
     )
 
 
+_COCO_OBJECT = (
+    Layout(
+        *(_OBJECT, 'images/val2017', 'annotations/val2017', 'coco object from 1'),
+        label_suffix='_instanceTrainIds.png',
+    ),
+    *_coco('coco object'),
+)
 _COCO_NAMES = _read_names('coco171')
+_VOC_NAMES = _read_names('voc20')
+_CONTEXT_NAMES = _read_names('pc59')
 
 # Of ViT-B/16 with inputs of 224 and of 336 pixels (README of the authors' repository).
 _PUBLISHED = {
@@ -156,128 +170,35 @@ _PUBLISHED = {
 }
 
 DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset
+    dataset.name: replace(dataset, published=_PUBLISHED.get(dataset.name, {}))
     for dataset in (
-        Dataset(
-            'coco171',
-            'COCO-Stuff 171',
-            _COCO_NAMES,
-            layouts=_coco('coco171'),
-            images=5000,
-            published=_PUBLISHED['coco171'],
-        ),
-        Dataset(
-            'voc20',
-            'PASCAL VOC 20',
-            _read_names('voc20'),
-            layouts=_VOC,
-            images=1449,
-            image_prior=True,
-            published=_PUBLISHED['voc20'],
-        ),
-        Dataset(
-            'pc59',
-            'PASCAL Context 59',
-            _read_names('pc59'),
-            layouts=_PC59,
-            published=_PUBLISHED['pc59'],
-        ),
-        Dataset(
-            'pc459',
-            'PASCAL Context 459',
-            _read_names('pc459'),
-            layouts=_PC459,
-            published=_PUBLISHED['pc459'],
-        ),
-        Dataset(
-            'ade150',
-            'ADE20K 150',
-            _read_names('ade150'),
-            layouts=(
-                Layout(_ADE, 'images/validation', 'annotations/validation', 'ade150'),
-                Layout(
-                    _ADE,
-                    'images/validation',
-                    'annotations_detectron2/validation',
-                    'ade150 from 0',
-                ),
-            ),
-            images=2000,
-            published=_PUBLISHED['ade150'],
-        ),
-        Dataset(
-            'ade847',
-            'ADE20K 847',
-            # A line of synonyms is one phrase, as in the published evaluation.
-            _read_names('ade847'),
-            layouts=_ADE847,
-            images=2000,
-            published=_PUBLISHED['ade847'],
-        ),
+        Dataset('coco171', 'COCO-Stuff 171', _COCO_NAMES, (), _coco('coco171'), 5000),
+        Dataset('voc20', 'PASCAL VOC 20', _VOC_NAMES, (), _VOC, 1449, image_prior=True),
+        Dataset('pc59', 'PASCAL Context 59', _CONTEXT_NAMES, (), _PC59),
+        Dataset('pc459', 'PASCAL Context 459', _read_names('pc459'), (), _PC459),
+        Dataset('ade150', 'ADE20K 150', _read_names('ade150'), (), _ADE150, 2000),
+        # A line of synonyms is one phrase, as in the published evaluation.
+        Dataset('ade847', 'ADE20K 847', _read_names('ade847'), (), _ADE847, 2000),
         Dataset(
             'coco80',
             'COCO-Object, as the paper counts',
             _COCO_NAMES[:80],
-            background=_read_names('background_coco80'),
-            layouts=_coco('coco80'),
-            images=5000,
-            published=_PUBLISHED['coco80'],
+            _read_names('background_coco80'),
+            _coco('coco80'),
+            5000,
         ),
-        Dataset(
-            'voc21',
-            'PASCAL VOC 21',
-            _read_names('voc20'),
-            background=_read_names('background_voc21'),
-            layouts=_VOC,
-            images=1449,
-            published=_PUBLISHED['voc21'],
-        ),
-        Dataset(
-            'pc60',
-            'PASCAL Context 60',
-            _read_names('pc59'),
-            background=('background',),
-            layouts=_PC59,
-            published=_PUBLISHED['pc60'],
-        ),
+        Dataset('voc21', 'PASCAL VOC 21', _VOC_NAMES, _read_names('background_voc21'), _VOC, 1449),
+        Dataset('pc60', 'PASCAL Context 60', _CONTEXT_NAMES, ('background',), _PC59),
         Dataset(
             'coco81-object',
             'COCO-Object',
             _COCO_NAMES[:80],
             # What SCLIP and most methods after it use; `bed` is a class here.
-            background=tuple(name for name in _read_names('background_object') if name != 'bed'),
-            layouts=(
-                Layout(
-                    _OBJECT,
-                    'images/val2017',
-                    'annotations/val2017',
-                    'coco object from 1',
-                    label_suffix='_instanceTrainIds.png',
-                ),
-                *_coco('coco object'),
-            ),
-            images=5000,
+            tuple(name for name in _read_names('background_object') if name != 'bed'),
+            _COCO_OBJECT,
+            5000,
         ),
-        Dataset(
-            'cityscapes',
-            'Cityscapes',
-            _read_names('cityscapes'),
-            layouts=tuple(
-                Layout(
-                    ('cityscapes',),
-                    'leftImg8bit/val',
-                    'gtFine/val',
-                    convention,
-                    image_suffix='_leftImg8bit.png',
-                    label_suffix=f'_gtFine_{kind}.png',
-                )
-                for convention, kind in (
-                    ('cityscapes from 0', 'labelTrainIds'),
-                    ('cityscapes', 'labelIds'),
-                )
-            ),
-            images=500,
-        ),
+        Dataset('cityscapes', 'Cityscapes', _read_names('cityscapes'), (), _CITYSCAPES, 500),
     )
 }
 

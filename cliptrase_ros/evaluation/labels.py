@@ -21,14 +21,11 @@ _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
 
 
 def values_table(meaning: Mapping[int, int], otherwise: int = IGNORED) -> np.ndarray:
-    """Make the table that turns the values of label images into truth.
+    """Make the table that turns the values of label images into truth, int16 (65536,).
 
     Args:
         meaning: Class index, or a negative constant of this module, by value.
         otherwise: What all other values mean.
-
-    Returns:
-        int16 (65536,).
     """
     table = np.full(VALUES, otherwise, np.int16)
     table[list(meaning)] = list(meaning.values())

@@ -2,17 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from cliptrase_ros.evaluation.class_indices import index_table, label_by_method
 from cliptrase_ros.evaluation.datasets import Dataset, Published
 from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.report import Result, write_json
-from cliptrase_ros.evaluation.run import Labeller, Notes, ResumeError, run_benchmark
+from cliptrase_ros.evaluation.run import Notes, ResumeError, run_benchmark
 from cliptrase_ros.evaluation.samples import Benchmark
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import PRESETS, Method, SegmentationSettings
@@ -25,19 +24,6 @@ from cliptrase_ros.segmentation.vocabulary import (
 #: The published figures are of this network with OpenAI's weights, which may come from a file.
 PUBLISHED_MODEL = re.compile(r'ViT-B-16-quickgelu \((openai|.*\..*)\)')
 
-# A result of the same file name that differs in one of these is of something else.
-_DISTINGUISHING = (
-    'root',
-    'samples',
-    'model',
-    'weights',
-    'sam_model',
-    'sam_weights',
-    'precision',
-    'classes',
-    'background',
-)
-
 #: The steps of the ablation: what is switched off.
 ABLATION: Mapping[str, Mapping[str, bool]] = {
     'plain CLIP': {'recovery': False, 'clustering': False, 'denoising': False},
@@ -49,14 +35,7 @@ ABLATION: Mapping[str, Mapping[str, bool]] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured.
-
-    Attributes:
-        benchmark: The samples.
-        protocol: What counts.
-        settings: Of the engine.
-        ablation: Measure the steps of the method instead of all of it.
-    """
+    """What is measured; `ablation` measures the steps of the method instead of all of it."""
 
     benchmark: Benchmark
     protocol: Protocol
@@ -107,16 +86,12 @@ def measure(
     them in the end (`Result.notes`).
 
     Args:
-        segmenter: What labels.
-        measurement: What it labels, and how.
         output: Folder for the figures and the notes.
-        batch: See `run_benchmark`.
-        workers: See `run_benchmark`.
-        step: See `run_benchmark`.
+        batch: See `run_benchmark`, as for `workers` and `step`.
 
     Raises:
-        ResumeError: The notes cannot be used, or `output` holds this result for another model or
-            for other images (`--limit` too).
+        ResumeError: The notes cannot be used, or `output` holds a result of the same name for
+            another model, other images (`--limit` too) or other settings.
         OSError: Notes or figures cannot be written.
         VocabularyError: The model cannot read a class name.
     """
@@ -126,22 +101,13 @@ def measure(
     path = output / f'{measurement.file_name}.json'
     _keep_other_results(path, description)
     table = index_table(segmenter, make_vocabulary(benchmark.dataset))
-
-    def make_labeller(method: Method) -> Labeller:
-        def label(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return label_by_method(segmenter, images, table, settings, method)
-
-        return label
-
+    labellers = {
+        name: partial(label_by_method, segmenter, table=table, settings=settings, method=method)
+        for name, method in methods.items()
+    }
     notes = Notes(output / f'{measurement.file_name}.partial.npz', description)
     progress = run_benchmark(
-        benchmark,
-        {name: make_labeller(method) for name, method in methods.items()},
-        measurement.protocol,
-        notes,
-        batch,
-        workers,
-        step,
+        benchmark, labellers, measurement.protocol, notes, batch, workers, step
     )
     result = Result(
         benchmark.dataset,
@@ -191,12 +157,12 @@ def _published_figures(segmenter: Segmenter, measurement: Measurement) -> Publis
 
 
 def _keep_other_results(path: Path, description: Mapping) -> None:
-    """Raise ResumeError where a file holds the result of another model or of other images."""
+    """Raise ResumeError where a file holds the result of a run of another description."""
     if not path.exists():
         return
     try:
         earlier = json.loads(path.read_text())
-        ours = json.loads(json.dumps({key: description[key] for key in _DISTINGUISHING}))
+        ours = json.loads(json.dumps(description))
         different = [key for key, value in ours.items() if earlier.get(key) != value]
     except (ValueError, AttributeError):
         different = ['everything']

@@ -11,7 +11,6 @@ def confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarr
     Args:
         predicted: Integers. What is none of 0..classes-1 is never right.
         true: Integers of the same shape. Pixels of none of 0..classes-1 do not count.
-        classes: Number of classes.
 
     Returns:
         int64 (classes, classes + 1): rows are the truth, columns the prediction, the last one
@@ -31,12 +30,9 @@ def confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarr
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class.
+    """Intersection over union of each class, from the sum of `confusion` over images.
 
     A class that is predicted but nowhere true lowers the IoU of the classes it took pixels from.
-
-    Args:
-        counts: From `confusion`, added up over images.
 
     Returns:
         float64 (classes,), 0..1; NaN for a class that is nowhere in the truth.
@@ -63,10 +59,9 @@ class Scores:
 
 
 def scores(counts: np.ndarray, absent_classes_count: bool = False) -> Scores:
-    """Scores of a confusion matrix.
+    """Scores of the sum of `confusion` over images.
 
     Args:
-        counts: From `confusion`, added up over images.
         absent_classes_count: A class that occurs nowhere in the truth has accuracy 0 in the mean
             accuracy, as the published figures have it, instead of being left out.
     """

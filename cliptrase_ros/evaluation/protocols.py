@@ -1,6 +1,6 @@
 """What counts: which pixels of a picture are compared, and with which truth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -9,7 +9,8 @@ from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
 from cliptrase_ros.evaluation.samples import Sample
 from cliptrase_ros.segmentation.model.preprocessing import centre_crop_framing
 
-#: `paper`: a centred square of the network's input size, pictures and truth scaled alike.
+#: `paper`: a centred square of the network's input size, pictures and truth scaled alike; borders
+#: around objects are background.
 #: `whole`: every pixel, at the truth's own size.
 PROTOCOLS = ('paper', 'whole')
 
@@ -19,17 +20,11 @@ class Protocol:
     """How pictures become pixels to compare.
 
     Attributes:
-        name: One of `PROTOCOLS`.
         side: Of the square of `paper`, pixels.
     """
 
     name: str
     side: int = 0
-
-    @property
-    def border_is_background(self) -> bool:
-        """Whether the border around objects counts as background, where there is one."""
-        return self.name == 'paper'
 
     @property
     def absent_classes_count(self) -> bool:
@@ -38,12 +33,14 @@ class Protocol:
 
     @property
     def background_alone_counts(self) -> bool:
-        """Whether a picture counts that shows nothing but background."""
+        """Whether a picture of nothing but background counts, which the published code skips."""
         return self.name != 'paper'
 
-    def prepare(self, sample: Sample) -> Sample:
-        """Bring picture and truth to the size at which they are compared."""
-        return square(sample, self.side) if self.name == 'paper' else sample
+    def prepare(self, sample: Sample, classes: int, has_background: bool) -> Sample:
+        """Bring picture and truth to the size at which they are compared; see `counted_truth`."""
+        is_paper = self.name == 'paper'
+        sample = square(sample, self.side) if is_paper else sample
+        return replace(sample, truth=counted_truth(sample.truth, classes, has_background, is_paper))
 
 
 def square(sample: Sample, side: int) -> Sample:
@@ -63,10 +60,9 @@ def square(sample: Sample, side: int) -> Sample:
 def counted_truth(
     truth: np.ndarray, classes: int, has_background: bool, border_is_background: bool
 ) -> np.ndarray:
-    """Make truth what `metrics.confusion` takes.
+    """Make truth, int16 as in `Sample`, what `metrics.confusion` takes.
 
     Args:
-        truth: int16, class index or a negative constant of `labels`.
         classes: Number of classes without background.
         has_background: Whether background is one class more; it does not count otherwise.
         border_is_background: Whether borders around objects are; they do not count otherwise.

@@ -30,13 +30,13 @@ def open_dataset(name: str, root: Path | None, count: int | None = None) -> Benc
     Args:
         name: Key of `DATASETS` or `TOYBOX`, or `folder` for a folder of one's own.
         root: Folder it is in, or the one above; not used for what is rendered.
-        count: Most samples; None for all.
+        count: Most samples; None for all, or for 100 rendered rooms, of which there is no end.
 
     Raises:
         DatasetError: The dataset is not there, or not as expected.
     """
     if name in TOYBOX:
-        return open_toybox(name, count)
+        return open_toybox(name, count or 100)
     if root is None:
         raise DatasetError(f'{name} has to be on disk: say where with --root')
     if not root.is_dir():
@@ -87,11 +87,9 @@ def _open_pairs(dataset: Dataset, home: Path, layout: Layout, names: list[str]) 
 def load_sample(
     image_path: Path, label_path: Path, table: np.ndarray, upright: bool = False
 ) -> Sample:
-    """Read a picture and its label image.
+    """Read a picture and its label image, of integers, of equal size.
 
     Args:
-        image_path: The picture.
-        label_path: The label image, of integers, of equal size.
         table: int16 (65536,), what the label image's values mean.
         upright: Read the picture as photos are, turned as its EXIF data say. The published
             evaluation does not do so.
@@ -173,10 +171,9 @@ def _find_pictures(folder: Path) -> dict[str, Path]:
 
 
 def _read_classes(path: Path) -> tuple[Dataset, dict[int, int]]:
-    """Read a file with lines `ID NAME`, or `NAME` alone, which are numbered from 0.
+    """The dataset of a file with lines `ID NAME`, or `NAME` alone, which are numbered from 0.
 
-    Returns:
-        The dataset that it describes, and the truth that each id stands for.
+    Also returned is the truth that each id stands for.
     """
     entries: dict[int, str] = {}
     try:

@@ -22,12 +22,8 @@ class Result:
     """A finished benchmark.
 
     Attributes:
-        dataset: What was labelled.
-        protocol: What counted.
         resolution: Shorter side fed to CLIP, pixels.
         description: JSON values; everything that makes a difference to the counts.
-        progress: The counts.
-        notes: Where they are noted for a run that is cut short.
         published: Figures of the paper for the last method, where dataset, protocol and settings
             are the paper's.
     """
@@ -88,7 +84,7 @@ def table(results: Sequence[Result]) -> str:
     heads = ''.join(f'{head:>8}' for head in _HEADS)
     lines = [f'{"dataset":{named}}  size  {"method":{width}}  images{heads}']
     for result in results:
-        # Both are said in the first line of a result alone.
+        # Dataset, size and number of images stand in the first line of a result alone.
         start = f'{result.dataset.name:{named}}  {result.resolution:4}'
         images = result.progress.counted
         for method, figures in result.scores.items():

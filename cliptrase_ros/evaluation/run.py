@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cliptrase_ros.evaluation.metrics import confusion
-from cliptrase_ros.evaluation.protocols import Protocol, counted_truth
+from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.samples import Benchmark, Sample, SampleError, read_ahead
 from cliptrase_ros.photos.whole_files import whole_file
 
@@ -34,7 +34,7 @@ class Progress:
             it is the last class.
         done: Names of samples that are counted, left out or unreadable.
         left_out: How many showed nothing but background and do not count.
-        unreadable: Why the samples of these names could not be read.
+        unreadable: Reasons, by name.
     """
 
     counts: Mapping[str, np.ndarray]
@@ -52,20 +52,17 @@ class Notes:
     """Progress on disk, valid for one description of a run."""
 
     def __init__(self, path: Path, description: Mapping):
-        """Make notes; nothing is read or written yet.
+        """Nothing is read or written yet.
 
         Args:
-            path: The file, NumPy's .npz.
+            path: NumPy's .npz.
             description: JSON values; everything that makes a difference to the counts.
         """
         self.path = path
         self._description = json.loads(json.dumps(description))
 
     def load(self) -> Progress | None:
-        """Read what an earlier run noted.
-
-        Returns:
-            None where no run did.
+        """Read what an earlier run noted; None where none did.
 
         Raises:
             ResumeError: The notes are damaged, or of a run of another description.
@@ -125,10 +122,7 @@ def run_benchmark(
     Notes are kept whatever ends the run; after a whole run they are still there.
 
     Args:
-        benchmark: The samples.
-        methods: What labels them, by name.
-        protocol: What counts.
-        notes: Where progress is noted; a run goes on behind what they hold.
+        notes: The run goes on behind what they hold.
         batch: Samples labelled together.
         workers: Threads that read.
         step: Told how many samples are done, those of an earlier run first.
@@ -147,14 +141,11 @@ def run_benchmark(
     done = set(progress.done)
     remaining = [name for name in benchmark.names if name not in done]
 
-    def prepare(sample: Sample) -> Sample:
-        sample = protocol.prepare(sample)
-        border_is_background = protocol.border_is_background
-        truth = counted_truth(sample.truth, classes, has_background, border_is_background)
-        return replace(sample, truth=truth)
+    def load(name: str) -> Sample:
+        return protocol.prepare(benchmark.load(name), classes, has_background)
 
     noted_at = time.monotonic()
-    samples = read_ahead(benchmark, remaining, workers, prepare)
+    samples = read_ahead(load, remaining, workers)
     waiting: list[tuple[str, Sample]] = []
     try:
         for name, sample in samples:

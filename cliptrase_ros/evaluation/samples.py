@@ -18,10 +18,9 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and what it shows.
+    """A picture, uint8 (H, W, 3) RGB, and what it shows.
 
     Attributes:
-        image: uint8 (H, W, 3) RGB.
         truth: int16 (H, W), class index or a negative constant of `labels`.
     """
 
@@ -34,8 +33,7 @@ class Benchmark:
     """A dataset whose samples can be read.
 
     Attributes:
-        dataset: What is known of it.
-        names: Names of its samples.
+        names: Of its samples.
         load: Reads the sample of a name; raises SampleError.
         root: Folder it is in; None for what is rendered.
         ids: Of the dataset `folder`, the values that stand for its classes and the background in
@@ -52,23 +50,13 @@ class Benchmark:
 
 
 def read_ahead(
-    benchmark: Benchmark,
-    names: Sequence[str],
-    workers: int,
-    prepare: Callable[[Sample], Sample] = lambda sample: sample,
+    load: Callable[[str], Sample], names: Sequence[str], workers: int
 ) -> Generator[tuple[str, Sample | SampleError], None, None]:
-    """Read samples with several threads, in order, a few ahead of who takes them.
-
-    Args:
-        benchmark: Where the samples are.
-        names: Which of them to read.
-        workers: Number of threads.
-        prepare: What else is done to each sample in its thread.
-    """
+    """Read samples with so many threads, in order, a few ahead of who takes them."""
 
     def read(name: str) -> Sample | SampleError:
         try:
-            return prepare(benchmark.load(name))
+            return load(name)
         except SampleError as error:
             return error
 

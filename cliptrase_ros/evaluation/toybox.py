@@ -9,25 +9,15 @@ from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 from cliptrase_ros.toybox.scenes import CLASSES
 from cliptrase_ros.toybox.sequences import photograph_room
 
-#: Rooms rendered where nobody says how many.
-DEFAULT_COUNT = 100
 
-
-def open_toybox(name: str, count: int | None = None) -> Benchmark:
-    """Make a benchmark of rendered rooms, one picture each.
-
-    Args:
-        name: Key of `TOYBOX`.
-        count: Number of rooms; None for `DEFAULT_COUNT`.
-    """
+def open_toybox(name: str, count: int) -> Benchmark:
+    """Make a benchmark of so many rendered rooms, one picture each; `name` is a key of `TOYBOX`."""
     split, difficulty = TOYBOX[name]
 
     def load(seed: str) -> Sample:
-        photograph = photograph_room(int(seed), split, difficulty)
-        label = photograph.label
-        return Sample(
-            photograph.image, np.where(label == UNLABELLED, IGNORED, label.astype(np.int16))
-        )
+        photo = photograph_room(int(seed), split, difficulty)
+        truth = np.where(photo.label == UNLABELLED, IGNORED, photo.label.astype(np.int16))
+        return Sample(photo.image, truth)
 
     dataset = Dataset(name, f'Toybox, {split}, {difficulty}', tuple(c.name for c in CLASSES))
-    return Benchmark(dataset, tuple(str(seed) for seed in range(count or DEFAULT_COUNT)), load)
+    return Benchmark(dataset, tuple(map(str, range(count))), load)

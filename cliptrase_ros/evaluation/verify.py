@@ -163,13 +163,7 @@ class Verifier:
         precision: str = 'float32',
         device: torch.device | str = 'cpu',
     ):
-        """Make an engine for recordings.
-
-        Args:
-            loaded: The model with the weights of the recordings.
-            precision: Number format of the image tower.
-            device: Where it computes.
-        """
+        """Make an engine of the weights of the recordings."""
         self._loaded = loaded
         self._segmenter = Segmenter(loaded, device, precision)
         self._text = TextEncoder(loaded.model, loaded.tokenizer)
@@ -189,7 +183,7 @@ class Verifier:
                 f'{self._loaded.name} of {encoded.shape[1]}: it was made with another architecture'
             )
         table = recording_table(recording, float(self._loaded.model.logit_scale.exp()))
-        result = on_host(self._run(recording, table.to(self._segmenter.device)))
+        result = on_host(self._trace(recording, table))
         if result.correlation[0].shape != recording.correlation.shape:
             raise RecordingError(
                 f'the recording has {len(recording.clusters)} patches where the model '
@@ -212,12 +206,11 @@ class Verifier:
             text_features=_difference(encoded, recording.text_features),
         )
 
-    def _run(self, recording: Recording, table: LabelTable) -> Trace:
-        pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None]
-        pixels = pixels.to(self._segmenter.device)
-        pipeline = self._segmenter.pipeline
+    def _trace(self, recording: Recording, table: LabelTable) -> Trace:
+        pipeline, device = self._segmenter.pipeline, self._segmenter.device
+        pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None].to(device)
         method = replace(PRESETS['paper'], image_prior=recording.mode == 'image_prior')
-        return trace(pipeline.backbone, pipeline.normalise(pixels), table, method)
+        return trace(pipeline.backbone, pipeline.normalise(pixels), table.to(device), method)
 
 
 def recording_table(recording: Recording, logit_scale: float) -> LabelTable:
@@ -235,15 +228,11 @@ def on_host(result: Trace) -> Trace:
 
 
 def tied(recording: Recording, result: Trace, table: LabelTable) -> Tensor:
-    """Where two labels before the vote, ours and the recorded one, tie.
+    """Where two labels before the vote, ours and the recorded one, tie: bool (B, H, W).
 
     Args:
-        recording: What is compared with.
         result: Of B copies of the recording's input, on the host.
         table: From `recording_table`.
-
-    Returns:
-        bool (B, H, W).
     """
     logits = result.patch_logits.double()
     if recording.mode == 'image_prior':

@@ -4,11 +4,10 @@ Bricks, planks, tiles, stripes, dots, window bars and the bands of a barrel are 
 formula with other numbers, so a picture of mixed materials needs no branch and no loop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +52,7 @@ class Texture:
     frame: float = 0.0
 
 
-# Columns of a packed texture.
+# Columns of a packed texture: the class, the attributes of `Texture` in order, and what is drawn.
 CLASS_ID = 0
 FIRST, SECOND, TRIM = slice(1, 4), slice(4, 7), slice(7, 10)
 TILE_U, TILE_V, SHIFT, JOINT_U, JOINT_V, CHECKER, DOT, VARIATION, GRAIN = range(10, 19)
@@ -232,37 +231,17 @@ def object_texture(finish: str, shape: str) -> Texture:
     return Texture(**style)
 
 
-def pack(texture: Texture, class_id: int) -> list[float]:
-    """A texture as a row of the appearance table, `FEATURES` numbers."""
-    (band_1, width_1), (band_2, width_2) = texture.bands
-    return [
-        float(class_id),
-        *texture.first,
-        *texture.second,
-        *texture.trim,
-        *texture.tile,
-        texture.shift,
-        *texture.joint,
-        texture.checker,
-        texture.dot,
-        texture.variation,
-        texture.grain,
-        band_1,
-        width_1,
-        band_2,
-        width_2,
-        texture.frame,
-        *[0.0] * 3,  # phase, wear and gloss, which are drawn for each room
-    ]
-
-
 def texture_table(names: Sequence[str]) -> Tensor:
     """Packed textures of classes, float32 (len(names), FEATURES); row i has class id i."""
-    rows = []
+    # Phase, wear and gloss, the last columns, are drawn for each room.
+    table = torch.zeros(len(names), FEATURES)
     for index, name in enumerate(names):
         known = FLOORS.get(name) or WALLS.get(name) or FIXTURES.get(name)
-        rows.append(pack(known or object_texture(*name.split()), index))
-    return torch.tensor(rows)
+        texture = known or object_texture(*name.split())
+        numbers = np.concatenate([np.ravel(value) for value in astuple(texture)])
+        table[index, CLASS_ID] = index
+        table[index, FIRST.start : PHASE] = torch.from_numpy(numbers)
+    return table
 
 
 def vary(
@@ -272,7 +251,6 @@ def vary(
 
     Args:
         appearance: (..., slots, FEATURES).
-        generator: Its state says how.
         gain: The most that brightness changes, as a share.
         hue: The most that single channels change, as a share.
     """
@@ -292,7 +270,6 @@ def age(appearance: Tensor, objects: int, generator: torch.Generator) -> Tensor:
     Args:
         appearance: (..., slots, FEATURES).
         objects: So many slots, the first ones, are things.
-        generator: Its state says how.
     """
     aged = appearance.clone()
     shape = appearance.shape[:-1]

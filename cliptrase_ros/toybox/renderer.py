@@ -50,11 +50,7 @@ class Views:
 
 
 def intrinsics(height: int, width: int) -> tuple[float, float, float, float]:
-    """Intrinsics of the camera for pictures of a size.
-
-    Returns:
-        (fx, fy, cx, cy), pixels; the centre of the first pixel is (0, 0).
-    """
+    """Intrinsics (fx, fy, cx, cy), pixels; the centre of the first pixel is (0, 0)."""
     focal = FOCAL_RATIO * width
     return focal, focal, (width - 1) / 2, (height - 1) / 2
 
@@ -73,8 +69,7 @@ def render(
     Args:
         rooms: B rooms.
         poses: B poses, or one `Pose` of B cameras.
-        height: Of a view, pixels.
-        width: Of a view, pixels.
+        height: Of a view, pixels, as is `width`.
         device: Where it is rendered, and where the views are.
         focal: (B,), focal lengths in pixels, in place of that of `intrinsics`.
 
@@ -222,8 +217,7 @@ class _Caster:
         index = (hit + self.base).reshape(-1)
         row = [feature.index_select(0, index).view(hit.shape) for feature in self.table]
         color = _paint(row, u, v, depth * inverse, is_object & top)
-        light = self._light(point, normal, direction, slot, is_object)
-        color = color * light
+        color = color * self._light(point, normal, slot, is_object)
         if self.glossy:
             color = color + row[m.GLOSS] * self._highlight(point, normal, direction)
         return color, depth, row[m.CLASS_ID]
@@ -371,21 +365,12 @@ class _Caster:
         return u, v, normal, on_cap & ~is_box
 
     def _light(
-        self,
-        point: list[Tensor],
-        normal: list[Tensor],
-        direction: list[Tensor],
-        slot: Tensor,
-        is_object: Tensor,
+        self, point: list[Tensor], normal: list[Tensor], slot: Tensor, is_object: Tensor
     ) -> Tensor:
         """Light (3, B, P): sky and lamp, with soft shadows and contact darkening of objects."""
         ray = [self.rooms.light[:, axis, None] - point[axis] for axis in range(3)]
         squared = _dot(ray, ray)
         cosine = _dot(ray, normal) * torch.rsqrt(squared)
-
-        if not len(self.present):
-            lit = torch.ones_like(squared)
-            return self._illuminate(normal, squared, cosine, lit, 0 * lit)
         occluder = self.occluder[:, self.present, :, None]
         away = [occluder[:, :, axis] - point[axis][:, None] for axis in range(3)]
         distance = _dot(away, away)
@@ -400,7 +385,13 @@ class _Caster:
         skip = (own & is_object[:, None]) | (radius <= 0)
         shade = torch.where(skip | (along < 0), 1.0, shade).prod(1)
         contact = torch.where(skip, 0.0, contact).sum(1)
-        return self._illuminate(normal, squared, cosine, shade, contact)
+
+        ambient = self.rooms.ambient[:, None] + 0.12 * normal[2]
+        ambient = ambient * (1 - 0.8 * contact).clamp_min(0.25)
+        # Without a little light on faces turned away from the lamp they all look alike.
+        lamp = 0.95 * (cosine * 0.85 + 0.15).clamp_min(0) * (0.3 + 0.7 * shade)
+        lamp = lamp * (9.0 / (squared + 6.0))
+        return (ambient + lamp)[None] * self.rooms.brightness.T[..., None]
 
     def _highlight(
         self, point: list[Tensor], normal: list[Tensor], direction: list[Tensor]
@@ -413,23 +404,6 @@ class _Caster:
         cosine = _dot(half, normal) * torch.rsqrt(_dot(half, half) + 1e-9)
         return cosine.clamp_min(0) ** 40
 
-    def _illuminate(
-        self,
-        normal: list[Tensor],
-        squared: Tensor,
-        cosine: Tensor,
-        shade: Tensor,
-        contact: Tensor,
-    ) -> Tensor:
-        """Light (3, B, P) from distance and angle to the lamp, shadow and contact darkening."""
-        ambient = self.rooms.ambient[:, None] + 0.12 * normal[2]
-        ambient = ambient * (1 - 0.8 * contact).clamp_min(0.25)
-        # Without a little light on faces turned away from the lamp they all look alike.
-        lamp = 0.95 * (cosine * 0.85 + 0.15).clamp_min(0) * (0.3 + 0.7 * shade)
-        lamp = lamp * (9.0 / (squared + 6.0))
-        total = ambient + lamp
-        return total[None] * self.rooms.brightness.T[..., None]
-
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
@@ -441,17 +415,13 @@ def _edge(distance: Tensor, softness: Tensor) -> Tensor:
 
 
 def _paint(row: list[Tensor], u: Tensor, v: Tensor, footprint: Tensor, plain: Tensor) -> Tensor:
-    """The texture formula.
+    """The texture formula: colour (3, B, P) in linear light.
 
     Args:
         row: `materials.FEATURES` texture parameters, (B, P) each.
-        u: (B, P), texture coordinate, see `materials.Texture`.
-        v: (B, P), likewise.
+        u: (B, P), texture coordinate, as is `v`; see `materials.Texture`.
         footprint: (B, P), metres a pixel.
         plain: bool (B, P), flat tops, which show their first colour only.
-
-    Returns:
-        Colour (3, B, P) in linear light.
     """
     tile_u, tile_v = row[m.TILE_U], row[m.TILE_V]
     cell_v = v / tile_v

@@ -8,7 +8,7 @@ z = 0, and a room is the box from the origin to `size`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -132,22 +132,16 @@ class ToyClass:
     noun: str
 
 
-def _make_classes() -> tuple[ToyClass, ...]:
-    objects = [
+CLASSES = (
+    *(
         ToyClass(f'{finish} {shape}', 'object', finish, shape)
         for shape in materials.SHAPES
         for finish in materials.FINISHES
-    ]
-    surfaces = [
-        ToyClass(name, kind, adjective, kind)
-        for kind, table in (('floor', materials.FLOORS), ('wall', materials.WALLS))
-        for name, adjective in ((name, name.split()[0]) for name in table)
-    ]
-    rest = [ToyClass(kind, kind, '', kind) for kind in ('ceiling', *FIXTURES)]
-    return tuple(objects + surfaces + rest)
-
-
-CLASSES: tuple[ToyClass, ...] = _make_classes()
+    ),
+    *(ToyClass(name, 'floor', name.split()[0], 'floor') for name in materials.FLOORS),
+    *(ToyClass(name, 'wall', name.split()[0], 'wall') for name in materials.WALLS),
+    *(ToyClass(kind, kind, '', kind) for kind in ('ceiling', *FIXTURES)),
+)
 CLASS_IDS = {toy_class.name: index for index, toy_class in enumerate(CLASSES)}
 UNSEEN_COMBINATIONS = (
     ('orange', 'ball'),
@@ -201,7 +195,6 @@ def true_labels(labels: np.ndarray | Tensor, phrases: Sequence[str]) -> np.ndarr
 
     Args:
         labels: uint8, any shape, indices into `CLASSES` (or 255).
-        phrases: The vocabulary.
 
     Returns:
         The same type and shape, with the index of the first phrase that names each pixel's class,
@@ -276,14 +269,6 @@ class Room:
     packed: RoomBatch
     difficulty: str = 'easy'
 
-    @property
-    def classes(self) -> tuple[ToyClass, ...]:
-        """Every class that stands in the room or covers it, in the order of `CLASSES`."""
-        ids = self.packed.appearance[0, :, materials.CLASS_ID].long()
-        present = torch.ones(SLOTS, dtype=torch.bool)
-        present[:OBJECT_SLOTS] = self.packed.radius[0] > 0
-        return tuple(CLASSES[index] for index in sorted(set(ids[present].tolist())))
-
 
 @dataclass(frozen=True)
 class Pose:
@@ -303,34 +288,29 @@ def _uniform(generator: torch.Generator, shape, low: float, high: float) -> Tens
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
-@lru_cache(maxsize=1)
-def _combinations() -> dict[str, Tensor]:
-    """Per kind of slot, the known combinations and the unseen ones, as class ids."""
-    table: dict[str, Tensor] = {}
-    for name, shapes in (('box', ('box',)), ('round', ('ball', 'cone', 'cylinder'))):
-        pairs = [(finish, shape) for shape in shapes for finish in materials.FINISHES]
-        for key, unseen in (('known', False), ('unseen', True)):
-            ids = [
-                CLASS_IDS[f'{finish} {shape}']
-                for finish, shape in pairs
-                if ((finish, shape) in UNSEEN_COMBINATIONS) == unseen
-            ]
-            table[f'{name} {key}'] = torch.tensor(ids)
-    return table
+@lru_cache
+def _combinations(shapes: tuple[str, ...], unseen: bool) -> Tensor:
+    """Class ids of things of these shapes, the `UNSEEN_COMBINATIONS` or all others."""
+    ids = [
+        CLASS_IDS[f'{finish} {shape}']
+        for shape in shapes
+        for finish in materials.FINISHES
+        if ((finish, shape) in UNSEEN_COMBINATIONS) == unseen
+    ]
+    return torch.tensor(ids)
 
 
 def _object_classes(
     count: int, split: str, generator: torch.Generator, round_slots: int, box_slots: int
 ) -> Tensor:
     """Class ids (count, slots), round ones first; only unseen ones may occur twice in a room."""
-    table = _combinations()
     columns = []
-    for name, slots in (('round', round_slots), ('box', box_slots)):
-        known = table[f'{name} known']
+    for shapes, slots in ((('ball', 'cone', 'cylinder'), round_slots), (('box',), box_slots)):
+        known = _combinations(shapes, unseen=False)
         order = torch.rand(count, len(known), generator=generator).argsort(1)[:, :slots]
         chosen = known[order]
         if split == 'unseen_combinations':
-            unseen = table[f'{name} unseen']
+            unseen = _combinations(shapes, unseen=True)
             pick = torch.randint(len(unseen), (count, slots), generator=generator)
             swap = torch.rand(count, slots, generator=generator) < 0.6
             chosen = torch.where(swap, unseen[pick], chosen)
@@ -365,20 +345,15 @@ def sample_rooms(
     """Draw random rooms on the CPU, a function of the arguments alone.
 
     Args:
-        count: Number of rooms.
-        generator: Its state says which rooms.
         split: One of `SPLITS`. 'held_out' has the same distribution as 'train' and is kept apart
             by its seeds; 'unseen_combinations' mixes in `UNSEEN_COMBINATIONS`, which occur in no
             other split.
-        difficulty: Key of `DIFFICULTIES`.
 
     Raises:
         ValueError: For an unknown split or difficulty.
     """
-    if split not in SPLITS:
-        raise ValueError(f'split {split!r} is not one of {", ".join(SPLITS)}')
-    if difficulty not in DIFFICULTIES:
-        raise ValueError(f'difficulty {difficulty!r} is not one of {", ".join(DIFFICULTIES)}')
+    _check_choice('split', split, SPLITS)
+    _check_choice('difficulty', difficulty, DIFFICULTIES)
     ranges = DIFFICULTIES[difficulty]
     slots = ranges.round_slots + ranges.box_slots
     size = torch.cat(
@@ -491,10 +466,14 @@ def _sample_appearance(
 
 def sample_room(seed: int, split: str = 'train', difficulty: str = 'easy') -> Room:
     """Draw one room, a function of the arguments alone; see `sample_rooms`."""
-    if split not in SPLITS:
-        raise ValueError(f'split {split!r} is not one of {", ".join(SPLITS)}')
+    _check_choice('split', split, SPLITS)
     generator = torch.Generator().manual_seed(split_seed(seed, split))
     return Room(seed, split, sample_rooms(1, generator, split, difficulty), difficulty)
+
+
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f'{name} {value!r} is not one of {", ".join(choices)}')
 
 
 def split_seed(seed: int, split: str) -> int:
@@ -553,8 +532,6 @@ def random_poses(rooms: RoomBatch, generator: torch.Generator, roll: float = 0.0
     """Draw one view into each room: from anywhere inside, aimed at an object or a random point.
 
     Args:
-        rooms: What is looked at.
-        generator: Its state says from where.
         roll: The most that the camera is turned about its axis, radians.
     """
     count = len(rooms)

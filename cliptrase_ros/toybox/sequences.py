@@ -1,14 +1,10 @@
 """What a camera on tour through a room takes: single pictures, and sequences with true motion."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from cliptrase_ros.toybox.renderer import intrinsics, render
 from cliptrase_ros.toybox.scenes import DIFFICULTIES, Pose, Room, camera_pose, sample_room
@@ -52,34 +48,22 @@ def photograph_room(
     """Take the picture by which a room is evaluated: one, at a moment that its seed says.
 
     Args:
-        seed: See `scenes.sample_room`.
-        split: See `scenes.sample_room`.
-        difficulty: See `scenes.sample_room`.
         size: Height and width, pixels; None for those of `PICTURE_SIZES`.
     """
     height, width = size or PICTURE_SIZES[difficulty]
     return photograph(sample_room(seed, split, difficulty), _LATER_S * seed, height, width)
 
 
-def photograph(
-    room: Room, time_s: float, height: int, width: int, device: str | torch.device = 'cpu'
-) -> Photograph:
-    """Take a picture at a moment of the tour `scenes.camera_pose`.
+def photograph(room: Room, time_s: float, height: int, width: int) -> Photograph:
+    """Take a picture `time_s` seconds into the tour `scenes.camera_pose`.
 
     In a hard room it has the blur of the camera's motion and the noise of a cheap sensor; label and
     depth are those of the middle of the exposure. A function of the arguments alone.
-
-    Args:
-        room: Where the camera is.
-        time_s: The moment, seconds.
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
-        device: Where it is rendered.
     """
     difficulty = DIFFICULTIES[room.difficulty]
     pose = camera_pose(room, time_s)
-    views = render([room], [pose], height, width, device)
-    image, depth = views.image[0].cpu().numpy(), views.depth[0].cpu().numpy()
+    views = render([room], [pose], height, width)
+    image, depth, label = (part[0].numpy() for part in (views.image, views.depth, views.label))
     if difficulty.exposure:
         start, end = (camera_pose(room, time_s + s * difficulty.exposure) for s in (-0.5, 0.5))
         image = _blur(image, depth, pose, start, end)
@@ -89,7 +73,7 @@ def photograph(
         noise = generator.standard_normal(image.shape, np.float32) * deviation
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
     unknown_motion = np.full((height, width, 2), np.nan, np.float32)
-    return Photograph(image, views.label[0].cpu().numpy(), depth, unknown_motion, pose)
+    return Photograph(image, label, depth, unknown_motion, pose)
 
 
 def rendered_sequence(
@@ -98,23 +82,14 @@ def rendered_sequence(
     height: int = 240,
     width: int = 320,
     rate: float = 10.0,
-    device: str | torch.device = 'cpu',
 ) -> Iterator[Photograph]:
-    """Take pictures of the tour from its beginning on, with true motion.
+    """Take pictures of the tour from its beginning on, `rate` a second, with true motion.
 
     The room does not move, so that motion follows from depth and the two poses.
-
-    Args:
-        room: Where the camera is.
-        frames: Number of pictures.
-        height: Of a picture, pixels.
-        width: Of a picture, pixels.
-        rate: Pictures a second.
-        device: Where they are rendered.
     """
     before = None
     for index in range(frames):
-        photo = photograph(room, index / rate, height, width, device)
+        photo = photograph(room, index / rate, height, width)
         if before is not None:
             photo.motion[:] = _motion_from(before, photo)
         yield photo
@@ -149,17 +124,15 @@ def _reproject(depth: np.ndarray, pose: Pose, other: Pose) -> tuple[np.ndarray, 
     fx, fy, cx, cy = intrinsics(height, width)
     x, y = np.moveaxis(_pixel_grid(height, width), -1, 0)
     points = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], -1) * depth[..., None]
-    rotation, position = (_to_float64(t) for t in (pose.rotation, pose.position))
-    other_rotation, other_position = (_to_float64(t) for t in (other.rotation, other.position))
+    rotation, position, other_rotation, other_position = (
+        tensor.double().numpy()
+        for tensor in (pose.rotation, pose.position, other.rotation, other.position)
+    )
     points = (points @ rotation.T + position - other_position) @ other_rotation
     z = points[..., 2]
     with np.errstate(divide='ignore', invalid='ignore'):
         seen = np.stack([fx * points[..., 0] / z + cx, fy * points[..., 1] / z + cy], -1)
     return seen, z
-
-
-def _to_float64(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy().astype(np.float64)
 
 
 def _blur(image: np.ndarray, depth: np.ndarray, pose: Pose, start: Pose, end: Pose) -> np.ndarray:

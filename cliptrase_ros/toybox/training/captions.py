@@ -1,7 +1,5 @@
 """Captions: which phrases a picture does and does not show, at several levels of detail."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -137,7 +135,6 @@ def presence(level: Level, coverage: Tensor) -> tuple[Tensor, Tensor]:
     """Say which phrases captions mention and which they deny.
 
     Args:
-        level: The phrases.
         coverage: (B, len(CLASSES)), shares of B pictures.
 
     Returns:

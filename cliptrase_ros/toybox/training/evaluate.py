@@ -1,25 +1,22 @@
 """Zero-shot results of a toybox CLIP: `python -m cliptrase_ros.toybox.training.evaluate --help`."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
+from cliptrase_ros.evaluation.class_indices import label_by_method
 from cliptrase_ros.evaluation.metrics import class_iou, confusion
 from cliptrase_ros.segmentation.model import preprocessing
-from cliptrase_ros.segmentation.model.text import TextEncoder
-from cliptrase_ros.segmentation.model.weights import TOYBOX_FOLDER, LoadedModel, load_model_folder
-from cliptrase_ros.segmentation.segmenter import Segmenter
-from cliptrase_ros.segmentation.settings import SegmentationSettings
+from cliptrase_ros.segmentation.model.weights import TOYBOX_FOLDER, load_model_folder
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter
+from cliptrase_ros.segmentation.settings import PRESETS, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, parse_vocabulary
 from cliptrase_ros.toybox.scenes import (
     CLASSES,
@@ -30,19 +27,20 @@ from cliptrase_ros.toybox.scenes import (
 )
 from cliptrase_ros.toybox.sequences import Photograph, photograph_room
 from cliptrase_ros.toybox.training.captions import MENTIONED_FROM
-from cliptrase_ros.toybox.training.towers import ImageTower
 
 VOCABULARIES: dict[str, tuple[str, ...]] = {
     'names': tuple(toy_class.name for toy_class in CLASSES),
     'shapes': ('ball', 'box', 'cone', 'cylinder', 'floor', 'wall'),
 }
-#: Settings of the engine by method; the other methods do without the engine.
-ENGINE_METHODS = {
-    'paper': {'preset': 'paper'},
-    'robot': {'preset': 'robot'},
-    'plus+edges': {'preset': 'plus', 'refinement': 'edges'},
+#: Ways to label. The first two do without clusters: by the tokens of plain CLIP, and by those that
+#: the engine recovers.
+METHODS = {
+    'plain': replace(PRESETS['robot'], recovery=False, clustering=False),
+    'recovered': replace(PRESETS['robot'], clustering=False),
+    'paper': PRESETS['paper'],
+    'robot': PRESETS['robot'],
+    'plus+edges': replace(PRESETS['plus'], refine_edges=True),
 }
-METHODS = ('plain', 'recovered', *ENGINE_METHODS)
 
 
 def photograph_rooms(
@@ -57,45 +55,12 @@ def photograph_rooms(
     return [photograph_room(seed, split, difficulty, size) for seed in seeds]
 
 
-class _TokenLabeller:
-    """Labels from the tokens of one pass, without clusters: CLIP's own and the recovered ones."""
-
-    def __init__(self, loaded: LoadedModel, phrases: Sequence[str], resolution: int):
-        self.tower = ImageTower(loaded.model.visual)
-        self.text = TextEncoder(loaded.model, loaded.tokenizer).encode(phrases)
-        self.mean, self.std = (
-            torch.tensor(values)[:, None, None] for values in (loaded.mean, loaded.std)
-        )
-        self.resolution = resolution
-
-    @torch.inference_mode()
-    def __call__(self, image: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Labels by method, uint8 (H, W), and the scores of the phrases for the whole image."""
-        framing = preprocessing.whole_frame_framing(
-            image.shape[:2], self.resolution, self.tower.backbone.patch_size
-        )
-        pixels = preprocessing.network_input(torch.from_numpy(image)[None], framing)
-        features = self.tower((pixels.float() / 255 - self.mean) / self.std)
-        labels = {}
-        for method, tokens in (('plain', features.plain), ('recovered', features.dense.tokens)):
-            logits = (tokens[:, 1:] @ self.text.mT).mT.unflatten(-1, features.dense.grid)
-            label = _largest(logits, pixels.shape[-2:])
-            label = preprocessing.to_camera_size(label, framing, outside=UNLABELLED)
-            labels[method] = label[0].numpy()
-        return labels, (features.plain[:, 0] @ self.text.mT)[0].numpy()
-
-
-def _largest(logits: Tensor, size: Sequence[int]) -> Tensor:
-    enlarged = F.interpolate(logits, size=tuple(size), mode='bilinear', align_corners=False)
-    return enlarged.argmax(1).to(torch.uint8)
-
-
 def evaluate(
     folder: Path,
     rooms: Sequence[Photograph],
     phrases: Sequence[str],
     resolution: int = 336,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = tuple(METHODS),
 ) -> dict:
     """Measure a model on pictures of rooms with one vocabulary.
 
@@ -104,8 +69,6 @@ def evaluate(
 
     Args:
         folder: Of the model.
-        rooms: The pictures.
-        phrases: The vocabulary.
         resolution: Shorter side fed to CLIP, pixels.
         methods: Some of `METHODS`.
 
@@ -115,23 +78,18 @@ def evaluate(
         [CLS] token: `auc`, the mean over phrases of the area under the ROC curve; `first_hit`, how
         often the object phrase and the surface phrase with the largest score is in the picture.
     """
+    segmenter = Segmenter(load_model_folder(folder))
+    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(phrases), background=()))
+    settings = SegmentationSettings(resolution=resolution)
     truth = [true_labels(room.label, phrases) for room in rooms]
     labels: dict[str, list[np.ndarray]] = {method: [] for method in methods}
-    label_by_tokens = _TokenLabeller(load_model_folder(folder), phrases, resolution)
-    loaded = load_model_folder(folder)
-    segmenter = Segmenter(loaded)
-    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(list(phrases), background=()))
     scores = []
     for room in tqdm(rooms, unit='room', leave=False):
-        by_tokens, image_scores = label_by_tokens(room.image)
-        for method in labels.keys() & by_tokens.keys():
-            labels[method].append(by_tokens[method])
-        scores.append(image_scores)
-        for method, options in ENGINE_METHODS.items():
-            if method in labels:
-                settings = SegmentationSettings(resolution=resolution, **options)
-                (result,) = segmenter.segment([room.image], vocabulary, settings)
-                labels[method].append(result.label)
+        scores.append(_score_image(segmenter, vocabulary, room.image, resolution))
+        for method in methods:
+            labels[method] += label_by_method(
+                segmenter, [room.image], vocabulary.table, settings, METHODS[method]
+            )
     report = {}
     for method, predicted in labels.items():
         counts = np.zeros((len(phrases), len(phrases) + 1), np.int64)
@@ -150,6 +108,21 @@ def evaluate(
     return report | {'image': _measure_image_scores(np.stack(scores), truth, phrases)}
 
 
+@torch.inference_mode()
+def _score_image(
+    segmenter: Segmenter, vocabulary: EncodedVocabulary, image: np.ndarray, resolution: int
+) -> np.ndarray:
+    """Logits of the phrases for a whole image, of the [CLS] token of plain CLIP."""
+    pipeline = segmenter.pipeline
+    framing = preprocessing.whole_frame_framing(
+        image.shape[:2], resolution, pipeline.backbone.patch_size
+    )
+    frames = torch.from_numpy(image)[None].to(segmenter.device)
+    pixels = pipeline.normalise(preprocessing.network_input(frames, framing))
+    tokens = pipeline.backbone(pixels, recovery=False).tokens
+    return vocabulary.table.logits(tokens.float())[0, 0].cpu().numpy()
+
+
 def _unseen_miou(phrases: Sequence[str], iou: np.ndarray) -> float | None:
     """Mean over the phrases that are `UNSEEN_COMBINATIONS`; None where there are none."""
     unseen = {' '.join(pair) for pair in UNSEEN_COMBINATIONS}
@@ -160,12 +133,8 @@ def _unseen_miou(phrases: Sequence[str], iou: np.ndarray) -> float | None:
 def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
     """Probability that a positive scores above a negative; ties count half.
 
-    Args:
-        scores: float (N,).
-        positive: bool (N,).
-
-    Returns:
-        0..1; NaN where there are no positives or no negatives.
+    Of N scores, `positive` says by bool (N,) which are positives. The result is 0..1; NaN where
+    there are no positives or no negatives.
     """
     wins, losses = int(positive.sum()), int((~positive).sum())
     if not wins or not losses:

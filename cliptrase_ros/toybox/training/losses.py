@@ -1,7 +1,5 @@
 """Losses from captions alone: what is and what is not in the picture."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,9 +35,7 @@ def contrast(logits: Tensor, mentioned: Tensor, denied: Tensor) -> Tensor:
     equally; and likewise of the pictures for each phrase.
 
     Args:
-        logits: (B, P), of B pictures and P phrases.
-        mentioned: bool (B, P).
-        denied: bool (B, P).
+        logits: (B, P), of B pictures and P phrases; the others are bool of the same shape.
     """
     of_phrases = _cross_entropy(logits, mentioned, denied)
     return 0.5 * (of_phrases + _cross_entropy(logits.mT, mentioned.mT, denied.mT))
@@ -58,9 +54,7 @@ def patches(logits: Tensor, mentioned: Tensor, denied: Tensor) -> Tensor:
     """Every patch shows something that is there, and everything mentioned takes up some room.
 
     Args:
-        logits: (B, N, P), of the patches.
-        mentioned: bool (B, P).
-        denied: bool (B, P).
+        logits: (B, N, P), of the patches; the others are bool (B, P).
     """
     log_probability = logits.log_softmax(-1)
     possible = log_probability.masked_fill(denied[:, None], -torch.inf)
@@ -82,9 +76,6 @@ def composition(text: list[Tensor]) -> Tensor:
 
     Args:
         text: For each level (P, D), unit length.
-
-    Returns:
-        0 for perfect agreement.
     """
     name, shape, color = compositions().to(text[NAMES].device).unbind(1)
     parts = F.normalize(text[SHAPES][shape] + text[FINISHES][color], dim=-1)
@@ -92,15 +83,7 @@ def composition(text: list[Tensor]) -> Tensor:
 
 
 def regional(tokens: Tensor, correlation: Tensor) -> Tensor:
-    """Average patch tokens over the patches that correlate with them.
-
-    Args:
-        tokens: (B, 1 + N, D), as in `DenseFeatures`.
-        correlation: (B, 1 + N, 1 + N), as in `DenseFeatures`.
-
-    Returns:
-        (B, N, D), unit length.
-    """
+    """Patch tokens, averaged over the patches that correlate with them: (B, N, D), unit length."""
     weights = (denoise_correlation(correlation.float()) / SHARPNESS).softmax(-1)
     return F.normalize(weights @ tokens[:, 1:], dim=-1)
 
@@ -121,7 +104,6 @@ def caption_loss(
         tokens: (B, 1 + N, D), unit length, [CLS] first.
         correlation: (B, 1 + N, 1 + N), as in `DenseFeatures`.
         text: For each level (P, D), unit length.
-        levels: What can be said of a picture.
         coverage: (B, len(CLASSES)), shares of each picture.
         scale: What cosines are multiplied by.
         dense: Also on the recovered patch tokens, not on [CLS] alone.

@@ -1,9 +1,6 @@
-"""The toybox CLIP as training and evaluation see it: plain tokens and recovered ones together."""
-
-from __future__ import annotations
+"""The toybox CLIP as training sees it, plain tokens and recovered ones together, and as written."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -14,19 +11,6 @@ from torch import Tensor, nn
 
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
 from cliptrase_ros.segmentation.model.weights import CONFIG_NAME, TOYBOX_FOLDER, WEIGHTS_NAME
-
-
-@dataclass(frozen=True)
-class Features:
-    """What one pass of the image tower gives.
-
-    Attributes:
-        plain: float32 (B, 1 + N, D), unit length, of the unmodified tower, [CLS] first.
-        dense: What the engine makes of the same pass.
-    """
-
-    plain: Tensor
-    dense: DenseFeatures
 
 
 class ImageTower:
@@ -42,17 +26,21 @@ class ImageTower:
     def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._last_input = inputs[0]
 
-    def __call__(self, pixels: Tensor) -> Features:
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, DenseFeatures]:
         """Run the tower.
 
         Args:
             pixels: float (B, 3, H, W), normalised; H and W are multiples of the patch size.
+
+        Returns:
+            Tokens of the unmodified tower, float32 (B, 1 + N, D), unit length, [CLS] first; and
+            what the engine makes of the same pass.
         """
         dense = self.backbone(pixels)
         visual = self.visual
         plain = visual.ln_post(visual.transformer.resblocks[-1](self._last_input)) @ visual.proj
         self._last_input = None
-        return Features(F.normalize(plain.float(), dim=-1), dense)
+        return F.normalize(plain.float(), dim=-1), dense
 
 
 class Tokenizer:
@@ -71,12 +59,7 @@ class Tokenizer:
 
 
 def make_model(config: dict, tokens: int) -> nn.Module:
-    """Make a CLIP of random weights.
-
-    Args:
-        config: open_clip's `model_cfg`.
-        tokens: Size of the text vocabulary.
-    """
+    """Make a CLIP of random weights by open_clip's `model_cfg`, for a vocabulary of `tokens`."""
     text = {**config['text_cfg'], 'vocab_size': tokens}
     return open_clip.CLIP(
         config['embed_dim'], config['vision_cfg'], text, quick_gelu=config['quick_gelu']
@@ -88,17 +71,11 @@ def read_config(folder: Path = TOYBOX_FOLDER) -> dict:
     return json.loads((folder / CONFIG_NAME).read_text())
 
 
-def export(model: nn.Module, token_ids: Tensor, config: dict, folder: Path) -> Path:
+def export(model: nn.Module, token_ids: Tensor, config: dict, folder: Path) -> None:
     """Write configuration and float16 weights.
 
     Args:
-        model: From `make_model`.
         token_ids: int64, numbers in CLIP's vocabulary of the rows of the token embedding.
-        config: open_clip's configuration.
-        folder: Where the files go.
-
-    Returns:
-        The path of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
@@ -114,4 +91,3 @@ def export(model: nn.Module, token_ids: Tensor, config: dict, folder: Path) -> P
     # safetensors makes files that only their owner can read; a package's data is for everyone.
     temporary.chmod(0o644)
     temporary.replace(path)
-    return path

@@ -1,7 +1,5 @@
 """Train the toybox CLIP from captions: `python -m cliptrase_ros.toybox.training.train --help`."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import ctypes
@@ -9,9 +7,8 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,33 +17,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from cliptrase_ros.segmentation.model.text import causal_features
+from cliptrase_ros.segmentation.settings import setting, settings_of
 from cliptrase_ros.toybox.training import towers, views
 from cliptrase_ros.toybox.training.captions import levels, prompts, training_texts
 from cliptrase_ros.toybox.training.losses import caption_loss
 
 CHECKPOINT = 'checkpoint.pt'
 LOSSES = ('dense', 'cls')
-
-
-def _setting(default: str | int | float, doc: str) -> Any:
-    return field(default=default, metadata={'doc': doc})
+SAVE_EVERY_S = 120.0
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a run depends on; a checkpoint can only be resumed with the same."""
 
-    loss: str = _setting('dense', 'dense: on [CLS] and on the patches; cls: the control')
-    layers: int = _setting(8, 'of the image tower')
-    steps: int = _setting(9000, 'most steps')
-    tokens: int = _setting(1200, 'image tokens a step; smaller windows make larger batches')
-    learning_rate: float = _setting(1e-3, 'of AdamW, at its peak')
-    matrix_learning_rate: float = _setting(3e-3, 'of Muon, at its peak')
-    weight_decay: float = _setting(0.05, 'of matrices')
-    warmup: int = _setting(200, 'steps until learning rates are at their peak')
-    seed: int = _setting(0, 'of weights, views and windows')
-    view_size: int = _setting(224, 'side of rendered views, pixels')
-    pool: int = _setting(6000, 'views to render once; 0 = always new ones')
+    loss: str = setting(
+        'dense', 'dense: on [CLS] and on the patches; cls: the control', choices=LOSSES
+    )
+    layers: int = setting(8, 'of the image tower')
+    steps: int = setting(9000, 'most steps')
+    tokens: int = setting(1200, 'image tokens a step; smaller windows make larger batches')
+    learning_rate: float = setting(1e-3, 'of AdamW, at its peak')
+    matrix_learning_rate: float = setting(3e-3, 'of Muon, at its peak')
+    weight_decay: float = setting(0.05, 'of matrices')
+    warmup: int = setting(200, 'steps until learning rates are at their peak')
+    seed: int = setting(0, 'of weights, views and windows')
+    view_size: int = setting(224, 'side of rendered views, pixels')
+    pool: int = setting(6000, 'views to render once; 0 = always new ones')
 
 
 class Trainer:
@@ -78,17 +75,14 @@ class Trainer:
         self.seconds = 0.0
 
     def step(self, progress: float) -> dict[str, float]:
-        """Train on one batch.
+        """Train on one batch; returns the loss and its terms.
 
         Args:
             progress: 0..1, sets learning rate and window size.
-
-        Returns:
-            The loss and its terms.
         """
         settings, step = self.settings, self.steps_done
-        height, width = views.window_size(step, progress, settings.seed, settings.view_size)
         patch = self.tower.backbone.patch_size
+        height, width = views.window_size(step, progress, settings.seed, settings.view_size, patch)
         count = max(2, settings.tokens // ((height // patch) * (width // patch)))
         batch = self.source.batch(step, count, height, width)
         generator = torch.Generator().manual_seed(settings.seed * 7_919 + step)
@@ -104,12 +98,12 @@ class Trainer:
         # On CPUs the fused attention's backward pass is several times slower than plain products.
         attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == 'cpu' else nullcontext()
         with self._autocast(), attention:
-            features = self.tower(pixels)
+            plain, dense = self.tower(pixels)
             text = self._encode_text(generator)
-        tokens = torch.cat([features.plain[:, :1], features.dense.tokens.float()[:, 1:]], 1)
+        tokens = torch.cat([plain[:, :1], dense.tokens.float()[:, 1:]], 1)
         terms = caption_loss(
             tokens,
-            features.dense.correlation,
+            dense.correlation,
             text,
             levels(),
             coverage,
@@ -202,15 +196,8 @@ def make_optimizers(model: torch.nn.Module, settings: Settings) -> list[torch.op
     return [adamw, muon]
 
 
-def train(trainer: Trainer, folder: Path, minutes: float, save_every: float = 120.0) -> None:
-    """Train until the steps or the minutes are used up, saving now and then.
-
-    Args:
-        trainer: What is trained.
-        folder: Where it is saved.
-        minutes: 0 for no limit.
-        save_every: Seconds between two checkpoints.
-    """
+def train(trainer: Trainer, folder: Path, minutes: float) -> None:
+    """Train until the steps or the minutes (0 for no limit) are used up, saving now and then."""
     settings = trainer.settings
     earlier, begin = trainer.seconds, time.monotonic()
     saved, mean = begin, None
@@ -231,7 +218,7 @@ def train(trainer: Trainer, folder: Path, minutes: float, save_every: float = 12
         if trainer.steps_done % 10 == 0:
             shown = {name: f'{value:.3f}' for name, value in mean.items()}
             bar.set_postfix(shown | {'scale': f'{trainer.model.logit_scale.exp():.1f}'})
-        if time.monotonic() - saved > save_every:
+        if time.monotonic() - saved > SAVE_EVERY_S:
             trainer.save(folder)
             saved = time.monotonic()
     bar.close()
@@ -256,13 +243,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('output', type=Path, help='folder for checkpoint and model; continued')
-    for setting in fields(Settings):
+    for declared in settings_of(Settings):
         parser.add_argument(
-            f'--{setting.name.replace("_", "-")}',
-            type=type(setting.default),
-            default=setting.default,
-            choices=LOSSES if setting.name == 'loss' else None,
-            help=setting.metadata['doc'],
+            f'--{declared.name.replace("_", "-")}',
+            type=declared.type,
+            default=declared.default,
+            choices=declared.choices or None,
+            help=declared.doc,
         )
     parser.add_argument('--minutes', type=float, default=0.0, help='most minutes; 0 = no limit')
     parser.add_argument('--pool-folder', type=Path, default=Path('toybox_views'))

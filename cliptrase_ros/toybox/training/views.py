@@ -4,8 +4,6 @@ What leaves this module is a picture and the share of it that each class covers;
 picture a class lies never reaches the training loss.
 """
 
-from __future__ import annotations
-
 import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -49,23 +47,19 @@ class Batch:
 
 
 def render_views(
-    count: int, size: int, seed: int, split: str = 'train', device: str | torch.device = 'cpu'
+    count: int, size: int, seed: int, device: str | torch.device = 'cpu'
 ) -> tuple[Tensor, Tensor]:
-    """Render random views, each of another room.
+    """Render random views of `size` x `size` pixels, each of another room.
 
     Args:
-        count: Number of views.
-        size: Their height and width, pixels.
         seed: Multiples of `EASY_EVERY` give easy rooms, all others hard ones.
-        split: See `scenes.sample_rooms`.
-        device: Where they are rendered.
 
     Returns:
         Images uint8 (count, size, size, 3) and labels uint8 (count, size, size).
     """
-    generator = torch.Generator().manual_seed(split_seed(seed, split))
+    generator = torch.Generator().manual_seed(split_seed(seed, 'train'))
     difficulty = 'hard' if seed % EASY_EVERY else 'easy'
-    rooms = sample_rooms(count, generator, split, difficulty)
+    rooms = sample_rooms(count, generator, 'train', difficulty)
     poses = random_poses(rooms, generator, ROLL if difficulty == 'hard' else 0.0)
     low, high = (math.log(bound) for bound in FOCAL_RANGE)
     focal = torch.exp(torch.rand(count, generator=generator) * (high - low) + low)
@@ -87,10 +81,7 @@ def load_pool(
     On a CPU rendering costs as much as training, so every view is used for several windows.
 
     Args:
-        folder: Where it is.
         count: Number of views, rounded up to whole shards.
-        size: Height and width of a view, pixels.
-        seed: Another seed gives another pool.
         workers: Processes that render.
 
     Returns:
@@ -151,7 +142,6 @@ def augment(pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
     Args:
         pixels: uint8 (B, 3, H, W).
-        generator: Its state says how.
 
     Returns:
         The pictures, float32 0..1, and bool (B,), which of them have lost their colours: these
@@ -226,9 +216,7 @@ class FreshSource:
 
     def batch(self, step: int, count: int, height: int, width: int) -> Batch:
         """`count` windows of height x width pixels."""
-        image, label = render_views(
-            count, self.size, self.seed * 10_000_000 + step, 'train', self.device
-        )
+        image, label = render_views(count, self.size, self.seed * 10_000_000 + step, self.device)
         return _cut_windows(image, label, height, width, _step_generator(self.seed, step))
 
 
@@ -237,22 +225,17 @@ def _step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def window_size(
-    step: int, progress: float, seed: int, view_size: int, patch: int = 16
+    step: int, progress: float, seed: int, view_size: int, patch: int
 ) -> tuple[int, int]:
-    """Draw height and width of a step's windows: small ones first, then up to whole views.
+    """Draw height and width of a step's windows, pixels: small first, then up to whole views.
 
     Small windows cost little and show few things, which makes a caption say more about each
     patch; large ones show whole things and make the model used to the attention of many patches.
 
     Args:
-        step: Number of the step.
         progress: Of the training, 0..1.
-        seed: Of the training.
         view_size: Side of the views, pixels.
         patch: Side of a patch, pixels.
-
-    Returns:
-        Height and width, pixels, multiples of the patch.
     """
     generator = _step_generator(seed + 7, step)
     whole = view_size // patch
