@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
-from cliptrase_ros.segmentation.model.preprocessing import is_too_elongated
 from cliptrase_ros.segmentation.settings import (
     ModelSettings,
     SegmentationSettings,
     Setting,
     check_settings,
+    is_too_elongated,
     setting,
     settings_of,
 )
