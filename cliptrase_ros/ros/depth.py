@@ -9,7 +9,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import STAMP_TOLERANCE_NS, check_depth
-from cliptrase_ros.messages.images import MAX_PIXELS, ImageError, header_stamp_ns
+from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.ros.subscribing import SensorTopic
 
 #: Depth images kept for pictures that come later.
@@ -58,8 +58,6 @@ class DepthStream:
     `match` is called in the inference thread, messages come in the executor's.
 
     Args:
-        depth_topic: Where depth images come from.
-        info_topic: Where camera_info comes from.
         on_depth: Called in the executor's thread when a depth image or camera_info has come.
         on_refused: Called in the executor's thread with the reason why a depth image cannot be
             used.
@@ -76,7 +74,7 @@ class DepthStream:
         *,
         on_depth: Callable[[], None],
         on_refused: Callable[[ImageError], None],
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int,
     ):
         self.depth_topic = depth_topic
         self.info_topic = info_topic

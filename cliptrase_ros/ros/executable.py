@@ -69,9 +69,6 @@ def run_module(module: str) -> int:
 def initialized(args: list[str] | None) -> Iterator[None]:
     """Initialise rclpy for a block, as `rclpy.init` does by itself from Kilted on.
 
-    Args:
-        args: Arguments of the process, without its name; None for those it has.
-
     Raises:
         StartFailure: rcl cannot read the arguments, or variables of the environment.
     """
@@ -93,7 +90,6 @@ def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
     Args:
         make_node: Returns an rclpy Node. If it raises ValueError, or spinning raises StartFailure,
             the node cannot start: the message is logged under `name`.
-        name: Of the node.
         args: Arguments of the process, without its name; None for those it has. What of them the
             node does not read is logged.
 

@@ -37,15 +37,10 @@ class PointsOutput:
     Everything but `subscribe`, `unsubscribe` and `explain` belongs to the inference thread.
 
     Args:
-        publisher: Of sensor_msgs/PointCloud2.
         depth_topic: Where depth registered to the camera's images comes from.
-        info_topic: Where the camera's camera_info comes from.
-        statistics: Counts points that were published, and those that were missed with the reason.
         wake: Called in the executor's thread when depth has come that a labelled picture waits
             for.
-        on_refused: Called in the executor's thread with the reason why a depth image cannot be
-            used.
-        max_pixels: Width x height of the largest image that is believed.
+        on_refused: See `DepthStream`, as for `max_pixels`.
     """
 
     def __init__(

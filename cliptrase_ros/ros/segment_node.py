@@ -165,7 +165,16 @@ class SegmentNode(ManagedNode):
             )
             try:
                 for topics in self._topics:
-                    self._add_camera(topics)
+                    camera = Camera(
+                        self,
+                        topics,
+                        always_on=self._values.node.always_on,
+                        on_image=self._worker.wake,
+                        mask_topics=self._values.node.mask_topics,
+                        max_pixels=round(self._values.node.max_image_megapixels * 1e6),
+                    )
+                    camera.set_rate(self._values.node.rate)
+                    self._cameras += (camera,)
             except Exception:
                 self._release()
                 raise
@@ -175,18 +184,6 @@ class SegmentNode(ManagedNode):
             self.get_logger().info(
                 'label_info is not published, because vision_msgs is not installed'
             )
-
-    def _add_camera(self, topics: CameraTopics) -> None:
-        camera = Camera(
-            self,
-            topics,
-            always_on=self._values.node.always_on,
-            on_image=self._worker.wake,
-            mask_topics=self._values.node.mask_topics,
-            max_pixels=round(self._values.node.max_image_megapixels * 1e6),
-        )
-        camera.set_rate(self._values.node.rate)
-        self._cameras += (camera,)
 
     def _release(self) -> None:
         worker = self._worker
@@ -273,7 +270,6 @@ class SegmentNode(ManagedNode):
         """Return the vocabulary of these values: the latest one if it says the same, or a new one.
 
         Args:
-            values: Parameters.
             segmenter: Whose text tower has to be able to read the phrases; None to leave that open.
 
         Raises:
@@ -321,26 +317,25 @@ class SegmentNode(ManagedNode):
 
     def _diagnostics(self, elapsed_s: float) -> DiagnosticArray:
         name = self.get_fully_qualified_name().lstrip('/')
-        state, worker, engine = self.state, self._worker, self._engine
+        worker = self._worker
         vocabulary = None if worker is None else worker.reconfiguration.vocabulary_state
         array = DiagnosticArray(header=self._header())
-        array.status.append(
-            diagnostics.engine_status(
-                name,
-                state,
-                engine,
-                vocabulary or diagnostics.VocabularyState(),
-                failure=self.failure_message,
-                namesakes=self._namesakes,
-            )
+        status = diagnostics.engine_status(
+            name,
+            self.state,
+            self._engine,
+            vocabulary or diagnostics.VocabularyState(),
+            failure=self.failure_message,
+            namesakes=self._namesakes,
         )
+        array.status.append(status)
         for camera in self._cameras:
             status = diagnostics.camera_status(name, camera, elapsed_s)
             array.status.append(status)
             # Not everybody looks at diagnostics. Once, and only while no image has come at all:
             # later a camera may be slow, or a bag paused.
             waited_s = camera.statistics.silent_s - diagnostics.SILENCE_S
-            if not camera.statistics.received and 0 <= waited_s < elapsed_s:
+            if not camera.statistics.counts['received'] and 0 <= waited_s < elapsed_s:
                 self.get_logger().warning(f'{camera.name}: {status.message}')
         return array
 

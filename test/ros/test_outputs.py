@@ -164,7 +164,10 @@ def test_missing_points_say_what_is_missing(start_node, client, depth_camera):
 
     def wait_for(reason):
         client.wait_for(
-            lambda: reason in statistics.last_points_missed or reason in statistics.last_refusal,
+            lambda: (
+                reason in statistics.reasons['points_missed']
+                or reason in statistics.reasons['refused']
+            ),
             reason,
         )
 
@@ -186,7 +189,7 @@ def test_missing_points_say_what_is_missing(start_node, client, depth_camera):
         wait_for(reason)
     assert not client.received['/cliptrase/camera/points']
     missed = client.diagnostics(lambda _, v: int(v['points_missed']) >= 6)[1]
-    assert missed['last_points_missed'] == statistics.last_points_missed
+    assert missed['last_points_missed'] == statistics.reasons['points_missed']
     # And all is well again.
     depth_camera.send_info(64, 48)
     send(millimetres(48, 64))
@@ -213,8 +216,8 @@ def test_missing_points_say_how_stamps_differ(
         image = client.image(48, 64)
         image.header.stamp = stamp
         client.send(image)
-        client.wait_for(lambda: camera.statistics.labelled == count, 'labels')  # noqa: B023
-    assert camera.statistics.last_points_missed == (
+        client.wait_for(lambda: camera.statistics.counts['labelled'] == count, 'labels')  # noqa: B023
+    assert camera.statistics.reasons['points_missed'] == (
         f'no depth image within 20 ms of the image on /camera/depth/image_raw; {reason}'
     )
 
