@@ -20,10 +20,9 @@ from cliptrase_ros.messages.images import (
     header_stamp_ns,
 )
 from cliptrase_ros.ros.conversions import to_rgb
-from cliptrase_ros.ros.depth import DepthMatch
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.outputs import CameraOutputs
-from cliptrase_ros.ros.points import PointsOutput
+from cliptrase_ros.ros.points import DepthMatch, PointsOutput
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.streams.rate_limit import RateLimiter

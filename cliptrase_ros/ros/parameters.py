@@ -19,14 +19,6 @@ from cliptrase_ros.segmentation.settings import (
 )
 from cliptrase_ros.segmentation.vocabulary import clean_phrase
 
-_TYPES = {
-    bool: Parameter.Type.BOOL,
-    int: Parameter.Type.INTEGER,
-    float: Parameter.Type.DOUBLE,
-    str: Parameter.Type.STRING,
-    tuple[str, ...]: Parameter.Type.STRING_ARRAY,
-}
-
 #: How to write a value of a type, where YAML easily reads another.
 _TYPE_HINTS = {
     Parameter.Type.DOUBLE: 'write a decimal point: 5.0, not 5',
@@ -119,7 +111,9 @@ def _parameters(by_name: Mapping[str, Any]) -> Parameters:
 
 def _type_of(declared: Setting) -> Parameter.Type | None:
     """The type of a parameter; None where a list of strings or one string will do."""
-    return None if declared.entry is not None else _TYPES[declared.type]
+    if declared.entry is not None:
+        return None
+    return Parameter.Type.from_parameter_value(default_value(declared))
 
 
 def _descriptor(declared: Setting) -> ParameterDescriptor:

@@ -111,25 +111,11 @@ class SegmentNode(ManagedNode):
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, begin to encode the vocabulary, and make the cameras' outputs."""
-        try:
-            self._configure()
-        except Exception as error:
-            return self.fail_transition('configured', error)
-        self.failure = None
-        return SUCCESS
+        return self.attempt('configured', self._configure)
 
     def on_activate(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the cameras and label their images."""
-        try:
-            for camera in self._cameras:
-                camera.activate()
-        except Exception as error:
-            for camera in self._cameras:
-                camera.deactivate()
-            return self.fail_transition('activated', error)
-        self.failure = None
-        self._worker.serve(self._cameras)
-        return SUCCESS
+        return self.attempt('activated', self._activate)
 
     def on_deactivate(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Publish what is being computed, then unsubscribe from the cameras."""
@@ -184,6 +170,16 @@ class SegmentNode(ManagedNode):
             self.get_logger().info(
                 'label_info is not published, because vision_msgs is not installed'
             )
+
+    def _activate(self) -> None:
+        try:
+            for camera in self._cameras:
+                camera.activate()
+        except Exception:
+            for camera in self._cameras:
+                camera.deactivate()
+            raise
+        self._worker.serve(self._cameras)
 
     def _release(self) -> None:
         worker = self._worker

@@ -211,7 +211,7 @@ def test_missing_points_say_how_stamps_differ(
     client.listen('/cliptrase/camera/points', PointCloud2)
     depth_camera.wait()
     depth_camera.send_depth(Header(stamp=depth_stamp), millimetres(48, 64))
-    client.wait_for(lambda: camera._points._depth._recent, 'depth')
+    client.wait_for(lambda: camera._points._recent, 'depth')
     for count in (1, 2):
         image = client.image(48, 64)
         image.header.stamp = stamp
@@ -224,7 +224,7 @@ def test_missing_points_say_how_stamps_differ(
 
 @pytest.mark.parametrize('seconds', [0, 1000], ids=['no stamps', 'a stamp that stays'])
 def test_newest_depth_of_equal_stamps(start_node, client, depth_camera, seconds):
-    depth = start_node(depth=True)._cameras[0]._points._depth
+    points = start_node(depth=True)._cameras[0]._points
     client.listen('/cliptrase/camera/points', PointCloud2)
     depth_camera.wait()
     depth_camera.send_info(64, 48)
@@ -232,7 +232,7 @@ def test_newest_depth_of_equal_stamps(start_node, client, depth_camera, seconds)
     clouds = client.received['/cliptrase/camera/points']
     for count in range(1, 4):
         depth_camera.send_depth(header, np.full((48, 64), 1000 * count, np.uint16))
-        client.wait_for(lambda: depth.info and len(depth._recent) == count, 'depth')  # noqa: B023
+        client.wait_for(lambda: points._info and len(points._recent) == count, 'depth')  # noqa: B023
         image = client.image(48, 64)
         image.header = header
         client.send(image)
@@ -247,10 +247,10 @@ def test_camera_info_is_found_that_was_published_once(start_node, client):
     client.node.destroy_publisher(depth_camera.info)
     depth_camera.info = depth_camera.publish_info_with(latched)
     depth_camera.send_info(64, 48, cx=1.0)
-    stream = start_node(depth=True)._cameras[0]._points._depth
+    points = start_node(depth=True)._cameras[0]._points
 
     def principal_point(x):
-        client.wait_for(lambda: stream.info and stream.info.k[2] == x, f'the camera_info of {x}')
+        client.wait_for(lambda: points._info and points._info.k[2] == x, f'the camera_info of {x}')
 
     client.listen('/cliptrase/camera/points', PointCloud2)
     principal_point(1.0)
@@ -258,7 +258,7 @@ def test_camera_info_is_found_that_was_published_once(start_node, client):
     depth_camera.send_depth(image.header, millimetres(48, 64))
     client.send(image)
     client._answer(image.header, '/cliptrase/camera/points')
-    first = stream.info_topic._subscription
+    first = points._info_topic._subscription
 
     # The same driver once more: nothing changes.
     client.node.destroy_publisher(depth_camera.info)
@@ -267,7 +267,7 @@ def test_camera_info_is_found_that_was_published_once(start_node, client):
     depth_camera.info = depth_camera.publish_info_with(latched)
     depth_camera.send_info(64, 48, cx=2.0)
     principal_point(2.0)
-    assert stream.info_topic._subscription is first
+    assert points._info_topic._subscription is first
 
     once, depth_camera.info = depth_camera.info, depth_camera.publish_info_with(10)
     client.wait_for(depth_camera.info.get_subscription_count, 'a subscription that takes both')
