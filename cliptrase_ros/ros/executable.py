@@ -41,7 +41,9 @@ class _Signals:
         if not self.is_spinning or self._has_come:
             os._exit(0)
         self._has_come = True
-        end_within(END_LIMIT_S)
+        timer = threading.Timer(END_LIMIT_S, leave, (0,))
+        timer.daemon = True
+        timer.start()
 
 
 _signals = _Signals()
@@ -133,13 +135,6 @@ def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
         # code, which crashes; the node itself is destroyed already.
         leave(status)
     return status
-
-
-def end_within(seconds: float) -> None:
-    """End the process with status 0 after some time, if it has not ended by itself."""
-    timer = threading.Timer(seconds, leave, (0,))
-    timer.daemon = True
-    timer.start()
 
 
 def leave(status: int) -> None:

@@ -35,9 +35,6 @@ class Parameters:
 
     Attributes:
         by_name: Each value as it was set, with entries and sizes read.
-        node: Those of the node alone.
-        segmentation: Those that the engine is handed with every call.
-        model: Those that the engine is loaded with.
     """
 
     by_name: Mapping[str, Any]
@@ -148,11 +145,7 @@ def _descriptor(declared: Setting) -> ParameterDescriptor:
 
 
 def _read(declared: Setting, parameter: Parameter) -> Any:
-    """The value of a parameter as its setting has it, if it is of the right type.
-
-    Raises:
-        ParameterError: It is of another type, or an entry cannot be read.
-    """
+    """The value of a parameter as its setting has it; raises ParameterError if it has no such."""
     wanted = _type_of(declared)
     hint = f' ({_TYPE_HINTS[wanted]})' if wanted in _TYPE_HINTS else ''
     if parameter.type_ == Parameter.Type.NOT_SET:

@@ -265,11 +265,7 @@ class SegmentNode(ManagedNode):
     def _next_vocabulary(self, values: Parameters, segmenter: Segmenter | None) -> Vocabulary:
         """Return the vocabulary of these values: the latest one if it says the same, or a new one.
 
-        Args:
-            segmenter: Whose text tower has to be able to read the phrases; None to leave that open.
-
-        Raises:
-            VocabularyError: The vocabulary cannot be used.
+        Raises VocabularyError, also for phrases that a segmenter's text tower cannot read.
         """
         latest = self._latest_vocabulary
         if self._worker is not None:

@@ -60,7 +60,7 @@ class NodeSettings:
     """What only the node is told: words, cameras and topics, limits, its life.
 
     Raises:
-        ValueError: For a value out of range, or values that contradict each other.
+        ValueError: Values out of range or that contradict each other.
     """
 
     vocabulary: tuple[str, ...] = setting(
@@ -269,9 +269,7 @@ def _check_transport(transport: tuple[str, ...], cameras: tuple[str, ...]) -> No
 
 
 def mask_topic_name(class_name: str) -> str:
-    """The last part of the topic of a class's masks: letters, digits and single `_`.
-
-    Accents are dropped.
+    """The last part of the topic of a class's masks: letters without accents, digits, single `_`.
 
     Raises:
         ParameterError: Nothing is left of the name.
