@@ -24,7 +24,7 @@ class ManagedNode(LifecycleNodeMixin, Node):
     thread has to answer others meanwhile.
 
     Attributes:
-        failure: Why the last transition that can fail did so, or None.
+        failure: Why the node could not be configured or activated the last time, or None.
         is_ending: To be set before the node is destroyed; errors are no news from then on.
         steady_clock: For timers that a paused or looping simulation must not stop.
     """

@@ -145,7 +145,7 @@ def _descriptor(declared: Setting) -> ParameterDescriptor:
 
 
 def _read(declared: Setting, parameter: Parameter) -> Any:
-    """The value of a parameter as its setting has it; raises ParameterError if it has no such."""
+    """The value of a parameter as its setting has it; ParameterError for one of another type."""
     wanted = _type_of(declared)
     hint = f' ({_TYPE_HINTS[wanted]})' if wanted in _TYPE_HINTS else ''
     if parameter.type_ == Parameter.Type.NOT_SET:

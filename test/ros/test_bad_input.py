@@ -103,7 +103,7 @@ BAD_PARAMETERS = {
         'a blank synonym': ('road: , street', 'blank'),
         'duplicates': (['road', 'Road'], 'twice'),
         '300 entries': ([f'thing {i}' for i in range(300)], '300 classes'),
-        '2000 synonyms': (f'thing: {", ".join(f"word {i}" for i in range(2000))}', '2001 phrases'),
+        '2000 synonyms': (f'thing: {", ".join(f"word {i}" for i in range(2000))}', '2002 phrases'),
         '500 words': (['road', LONG], 'too long'),
         'too long and not ASCII': (['ü' * 2000], 'too long'),
         'integers': ([1, 2], 'Quote every entry'),
