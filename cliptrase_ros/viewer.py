@@ -4,16 +4,17 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cliptrase_ros.messages.masks import label_run_lengths
+from cliptrase_ros.messages.masks import Box, label_run_lengths
+from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.segmentation.run_lengths import find_runs
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
-from cliptrase_ros.segmentation.vocabulary import UNLABELLED
+from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyClass
 
 #: What `pip install` takes where the SDK is missing.
 REQUIREMENT = 'rerun-sdk'
@@ -41,23 +42,12 @@ class ShownClass:
 
 @dataclass(frozen=True)
 class ShownMask:
-    """A class present in a picture: its box in pixels, and its mean confidence, 0..1."""
+    """A class present in a picture: what the viewer takes of cliptrase_ros/ClassMask."""
 
     class_id: int
-    name: str
+    class_name: str
     confidence: float
-    x: int
-    y: int
-    width: int
-    height: int
-
-
-@dataclass
-class _ShownSource:
-    """What the viewer has of a source so far."""
-
-    classes: tuple[ShownClass, ...] | None = None
-    outputs: set[str] = field(default_factory=set)
+    roi: Box
 
 
 class Viewer:
@@ -78,7 +68,9 @@ class Viewer:
             ViewerError: It cannot be opened.
         """
         self._rerun = check_viewer(destination)
-        self._sources: dict[str, _ShownSource] = defaultdict(_ShownSource)
+        # What is shown of each source so far.
+        self._classes: dict[str, Sequence[ShownClass | VocabularyClass]] = {}
+        self._outputs: dict[str, set[str]] = defaultdict(set)
         self._recording = self._rerun.RecordingStream(_APPLICATION)
         try:
             if destination is None:
@@ -130,32 +122,27 @@ class Viewer:
         Args:
             source: Camera or video, or `photos`.
             picture: uint8 (H, W, 3) RGB.
-            segmentation: Of the picture.
             title: Such as a file name.
         """
-        classes = [ShownClass(c.id, c.name, c.color) for c in segmentation.vocabulary.classes]
-        self.show_classes(source, classes)
+        self.show_classes(source, segmentation.vocabulary.classes)
         self.show_image(source, picture)
         self.show_label(source, segmentation.label)
         self.show_confidence(source, segmentation.confidence)
         runs = find_runs(segmentation.label)
         boxes = label_run_lengths(runs)
-        masks = []
-        for present in classes_present(segmentation, runs):
-            box, _ = boxes[present.entry.id]
-            corner_and_sides = box.x_offset, box.y_offset, box.width, box.height
-            class_id, name = present.entry.id, present.entry.name
-            masks.append(ShownMask(class_id, name, present.confidence, *corner_and_sides))
+        masks = [
+            ShownMask(c.entry.id, c.entry.name, c.confidence, boxes[c.entry.id][0])
+            for c in classes_present(segmentation, runs)
+        ]
         self.show_masks(source, masks)
         if title:
             self._log(source, 'title', self._rerun.TextDocument(title))
 
-    def show_classes(self, source: str, classes: Sequence[ShownClass]) -> None:
+    def show_classes(self, source: str, classes: Sequence[ShownClass | VocabularyClass]) -> None:
         """Name and colour the labels shown from now on; cheap where nothing has changed."""
-        shown = self._sources[source]
-        if shown.classes == tuple(classes):
+        if self._classes.get(source) == classes:
             return
-        shown.classes = tuple(classes)
+        self._classes[source] = classes
         unlabelled = (UNLABELLED, 'unlabelled', (128, 128, 128, 0))
         self._recording.log(
             self._path(source),
@@ -180,15 +167,19 @@ class Viewer:
         """Show uint8 (H, W); 255 is certain."""
         self._log_picture(source, 'confidence', confidence, 'L')
 
-    def show_masks(self, source: str, masks: Sequence[ShownMask]) -> None:
-        """Show the box of every class present, with its name and confidence."""
+    def show_masks(self, source: str, masks: Sequence[Message]) -> None:
+        """Show the box of every class present, with its name and confidence.
+
+        Args:
+            masks: `ShownMask`, or messages of type cliptrase_ros/ClassMask.
+        """
         self._log(
             source,
             'masks',
             self._rerun.Boxes2D(
-                mins=[(m.x, m.y) for m in masks],
-                sizes=[(m.width, m.height) for m in masks],
-                labels=[f'{m.name} {m.confidence:.2f}' for m in masks],
+                mins=[(m.roi.x_offset, m.roi.y_offset) for m in masks],
+                sizes=[(m.roi.width, m.roi.height) for m in masks],
+                labels=[f'{m.class_name} {m.confidence:.2f}' for m in masks],
                 class_ids=[m.class_id for m in masks],
             ),
         )
@@ -197,7 +188,6 @@ class Viewer:
         """Show points in the colours of their classes.
 
         Args:
-            source: Camera.
             positions: float32 (N, 3), metres, x right, y down, z forwards.
             labels: uint8 (N,), class ids.
         """
@@ -208,7 +198,7 @@ class Viewer:
         self._log(source, output, image.compress(jpeg_quality=_JPEG_QUALITY))
 
     def _log(self, source: str, output: str, content) -> None:
-        outputs = self._sources[source].outputs
+        outputs = self._outputs[source]
         if output not in outputs:
             outputs.add(output)
             if output == 'points':
@@ -234,21 +224,20 @@ class Viewer:
             'title': layout.TextDocumentView,
         }
         rows = []
-        for source, shown in self._sources.items():
+        for source, outputs in self._outputs.items():
             views = []
-            if shown.outputs & set(over_each_other):
+            if outputs & set(over_each_other):
                 contents = [f'+ $origin/{name}' for name in over_each_other]
                 origin = self._path(source)
                 views.append(layout.Spatial2DView(name=source, origin=origin, contents=contents))
             tabs = [
                 view(name=f'{source} {output}', origin=self._path(source, output))
                 for output, view in in_tabs.items()
-                if output in shown.outputs
+                if output in outputs
             ]
             if tabs:
                 views.append(layout.Tabs(*tabs))
-            if views:
-                rows.append(layout.Horizontal(*views))
+            rows.append(layout.Horizontal(*views))
         self._recording.send_blueprint(layout.Blueprint(layout.Vertical(*rows)))
 
 
@@ -261,19 +250,6 @@ def check_viewer(destination: Path | str | None):
     Raises:
         ViewerError: It lacks, or there is nothing to show or record on.
     """
-    sdk = _load_sdk()
-    if destination is None:
-        _require_display()
-    elif not _is_address(destination):
-        _check_recording(Path(destination))
-    return sdk
-
-
-def _is_address(destination: Path | str) -> bool:
-    return isinstance(destination, str) and '://' in destination
-
-
-def _load_sdk():
     try:
         import rerun
     except ImportError as error:
@@ -287,7 +263,15 @@ def _load_sdk():
             f'the Python package rerun that is installed is not the Rerun SDK, or an old one; '
             f'install it with `pip install --upgrade {REQUIREMENT}`'
         )
+    if destination is None:
+        _require_display()
+    elif not _is_address(destination):
+        _check_recording(Path(destination))
     return rerun
+
+
+def _is_address(destination: Path | str) -> bool:
+    return isinstance(destination, str) and '://' in destination
 
 
 def _check_recording(path: Path) -> None:

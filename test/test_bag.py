@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
+from pages import ROOT
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, Reader
 
@@ -28,8 +30,14 @@ from cliptrase_ros.bag.cameras import camera_name, choose_cameras
 from cliptrase_ros.bag.folder import BagError, find_files
 from cliptrase_ros.bag.messages import bag_message_maker
 from cliptrase_ros.bag.reader import BagReader
-from cliptrase_ros.bag.types import definition_file, make_typestore
+from cliptrase_ros.bag.types import (
+    CAMERA_TOPICS,
+    VOCABULARY_TOPIC,
+    definition_file,
+    make_typestore,
+)
 from cliptrase_ros.cli import main
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 from cliptrase_ros.messages.masks import decode_mask
 from cliptrase_ros.messages.type_names import IMAGE
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
@@ -1124,6 +1132,11 @@ def test_own_types_are_those_of_ros(typestore, name):
     assert typestore.hash_rihs01(message_type) == hashes[message_type]
 
 
+def test_the_page_has_every_topic():
+    rows = re.findall(r'^\| `/cliptrase/(\S+)`', (ROOT / 'docs/commands.md').read_text(), re.M)
+    assert set(rows) == {f'CAMERA/{topic}' for topic in CAMERA_TOPICS} | {VOCABULARY_TOPIC}
+
+
 def test_messages_are_those_of_the_node(typestore):
     """What a bag gets is what the node would have published."""
     pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
@@ -1139,11 +1152,15 @@ def test_messages_are_those_of_the_node(typestore):
     maker = bag_message_maker(typestore)
     header, theirs = maker.make_header(12_345_678_901, 'eye'), Header(frame_id='eye')
     theirs.stamp.sec, theirs.stamp.nanosec = 12, 345_678_901
-    for ours, message in (
-        (maker.make_masks(result, header), MAKER.make_masks(result, theirs)),
-        (maker.make_vocabulary(vocabulary, header), MAKER.make_vocabulary(vocabulary, theirs)),
-        (maker.make_image(label, 'mono8', header), MAKER.make_image(label, 'mono8', theirs)),
-    ):
+    image = random.integers(0, 256, (*label.shape, 3), np.uint8)
+    pairs = [
+        (make(maker, header, image, result), make(MAKER, theirs, image, result))
+        for _, make in CAMERA_OUTPUTS.values()
+    ]
+    pairs.append(
+        (maker.make_vocabulary(vocabulary, header), MAKER.make_vocabulary(vocabulary, theirs))
+    )
+    for ours, message in pairs:
         serialised = typestore.serialize_cdr(ours, ours.__msgtype__)
         # Not the bytes: what pads them is left to chance.
         sent = deserialize_message(serialize_message(message), type(message))

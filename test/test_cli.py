@@ -258,6 +258,16 @@ def run_command(*arguments, **environment):
     )
 
 
+@pytest.mark.parametrize('command', ['top', 'demo'])
+def test_ros_that_cannot_be_imported_is_named(tmp_path, command):
+    (tmp_path / 'rclpy.py').write_text('raise ImportError("built for another Python")')
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH', '')])
+    result = run_command(command, PYTHONPATH=path)
+    assert (result.returncode, result.stdout) == (2, '')
+    assert 'no ROS 2 in this Python (built for another Python)' in result.stderr
+    assert result.stderr.count('\n') == 1
+
+
 def test_version_is_that_of_the_package():
     version = ElementTree.parse(ROOT / 'package.xml').getroot().findtext('version')
     done = run_command('--version')

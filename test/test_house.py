@@ -125,7 +125,7 @@ def test_the_questions_name_files_that_are_there():
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_files_that_pages_name_are_there(page):
-    for name in re.findall(r'`([\w./]+/\w+\.py)`', page.read_text()):
+    for name in re.findall(r'`([a-z_./]+/[a-z_]+\.py)`', page.read_text()):
         assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
 
 

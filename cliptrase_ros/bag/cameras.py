@@ -30,7 +30,6 @@ class CameraChoice:
     """The cameras of a recording, and the image topics that are none.
 
     Attributes:
-        cameras: What is to be labelled.
         left_out: Why there is nothing to label, by topic.
         refused: Number of images and the first reason, by topic of images none of which can be
             labelled.
@@ -47,10 +46,8 @@ def choose_cameras(
     """Choose the image topics to label.
 
     Args:
-        reader: The recording.
         wanted: `TOPIC` or `TOPIC=NAME` each. Empty for every topic that holds pictures, raw rather
             than compressed where both of one camera do, and nothing that is labels already.
-        node: Full name of the node the new topics go under.
 
     Raises:
         BagError: A topic that is not there or holds no pictures, or no topic with pictures at all.

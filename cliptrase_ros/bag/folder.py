@@ -60,8 +60,6 @@ class BagFiles:
     """The files of a recording, in order.
 
     Attributes:
-        paths: The files.
-        description: What metadata.yaml says.
         notes: Where the folder differs from metadata.yaml and nothing is lost by it, a sentence
             each.
         damage: What is missing, a sentence each.

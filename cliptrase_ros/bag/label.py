@@ -14,7 +14,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import WriterError
 from rosbags.typesys.store import Typestore
 
-from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera, check_node
+from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera
 from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.messages import bag_message_maker
 from cliptrase_ros.bag.reader import BagMessage, BagReader
@@ -37,21 +37,13 @@ from cliptrase_ros.streams.rate_limit import RateLimit
 #: Nanoseconds between repetitions of label_info, as the node does.
 LABEL_INFO_PERIOD_NS = 5_000_000_000
 
-OnImage = Callable[['LabelledImage | None'], None]
-
 # Messages wait for a batch of images, but no more of them than this.
 _MAX_PENDING_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
 class Labeller:
-    """What images are labelled with.
-
-    Attributes:
-        segmenter: The engine.
-        vocabulary: Its classes.
-        settings: Its settings.
-    """
+    """What images are labelled with."""
 
     segmenter: Segmenter
     vocabulary: EncodedVocabulary
@@ -67,11 +59,7 @@ class BagSettings:
         storage: 'mcap' or 'sqlite3', None for that of the input.
         compress: None as the input is.
         rate: Most images labelled a second and camera, 0 = all.
-        batch: Images a batch.
         overlay: Whether to add pictures for people.
-
-    Raises:
-        BagError: A value out of range.
     """
 
     node: str = DEFAULT_NODE
@@ -80,13 +68,6 @@ class BagSettings:
     rate: float = 0.0
     batch: int = 1
     overlay: bool = True
-
-    def __post_init__(self):
-        check_node(self.node)
-        if not 0 <= self.rate <= 1000:
-            raise BagError(f'the rate is {self.rate}; it must be 0 to 1000 images a second')
-        if self.batch < 1:
-            raise BagError(f'the batch is {self.batch}; it must be at least 1')
 
 
 @dataclass
@@ -114,20 +95,27 @@ class BagSummary:
 
 
 @dataclass(frozen=True)
-class LabelledImage:
-    """An image of the recording and its labels.
+class CameraImage:
+    """A decoded image of the recording that is to be labelled.
 
     Attributes:
-        camera: Whose it is.
-        stamp_ns: When it was taken or, where that is not said, recorded; nanoseconds.
+        log_ns: When it was recorded, nanoseconds.
+        header: Its std_msgs/Header.
         picture: uint8 (H, W, 3) RGB.
-        result: Its labels.
     """
 
     camera: BagCamera
-    stamp_ns: int
+    log_ns: int
+    header: Message
     picture: np.ndarray
-    result: Segmentation
+
+    @property
+    def stamp_ns(self) -> int:
+        """When it was taken or, where that is not said, recorded; nanoseconds."""
+        return header_stamp_ns(self.header) or self.log_ns
+
+
+OnResult = Callable[[CameraImage, Segmentation], object]
 
 
 def label_bag(
@@ -136,8 +124,9 @@ def label_bag(
     cameras: Sequence[BagCamera],
     labeller: Labeller,
     settings: BagSettings,
-    on_image: OnImage = lambda labelled: None,
-    on_message: Callable[[BagMessage], None] = lambda message: None,
+    on_image: Callable[[], object] = lambda: None,
+    on_result: OnResult = lambda image, result: None,
+    on_message: Callable[[BagMessage], object] = lambda message: None,
 ) -> BagSummary:
     """Write a recording with everything of the input and the labels of its images.
 
@@ -150,8 +139,8 @@ def label_bag(
         cameras: Whose images are labelled.
         labeller: What with.
         settings: How the recording is written.
-        on_image: Called when an image of the cameras has been dealt with: with its labels, or with
-            None where it has none.
+        on_image: Called when an image of the cameras has been dealt with, labelled or not.
+        on_result: Called with an image that was labelled, and its labels.
         on_message: Called with every message of the input, before the labels of any image in it.
 
     Raises:
@@ -165,7 +154,9 @@ def label_bag(
             for key, value in reader.custom_data.items():
                 writer.set_custom_data(key, value)
             with writer:
-                labelling = _Labelling(reader, writer, cameras, labeller, settings, on_image)
+                labelling = _Labelling(
+                    reader, writer, cameras, labeller, settings, on_image, on_result
+                )
                 for message in reader.messages():
                     on_message(message)
                     labelling.add(message)
@@ -200,21 +191,6 @@ def _all_or_nothing(destination: Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class _CameraImage:
-    """A decoded image that is to be labelled; log_ns: when it was recorded."""
-
-    camera: BagCamera
-    log_ns: int
-    header: Message
-    picture: np.ndarray
-
-    @property
-    def stamp_ns(self) -> int:
-        """When it was taken or, where that is not said, recorded."""
-        return header_stamp_ns(self.header) or self.log_ns
-
-
 class _Labelling:
     """Copies messages in their order, and writes the labels of images after them.
 
@@ -228,7 +204,8 @@ class _Labelling:
         cameras: Sequence[BagCamera],
         labeller: Labeller,
         settings: BagSettings,
-        on_image: OnImage,
+        on_image: Callable[[], object],
+        on_result: OnResult,
     ):
         self.summary = BagSummary()
         self._writer = writer
@@ -237,14 +214,15 @@ class _Labelling:
         self._batch = settings.batch
         self._engine = FaultTolerantEngine(labeller.segmenter, batch=settings.batch)
         self._on_image = on_image
+        self._on_result = on_result
         for topic in reader.topics.values():
             writer.add_topic(topic)
         self._outputs = _LabelTopics(writer, reader.typestore, cameras, labeller, settings)
         self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
         self._limits = {c.name: RateLimit(settings.rate) for c in cameras}
         self._histories = CameraHistories()
-        self._pending: list[tuple[BagMessage, _CameraImage | None]] = []
-        self._pending_images: list[_CameraImage] = []
+        self._pending: list[tuple[BagMessage, CameraImage | None]] = []
+        self._pending_images: list[CameraImage] = []
         self._pending_bytes = 0
 
     def add(self, message: BagMessage) -> None:
@@ -288,7 +266,7 @@ class _Labelling:
         self._pending_images.clear()
         self._pending_bytes = 0
 
-    def _decode_image(self, message: BagMessage) -> _CameraImage | None:
+    def _decode_image(self, message: BagMessage) -> CameraImage | None:
         """The image in a message, None where there is none to be labelled."""
         topic = message.topic
         camera = self._cameras.get((topic.name, topic.type))
@@ -298,15 +276,15 @@ class _Labelling:
             try:
                 image = self._typestore.deserialize_cdr(message.data, topic.type)
                 picture = to_rgb(image) if topic.type == IMAGE else decompress_to_rgb(image)
-                return _CameraImage(camera, message.stamp_ns, image.header, picture)
+                return CameraImage(camera, message.stamp_ns, image.header, picture)
             except Exception as error:
                 # One message that is no image must not end the rest; it is copied and counted.
                 self.summary.refuse(topic.name, error)
-        self._on_image(None)
+        self._on_image()
         return None
 
-    def _write_labels(self, image: _CameraImage, result: Segmentation | Exception) -> None:
-        camera, labelled = image.camera, None
+    def _write_labels(self, image: CameraImage, result: Segmentation | Exception) -> None:
+        camera = image.camera
         try:
             if isinstance(result, Exception):
                 raise result
@@ -317,8 +295,8 @@ class _Labelling:
             self._outputs.write(image, messages)
             self._histories.keep(camera.name, image.stamp_ns, result.history)
             self.summary.labelled[camera.name] += 1
-            labelled = LabelledImage(camera, image.stamp_ns, image.picture, result)
-        self._on_image(labelled)
+            self._on_result(image, result)
+        self._on_image()
 
 
 class _LabelTopics:
@@ -353,7 +331,7 @@ class _LabelTopics:
         message = self._maker.make_vocabulary(self._vocabulary, header)
         self._writer.write(self._vocabulary_connection, log_ns, self._serialise(message))
 
-    def make(self, image: _CameraImage, result: Segmentation) -> dict[str, memoryview]:
+    def make(self, image: CameraImage, result: Segmentation) -> dict[str, memoryview]:
         """Make the messages of an image by topic, in the order they are to be written."""
         messages = {}
         last_ns = self._label_info_ns.get(image.camera.name)
@@ -367,7 +345,7 @@ class _LabelTopics:
                 messages[topic] = make(self._maker, image.header, image.picture, result)
         return {topic: self._serialise(message) for topic, message in messages.items()}
 
-    def write(self, image: _CameraImage, messages: dict[str, memoryview]) -> None:
+    def write(self, image: CameraImage, messages: dict[str, memoryview]) -> None:
         """Write messages with the log time of their image."""
         for topic, data in messages.items():
             connection = self._connections[image.camera.name, topic]

@@ -30,7 +30,7 @@ from rosbags.interfaces import (
     MessageDefinitionFormat,
 )
 
-from cliptrase_ros.bag.salvage import DEFINITION_FORMATS, BreakError, profiles_of
+from cliptrase_ros.bag.types import DEFINITION_FORMATS, BreakError, profiles_of
 
 MCAP_MAGIC = b'\x89MCAP0\r\n'
 #: What a channel's metadata call the quality of service, and the hash of the type.
@@ -44,8 +44,6 @@ class McapFile:
 
     Attributes:
         connections: Topics as rosbags' readers have them.
-        channels: Of the file, by id.
-        schemas: Of the file, by id.
         compressed: Whether chunks are.
         reason: Why nothing follows the messages, '' if they are complete; it is known only when
             `messages` or `extras` has ended.
@@ -94,8 +92,7 @@ class McapFile:
         """Messages of some topics, by log time; in the order of a file without a complete index.
 
         Yields:
-            Connection, log time in nanoseconds, data, publish time in nanoseconds, sequence
-            number.
+            Connection, log time (ns), data, publish time (ns), sequence number.
         """
         wanted = {connection.id: connection for connection in connections}
         read = 0

@@ -33,8 +33,6 @@ class BagPoints:
     """Finds the depth of cameras in a recording, and makes points when depth and labels are there.
 
     Args:
-        reader: The recording.
-        cameras: Those of it that are labelled.
         show: Called with the camera's name, the picture's stamp in nanoseconds, float32 (N, 3)
             metres in the optical frame, and uint8 (N,) class ids.
 

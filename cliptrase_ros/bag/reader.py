@@ -1,5 +1,6 @@
 """Reading rosbag2 recordings: folders or single files, MCAP or SQLite, compressed, damaged."""
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,7 +18,8 @@ from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.folder import BagError, Description, find_files, storage_of
 from cliptrase_ros.bag.mcap_file import ROSBAG2_METADATA, McapFile
-from cliptrase_ros.bag.salvage import BreakError, SalvagedSqlite
+from cliptrase_ros.bag.sqlite_salvage import SalvagedSqlite
+from cliptrase_ros.bag.types import BreakError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -35,14 +37,12 @@ class Topic:
     """A topic of a recording.
 
     Attributes:
-        name: Full name.
         type: As in `sensor_msgs/msg/Image`.
         definition: Text of the message definition, '' if the recording has none.
         type_hash: RIHS01 (REP 2011), '' if unknown.
         serialization: 'cdr' for nearly all.
         qos: Offered profiles, with which the topic is to be played.
         count: Messages, None if unknown. It is what the file says, which may be wrong.
-        schema: Of an MCAP file.
         metadata: What an MCAP file says of the topic besides.
     """
 
@@ -61,7 +61,6 @@ class BagMessage(NamedTuple):
     """A message of a recording.
 
     Attributes:
-        topic: Where it was published.
         stamp_ns: Log time, nanoseconds.
         data: The message, serialised.
         publish_ns: Publish time, nanoseconds; None where the storage has no place for it.
@@ -90,21 +89,11 @@ class FoundMessage:
     reason: str
 
 
-@dataclass(frozen=True)
-class _BagFile:
-    name: str
-    reader: Reader | McapFile | SalvagedSqlite
-
-
 class BagReader:
-    """A recording, opened: a context manager.
-
-    Args:
-        path: A folder or a single file.
-        typestore: What messages are deserialised with.
+    """A recording, a folder or a single file, opened: a context manager.
 
     Attributes:
-        typestore: The same.
+        typestore: What messages are deserialised with.
         topics: By name and type, in the order of the files.
         damage: What is missing or could not be read, a sentence each; it grows while messages are
             read.
@@ -128,7 +117,8 @@ class BagReader:
         self._described = False
         self._hashes: dict[str, str] = {}
         self._counted: int | None = None
-        self._files: list[_BagFile] = []
+        # By their names.
+        self._readers: dict[str, Reader | McapFile | SalvagedSqlite] = {}
         self._stack = ExitStack()
         try:
             self._open(path)
@@ -149,35 +139,29 @@ class BagReader:
         """
         names = None if wanted is None else {(topic.name, topic.type) for topic in wanted}
         read = 0
-        for file in self._files:
+        for name, reader in self._readers.items():
             connections = [
                 connection
-                for connection in file.reader.connections
+                for connection in reader.connections
                 if names is None or (connection.topic, connection.msgtype) in names
             ]
             if not connections:
                 continue
-            messages = file.reader.messages(connections)
-            while True:
-                try:
-                    # MCAP has publish time and sequence number as well.
-                    connection, stamp, data, *sent = next(messages)
+            try:
+                # MCAP has publish time and sequence number as well.
+                for connection, stamp, data, *sent in reader.messages(connections):
                     if data[:4] == _ZSTD_MAGIC:
                         data = zstd.decompress(data)
-                except StopIteration:
-                    break
-                except Exception as error:
-                    # Whatever the storage, its decompressor or its database make of damage.
-                    self._note(f'{file.name}: damaged, the rest of it is missing ({error})')
-                    break
-                if not 0 <= stamp < _END_OF_TIME_NS:
-                    self._note(f'{file.name}: damaged, the rest of it is missing (time {stamp})')
-                    break
-                read += 1
-                topic = self.topics[connection.topic, connection.msgtype]
-                yield BagMessage(topic, stamp, data, *sent)
-            if reason := getattr(file.reader, 'reason', ''):
-                self._note(f'{file.name}: {reason}')
+                    if not 0 <= stamp < _END_OF_TIME_NS:
+                        raise BreakError(f'time {stamp}')
+                    read += 1
+                    topic = self.topics[connection.topic, connection.msgtype]
+                    yield BagMessage(topic, stamp, data, *sent)
+            except Exception as error:
+                # Whatever the storage, its decompressor or its database make of damage.
+                self._note(f'{name}: damaged, the rest of it is missing ({error})')
+            if reason := getattr(reader, 'reason', ''):
+                self._note(f'{name}: {reason}')
         if names is None and self._counted is not None and read != self._counted:
             sentence = f'{read} messages could be read, metadata.yaml counts {self._counted}'
             self._note(sentence, self.damage if read < self._counted else self.notes)
@@ -191,7 +175,6 @@ class BagReader:
         """Find the first usable message of a topic; no more are read than that takes.
 
         Args:
-            topic: Where to look.
             check: Raises for a message that is not usable.
             settles: Whether such a message shows that no message of the topic is.
         """
@@ -214,13 +197,13 @@ class BagReader:
 
     def extras(self) -> Iterator[Attachment | Metadata]:
         """Attachments and metadata of MCAP files, without what rosbag2 itself writes there."""
-        for file in self._files:
-            if isinstance(file.reader, McapFile):
-                for extra in file.reader.extras():
+        for name, reader in self._readers.items():
+            if isinstance(reader, McapFile):
+                for extra in reader.extras():
                     if isinstance(extra, Attachment) or extra.name != ROSBAG2_METADATA:
                         yield extra
-                if file.reader.reason:
-                    self._note(f'{file.name}: {file.reader.reason}')
+                if reader.reason:
+                    self._note(f'{name}: {reader.reason}')
 
     def _note(self, sentence: str, notes: list[str] | None = None) -> None:
         notes = self.damage if notes is None else notes
@@ -255,7 +238,7 @@ class BagReader:
                     f'{file} is a recording of ROS 1; convert the .bag it was made from: '
                     f'rosbags-convert --src {name}.bag --dst {name}'
                 )
-            self._files.append(_BagFile(file.name, reader))
+            self._readers[file.name] = reader
             for connection in reader.connections:
                 self._add_topic(connection, reader)
         if not self.topics:
@@ -272,7 +255,7 @@ class BagReader:
             self._stack.callback(file.close)
             if not self._described:
                 self._read_description(file)
-            self.compressed = self.compressed or file.compressed
+            self.compressed |= file.compressed
             return file
         log = path.with_name(f'{path.name}-wal')
         if log.is_file() and log.stat().st_size:
@@ -292,7 +275,7 @@ class BagReader:
         return salvaged
 
     def _add_description(self, description: Description) -> None:
-        self.compressed = self.compressed or description.compressed
+        self.compressed |= description.compressed
         self.custom_data |= description.custom_data
         self._hashes |= description.hashes
 
@@ -314,8 +297,7 @@ class BagReader:
             target.open('wb') as out,
         ):
             try:
-                while block := unpacked.read(1 << 20):
-                    out.write(block)
+                shutil.copyfileobj(unpacked, out)
             except (EOFError, zstd.ZstdError) as error:
                 self._note(f'{path.name}: its compression breaks off ({error})')
         return target

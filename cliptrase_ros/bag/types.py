@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rosbags.interfaces import (
+    MessageDefinitionFormat,
     Qos,
     QosDurability,
     QosHistory,
@@ -10,6 +11,7 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
+from rosbags.rosbag2.metadata import parse_qos
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -21,6 +23,13 @@ CAMERA_TOPICS = ('label', LABEL_INFO_TOPIC, 'masks', 'overlay')
 #: The topic of the node itself, NODE/ before it.
 VOCABULARY_TOPIC = 'vocabulary'
 
+#: How message definitions are written, by what rosbag2 calls it.
+DEFINITION_FORMATS = {
+    'ros2msg': MessageDefinitionFormat.MSG,
+    'ros2idl': MessageDefinitionFormat.IDL,
+    'omgidl': MessageDefinitionFormat.IDL,
+}
+
 _PACKAGE = 'cliptrase_ros'
 _OWN = ('ClassMask', 'ClassMasks', 'Vocabulary', 'VocabularyClass')
 # Definitions of another package, which need not be installed where recordings are labelled.
@@ -29,6 +38,19 @@ _VISION_MSGS = {
     LABEL_INFO: 'std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n',
 }
 _INFINITE = QosTime(9223372036, 854775807)
+
+
+class BreakError(Exception):
+    """The file cannot be read any further; the message says where and why."""
+
+
+def profiles_of(text: str) -> list[Qos]:
+    """Quality of service as a file has it in YAML."""
+    try:
+        return parse_qos(text)
+    except Exception:
+        # Without its quality of service a topic is still worth having.
+        return []
 
 
 def output_qos(latched: bool) -> Qos:

@@ -82,7 +82,7 @@ class BagWriter(Writer):
     """Writes a recording that has another one in it.
 
     Args:
-        path: Folder, which must not exist.
+        path: Folder, which must not exist yet.
         storage: 'mcap' or 'sqlite3'.
         compress: Whether to compress with zstd: chunks of MCAP, messages of SQLite.
     """

@@ -98,8 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
                     cameras,
                     Labeller(segmenter, encoded, segmentation),
                     settings,
-                    on_image=_image_shower(progress, viewer, points),
-                    on_message=points.add_depth if points else lambda message: None,
+                    on_image=progress.update,
+                    on_result=_result_shower(viewer, points) if points else lambda *_: None,
+                    on_message=points.add_depth if points else lambda _: None,
                 )
     refused = choice.refused | summary.refused
     warnings = [f'{arguments.input}: {note}' for note in (*reader.notes, *summary.damage)]
@@ -121,14 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if summary.damage or refused else 0
 
 
-def _image_shower(progress, viewer, points):
-    def show(labelled) -> None:
-        if viewer and labelled:
-            camera = labelled.camera.name
-            viewer.set_stamp(labelled.stamp_ns)
-            viewer.show_segmentation(camera, labelled.picture, labelled.result)
-            points.add_labels(camera, labelled.stamp_ns, labelled.result.label)
-        progress.update()
+def _result_shower(viewer, points):
+    def show(image, result) -> None:
+        viewer.set_stamp(image.stamp_ns)
+        viewer.show_segmentation(image.camera.name, image.picture, result)
+        points.add_labels(image.camera.name, image.stamp_ns, result.label)
 
     return show
 

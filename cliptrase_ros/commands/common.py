@@ -15,12 +15,7 @@ class CommandError(Exception):
 
 @contextlib.contextmanager
 def command_errors(*kinds: type[Exception], before: str = '') -> Iterator[None]:
-    """Within it, errors of some kinds become a CommandError.
-
-    Args:
-        *kinds: Errors whose messages are written for the user.
-        before: What stands before the message.
-    """
+    """Within it, errors whose messages are written for the user become a CommandError."""
     try:
         yield
     except kinds as error:
@@ -28,14 +23,10 @@ def command_errors(*kinds: type[Exception], before: str = '') -> Iterator[None]:
 
 
 def require_ros(why: str, remedy: str) -> None:
-    """Raise CommandError where this Python has no ROS 2.
-
-    Args:
-        why: It is needed.
-        remedy: What to do.
-    """
+    """Raise CommandError where this Python has no ROS 2, saying why it is needed."""
     try:
-        import rclpy  # noqa: F401
+        # It needs rclpy, and nothing else that may be missing.
+        import cliptrase_ros.ros.lifecycle  # noqa: F401
     except ImportError as error:
         raise CommandError(
             f'{why}, and there is no ROS 2 in this Python ({error}); {remedy}'

@@ -51,10 +51,8 @@ def add_settings(
     """Add an option for each setting that a dataclass declares.
 
     Args:
-        parser: A parser, or a group of its options.
         declaration: The dataclass; see `settings.settings_of`.
         only: Names of the settings to add; empty for all.
-        without: Names of settings to leave out.
         **changes: By the name of a setting, what its option has instead; arguments of
             `add_argument`.
     """
@@ -83,14 +81,9 @@ def model_settings(arguments: argparse.Namespace) -> ModelSettings:
 
 
 def segmentation_settings(arguments: argparse.Namespace, **changes: Any) -> SegmentationSettings:
-    """What the options of `SegmentationSettings` say.
+    """What the options of `SegmentationSettings` say, or the changes. Raises CommandError.
 
-    Args:
-        arguments: Of the command. What it has no option for is at its default.
-        **changes: Values instead of those of the options.
-
-    Raises:
-        CommandError: A value is out of range, or goes without another that it needs.
+    What the command has no option for is at its default.
     """
     with command_errors(ValueError):
         settings = SegmentationSettings(**{**_values(arguments, SegmentationSettings), **changes})
@@ -189,12 +182,7 @@ def batch_size(arguments: argparse.Namespace, segmenter: 'Segmenter') -> int:
 
 
 def add_view(command: argparse.ArgumentParser, what: str) -> None:
-    """Add --view.
-
-    Args:
-        command: The command's parser.
-        what: Is shown.
-    """
+    """Add --view, which shows `what`."""
     command.add_argument(
         '--view',
         nargs='?',

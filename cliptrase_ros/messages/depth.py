@@ -1,7 +1,4 @@
-"""Depth images and what a camera sees in space, without any ROS.
-
-Messages are read by their fields, as in `messages.images`.
-"""
+"""Depth images and what a camera sees in space; messages are read as in `messages.images`."""
 
 from dataclasses import dataclass
 
@@ -46,14 +43,7 @@ POINT = np.dtype(
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """A pinhole camera; pixel centres have integer coordinates.
-
-    Attributes:
-        fx: Focal length in widths of a pixel.
-        fy: Focal length in heights of a pixel.
-        cx: Column of the principal point, pixels.
-        cy: Row of the principal point, pixels.
-    """
+    """A pinhole camera, in pixels, whose centres have integer coordinates."""
 
     fx: float
     fy: float
@@ -62,11 +52,7 @@ class Intrinsics:
 
 
 def check_depth(image: Message, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse an image that `depth_in_metres` could not read, in microseconds.
-
-    Args:
-        image: Fields of sensor_msgs/Image.
-        max_pixels: Width x height of the largest image that is believed.
+    """Refuse a sensor_msgs/Image that `depth_in_metres` could not read, in microseconds.
 
     Raises:
         ImageError: An encoding other than `DEPTH_ENCODINGS`, or as `messages.images.check_image`.
@@ -85,9 +71,8 @@ def depth_in_metres(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Depth along the optical axis.
 
     Args:
-        image: Fields of sensor_msgs/Image, 16UC1 in millimetres or 32FC1 in metres (REP 118).
-            Zero, negative, infinite and not a number all mean that nothing was measured.
-        max_pixels: Width x height of the largest image that is believed.
+        image: sensor_msgs/Image, 16UC1 in millimetres or 32FC1 in metres (REP 118). Zero,
+            negative, infinite and not a number all mean that nothing was measured.
 
     Returns:
         float32 (H, W), metres, NaN where nothing was measured.
@@ -105,13 +90,10 @@ def depth_in_metres(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def intrinsics_of(info: Message, width: int, height: int) -> Intrinsics:
-    """Intrinsics of images of a size, from the K of their camera_info.
+    """Intrinsics of images of a size in pixels, from the K of their sensor_msgs/CameraInfo.
 
-    Args:
-        info: Fields of sensor_msgs/CameraInfo. Its binning and region of interest are honoured,
-            its distortion is not: the image has to be rectified, or nearly so.
-        width: Of the image, pixels.
-        height: Of the image, pixels.
+    Its binning and region of interest are honoured, its distortion is not: the image has to be
+    rectified, or nearly so.
 
     Raises:
         ImageError: Not calibrated, or calibrated for images of another size.
@@ -135,21 +117,14 @@ def intrinsics_of(info: Message, width: int, height: int) -> Intrinsics:
 def read_registered_depth(
     depth_image: Message, info: Message, width: int, height: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, Intrinsics]:
-    """Depth of every pixel of a picture, from a depth image that is registered to it.
+    """`depth_in_metres` and `intrinsics_of` for a picture that depth is registered to.
 
     Args:
-        depth_image: Fields of sensor_msgs/Image, as for `depth_in_metres`.
-        info: Fields of sensor_msgs/CameraInfo, as for `intrinsics_of`.
         width: Of the picture, pixels.
         height: Of the picture, pixels.
-        max_pixels: Width x height of the largest image that is believed.
-
-    Returns:
-        float32 (height, width), metres, NaN where nothing was measured; and the camera's
-        intrinsics.
 
     Raises:
-        ImageError: Depth of another size than the picture, or as the two functions above.
+        ImageError: Depth of another size than the picture, or as the two.
     """
     if (depth_image.width, depth_image.height) != (width, height):
         raise ImageError(
@@ -164,7 +139,6 @@ def back_project(depth: np.ndarray, camera: Intrinsics) -> tuple[np.ndarray, np.
 
     Args:
         depth: float32 (H, W), metres.
-        camera: What the pixels are seen with.
 
     Returns:
         x and y in the optical frame (REP 103), whose z is the depth: float32 (H, W) each, metres,
@@ -187,7 +161,6 @@ def labelled_points(
 
     Args:
         depth: float32 (H, W), metres.
-        camera: What the pixels are seen with.
         picture: uint8 (H, W, 3) RGB.
         label: uint8 (H, W), class ids.
         confidence: uint8 (H, W), 255 = 1.0.

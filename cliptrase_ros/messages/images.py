@@ -2,6 +2,7 @@
 
 Functions here use the fields of a message and do not ask for its class, so that messages of rclpy
 and messages read from a recording both will do. `data` may be anything with the buffer protocol.
+`max_pixels` is always width x height of the largest image that is believed.
 """
 
 import re
@@ -93,11 +94,10 @@ def _encodings() -> dict[str, Encoding]:
 
 #: By name, as sensor_msgs/image_encodings.hpp has it.
 ENCODING_TABLE = _encodings()
-
 #: Every encoding `to_rgb` understands.
 ENCODINGS = tuple(sorted(ENCODING_TABLE))
-
 _LISTED = ', '.join(ENCODINGS)
+
 #: Encodings of numbers without a word about what they mean, such as depth.
 MEASUREMENTS = re.compile(r'(8S|16[US]|32[SF]|64F)C\d')
 # Codecs whose frames need the ones before them.
@@ -111,10 +111,6 @@ _NO_PICTURE = (
 def check_image(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that `to_rgb` could not read, in microseconds and without touching pixels.
 
-    Args:
-        image: Fields of sensor_msgs/Image.
-        max_pixels: Width x height of the largest image that is believed.
-
     Raises:
         ImageError: Width or height zero or absurd, an encoding that is not known or not a picture,
             `step` shorter than a row, or fewer data than the header promises.
@@ -123,10 +119,8 @@ def check_image(image: Message, max_pixels: int = MAX_PIXELS) -> None:
     encoding = ENCODING_TABLE.get(image.encoding)
     if encoding is None:
         is_measured = MEASUREMENTS.match(image.encoding)
-        raise ImageError(
-            f'encoding {image.encoding[:40]!r} is not known as a picture'
-            + (f' but as {_NO_PICTURE}' if is_measured else f'; publish one of {_LISTED}')
-        )
+        advice = f' but as {_NO_PICTURE}' if is_measured else f'; publish one of {_LISTED}'
+        raise ImageError(f'encoding {image.encoding[:40]!r} is not known as a picture{advice}')
     check_layout(image, encoding)
 
 
@@ -204,8 +198,6 @@ def to_rgb(image: Message, max_pixels: int = MAX_PIXELS, may_share: bool = False
     rounded).
 
     Args:
-        image: Fields of sensor_msgs/Image.
-        max_pixels: Width x height of the largest image that is believed.
         may_share: Whether the result may be the message's own memory, where that is RGB without
             padding. It then changes with the message.
 
@@ -270,10 +262,6 @@ def check_compressed_stream(image: Message, max_pixels: int = MAX_PIXELS) -> Non
     Stricter than `decompress_to_rgb`: only JPEG and PNG pass, whose size is known before memory is
     taken for them.
 
-    Args:
-        image: Fields of sensor_msgs/CompressedImage.
-        max_pixels: Width x height of the largest image that is believed.
-
     Raises:
         ImageError: Anything but a complete JPEG or PNG of a believable size.
     """
@@ -290,10 +278,6 @@ def decompress_to_rgb(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarra
     """Picture of a sensor_msgs/CompressedImage: JPEG, PNG or anything else OpenCV reads.
 
     Colours are as the file has them, unless `format` says that they are those of the raw image.
-
-    Args:
-        image: Fields of sensor_msgs/CompressedImage.
-        max_pixels: Width x height of the largest image that is believed.
 
     Returns:
         uint8 (H, W, 3) RGB, contiguous.
@@ -397,13 +381,7 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def mono8(image: Message) -> np.ndarray:
-    """Pixels of a mono8 message, such as a label image.
-
-    Args:
-        image: Fields of sensor_msgs/Image.
-
-    Returns:
-        uint8 (H, W), a view into the message.
+    """Pixels of a mono8 message, such as a label image: uint8 (H, W), a view into the message.
 
     Raises:
         ImageError: Another encoding, or as `check_image`.

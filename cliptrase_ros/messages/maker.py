@@ -1,7 +1,7 @@
 """The messages of node and recordings, made in one place for both.
 
 Only the classes differ: those of rclpy take `array.array` in their fields, those of rosbags numpy
-arrays. `MessageMaker` is given how to make either, and knows what is in which field.
+arrays. `MessageMaker` takes the two functions that differ, and knows what is in which field.
 """
 
 import sys
@@ -56,7 +56,6 @@ class MessageMaker:
         Args:
             pixels: (H, W) or (H, W, C), of the encoding's type, in the byte order of this machine.
             encoding: As in sensor_msgs/image_encodings.hpp.
-            header: Of the message.
         """
         pixels = np.ascontiguousarray(pixels)
         height, width = pixels.shape[:2]
@@ -87,7 +86,6 @@ class MessageMaker:
 
         Args:
             points: Structured array (H, W) of numbers, as of `messages.depth.POINT`.
-            header: Of the message.
         """
         height, width = points.shape
         return self.make(
@@ -173,9 +171,7 @@ class MessageMaker:
         """Make a vision_msgs/LabelInfo, names by id.
 
         Args:
-            vocabulary: The classes.
             threshold: Least confidence of a labelled pixel, 0.0 to 1.0.
-            header: Of the message.
         """
         classes = [
             self.make('vision_msgs/msg/VisionClass', class_id=entry.id, class_name=entry.name)
@@ -195,30 +191,28 @@ class MessageMaker:
 #: uint8 (H, W, 3) RGB.
 MakeOutput = Callable[[MessageMaker, Message, np.ndarray, Segmentation], Message]
 
-#: What can be made of an image's labels: by topic, NODE/CAMERA/ before it, type and how to make it.
+#: By topic below NODE/CAMERA/: the type of its messages, and the function that makes one.
 CAMERA_OUTPUTS: dict[str, tuple[str, MakeOutput]] = {
     'label': (
         IMAGE,
-        lambda maker, header, _picture, result: maker.make_image(result.label, 'mono8', header),
+        lambda maker, header, _image, result: maker.make_image(result.label, 'mono8', header),
     ),
     'label/compressed': (
         COMPRESSED_IMAGE,
-        lambda maker, header, _picture, result: maker.make_compressed_label(result.label, header),
+        lambda maker, header, _image, result: maker.make_compressed_label(result.label, header),
     ),
     'confidence': (
         IMAGE,
-        lambda maker, header, _picture, result: maker.make_image(
-            result.confidence, 'mono8', header
-        ),
+        lambda maker, header, _image, result: maker.make_image(result.confidence, 'mono8', header),
     ),
     'masks': (
         CLASS_MASKS,
-        lambda maker, header, _picture, result: maker.make_masks(result, header),
+        lambda maker, header, _image, result: maker.make_masks(result, header),
     ),
     'overlay': (
         IMAGE,
-        lambda maker, header, picture, result: maker.make_image(
-            draw_overlay(picture, result.label, result.vocabulary), 'rgb8', header
+        lambda maker, header, image, result: maker.make_image(
+            draw_overlay(image, result.label, result.vocabulary), 'rgb8', header
         ),
     ),
 }

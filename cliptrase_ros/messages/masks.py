@@ -21,9 +21,6 @@ class Box:
 def label_run_lengths(runs: Runs) -> dict[int, tuple[Box, np.ndarray]]:
     """Bounding box and mask of every value in a label image, as cliptrase_ros/ClassMask has them.
 
-    Args:
-        runs: Of the label image.
-
     Returns:
         By value, the box, and uint32 lengths of alternating runs inside it, row after row, the
         first of zeros (0 long before a run of ones).
@@ -79,15 +76,12 @@ def run_lengths(pixels: np.ndarray) -> np.ndarray:
 
 
 def decode_mask(mask: Message, height: int, width: int) -> np.ndarray:
-    """Pixels of one class.
+    """Pixels of one class: bool (H, W), True where it is.
 
     Args:
         mask: Fields of cliptrase_ros/ClassMask.
         height: Of the ClassMasks message, pixels.
         width: Of the ClassMasks message, pixels.
-
-    Returns:
-        bool (height, width), True where the class is.
 
     Raises:
         ValueError: Where roi, run lengths and size do not fit together.

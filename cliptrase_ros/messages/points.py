@@ -13,10 +13,7 @@ class PointsError(ValueError):
 
 
 def read_points(cloud: Message) -> tuple[np.ndarray, np.ndarray]:
-    """Points that have a place, and their class ids.
-
-    Args:
-        cloud: Fields of sensor_msgs/PointCloud2, whose points have x, y, z and label.
+    """Points of a sensor_msgs/PointCloud2 that have a place, and their class ids (`label`).
 
     Returns:
         float32 (N, 3) in the cloud's unit, and uint8 (N,).

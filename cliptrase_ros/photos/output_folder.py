@@ -10,11 +10,7 @@ REPORT = 'segmentation.json'
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder with other things in it than earlier results.
-
-    Raises:
-        InputError: It has, or is no folder.
-    """
+    """Refuse a folder with other things in it than earlier results. Raises InputError."""
     if output.exists() and not output.is_dir():
         raise InputError(f'the output {output} exists and is no folder')
     if output.is_dir() and any(output.iterdir()) and not (output / REPORT).is_file():

@@ -24,11 +24,7 @@ _ENCODERS = {'libx264': {'crf': '20', 'preset': 'veryfast'}, 'mpeg4': {'q': '4'}
 
 
 def write_label(path: Path, segmentation: Segmentation) -> None:
-    """Write class ids as a palette PNG in the classes' colours; 255 is unlabelled.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write class ids as a palette PNG in the classes' colours; 255 is unlabelled."""
     image = Image.fromarray(segmentation.label)
     image.putpalette(segmentation.vocabulary.palette.ravel().tolist())
     with whole_file(path) as temporary:
@@ -36,21 +32,13 @@ def write_label(path: Path, segmentation: Segmentation) -> None:
 
 
 def write_overlay(path: Path, overlay: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) RGB as JPEG.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write uint8 (H, W, 3) RGB as JPEG."""
     with whole_file(path) as temporary:
         Image.fromarray(overlay).save(temporary, format='JPEG', quality=_JPEG_QUALITY)
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write readable JSON.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write readable JSON."""
     # Names of files need not be text in any encoding.
     text = json.dumps(content, ensure_ascii=False, indent=1).encode('utf-8', 'backslashreplace')
     with whole_file(path) as temporary:
@@ -83,12 +71,7 @@ class OverlayVideo:
         self._duration = round(1 / 25 / _TICK)
 
     def write(self, overlay: np.ndarray, time_s: float) -> None:
-        """Add a frame.
-
-        Args:
-            overlay: uint8 (H, W, 3) RGB.
-            time_s: When it is shown, seconds from the beginning.
-        """
+        """Add uint8 (H, W, 3) RGB, shown so many seconds from the beginning."""
         import av
 
         below = self._stream.height - overlay.shape[0]
@@ -132,7 +115,6 @@ def describe_segmentation(segmentation: Segmentation, coco: bool = False) -> dic
     """Size of an image, and area, share and confidence of every class present.
 
     Args:
-        segmentation: What is described.
         coco: Whether to add each class's mask as COCO run lengths.
     """
     height, width = segmentation.label.shape
@@ -153,10 +135,7 @@ def describe_segmentation(segmentation: Segmentation, coco: bool = False) -> dic
 
 
 def coco_run_lengths(mask: np.ndarray) -> dict:
-    """A mask as COCO's compressed run lengths, as pycocotools reads them.
-
-    Args:
-        mask: bool (H, W).
+    """A mask, bool (H, W), as COCO's compressed run lengths, as pycocotools reads them.
 
     Returns:
         `size`, [H, W], and `counts`, a string.

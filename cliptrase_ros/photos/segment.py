@@ -39,7 +39,6 @@ class Picture:
     """A photo, or a frame of a video or webcam.
 
     Attributes:
-        source: Where it is from.
         pixels: uint8 (H, W, 3) RGB, upright.
         number: Its place in a video, from 0; None for a photo.
         time_s: Seconds since the beginning of a video; None for a photo.
@@ -59,7 +58,6 @@ class OutputSettings:
     """What is written, and how.
 
     Attributes:
-        folder: Where to.
         batch: Pictures of equal size that go through the engine together.
         rate: Most frames a second of a video or webcam, by its own time; 0 for all.
         coco: Whether the report has masks as COCO run lengths.
@@ -76,7 +74,7 @@ class Outcome:
     """What came of it.
 
     Attributes:
-        labelled: Number of pictures that were labelled.
+        labelled: Number of pictures.
         unreadable: (input, why) of those that could not be read or labelled, or whose results
             could not be written.
         areas: Pixels by class id.
@@ -112,11 +110,6 @@ def segment_sources(
     interruption.
 
     Args:
-        sources: From `find_sources`.
-        segmenter: What labels.
-        vocabulary: By which words.
-        settings: How.
-        output: Where results go, and which.
         on_image: Called for every picture that is done with.
         on_result: Called for every picture that was labelled.
 
@@ -136,36 +129,28 @@ def segment_sources(
                 *(vocabulary, settings, output, on_image, on_result),
                 *(threads, outcome, entries),
             )
-            labelling.label_photos([source for source in sources if source.kind == 'photo'])
+            try:
+                labelling.label_photos([source for source in sources if source.kind == 'photo'])
+            finally:
+                labelling.finish_writes()
             for source in sources:
                 if source.kind != 'photo':
                     labelling.label_video(source)
     finally:
         places = {source: place for place, source in enumerate(sources)}
         entries.sort(key=lambda item: (places[item[0]], item[1].get('frame', 0)))
-        report = _describe(segmenter, vocabulary, settings, entries, outcome)
+        report = {
+            'model': segmenter.name,
+            **asdict(settings),
+            'vocabulary': describe_vocabulary(vocabulary.vocabulary),
+            'images': [entry for _, entry in entries],
+            'unreadable': [{'file': file, 'reason': reason} for file, reason in outcome.unreadable],
+        }
         try:
             write_json(output.folder / REPORT, report)
         except OSError as error:
             outcome.unreadable.append((REPORT, str(error)))
     return outcome
-
-
-def _describe(
-    segmenter: Segmenter,
-    vocabulary: EncodedVocabulary,
-    settings: SegmentationSettings,
-    entries: Sequence[tuple[Source, dict]],
-    outcome: Outcome,
-) -> dict:
-    """The report, as JSON values."""
-    return {
-        'model': segmenter.name,
-        **asdict(settings),
-        'vocabulary': describe_vocabulary(vocabulary.vocabulary),
-        'images': [entry for _, entry in entries],
-        'unreadable': [{'file': file, 'reason': reason} for file, reason in outcome.unreadable],
-    }
 
 
 @dataclass
@@ -192,12 +177,6 @@ class _Labelling:
     given_up: set[Source] = field(default_factory=set)
 
     def label_photos(self, photos: Sequence[Source]) -> None:
-        try:
-            self._label_photos(photos)
-        finally:
-            self._finish_writes(0)
-
-    def _label_photos(self, photos: Sequence[Source]) -> None:
         by_size: dict[tuple[int, int], list[Picture]] = {}
         reads = submit_ahead(self.threads, lambda photo: read_photo(photo.location), photos, _AHEAD)
         for source, read in zip(photos, reads, strict=True):
@@ -233,7 +212,7 @@ class _Labelling:
             self._label(batch)
         finally:
             try:
-                self._finish_writes(0)
+                self.finish_writes()
             finally:
                 self._close_video(source)
                 if not overlay.is_file():
@@ -285,7 +264,7 @@ class _Labelling:
                 self.histories.keep(str(picture.source), _stamp_ns(picture), result.history)
             self.on_result(picture, result)
             self.writes.append((picture, self.threads.submit(self._write, picture, result)))
-        self._finish_writes(_AHEAD)
+        self.finish_writes(_AHEAD)
 
     def _write(self, picture: Picture, segmentation: Segmentation) -> tuple[dict, np.ndarray]:
         """Write the results of a picture; returns its entry in the report, and the overlay."""
@@ -306,7 +285,7 @@ class _Labelling:
         entry |= {'label': label, 'overlay': overlay}
         return entry | describe_segmentation(segmentation, self.output.coco), drawn
 
-    def _finish_writes(self, most_left: int) -> None:
+    def finish_writes(self, most_left: int = 0) -> None:
         """Wait until no more than so many results are still being written."""
         while len(self.writes) > most_left:
             # It leaves the queue when it is in the report, in case of an interruption.

@@ -36,7 +36,6 @@ def read_video(path: Path, rate: float = 0.0) -> Iterator[VideoFrame]:
     """Read the frames of a video; those that are damaged are left out.
 
     Args:
-        path: The video.
         rate: Most frames a second of the video's own time; 0 for all.
 
     Raises:

@@ -11,9 +11,6 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Folders that lack are made. Where writing fails, an older file stays as it was. What a link
     points to is not written to: the link is replaced.
-
-    Args:
-        path: The file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.partial')

@@ -27,7 +27,7 @@ from cliptrase_ros.ros.outputs import LATCHED_QOS
 from cliptrase_ros.ros.parameters import declare_settings
 from cliptrase_ros.ros.settings import ParameterError
 from cliptrase_ros.segmentation.settings import setting, settings_of
-from cliptrase_ros.viewer import ShownClass, ShownMask, Viewer
+from cliptrase_ros.viewer import ShownClass, Viewer
 
 NODE_NAME = 'rerun_viewer'
 #: What can be shown, and what is by default: the overlay repeats image and label.
@@ -158,16 +158,7 @@ class RerunViewer(Node):
         self._viewer.show_image(camera, read(message))
 
     def _masks(self, camera: str, message: ClassMasks) -> None:
-        self._viewer.show_masks(
-            camera,
-            [
-                ShownMask(
-                    *(mask.class_id, mask.class_name, mask.confidence),
-                    *(mask.roi.x_offset, mask.roi.y_offset, mask.roi.width, mask.roi.height),
-                )
-                for mask in message.masks
-            ],
-        )
+        self._viewer.show_masks(camera, message.masks)
 
     def _overlay(self, camera: str, message: Image) -> None:
         self._viewer.show_overlay(camera, to_rgb(message))

@@ -14,29 +14,9 @@ from rosbags.interfaces import (
     ConnectionExtRosbag2,
     MessageDefinition,
     MessageDefinitionFormat,
-    Qos,
 )
-from rosbags.rosbag2.metadata import parse_qos
 
-#: How message definitions are written, by what rosbag2 calls it.
-DEFINITION_FORMATS = {
-    'ros2msg': MessageDefinitionFormat.MSG,
-    'ros2idl': MessageDefinitionFormat.IDL,
-    'omgidl': MessageDefinitionFormat.IDL,
-}
-
-
-class BreakError(Exception):
-    """The file cannot be read any further; the message says where and why."""
-
-
-def profiles_of(text: str) -> list[Qos]:
-    """Quality of service as a file has it in YAML."""
-    try:
-        return parse_qos(text)
-    except Exception:
-        # Without its quality of service a topic is still worth having.
-        return []
+from cliptrase_ros.bag.types import DEFINITION_FORMATS, BreakError, profiles_of
 
 
 class _StrictVfs(apsw.VFS):
