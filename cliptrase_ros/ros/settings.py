@@ -1,7 +1,7 @@
-"""What can be chosen about the node besides its engine, declared once; needs no ROS itself.
+"""What can be chosen about the node besides its engine, declared once.
 
 The engine's settings are declared in `segmentation/settings.py`; all of them together are the
-node's parameters.
+node's parameters. Needs neither ROS nor torch: the launch file describes its arguments by it.
 """
 
 import re
