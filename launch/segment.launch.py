@@ -14,6 +14,8 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.utilities import prefix_namespace
 
 from cliptrase_ros.ros.arguments import is_for, nearest_name, parameters_in_file
+from cliptrase_ros.ros.settings import PARAMETERS
+from cliptrase_ros.segmentation.settings import Setting
 from launch import LaunchContext, LaunchDescription
 
 # Installed as share/cliptrase_ros/launch/, beside config/.
@@ -21,18 +23,38 @@ CONFIG = Path(__file__).resolve().parent.parent / 'config'
 
 BOOLEANS = ['true', 'false']
 
+#: Parameters of the node that can be given as arguments, and what separates entries of a list.
+PARAMETER_ARGUMENTS = {
+    'cameras': ',',
+    'transport': ',',
+    'depth': '',
+    'mask_topics': ';',
+    'vocabulary': ';',
+    'model': '',
+    'device': '',
+    'rate': '',
+    'autostart': '',
+}
+
+
+def _parameter_argument(declared: Setting) -> DeclareLaunchArgument:
+    separator = PARAMETER_ARGUMENTS[declared.name]
+    separated = f" Separated by '{separator}'." if separator else ''
+    return DeclareLaunchArgument(
+        declared.name,
+        default_value='',
+        choices=['', *BOOLEANS] if declared.type is bool else None,
+        description=f'{declared.doc}{separated} Empty: as params_file says.',
+    )
+
+
 ARGUMENTS = (
     DeclareLaunchArgument(
         'params_file',
         default_value=str(CONFIG / 'segment.yaml'),
         description='Parameter file of the node. The arguments below, where given, override it.',
     ),
-    DeclareLaunchArgument(
-        'cameras',
-        default_value='',
-        description="Names of the cameras, separated by ',': each NAME is read from NAME/image_raw "
-        'and written to NODE/NAME/label and so on. Empty: as params_file says.',
-    ),
+    *(_parameter_argument(s) for s in PARAMETERS if s.name in PARAMETER_ARGUMENTS),
     DeclareLaunchArgument(
         'image_topic',
         default_value='',
@@ -41,62 +63,15 @@ ARGUMENTS = (
         'TOPIC/compressed is read.',
     ),
     DeclareLaunchArgument(
-        'transport',
-        default_value='',
-        description="'raw' or 'compressed', or one for each camera, separated by ','. "
-        'Empty: as params_file says.',
-    ),
-    DeclareLaunchArgument(
-        'depth',
-        default_value='',
-        choices=['', *BOOLEANS],
-        description='Publish points, from depth registered to the image. Empty: as params_file '
-        'says, or true with depth_topic.',
-    ),
-    DeclareLaunchArgument(
         'depth_topic',
         default_value='',
-        description='Depth topics to read instead of NAME/depth/image_raw, one for each camera.',
+        description='Depth topics to read instead of NAME/depth/image_raw, one for each camera; '
+        'with them `depth` is true, unless it is given.',
     ),
     DeclareLaunchArgument(
         'camera_info_topic',
         default_value='',
         description='Topics to read instead of NAME/camera_info, one for each camera.',
-    ),
-    DeclareLaunchArgument(
-        'mask_topics',
-        default_value='',
-        description='Classes that have an image of their own on NODE/NAME/mask/CLASS, separated '
-        "by ';'. Empty: as params_file says.",
-    ),
-    DeclareLaunchArgument(
-        'vocabulary',
-        default_value='',
-        description="The classes, separated by ';', for instance 'road; person = pedestrian, "
-        "worker'. Empty: as params_file says.",
-    ),
-    DeclareLaunchArgument(
-        'model',
-        default_value='',
-        description="Architecture as open_clip names it, 'toybox' for the small model that comes "
-        "with the package, or 'local-dir:FOLDER'. Empty: as params_file says.",
-    ),
-    DeclareLaunchArgument(
-        'device',
-        default_value='',
-        description="'auto', 'cpu', 'cuda' or 'cuda:N'. Empty: as params_file says.",
-    ),
-    DeclareLaunchArgument(
-        'rate',
-        default_value='',
-        description='Most label images a second and camera, 0 for all. Empty: as params_file says.',
-    ),
-    DeclareLaunchArgument(
-        'autostart',
-        default_value='',
-        choices=['', *BOOLEANS],
-        description='Configure and activate at start, without a lifecycle manager. Empty: as '
-        'params_file says.',
     ),
     DeclareLaunchArgument(
         'use_sim_time',

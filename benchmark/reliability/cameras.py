@@ -1,7 +1,7 @@
 """Cameras as one process: a single one, or three that behave and three that send fuzzed messages.
 
-Runs until its standard input is closed or what is to be fuzzed has been sent, and then prints, as
-JSON by camera, how many messages it sent and how many of them a node has to refuse.
+Runs until its standard input is closed, sends what is left to be fuzzed, and prints, as JSON by
+camera, how many messages it sent and how many of them a node has to refuse.
 """
 
 import argparse
@@ -42,9 +42,8 @@ ELONGATED = 40
 class Camera(Node):
     """A camera that publishes images in turn, best effort, once somebody has subscribed.
 
-    Their frame_id counts, so that every image is known again.
-
-    Stamps start anew after `loop_s` seconds; with 0 they are those of the system's clock.
+    Their frame_id counts, so that every image is known again. Stamps start anew after `loop_s`
+    seconds; with 0 they are those of the system's clock.
     """
 
     def __init__(self, name: str, messages: list[Image], rate: float, loop_s: float = 0.0):

@@ -7,7 +7,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from cliptrase_ros.messages.images import ENCODING_TABLE, ENCODINGS
-from cliptrase_ros.segmentation.model.preprocessing import MAX_ASPECT_RATIO
+from cliptrase_ros.segmentation.settings import MAX_ASPECT_RATIO
 
 #: Numbers at the edges of what a uint32 holds.
 EDGES = (0, 1, 2, 3, 255, 65535, 65536, 2**31 - 1, 2**31, 4_000_000_000, 2**32 - 1)

@@ -49,7 +49,10 @@ def process(command: list[str], log: Path, **arguments) -> Iterator[subprocess.P
 def segment_node(
     log: Path, parameters: dict, cache: Path, script: Path | None = None, **variables: str
 ) -> Iterator[subprocess.Popen]:
-    """Run the node with these parameters, or a script that makes one; text features in `cache`."""
+    """Run the node with these parameters, or a script that makes one; text features in `cache`.
+
+    A Failure in the block tells the last words of the node as well.
+    """
     with tempfile.NamedTemporaryFile('w', suffix='.yaml') as file:
         # JSON is YAML.
         json.dump({'/**': {'ros__parameters': parameters}}, file)
@@ -149,9 +152,8 @@ def end(node: subprocess.Popen, log: Path) -> float:
         status = node.wait(timeout=30)
     except subprocess.TimeoutExpired:
         raise Failure('SIGINT did not end the node within 30 s') from None
-    text = log.read_text(errors='replace')
-    if status != 0 or 'Traceback' in text:
-        raise Failure(f'the node ended with status {status}; its last words:\n{text[-2000:]}')
+    if status != 0 or 'Traceback' in log.read_text(errors='replace'):
+        raise Failure(f'the node ended with status {status}')
     return time.monotonic() - begin
 
 

@@ -150,9 +150,7 @@ def main() -> int:
         try:
             report = soak(arguments, Path(folder))
         except Failure as failure:
-            log = Path(folder, 'node.log')
-            text = log.read_text(errors='replace') if log.exists() else ''
-            print(f'soak: {failure}\n{text[-3000:]}', file=sys.stderr)
+            print(f'soak: {failure}', file=sys.stderr)
             return 1
     print(json.dumps(report, indent=2))
     if arguments.json:

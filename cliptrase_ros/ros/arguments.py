@@ -40,11 +40,9 @@ def explain_refusal(error: Exception) -> str:
 
 
 def explain_unread_arguments(node, arguments: Sequence[str]) -> Iterator[str]:
-    """Say, a sentence each, what was given to a node and is not read by it.
+    """Say, a sentence each, what was given to the process of a node and is not read by it.
 
-    Args:
-        node: An rclpy Node that has declared its parameters.
-        arguments: Of its process.
+    The node is rclpy's and has declared its parameters.
     """
     foreign, parameters = _split(arguments)
     if foreign:

@@ -20,10 +20,9 @@ from cliptrase_ros.messages.images import (
     header_stamp_ns,
 )
 from cliptrase_ros.ros.conversions import to_rgb
-from cliptrase_ros.ros.depth import DepthMatch
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.outputs import CameraOutputs
-from cliptrase_ros.ros.points import PointsOutput
+from cliptrase_ros.ros.points import DepthMatch, PointsOutput
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.streams.rate_limit import RateLimiter
@@ -48,9 +47,7 @@ class CameraImage:
     """An image on its way through inference.
 
     Attributes:
-        camera: The camera it is from.
-        message: As it was received.
-        received_ns: When that was, nanoseconds of the node's clock.
+        received_ns: When it came, nanoseconds of the node's clock.
         depth: What is known of the depth image that belongs to it; None where nobody wants points.
     """
 
@@ -61,7 +58,7 @@ class CameraImage:
 
     @property
     def header(self) -> Header:
-        """Header of the message."""
+        """Of the message, and of everything that is made of it."""
         return self.message.header
 
     @property
@@ -100,7 +97,7 @@ class CameraTopics:
             self.info = SensorTopic(node, CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
 
     def follow_publishers(self) -> None:
-        """See `SensorTopic.follow_publishers`."""
+        """Subscribe anew where publishers that have come or gone ask for another QoS."""
         for topic in filter(None, (self.image, self.depth, self.info)):
             topic.follow_publishers()
 
@@ -187,11 +184,6 @@ class Camera:
         """Whether images are received at the moment."""
         return self._topics.image.is_subscribed
 
-    @property
-    def unknown_masks(self) -> tuple[str, ...]:
-        """See `CameraOutputs`."""
-        return self.outputs.unknown_masks
-
     def activate(self) -> None:
         """Subscribe from now on while somebody listens."""
         self.is_active = True
@@ -226,7 +218,7 @@ class Camera:
                     self._pending = None
 
     def follow_publishers(self) -> None:
-        """Subscribe anew where publishers that have come or gone ask for another QoS."""
+        """See `CameraTopics.follow_publishers`."""
         with self._subscription_lock:
             self._topics.follow_publishers()
 

@@ -55,7 +55,6 @@ def points_message(points: np.ndarray, header: Header) -> PointCloud2:
 
     Args:
         points: Structured array (H, W) of float32 and uint32 fields.
-        header: Used unchanged.
     """
     if _create_cloud is None:
         return MAKER.make_points(points, header)

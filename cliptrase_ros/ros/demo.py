@@ -49,7 +49,6 @@ def run_demo(output: Path, phase_s: float, view: str | None = None) -> int:
     It has a ROS domain of its own, unless ROS_DOMAIN_ID is set.
 
     Args:
-        output: The folder.
         phase_s: How long each vocabulary is watched, seconds.
         view: Whether to run the viewer as well: '' with a window, or the file it records to.
 

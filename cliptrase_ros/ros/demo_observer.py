@@ -1,8 +1,11 @@
 """What a user of the node sees of it: a ROS node that collects everything a run publishes."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -45,17 +48,24 @@ class ObservedFrame:
     @property
     def is_complete(self) -> bool:
         """Whether every message has come."""
-        parts = (self.image, self.truth, self.label, self.overlay, self.vocabulary_version)
-        return all(part is not None for part in parts)
+        return all(part is not None for part in vars(self).values())
 
 
 @dataclass
 class CameraRecord:
-    """Frames of one camera by stamp, and how many images and label images came."""
+    """Frames of one camera, by stamp."""
 
     frames: dict[tuple[int, int], ObservedFrame] = field(default_factory=dict)
-    images: int = 0
-    labels: int = 0
+
+    @property
+    def images(self) -> int:
+        """How many images came."""
+        return sum(frame.image is not None for frame in self.frames.values())
+
+    @property
+    def labels(self) -> int:
+        """How many label images came."""
+        return sum(frame.label is not None for frame in self.frames.values())
 
     def complete_frames(self) -> list[ObservedFrame]:
         """Return the complete frames in the order of their stamps."""
@@ -67,7 +77,7 @@ class DemoObserver(Node):
 
     Attributes:
         records: By camera.
-        vocabularies: Those announced, by version.
+        vocabularies: By version.
         engine: What the node reports of its model and device in /diagnostics.
     """
 
@@ -88,40 +98,33 @@ class DemoObserver(Node):
             self._observe(camera)
 
     def _observe(self, camera: str) -> None:
-        record = self.records[camera]
-
-        def frame_of(message) -> ObservedFrame:
-            stamp = message.header.stamp
-            key = (stamp.sec, stamp.nanosec)
-            return record.frames.setdefault(key, ObservedFrame(stamp.sec + stamp.nanosec * 1e-9))
-
-        def on_image(message: Image) -> None:
-            record.images += 1
-            frame_of(message).image = to_rgb(message)
-
-        def on_truth(message: Image) -> None:
-            frame_of(message).truth = mono8(message)
-
-        def on_label(message: Image, info) -> None:
-            record.labels += 1
-            frame = frame_of(message)
-            frame.label = mono8(message)
-            frame.published_s = info['source_timestamp'] * 1e-9
-
-        def on_masks(message: ClassMasks) -> None:
-            frame_of(message).vocabulary_version = message.vocabulary_version
-
-        def on_overlay(message: Image) -> None:
-            frame_of(message).overlay = to_rgb(message)
-
-        for message_type, topic, callback, qos in (
-            (Image, f'{camera}/image_raw', on_image, qos_profile_sensor_data),
-            (Image, f'{camera}/label_truth', on_truth, qos_profile_sensor_data),
-            (Image, f'{NODE_NAME}/{camera}/label', on_label, 10),
-            (ClassMasks, f'{NODE_NAME}/{camera}/masks', on_masks, 10),
-            (Image, f'{NODE_NAME}/{camera}/overlay', on_overlay, 10),
+        outputs = f'{NODE_NAME}/{camera}'
+        for message_type, topic, part, read, qos in (
+            (Image, f'{camera}/image_raw', 'image', to_rgb, qos_profile_sensor_data),
+            (Image, f'{camera}/label_truth', 'truth', mono8, qos_profile_sensor_data),
+            (Image, f'{outputs}/label', 'label', mono8, 10),
+            (Image, f'{outputs}/overlay', 'overlay', to_rgb, 10),
+            (
+                ClassMasks,
+                f'{outputs}/masks',
+                'vocabulary_version',
+                attrgetter('vocabulary_version'),
+                10,
+            ),
         ):
-            self.create_subscription(message_type, topic, callback, qos)
+            keep = partial(self._keep_part, self.records[camera], part, read)
+            self.create_subscription(message_type, topic, keep, qos)
+
+    def _keep_part(
+        self, record: CameraRecord, part: str, read: Callable, message: Any, info: dict
+    ) -> None:
+        stamp = message.header.stamp
+        frame = record.frames.setdefault(
+            (stamp.sec, stamp.nanosec), ObservedFrame(stamp.sec + stamp.nanosec * 1e-9)
+        )
+        setattr(frame, part, read(message))
+        if part == 'label':
+            frame.published_s = info['source_timestamp'] * 1e-9
 
     def _keep_vocabulary(self, vocabulary: Vocabulary) -> None:
         self.vocabularies[vocabulary.version] = vocabulary

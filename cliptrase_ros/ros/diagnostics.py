@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 #: A camera that is listened to and sends nothing for so long is worth a warning, seconds.
 SILENCE_S = 3.0
 
-
 #: What is counted of each camera, in the order of the report.
 _COUNTS = (
     *('received', 'labelled', 'dropped_busy', 'dropped_rate', 'dropped_unwanted'),
     *('incompatible_qos', 'refused', 'failed', 'points', 'points_missed'),
 )
-#: Counts whose latest reason is reported as well, and where it is kept.
+#: Counts whose latest reason is reported as well, and as what.
 _REASONS = {
     'refused': 'last_refusal',
     'failed': 'last_failure',
@@ -30,7 +29,6 @@ _REASONS = {
 }
 
 
-@dataclass
 class CameraStatistics:
     """Counts of one camera since the start, and timings since the last report.
 
@@ -38,35 +36,25 @@ class CameraStatistics:
     (the rest), hence the lock. The counts are explained in docs/node.md.
 
     Attributes:
+        counts: By name.
+        reasons: The latest reason of each count that has some, '' before the first.
         silent_s: For how long nothing has come while the camera was subscribed, seconds.
     """
 
-    received: int = 0
-    labelled: int = 0
-    refused: int = 0
-    failed: int = 0
-    dropped_busy: int = 0
-    dropped_rate: int = 0
-    dropped_unwanted: int = 0
-    incompatible_qos: int = 0
-    points: int = 0
-    points_missed: int = 0
-    last_refusal: str = ''
-    last_failure: str = ''
-    last_points_missed: str = ''
-    silent_s: float = 0.0
-    _seconds: dict[str, list[float]] = field(
-        default_factory=lambda: {'latency': [], 'processing': [], 'engine': []}
-    )
-    _reported: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self):
+        self.counts = dict.fromkeys(_COUNTS, 0)
+        self.reasons = dict.fromkeys(_REASONS, '')
+        self.silent_s = 0.0
+        self._seconds: dict[str, list[float]] = {'latency': [], 'processing': [], 'engine': []}
+        self._reported = self.counts.copy()
+        self._lock = threading.Lock()
 
-    def count(self, what: str, reason: str = '') -> None:
+    def count(self, name: str, reason: str = '') -> None:
         """Add one to a count, and keep the reason of one that is refused, failed or missed."""
         with self._lock:
-            setattr(self, what, getattr(self, what) + 1)
-            if what in _REASONS:
-                setattr(self, _REASONS[what], reason)
+            self.counts[name] += 1
+            if name in self.reasons:
+                self.reasons[name] = reason
 
     def count_label(self, latency_s: float | None, processing_s: float, engine_s: float) -> None:
         """Add a label image.
@@ -77,7 +65,7 @@ class CameraStatistics:
             engine_s: Of this, in the engine, for the whole batch.
         """
         with self._lock:
-            self.labelled += 1
+            self.counts['labelled'] += 1
             self._seconds['processing'].append(processing_s)
             self._seconds['engine'].append(engine_s)
             if latency_s is not None:
@@ -88,7 +76,7 @@ class CameraStatistics:
     ) -> tuple[dict[str, object], dict[str, int]]:
         """Return values for people, and how much each count has grown since the last report."""
         with self._lock:
-            counts = {name: getattr(self, name) for name in _COUNTS}
+            counts = self.counts.copy()
             new = {name: count - self._reported[name] for name, count in counts.items()}
             # Nothing can come from a camera that is not subscribed.
             is_silent = is_subscribed and not new['received']
@@ -104,7 +92,7 @@ class CameraStatistics:
             for name in _COUNTS[2:]:
                 values[name] = counts[name]
                 if name in _REASONS:
-                    values[_REASONS[name]] = getattr(self, _REASONS[name])
+                    values[_REASONS[name]] = self.reasons[name]
             self._reported = counts
         return values, new
 
@@ -113,6 +101,7 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
     """Report one camera, `elapsed_s` seconds after the report before."""
     statistics, is_subscribed = camera.statistics, camera.is_subscribed
     values, new = statistics.report(elapsed_s, is_subscribed)
+    unknown_masks = ', '.join(camera.outputs.unknown_masks)
     level, message = DiagnosticStatus.WARN, ''
     if new['refused']:
         message = f'{new["refused"]} images refused: {values["last_refusal"]}'
@@ -130,8 +119,8 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
             f'{new["points_missed"]} images without points: {values["last_points_missed"]}; '
             f'{camera.explain_missing_points()}'
         )
-    elif camera.unknown_masks:
-        message = f'mask_topics has {", ".join(camera.unknown_masks)}, the vocabulary does not'
+    elif unknown_masks:
+        message = f'mask_topics has {unknown_masks}, the vocabulary does not'
     else:
         level = DiagnosticStatus.OK
         if is_subscribed:
@@ -150,7 +139,7 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
             'transport': camera.transport,
             'subscribed': is_subscribed,
             **values,
-            'masks_unknown': ', '.join(camera.unknown_masks),
+            'masks_unknown': unknown_masks,
         },
     )
 
@@ -185,7 +174,6 @@ def engine_status(
         node_name: Full name of the node, without the leading slash.
         state: Label of its lifecycle state.
         engine: None where no model is loaded.
-        vocabulary: Where vocabularies stand.
         failure: Why the node could not be configured or activated, or ''.
         namesakes: How many other nodes have the same name.
     """

@@ -41,7 +41,9 @@ class _Signals:
         if not self.is_spinning or self._has_come:
             os._exit(0)
         self._has_come = True
-        end_within(END_LIMIT_S)
+        timer = threading.Timer(END_LIMIT_S, leave, (0,))
+        timer.daemon = True
+        timer.start()
 
 
 _signals = _Signals()
@@ -69,9 +71,6 @@ def run_module(module: str) -> int:
 def initialized(args: list[str] | None) -> Iterator[None]:
     """Initialise rclpy for a block, as `rclpy.init` does by itself from Kilted on.
 
-    Args:
-        args: Arguments of the process, without its name; None for those it has.
-
     Raises:
         StartFailure: rcl cannot read the arguments, or variables of the environment.
     """
@@ -93,7 +92,6 @@ def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
     Args:
         make_node: Returns an rclpy Node. If it raises ValueError, or spinning raises StartFailure,
             the node cannot start: the message is logged under `name`.
-        name: Of the node.
         args: Arguments of the process, without its name; None for those it has. What of them the
             node does not read is logged.
 
@@ -137,13 +135,6 @@ def run_node(make_node: Callable, name: str, args: list[str] | None) -> int:
         # code, which crashes; the node itself is destroyed already.
         leave(status)
     return status
-
-
-def end_within(seconds: float) -> None:
-    """End the process with status 0 after some time, if it has not ended by itself."""
-    timer = threading.Timer(seconds, leave, (0,))
-    timer.daemon = True
-    timer.start()
 
 
 def leave(status: int) -> None:

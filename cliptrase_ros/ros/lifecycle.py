@@ -60,37 +60,38 @@ class ManagedNode(LifecycleNodeMixin, Node):
         return '' if failure is None else f'cannot be {self._failed_transition}: {explain(failure)}'
 
     def start_when_spun(self) -> None:
-        """Configure and activate the node as soon as it spins.
-
-        Spinning raises StartFailure if that fails.
-        """
+        """Configure and activate the node as soon as it spins, or let that raise StartFailure."""
         self._is_starting = True
         self._start_timer: Timer = self.create_timer(
             0.0, self._start, clock=self.steady_clock, callback_group=self._lifecycle_group
         )
 
     def destroy_node(self) -> None:
-        """End the node. A context that shuts down calls this again."""
+        """End the node."""
         super().destroy_node()
         # rclpy leaves the lifecycle's services to the garbage collector: until it comes, others
         # see a node that answers nothing.
         self._state_machine.destroy_when_not_in_use()
 
-    def fail_transition(self, transition: str, error: Exception) -> TransitionCallbackReturn:
-        """Keep and log why a transition failed; returns what its callback is to return.
+    def attempt(self, transition: str, function: Callable[[], None]) -> TransitionCallbackReturn:
+        """Do what a transition does, and keep and log why if it fails; returns the outcome.
 
         Args:
-            transition: What the node cannot be: configured, activated.
-            error: Why not. Its frames are released, so that the next try does not find the model
-                of this one in memory.
+            transition: What the node becomes by it: configured, activated.
         """
-        self._failed_transition, self.failure = transition, error
-        # A node that starts by itself ends now, and its last line says why.
-        if not self.is_ending and not self._is_starting:
-            self.get_logger().error(self.failure_message)
-        release_frames(error)
-        give_memory_back()
-        return FAILURE
+        try:
+            function()
+        except Exception as error:
+            self._failed_transition, self.failure = transition, error
+            # A node that starts by itself ends now, and its last line says why.
+            if not self.is_ending and not self._is_starting:
+                self.get_logger().error(self.failure_message)
+            # The next try must not find the model of this one in memory.
+            release_frames(error)
+            give_memory_back()
+            return FAILURE
+        self.failure = None
+        return SUCCESS
 
     async def _start(self) -> None:
         self.destroy_timer(self._start_timer)

@@ -43,8 +43,6 @@ class CameraOutputs:
 
     Args:
         mask_topics: Names of the classes that have a mask image each.
-        with_points: Whether there is a publisher of points, for `PointsOutput`.
-        always_on: Publish everything, even while nobody listens.
         on_listeners_changed: Called in the executor's thread when somebody begins or ceases to
             listen.
 

@@ -54,7 +54,7 @@ class Panel:
 
         Args:
             array: Fields of diagnostic_msgs/DiagnosticArray.
-            now_s: Seconds of any clock that runs forwards.
+            now_s: Of any clock that runs forwards.
         """
         statuses = {status.name: _read(status) for status in array.status}
         # Only the engine's report tells a segmentation node: other nodes have cameras, too.

@@ -19,14 +19,6 @@ from cliptrase_ros.segmentation.settings import (
 )
 from cliptrase_ros.segmentation.vocabulary import clean_phrase
 
-_TYPES = {
-    bool: Parameter.Type.BOOL,
-    int: Parameter.Type.INTEGER,
-    float: Parameter.Type.DOUBLE,
-    str: Parameter.Type.STRING,
-    tuple[str, ...]: Parameter.Type.STRING_ARRAY,
-}
-
 #: How to write a value of a type, where YAML easily reads another.
 _TYPE_HINTS = {
     Parameter.Type.DOUBLE: 'write a decimal point: 5.0, not 5',
@@ -43,9 +35,6 @@ class Parameters:
 
     Attributes:
         by_name: Each value as it was set, with entries and sizes read.
-        node: Those of the node alone.
-        segmentation: Those that the engine is handed with every call.
-        model: Those that the engine is loaded with.
     """
 
     by_name: Mapping[str, Any]
@@ -119,7 +108,9 @@ def _parameters(by_name: Mapping[str, Any]) -> Parameters:
 
 def _type_of(declared: Setting) -> Parameter.Type | None:
     """The type of a parameter; None where a list of strings or one string will do."""
-    return None if declared.entry is not None else _TYPES[declared.type]
+    if declared.entry is not None:
+        return None
+    return Parameter.Type.from_parameter_value(default_value(declared))
 
 
 def _descriptor(declared: Setting) -> ParameterDescriptor:
@@ -154,11 +145,7 @@ def _descriptor(declared: Setting) -> ParameterDescriptor:
 
 
 def _read(declared: Setting, parameter: Parameter) -> Any:
-    """The value of a parameter as its setting has it, if it is of the right type.
-
-    Raises:
-        ParameterError: It is of another type, or an entry cannot be read.
-    """
+    """The value of a parameter as its setting has it; ParameterError for one of another type."""
     wanted = _type_of(declared)
     hint = f' ({_TYPE_HINTS[wanted]})' if wanted in _TYPE_HINTS else ''
     if parameter.type_ == Parameter.Type.NOT_SET:

@@ -1,5 +1,7 @@
 """The labelled point cloud of one camera: a picture's labels on the depth that belongs to it."""
 
+import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,15 +12,54 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import (
     STAMP_TOLERANCE_NS,
+    check_depth,
     labelled_points,
     read_registered_depth,
 )
-from cliptrase_ros.messages.images import ImageError
+from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.ros.conversions import points_message
-from cliptrase_ros.ros.depth import DepthMatch, DepthStream
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.subscribing import SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
+
+#: Depth images kept for pictures that come later.
+_KEPT_DEPTH_IMAGES = 8
+#: Pictures whose depth may still come: one that waits for it, and those being labelled.
+_KEPT_MATCHES = 4
+
+
+@dataclass
+class DepthMatch:
+    """The depth image that belongs to a picture, as far as it has come.
+
+    Attributes:
+        stamp_ns: Of the picture.
+        nearest_ns: Stamp of the depth image nearest in time, None before the first.
+        depth: That image, None while none is within `STAMP_TOLERANCE_NS`.
+    """
+
+    stamp_ns: int
+    nearest_ns: int | None = None
+    depth: Image | None = None
+
+    def offer(self, depth: Image, stamp_ns: int) -> None:
+        """Take a depth image if it is nearer than those before."""
+        distance = abs(stamp_ns - self.stamp_ns)
+        if self.nearest_ns is not None and distance >= abs(self.nearest_ns - self.stamp_ns):
+            return
+        self.nearest_ns = stamp_ns
+        if distance <= STAMP_TOLERANCE_NS:
+            self.depth = depth
+
+    def explain(self) -> str:
+        """Say why there is no depth image within the tolerance, '' before the first of all."""
+        if self.nearest_ns is None:
+            return ''
+        if self.stamp_ns == 0:
+            return 'the image has no stamp, depth has'
+        if self.nearest_ns == 0:
+            return 'depth has no stamp, the image has'
+        return f'the nearest differs by {1e-6 * abs(self.nearest_ns - self.stamp_ns):.0f} ms'
 
 
 @dataclass(frozen=True)
@@ -34,17 +75,13 @@ class _LabelledPicture:
 class PointsOutput:
     """Points with colour, label and confidence, published when labels and depth are both there.
 
-    Everything but `subscribe`, `unsubscribe` and `explain` belongs to the inference thread.
+    `match`, `publish` and `publish_waiting` are called in the inference thread. Messages come in
+    the executor's, in which `wake` and `on_refused` are called.
 
     Args:
-        publisher: Of sensor_msgs/PointCloud2.
         depth_topic: Where depth registered to the camera's images comes from.
-        info_topic: Where the camera's camera_info comes from.
-        statistics: Counts points that were published, and those that were missed with the reason.
-        wake: Called in the executor's thread when depth has come that a labelled picture waits
-            for.
-        on_refused: Called in the executor's thread with the reason why a depth image cannot be
-            used.
+        wake: Called when depth or camera_info has come and a labelled picture waits.
+        on_refused: Called with the reason why a depth image cannot be used.
         max_pixels: Width x height of the largest image that is believed.
     """
 
@@ -60,17 +97,19 @@ class PointsOutput:
         max_pixels: int,
     ):
         self.publisher = publisher
+        self._depth_topic = depth_topic
+        self._info_topic = info_topic
         self._statistics = statistics
         self._wake = wake
+        self._on_refused = on_refused
         self._max_pixels = max_pixels
         self._waiting: _LabelledPicture | None = None
-        self._depth = DepthStream(
-            depth_topic,
-            info_topic,
-            on_depth=self._on_depth,
-            on_refused=on_refused,
-            max_pixels=max_pixels,
-        )
+        # The latest camera_info.
+        self._info: CameraInfo | None = None
+        # Of the depth images and the matches.
+        self._lock = threading.Lock()
+        self._recent: deque[tuple[int, Image]] = deque(maxlen=_KEPT_DEPTH_IMAGES)
+        self._matches: deque[DepthMatch] = deque(maxlen=_KEPT_MATCHES)
 
     @property
     def is_wanted(self) -> bool:
@@ -78,17 +117,32 @@ class PointsOutput:
         return self.publisher.get_subscription_count() > 0
 
     def subscribe(self) -> None:
-        """Begin to receive depth."""
-        self._depth.subscribe()
+        """Begin to receive depth and camera_info."""
+        for topic, callback in (
+            (self._depth_topic, self._receive_depth),
+            (self._info_topic, self._receive_info),
+        ):
+            if not topic.is_subscribed:
+                topic.subscribe(callback)
 
     def unsubscribe(self) -> None:
-        """Receive no more depth, and forget what waits for some."""
-        self._depth.unsubscribe()
-        self._waiting = None
+        """Receive no more, and forget what came and what waits for it."""
+        self._depth_topic.unsubscribe()
+        self._info_topic.unsubscribe()
+        with self._lock:
+            self._recent.clear()
+            self._matches.clear()
+        self._info = self._waiting = None
 
     def match(self, header: Header) -> DepthMatch:
-        """Begin to look for the depth of a picture."""
-        return self._depth.match(header)
+        """Begin to look for the depth of a picture; the result is updated as depth comes."""
+        match = DepthMatch(header_stamp_ns(header))
+        with self._lock:
+            # The newest first, which wins over equal stamps, as of cameras that set none.
+            for stamp_ns, depth in reversed(self._recent):
+                match.offer(depth, stamp_ns)
+            self._matches.append(match)
+        return match
 
     def publish(
         self, header: Header, match: DepthMatch, picture: np.ndarray, result: Segmentation
@@ -101,7 +155,7 @@ class PointsOutput:
 
     def publish_waiting(self) -> bool:
         """Publish the points of the picture that waits, if its depth has come meanwhile."""
-        waiting, info = self._waiting, self._depth.info
+        waiting, info = self._waiting, self._info
         if waiting is None or waiting.match.depth is None or info is None:
             return False
         self._waiting = None
@@ -118,7 +172,7 @@ class PointsOutput:
         """Say who publishes depth and camera_info."""
         return '; '.join(
             f'{topic.name}: {topic.describe_publishers()}'
-            for topic in (self._depth.depth_topic, self._depth.info_topic)
+            for topic in (self._depth_topic, self._info_topic)
             if topic.is_subscribed
         )
 
@@ -142,11 +196,29 @@ class PointsOutput:
         if match.depth is None:
             missing = (
                 f'no depth image within {1e-6 * STAMP_TOLERANCE_NS:.0f} ms of the image on '
-                f'{self._depth.depth_topic.name}'
+                f'{self._depth_topic.name}'
             )
             return '; '.join(filter(None, (missing, match.explain())))
-        return f'no camera_info on {self._depth.info_topic.name}'
+        return f'no camera_info on {self._info_topic.name}'
 
-    def _on_depth(self) -> None:
+    def _receive_depth(self, depth: Image) -> None:
+        try:
+            check_depth(depth, self._max_pixels)
+        except ImageError as error:
+            self._on_refused(error)
+            return
+        stamp_ns = header_stamp_ns(depth.header)
+        with self._lock:
+            self._recent.append((stamp_ns, depth))
+            for match in self._matches:
+                match.offer(depth, stamp_ns)
+        self._wake_if_waiting()
+
+    def _receive_info(self, info: CameraInfo) -> None:
+        self._info = info
+        # A picture may wait for nothing else.
+        self._wake_if_waiting()
+
+    def _wake_if_waiting(self) -> None:
         if self._waiting is not None:
             self._wake()

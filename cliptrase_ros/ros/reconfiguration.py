@@ -39,15 +39,13 @@ class Reconfiguration:
     `take_step` and `in_force` belong to the inference thread, the rest to any.
 
     Args:
-        settings: The first ones, until `request` gives others.
         announce: Tells others of the words and settings that come into force; called in the
             inference thread, and again if it raises.
         wake: Wakes the inference thread for its next step.
         is_stopping: Whether a step should end early.
         is_shutting_down: Whether errors only mean that the middleware is going away.
         warm_up_sizes: (height, width) of images, pixels, to be made ready for before the first
-            image and before changes.
-        warm_up_batch: How many of them there may be in one call.
+            image and before changes; `warm_up_batch` of them in one call.
 
     Attributes:
         in_force: What labels are made with, None before the first vocabulary is encoded.
@@ -63,8 +61,8 @@ class Reconfiguration:
         is_stopping: Callable[[], bool],
         is_shutting_down: Callable[[], bool],
         logger: RcutilsLogger,
-        warm_up_sizes: Sequence[tuple[int, int]],
-        warm_up_batch: int,
+        warm_up_sizes: Sequence[tuple[int, int]] = (),
+        warm_up_batch: int = 1,
     ):
         self.in_force: Configuration | None = None
         self._engine = engine

@@ -135,46 +135,38 @@ class RerunViewer(Node):
 
     def _receive(self, output: str, camera: str, topic: str, show, message) -> None:
         try:
+            self._viewer.set_stamp(header_stamp_ns(message.header))
+            if output in ('label', 'masks', 'points'):
+                self._viewer.show_classes(camera, self._classes)
             show(camera, message)
             self.shown[output] += 1
         except (ImageError, PointsError, ValueError) as error:
             self.get_logger().warning(f'{topic}: {error}', throttle_duration_sec=5.0)
-
-    def _set_stamp(self, message) -> None:
-        self._viewer.set_stamp(header_stamp_ns(message.header))
 
     def _image(self, pending: '_PendingImages', camera: str, message) -> None:
         if 'label' not in self._show or pending.add(message):
             self._show_image(camera, message)
 
     def _label(self, pending: '_PendingImages', camera: str, message: Image) -> None:
-        self._set_stamp(message)
-        self._viewer.show_classes(camera, self._classes)
         if (image := pending.pop(message)) is not None:
+            # Of the same stamp.
             self._show_image(camera, image)
         self._viewer.show_label(camera, mono8(message))
 
     def _show_image(self, camera: str, message) -> None:
-        self._set_stamp(message)
         read = decompress_to_rgb if isinstance(message, CompressedImage) else to_rgb
         self._viewer.show_image(camera, read(message))
 
     def _masks(self, camera: str, message: ClassMasks) -> None:
-        self._set_stamp(message)
-        self._viewer.show_classes(camera, self._classes)
         self._viewer.show_masks(camera, message.masks)
 
     def _overlay(self, camera: str, message: Image) -> None:
-        self._set_stamp(message)
         self._viewer.show_overlay(camera, to_rgb(message))
 
     def _confidence(self, camera: str, message: Image) -> None:
-        self._set_stamp(message)
         self._viewer.show_confidence(camera, mono8(message))
 
     def _points(self, camera: str, message: PointCloud2) -> None:
-        self._set_stamp(message)
-        self._viewer.show_classes(camera, self._classes)
         self._viewer.show_points(camera, *read_points(message))
 
 

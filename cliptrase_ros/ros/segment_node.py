@@ -112,25 +112,11 @@ class SegmentNode(ManagedNode):
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, begin to encode the vocabulary, and make the cameras' outputs."""
-        try:
-            self._configure()
-        except Exception as error:
-            return self.fail_transition('configured', error)
-        self.failure = None
-        return SUCCESS
+        return self.attempt('configured', self._configure)
 
     def on_activate(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the cameras and label their images."""
-        try:
-            for camera in self._cameras:
-                camera.activate()
-        except Exception as error:
-            for camera in self._cameras:
-                camera.deactivate()
-            return self.fail_transition('activated', error)
-        self.failure = None
-        self._worker.serve(self._cameras)
-        return SUCCESS
+        return self.attempt('activated', self._activate)
 
     def on_deactivate(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Publish what is being computed, then unsubscribe from the cameras."""
@@ -166,7 +152,16 @@ class SegmentNode(ManagedNode):
             )
             try:
                 for topics in self._topics:
-                    self._add_camera(topics)
+                    camera = Camera(
+                        self,
+                        topics,
+                        always_on=self._values.node.always_on,
+                        on_image=self._worker.wake,
+                        mask_topics=self._values.node.mask_topics,
+                        max_pixels=round(self._values.node.max_image_megapixels * 1e6),
+                    )
+                    camera.set_rate(self._values.node.rate)
+                    self._cameras += (camera,)
             except Exception:
                 self._release()
                 raise
@@ -177,17 +172,15 @@ class SegmentNode(ManagedNode):
                 'label_info is not published, because vision_msgs is not installed'
             )
 
-    def _add_camera(self, topics: CameraTopics) -> None:
-        camera = Camera(
-            self,
-            topics,
-            always_on=self._values.node.always_on,
-            on_image=self._worker.wake,
-            mask_topics=self._values.node.mask_topics,
-            max_pixels=round(self._values.node.max_image_megapixels * 1e6),
-        )
-        camera.set_rate(self._values.node.rate)
-        self._cameras += (camera,)
+    def _activate(self) -> None:
+        try:
+            for camera in self._cameras:
+                camera.activate()
+        except Exception:
+            for camera in self._cameras:
+                camera.deactivate()
+            raise
+        self._worker.serve(self._cameras)
 
     def _release(self) -> None:
         worker = self._worker
@@ -273,12 +266,7 @@ class SegmentNode(ManagedNode):
     def _next_vocabulary(self, values: Parameters, segmenter: Segmenter | None) -> Vocabulary:
         """Return the vocabulary of these values: the latest one if it says the same, or a new one.
 
-        Args:
-            values: Parameters.
-            segmenter: Whose text tower has to be able to read the phrases; None to leave that open.
-
-        Raises:
-            VocabularyError: The vocabulary cannot be used.
+        Raises VocabularyError, also for phrases that a segmenter's text tower cannot read.
         """
         latest = self._latest_vocabulary
         if self._worker is not None:
@@ -322,26 +310,25 @@ class SegmentNode(ManagedNode):
 
     def _diagnostics(self, elapsed_s: float) -> DiagnosticArray:
         name = self.get_fully_qualified_name().lstrip('/')
-        state, worker, engine = self.state, self._worker, self._engine
+        worker = self._worker
         vocabulary = None if worker is None else worker.reconfiguration.vocabulary_state
         array = DiagnosticArray(header=self._header())
-        array.status.append(
-            diagnostics.engine_status(
-                name,
-                state,
-                engine,
-                vocabulary or diagnostics.VocabularyState(),
-                failure=self.failure_message,
-                namesakes=self._namesakes,
-            )
+        status = diagnostics.engine_status(
+            name,
+            self.state,
+            self._engine,
+            vocabulary or diagnostics.VocabularyState(),
+            failure=self.failure_message,
+            namesakes=self._namesakes,
         )
+        array.status.append(status)
         for camera in self._cameras:
             status = diagnostics.camera_status(name, camera, elapsed_s)
             array.status.append(status)
             # Not everybody looks at diagnostics. Once, and only while no image has come at all:
             # later a camera may be slow, or a bag paused.
             waited_s = camera.statistics.silent_s - diagnostics.SILENCE_S
-            if not camera.statistics.received and 0 <= waited_s < elapsed_s:
+            if not camera.statistics.counts['received'] and 0 <= waited_s < elapsed_s:
                 self.get_logger().warning(f'{camera.name}: {status.message}')
         return array
 

@@ -1,7 +1,7 @@
-"""What can be chosen about the node besides its engine, declared once; needs no ROS itself.
+"""What can be chosen about the node besides its engine, declared once.
 
 The engine's settings are declared in `segmentation/settings.py`; all of them together are the
-node's parameters.
+node's parameters. Needs neither ROS nor torch: the launch file describes its arguments by it.
 """
 
 import re
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
-from cliptrase_ros.segmentation.model.preprocessing import is_too_elongated
 from cliptrase_ros.segmentation.settings import (
     ModelSettings,
     SegmentationSettings,
     Setting,
     check_settings,
+    is_too_elongated,
     setting,
     settings_of,
 )
@@ -60,7 +60,7 @@ class NodeSettings:
     """What only the node is told: words, cameras and topics, limits, its life.
 
     Raises:
-        ValueError: For a value out of range, or values that contradict each other.
+        ValueError: Values out of range or that contradict each other.
     """
 
     vocabulary: tuple[str, ...] = setting(
@@ -269,9 +269,7 @@ def _check_transport(transport: tuple[str, ...], cameras: tuple[str, ...]) -> No
 
 
 def mask_topic_name(class_name: str) -> str:
-    """The last part of the topic of a class's masks: letters, digits and single `_`.
-
-    Accents are dropped.
+    """The last part of the topic of a class's masks: letters without accents, digits, single `_`.
 
     Raises:
         ParameterError: Nothing is left of the name.

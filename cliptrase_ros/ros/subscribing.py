@@ -96,12 +96,7 @@ class SensorTopic:
     def subscribe(
         self, callback: Callable, on_incompatible: Callable[[], None] | None = None
     ) -> None:
-        """Begin to receive.
-
-        Args:
-            callback: Called with each message.
-            on_incompatible: Called when a publisher comes whose QoS does not fit.
-        """
+        """Begin to receive; `on_incompatible` is called when a publisher's QoS does not fit."""
         self._callback = callback
         if on_incompatible is not None:
             self._events = SubscriptionEventCallbacks(incompatible_qos=lambda _: on_incompatible())
@@ -137,8 +132,8 @@ class SensorTopic:
         for publisher in publishers[:_MAX_NAMED]:
             qos = publisher.qos_profile
             description = (
-                f'{_node_name(publisher)}: {_policy_name(qos.reliability)}, '
-                f'{_policy_name(qos.durability)}'
+                f'{publisher.node_namespace.rstrip("/")}/{publisher.node_name}: '
+                f'{_policy_name(qos.reliability)}, {_policy_name(qos.durability)}'
             )
             if publisher.topic_type != message_type:
                 description += f', publishes {publisher.topic_type} instead of {message_type}'
@@ -151,10 +146,7 @@ class SensorTopic:
         return f'{count} ({"; ".join(descriptions)})'
 
     def similar_topics(self) -> list[str]:
-        """Find topics that others publish such messages on, similar names first.
-
-        Returns none while this topic has a publisher.
-        """
+        """Topics that others publish such messages on, similar first; none if this one is used."""
         if self._publishers():
             return []
         own = f'{self._node.get_fully_qualified_name()}/'
@@ -199,10 +191,6 @@ class SensorTopic:
 def _type_name(message_type: type) -> str:
     package, kind, *_ = message_type.__module__.split('.')
     return f'{package}/{kind}/{message_type.__name__}'
-
-
-def _node_name(publisher) -> str:
-    return f'{publisher.node_namespace.rstrip("/")}/{publisher.node_name}'
 
 
 def _policy_name(policy) -> str:

@@ -20,12 +20,8 @@ _FILE_WIDTH = 140
 def run_top(once: bool = False, timeout_s: float = 10.0) -> int:
     """Show the panel until Ctrl-C, or print it once.
 
-    Args:
-        once: Print it once.
-        timeout_s: How long to wait for the first report then, seconds.
-
-    Returns:
-        The exit status: 0, or 1 if there was no report in that time.
+    Printing it once waits `timeout_s` for the first report. Returns the exit status: 0, or 1 if
+    there was none in that time.
     """
     panel = Panel()
     console = Console() if Console().is_terminal else Console(width=_FILE_WIDTH)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
@@ -10,8 +11,6 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, CameraImage, node_time_ns
 from cliptrase_ros.ros.reconfiguration import Configuration, Reconfiguration
-from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
 from cliptrase_ros.streams.unused_memory import UnusedMemory
@@ -20,23 +19,20 @@ from cliptrase_ros.streams.unused_memory import UnusedMemory
 class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
-    For the arguments see `Reconfiguration`; the clock is the node's.
-
-    Attributes:
-        reconfiguration: Takes requests for other words and settings.
+    Args:
+        clock: The node's.
+        is_shutting_down: Whether errors only mean that the middleware is going away.
+        **arguments: See `Reconfiguration`, which takes requests for other words and settings.
     """
 
     def __init__(
         self,
         engine: FaultTolerantEngine,
         *,
-        settings: SegmentationSettings,
         clock: ROSClock,
-        announce: Callable[[Vocabulary, SegmentationSettings], None],
         is_shutting_down: Callable[[], bool],
         logger: RcutilsLogger,
-        warm_up_sizes: Sequence[tuple[int, int]] = (),
-        warm_up_batch: int = 1,
+        **arguments: Any,
     ):
         self._engine = engine
         self._clock = clock
@@ -44,14 +40,11 @@ class Worker:
         self._logger = logger
         self.reconfiguration = Reconfiguration(
             engine,
-            settings=settings,
-            announce=announce,
             wake=self.wake,
             is_stopping=lambda: self._is_stopping,
             is_shutting_down=is_shutting_down,
             logger=logger,
-            warm_up_sizes=warm_up_sizes,
-            warm_up_batch=warm_up_batch,
+            **arguments,
         )
         self._cameras: Sequence[Camera] = ()
         self._histories = CameraHistories()

@@ -12,11 +12,19 @@ from typing import Any
 #: Shorter side fed to CLIP, pixels.
 RESOLUTION_RANGE = (64, 1024)
 
+#: Largest ratio of an image's longer to its shorter side.
+MAX_ASPECT_RATIO = 32
+
 #: Largest share of what was before: more would never forget.
 MAX_SMOOTHING = 0.95
 
 #: Number formats of the image tower.
 PRECISIONS = ('float32', 'float16', 'bfloat16')
+
+
+def is_too_elongated(height: int, width: int) -> bool:
+    """Whether an image is beyond `MAX_ASPECT_RATIO`."""
+    return max(height, width) > MAX_ASPECT_RATIO * min(height, width)
 
 
 @dataclass(frozen=True)

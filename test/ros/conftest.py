@@ -246,7 +246,7 @@ def reported_camera():
         transport='raw',
         is_active=True,
         is_subscribed=True,
-        unknown_masks=(),
+        outputs=SimpleNamespace(unknown_masks=()),
         statistics=CameraStatistics(),
         explain_silence=lambda: 'no publisher',
     )

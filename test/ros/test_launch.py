@@ -48,6 +48,7 @@ def declared_arguments(syntax):
         call.args[0].value: ''.join(texts(*(k for k in call.keywords if k.arg == 'description')))
         for call in calls
         if getattr(call.func, 'id', '') == 'DeclareLaunchArgument'
+        and isinstance(call.args[0], ast.Constant)
     }
 
 
@@ -69,18 +70,32 @@ def keys_of(syntax, variable):
     return keys
 
 
+def parameter_arguments(syntax):
+    """Names of the parameters that are arguments, too, described by their declarations."""
+    assignments = {
+        getattr(n.targets[0], 'id', ''): n.value for n in syntax.body if isinstance(n, ast.Assign)
+    }
+    return set(ast.literal_eval(assignments['PARAMETER_ARGUMENTS']))
+
+
 def test_launch_file_overrides_parameters_that_exist(launch_syntax):
     overridden = keys_of(launch_syntax, 'overrides')
     assert {'vocabulary', 'model', 'device', 'rate', 'cameras', 'use_sim_time'} <= overridden
+    assert overridden - {'use_sim_time'} == parameter_arguments(launch_syntax)
     assert overridden <= {'use_sim_time', *(declared.name for declared in PARAMETERS)}
 
 
 def test_launch_file_reads_arguments_that_are_declared_and_described(launch_syntax):
     arguments, read = declared_arguments(launch_syntax), keys_of(launch_syntax, 'given')
-    assert (
-        {'vocabulary', 'image_topic', 'rviz', 'rviz_frame', 'namespace'} <= read <= set(arguments)
-    )
+    assert {'vocabulary', 'image_topic', 'rviz', 'rviz_frame', 'namespace'} <= read
+    assert read <= {*arguments, *parameter_arguments(launch_syntax)}
     assert all(len(description) > 20 for description in arguments.values())
+
+
+def test_launch_file_needs_no_torch():
+    """The Python of ROS runs it, which need not have what the node needs."""
+    code = 'import sys, cliptrase_ros.ros.settings; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 
 def test_launch_file_names_files_and_executables_that_exist(launch_syntax):

@@ -164,7 +164,10 @@ def test_missing_points_say_what_is_missing(start_node, client, depth_camera):
 
     def wait_for(reason):
         client.wait_for(
-            lambda: reason in statistics.last_points_missed or reason in statistics.last_refusal,
+            lambda: (
+                reason in statistics.reasons['points_missed']
+                or reason in statistics.reasons['refused']
+            ),
             reason,
         )
 
@@ -186,7 +189,7 @@ def test_missing_points_say_what_is_missing(start_node, client, depth_camera):
         wait_for(reason)
     assert not client.received['/cliptrase/camera/points']
     missed = client.diagnostics(lambda _, v: int(v['points_missed']) >= 6)[1]
-    assert missed['last_points_missed'] == statistics.last_points_missed
+    assert missed['last_points_missed'] == statistics.reasons['points_missed']
     # And all is well again.
     depth_camera.send_info(64, 48)
     send(millimetres(48, 64))
@@ -208,20 +211,20 @@ def test_missing_points_say_how_stamps_differ(
     client.listen('/cliptrase/camera/points', PointCloud2)
     depth_camera.wait()
     depth_camera.send_depth(Header(stamp=depth_stamp), millimetres(48, 64))
-    client.wait_for(lambda: camera._points._depth._recent, 'depth')
+    client.wait_for(lambda: camera._points._recent, 'depth')
     for count in (1, 2):
         image = client.image(48, 64)
         image.header.stamp = stamp
         client.send(image)
-        client.wait_for(lambda: camera.statistics.labelled == count, 'labels')  # noqa: B023
-    assert camera.statistics.last_points_missed == (
+        client.wait_for(lambda: camera.statistics.counts['labelled'] == count, 'labels')  # noqa: B023
+    assert camera.statistics.reasons['points_missed'] == (
         f'no depth image within 20 ms of the image on /camera/depth/image_raw; {reason}'
     )
 
 
 @pytest.mark.parametrize('seconds', [0, 1000], ids=['no stamps', 'a stamp that stays'])
 def test_newest_depth_of_equal_stamps(start_node, client, depth_camera, seconds):
-    depth = start_node(depth=True)._cameras[0]._points._depth
+    points = start_node(depth=True)._cameras[0]._points
     client.listen('/cliptrase/camera/points', PointCloud2)
     depth_camera.wait()
     depth_camera.send_info(64, 48)
@@ -229,7 +232,7 @@ def test_newest_depth_of_equal_stamps(start_node, client, depth_camera, seconds)
     clouds = client.received['/cliptrase/camera/points']
     for count in range(1, 4):
         depth_camera.send_depth(header, np.full((48, 64), 1000 * count, np.uint16))
-        client.wait_for(lambda: depth.info and len(depth._recent) == count, 'depth')  # noqa: B023
+        client.wait_for(lambda: points._info and len(points._recent) == count, 'depth')  # noqa: B023
         image = client.image(48, 64)
         image.header = header
         client.send(image)
@@ -244,10 +247,10 @@ def test_camera_info_is_found_that_was_published_once(start_node, client):
     client.node.destroy_publisher(depth_camera.info)
     depth_camera.info = depth_camera.publish_info_with(latched)
     depth_camera.send_info(64, 48, cx=1.0)
-    stream = start_node(depth=True)._cameras[0]._points._depth
+    points = start_node(depth=True)._cameras[0]._points
 
     def principal_point(x):
-        client.wait_for(lambda: stream.info and stream.info.k[2] == x, f'the camera_info of {x}')
+        client.wait_for(lambda: points._info and points._info.k[2] == x, f'the camera_info of {x}')
 
     client.listen('/cliptrase/camera/points', PointCloud2)
     principal_point(1.0)
@@ -255,7 +258,7 @@ def test_camera_info_is_found_that_was_published_once(start_node, client):
     depth_camera.send_depth(image.header, millimetres(48, 64))
     client.send(image)
     client._answer(image.header, '/cliptrase/camera/points')
-    first = stream.info_topic._subscription
+    first = points._info_topic._subscription
 
     # The same driver once more: nothing changes.
     client.node.destroy_publisher(depth_camera.info)
@@ -264,7 +267,7 @@ def test_camera_info_is_found_that_was_published_once(start_node, client):
     depth_camera.info = depth_camera.publish_info_with(latched)
     depth_camera.send_info(64, 48, cx=2.0)
     principal_point(2.0)
-    assert stream.info_topic._subscription is first
+    assert points._info_topic._subscription is first
 
     once, depth_camera.info = depth_camera.info, depth_camera.publish_info_with(10)
     client.wait_for(depth_camera.info.get_subscription_count, 'a subscription that takes both')

@@ -89,8 +89,8 @@ def test_bad_compressed_images_are_refused_and_forgotten(start_node, client):
     }
     for count, (kind, (data, reason)) in enumerate(bad.items(), start=1):
         publisher.publish(compressed(client, data=data))
-        client.wait_for(lambda: statistics.refused == count, kind)  # noqa: B023
-        assert reason in statistics.last_refusal, kind
+        client.wait_for(lambda: statistics.counts['refused'] == count, kind)  # noqa: B023
+        assert reason in statistics.reasons['refused'], kind
     publisher.publish(compressed(client, format='16UC1; compressedDepth png'))
     client.diagnostics(lambda _, v: 'is depth' in v['last_refusal'])
     good = compressed(client)

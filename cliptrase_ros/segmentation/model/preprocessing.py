@@ -10,12 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from cliptrase_ros.segmentation.memo import constant
+from cliptrase_ros.segmentation.settings import MAX_ASPECT_RATIO, is_too_elongated
 
 #: Most patches of one network input: bounds memory for frames of extreme aspect ratio.
 MAX_PATCHES = 8192
-
-#: Largest ratio of an image's longer to its shorter side.
-MAX_ASPECT_RATIO = 32
 
 # Most that PyTorch's antialiased filter shrinks images by: on CUDA it needs shared memory in
 # proportion, and above 47 there is too little.
@@ -37,11 +35,6 @@ class Framing:
     resized: tuple[int, int]
     offset: tuple[int, int]
     crop: tuple[int, int]
-
-
-def is_too_elongated(height: int, width: int) -> bool:
-    """Whether an image is beyond `MAX_ASPECT_RATIO`."""
-    return max(height, width) > MAX_ASPECT_RATIO * min(height, width)
 
 
 def check_aspect_ratio(height: int, width: int) -> None:
