@@ -67,7 +67,7 @@ def _option(declared: Setting) -> dict[str, Any]:
     notes = [declared.rule] if declared.choices or declared.limits else []
     if declared.default != '':
         notes.append(f'default: {declared.default}')
-    doc = declared.doc[0].lower() + declared.doc[1:].rstrip('.')
+    doc = declared.doc[0].lower() + declared.doc[1:].rstrip('.').replace('%', '%%')
     about = {'default': declared.default, 'help': f'{doc} ({"; ".join(notes)})' if notes else doc}
     if declared.type is bool:
         return about | {'action': argparse.BooleanOptionalAction}
