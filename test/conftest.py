@@ -11,6 +11,16 @@ from tiny_clip import TINY_CONFIG, add_architecture
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
 
+try:
+    from hypothesis import settings
+except ImportError:
+    # A borrowed GPU machine may not have it; tests that need it are then left out.
+    pass
+else:
+    # No test is a matter of time.
+    settings.register_profile('untimed', deadline=None)
+    settings.load_profile('untimed')
+
 # Before rclpy reads them. Workers have neighbouring process ids, so each has a ROS domain of its
 # own; 1 to 100 are free of the ports that the system hands out.
 os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)

@@ -21,7 +21,7 @@ from cliptrase_ros.segmentation.model.correlation import denoise_correlation, re
     eps=st.floats(0.05, 0.6),
     min_samples=st.integers(1, 8),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_dbscan_numbers_clusters_as_scikit_learn_does(seed, points, eps, min_samples):
     rows = np.random.RandomState(seed).rand(points, 2).astype(np.float32)
     expected = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(rows)

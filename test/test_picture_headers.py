@@ -131,6 +131,22 @@ def test_a_few_bytes_cannot_ask_for_gigabytes(side):
                 read(message(data))
 
 
+@pytest.mark.parametrize('length', [100_000, 2**31 - 1, 2**32 - 1])
+def test_a_part_longer_than_the_file_is_refused(length):
+    """Decoders allocate what it claims to hold."""
+    png = bytearray(PNGS[0])
+    png[33:37] = struct.pack('>I', length)
+    with pytest.raises(ImageError, match='a PNG that is cut short'):
+        check_compressed_stream(message(bytes(png)))
+
+
+def test_a_file_of_empty_parts_is_refused():
+    with pytest.raises(ImageError, match='a PNG of more parts'):
+        check_compressed_stream(
+            message(PNGS[0][:33] + 200_000 * chunk(b'tEXt', b'') + PNGS[0][33:])
+        )
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 9))
 def test_compressed_labels_keep_every_id(height, width, seed):
     label = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
