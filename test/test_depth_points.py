@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from raw_images import raw_image
 
 from cliptrase_ros.messages.depth import (
     DEPTH_ENCODINGS,
@@ -22,25 +23,11 @@ from cliptrase_ros.messages.images import ImageError
 SIZES = st.tuples(st.integers(1, 8), st.integers(1, 8))
 
 
-def message(values, encoding, padding=0, is_bigendian=0):
-    height, width = values.shape
-    rows = np.ascontiguousarray(values).view(np.uint8).reshape(height, -1)
-    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=0x7F)
-    return SimpleNamespace(
-        width=width,
-        height=height,
-        encoding=encoding,
-        step=rows.shape[1],
-        is_bigendian=is_bigendian,
-        data=rows.tobytes(),
-    )
-
-
 @given(npst.arrays(np.uint16, SIZES), st.integers(0, 5), st.booleans())
 def test_millimetres(values, padding, big):
     stored = values.astype('>u2' if big else '<u2')
     for encoding in ('16UC1', 'mono16'):
-        depth = depth_in_metres(message(stored, encoding, padding, int(big)))
+        depth = depth_in_metres(raw_image(stored, encoding, padding, int(big)))
         assert depth.dtype == np.float32 and depth.shape == values.shape
         assert (np.isnan(depth) == (values == 0)).all()
         np.testing.assert_allclose(depth[values > 0], values[values > 0] / 1000, rtol=1e-6)
@@ -56,7 +43,7 @@ ODD = [float(np.float32(v)) for v in (0, -0.0, -1, np.nan, np.inf, -np.inf, 1e-3
 )
 def test_metres(values, padding, big):
     stored = values.astype('>f4' if big else '<f4')
-    depth = depth_in_metres(message(stored, '32FC1', padding, int(big)))
+    depth = depth_in_metres(raw_image(stored, '32FC1', padding, int(big)))
     measured = np.isfinite(values) & (values > 0)
     assert (np.isnan(depth) == ~measured).all()
     assert (depth[measured] == values[measured]).all()

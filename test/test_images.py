@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
+from raw_images import raw_image
 
 from cliptrase_ros.messages.images import (
     ENCODING_TABLE,
@@ -26,20 +27,6 @@ from cliptrase_ros.segmentation.run_lengths import find_runs
 PICTURES = npst.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)))
 
 
-def message(pixels, encoding, padding=0, is_bigendian=0, data=None):
-    height, width = pixels.shape[:2]
-    rows = np.ascontiguousarray(pixels).reshape(height, -1).view(np.uint8)
-    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=99)
-    return SimpleNamespace(
-        width=width,
-        height=height,
-        encoding=encoding,
-        step=rows.shape[1],
-        is_bigendian=is_bigendian,
-        data=rows.ravel() if data is None else data,
-    )
-
-
 @given(PICTURES, st.integers(0, 5), st.sampled_from([bytes, bytearray, np.asarray]))
 def test_orders_of_colours(pixels, padding, container):
     opaque = np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)])
@@ -50,7 +37,7 @@ def test_orders_of_colours(pixels, padding, container):
         ('rgba8', opaque),
         ('bgra8', opaque[..., [2, 1, 0, 3]]),
     ):
-        image = message(stored, encoding, padding)
+        image = raw_image(stored, encoding, padding)
         image.data = container(image.data)
         result = to_rgb(image)
         assert (result == pixels).all()
@@ -62,10 +49,10 @@ def test_orders_of_colours(pixels, padding, container):
 @given(PICTURES, st.booleans())
 def test_sixteen_bits(pixels, big):
     stored = (pixels.astype(np.uint16) * 257).astype('>u2' if big else '<u2')
-    assert (to_rgb(message(stored, 'rgb16', 4, int(big))) == pixels).all()
+    assert (to_rgb(raw_image(stored, 'rgb16', 4, int(big))) == pixels).all()
     # Black on the left and white on the right, so that there is something to see.
     grey = np.pad(stored[..., 0], ((0, 0), (1, 1)), constant_values=((0, 0), (0, 65535)))
-    result = to_rgb(message(grey, 'mono16', 2, int(big)))
+    result = to_rgb(raw_image(grey, 'mono16', 2, int(big)))
     assert (result[:, 1:-1] == pixels[..., :1]).all()
     assert (result[:, 0] == 0).all() and (result[:, -1] == 255).all()
 
@@ -79,14 +66,17 @@ def thermal(low, high):
 def test_counts_that_eight_bits_would_not_show_are_refused(counts):
     _, data = cv2.imencode('.png', thermal(*counts))
     packed = SimpleNamespace(format='mono16; png compressed ', data=data)
-    for read, image in ((to_rgb, message(thermal(*counts), 'mono16')), (decompress_to_rgb, packed)):
+    for read, image in (
+        (to_rgb, raw_image(thermal(*counts), 'mono16')),
+        (decompress_to_rgb, packed),
+    ):
         with pytest.raises(ImageError, match=rf'mono16 image of {counts[0]} to {counts[1]} '):
             read(image)
 
 
 def test_dark_and_even_pictures_of_sixteen_bits_are_pictures():
     for low, high in ((0, 4095), (30_000, 30_200), (0, 0)):
-        rgb = to_rgb(message(thermal(low, high), 'mono16'))
+        rgb = to_rgb(raw_image(thermal(low, high), 'mono16'))
         assert (rgb.min(), rgb.max()) == (round(low / 257), round(high / 257))
 
 
@@ -96,7 +86,7 @@ def test_every_encoding_of_grey_is_grey(encoding):
     dtype = np.uint16 if kind.bits == 16 else np.uint8
     value = 128 * 257 if kind.bits == 16 else 128
     rows = int(8 * kind.planes)
-    image = message(np.full((rows, 8, kind.channels), value, dtype), encoding)
+    image = raw_image(np.full((rows, 8, kind.channels), value, dtype), encoding)
     image.height = 8
     result = to_rgb(image)
     assert result.shape == (8, 8, 3)
@@ -116,7 +106,7 @@ def test_every_encoding_of_grey_is_grey(encoding):
     ],
 )
 def test_refused(changes, text):
-    image = message(np.zeros((8, 8, 3), np.uint8), 'rgb8')
+    image = raw_image(np.zeros((8, 8, 3), np.uint8), 'rgb8')
     check_image(image)
     for name, value in changes.items():
         setattr(image, name, value)
@@ -129,7 +119,7 @@ def test_refused(changes, text):
 def test_rows_between_the_planes_are_not_chroma(encoding, rows, padding):
     """Hardware decoders work on 16 or 64 rows at a time: 1080 become 1088."""
     planes = np.random.default_rng(rows).integers(0, 256, (36, 32), np.uint8)
-    image = message(planes, encoding)
+    image = raw_image(planes, encoding)
     image.height = 24
     expected = to_rgb(image)
     luma, chroma = (
@@ -143,7 +133,7 @@ def test_rows_between_the_planes_are_not_chroma(encoding, rows, padding):
 
 def test_what_follows_the_planes_is_left_out_or_refused():
     planes = np.random.default_rng(0).integers(0, 256, (1080 * 3 // 2, 64), np.uint8)
-    image = message(planes, 'nv12')
+    image = raw_image(planes, 'nv12')
     image.height = 1080
     expected = to_rgb(image)
     image.data = bytes(planes) + bytes(4095)
@@ -225,7 +215,7 @@ def test_a_compressed_mosaic_becomes_colours(format, suffix, bits):
     for where in inside:
         assert np.abs(result[where] - scene()[0][where]).max() <= 20
     if suffix != '.jpg':
-        assert (result == to_rgb(message(mosaic, f'bayer_rggb{bits}'))).all()
+        assert (result == to_rgb(raw_image(mosaic, f'bayer_rggb{bits}'))).all()
 
 
 @pytest.mark.parametrize(

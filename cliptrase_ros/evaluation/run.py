@@ -18,7 +18,7 @@ NOTE_EVERY_S = 20.0
 
 #: Labels pictures, uint8 (H, W, 3) RGB each; gives for each integers (H, W), class index or the
 #: number of classes for the background.
-Labeller = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+LabelFunction = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 
 class ResumeError(ValueError):
@@ -110,7 +110,7 @@ class Notes:
 
 def run_benchmark(
     benchmark: Benchmark,
-    methods: Mapping[str, Labeller],
+    methods: Mapping[str, LabelFunction],
     protocol: Protocol,
     notes: Notes,
     batch: int = 1,
@@ -174,7 +174,7 @@ def run_benchmark(
 def _count(
     progress: Progress,
     samples: Sequence[tuple[str, Sample]],
-    methods: Mapping[str, Labeller],
+    methods: Mapping[str, LabelFunction],
     background: int,
     protocol: Protocol,
 ) -> Progress:
@@ -188,8 +188,8 @@ def _count(
         if protocol.background_alone_counts or (sample.truth != background).any()
     ]
     counts = dict(progress.counts)
-    for method, labeller in methods.items() if kept else ():
-        labels = labeller([sample.image for sample in kept])
+    for method, label_images in methods.items() if kept else ():
+        labels = label_images([sample.image for sample in kept])
         size = len(counts[method])
         counts[method] = counts[method] + sum(
             confusion(label, sample.truth, size) for label, sample in zip(labels, kept, strict=True)

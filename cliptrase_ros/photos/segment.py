@@ -251,11 +251,11 @@ class _Labelling:
         is_video = batch[0].number is not None
         if is_video:
             settings = self.settings
-            before = [self.histories.before(str(p.source), _stamp_ns(p)) for p in batch]
+            histories = [self.histories.before(str(p.source), _stamp_ns(p)) for p in batch]
         else:
-            settings, before = replace(self.settings, smoothing=0.0), ()
+            settings, histories = replace(self.settings, smoothing=0.0), ()
         pixels = [picture.pixels for picture in batch]
-        results = self.engine.segment_each(pixels, self.vocabulary, settings, before)
+        results = self.engine.segment_each(pixels, self.vocabulary, settings, histories)
         for picture, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
                 self._note(str(picture), result)

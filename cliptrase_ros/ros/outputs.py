@@ -1,4 +1,4 @@
-"""What the labels of one camera are published as; nothing is made that nobody listens to."""
+"""The publishers of one camera; nothing is made that nobody listens to."""
 
 from collections.abc import Callable, Sequence
 
@@ -81,7 +81,7 @@ class CameraOutputs:
                     make,
                 )
             if LabelInfo is not None:
-                # Whoever wants the names alone wants no images, so nobody is told of listeners.
+                # Without the callback: listening to label_info alone must not start the camera.
                 self._label_info = node.create_publisher(
                     LabelInfo, f'~/{camera}/label_info', LATCHED_QOS
                 )

@@ -1,4 +1,4 @@
-"""What can be chosen about the node besides its engine, declared once.
+"""Settings of the node besides those of its engine, each declared once.
 
 The engine's settings are declared in `segmentation/settings.py`; all of them together are the
 node's parameters. Needs neither ROS nor torch: the launch file describes its arguments by it.
@@ -57,7 +57,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """What only the node is told: words, cameras and topics, limits, its life.
+    """Settings of the node alone: vocabulary, cameras, topics, limits, lifecycle.
 
     Raises:
         ValueError: Values out of range or that contradict each other.

@@ -151,10 +151,10 @@ class Worker:
                 image.camera.refuse(error)
             except Exception as error:
                 image.camera.fail(error)
-        before = [self._histories.before(i.camera.name, i.time_ns) for i in readable]
+        histories = [self._histories.before(i.camera.name, i.time_ns) for i in readable]
         settings = configuration.settings
         engine_begin = time.monotonic()
-        results = self._engine.segment_each(pixels, configuration.vocabulary, settings, before)
+        results = self._engine.segment_each(pixels, configuration.vocabulary, settings, histories)
         engine_s = time.monotonic() - engine_begin
         for image, image_pixels, result in zip(readable, pixels, results, strict=True):
             camera = image.camera

@@ -47,7 +47,7 @@ __all__ = [
     'parse_vocabulary',
 ]
 
-# Imported on first use, because PyTorch takes seconds: settings and words can do without it.
+# Imported on first use, because PyTorch takes seconds: settings and vocabularies do not need it.
 _MODULES = {
     'ClassPresence': 'statistics',
     'EncodedVocabulary': 'segmenter',
