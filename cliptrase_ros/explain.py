@@ -157,7 +157,7 @@ def draw_explanation(
         # The crop has its size already.
         settings = replace(settings, resolution=min(e.crop.shape[:2]))
         frame = settings.method.frame
-        plain_clip = Method(frame, recovery=False, clustering=False, denoising=False)
+        plain_clip = Method(frame, features='clip', clustering=False, denoising=False)
         labels = [
             label_by_method(segmenter, [e.crop], encoded.table, settings, steps)[0]
             for steps in (plain_clip, settings.method)

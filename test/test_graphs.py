@@ -292,7 +292,7 @@ def test_on_cuda_nothing_waits_for_the_device(preset, monkeypatch):
         PRESETS[preset],
         image_prior=preset == 'paper',
         smoothing=0.5 * (preset == 'plus'),
-        refine_edges=preset == 'robot',
+        refinement='edges' if preset == 'robot' else 'none',
         window=64 * (preset != 'paper'),
     )
     framing = framing_of(method.frame, (120, 160), 96, 16)

@@ -27,7 +27,7 @@ from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 METHODS = [
     Method('whole', fewest_clusters=2, min_agreement=0.7),
     Method('centre', image_prior=True),
-    Method('whole', refine_edges=True),
+    Method('whole', refinement='edges'),
     Method('whole', clustering=False, propagation=True),
 ]
 
@@ -104,7 +104,7 @@ def test_a_padded_table_gives_labels_the_same_ids(table):
     assert padded.ids[:4].tolist() == [7, 3, 9, UNLABELLED]
 
 
-PLAIN = Method('whole', recovery=False, clustering=False, denoising=False)
+PLAIN = Method('whole', features='clip', clustering=False, denoising=False)
 
 
 def traced(pipeline, table, method):
@@ -117,7 +117,7 @@ def test_without_recovery_the_tower_is_plain_clip():
     clip = reference_clip()
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        tokens = DenseBackbone(clip.visual)(pixels, recovery=False).tokens
+        tokens = DenseBackbone(clip.visual)(pixels, 'clip').tokens
         wanted = F.normalize(clip.encode_image(pixels), dim=-1)
     torch.testing.assert_close(tokens[:, 0], wanted, atol=1e-5, rtol=1e-4)
 
@@ -167,7 +167,7 @@ def test_attention_is_that_of_the_last_block():
 def test_every_switch_changes_what_it_is_about(pipeline, table):
     whole = traced(pipeline, table, Method('whole'))
     plain = traced(pipeline, table, PLAIN)
-    recovered = traced(pipeline, table, replace(PLAIN, recovery=True))
+    recovered = traced(pipeline, table, replace(PLAIN, features='recovered'))
     clustered = traced(pipeline, table, Method('whole', denoising=False))
     assert not torch.equal(plain.tokens, recovered.tokens)
     assert (plain.clusters == -1).all() and torch.equal(plain.labels, plain.raw_labels)
@@ -182,7 +182,7 @@ def test_every_switch_changes_what_it_is_about(pipeline, table):
 
 @pytest.mark.parametrize('bounds', [None, Bounds()], ids=['exact', 'bounded'])
 def test_switches_hold_within_bounds(pipeline, table, bounds):
-    method = replace(PLAIN, recovery=True)
+    method = replace(PLAIN, features='recovered')
     result = run(pipeline, table, method, bounds, min_confidence=0.0)
     assert result.exact.all()
     assert torch.equal(result.label, run(pipeline, table, method, None, 0.0).label)

@@ -87,7 +87,7 @@ def segmentation_settings(arguments: argparse.Namespace, **changes: Any) -> Segm
     """
     with command_errors(ValueError):
         settings = SegmentationSettings(**{**_values(arguments, SegmentationSettings), **changes})
-    if settings.stride and not settings.window:
+    if settings.stride and not settings.method.window:
         raise CommandError('--stride says how far apart windows stand: give --window as well')
     if settings.refinement == 'sam' and not arguments.sam_model:
         raise CommandError('--refinement sam needs the folder of a SAM: --sam-model FOLDER')

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cliptrase_ros.evaluation.class_indices import index_table, label_by_method
 from cliptrase_ros.evaluation.datasets import Dataset, Published
@@ -25,8 +26,8 @@ from cliptrase_ros.segmentation.vocabulary import (
 PUBLISHED_MODEL = re.compile(r'ViT-B-16-quickgelu \((openai|.*\..*)\)')
 
 #: The steps of the ablation: what is switched off.
-ABLATION: Mapping[str, Mapping[str, bool]] = {
-    'plain CLIP': {'recovery': False, 'clustering': False, 'denoising': False},
+ABLATION: Mapping[str, Mapping[str, Any]] = {
+    'plain CLIP': {'features': 'clip', 'clustering': False, 'denoising': False},
     '+ recovery': {'clustering': False, 'denoising': False},
     '+ clustering': {'denoising': False},
     '+ denoising': {},
@@ -65,8 +66,9 @@ class Measurement:
         parts.append(str(settings.resolution))
         if settings.refinement != 'none':
             parts.append(settings.refinement)
-        if settings.window:
-            parts.append(f'window-{settings.window}-{settings.stride}')
+        preset, method = PRESETS[settings.preset], settings.method
+        if (method.window, method.stride) != (preset.window, preset.stride):
+            parts.append(f'window-{method.window}-{method.stride}')
         if self.ablation:
             parts.append('ablation')
         return '-'.join(parts)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -89,13 +89,13 @@ def _parameters(by_name: Mapping[str, Any]) -> Parameters:
     def values_of(declaration: type) -> dict[str, Any]:
         return {declared.name: by_name[declared.name] for declared in settings_of(declaration)}
 
-    segmentation = values_of(SegmentationSettings)
-    # Set one after the other, in any order: one never keeps the other from being set.
-    segmentation['stride'] = min(segmentation['stride'], segmentation['window'])
+    segmentation = SegmentationSettings(**values_of(SegmentationSettings) | {'stride': 0})
+    # Set one after the other, in any order: the window never keeps the stride from being set.
+    stride = min(by_name['stride'], segmentation.method.window)
     values = Parameters(
         by_name,
         NodeSettings(**values_of(NodeSettings)),
-        SegmentationSettings(**segmentation),
+        replace(segmentation, stride=stride),
         ModelSettings(**values_of(ModelSettings)),
     )
     if values.segmentation.refinement == 'sam' and not values.model.sam_model:
@@ -132,10 +132,11 @@ def _descriptor(declared: Setting) -> ParameterDescriptor:
         descriptor.additional_constraints = declared.rule
     if declared.limits is not None:
         low, high = declared.limits
-        if declared.or_zero:
+        if declared.also:
             # A range has no gaps.
-            descriptor.additional_constraints = f'0, or {low:g} and more'
-            low = 0
+            also = ', '.join(f'{value:g}' for value in declared.also)
+            descriptor.additional_constraints = f'{also}, or {low:g} and more'
+            low = min(declared.also)
         if kind == Parameter.Type.INTEGER:
             descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
         else:

@@ -94,7 +94,7 @@ class NodeSettings:
         'labels every image there is time for.',
         live=True,
         limits=(MIN_RATE, 1000.0),
-        or_zero=True,
+        also=(0,),
         unit='label images a second',
     )
     cameras: tuple[str, ...] = setting(

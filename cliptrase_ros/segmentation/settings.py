@@ -36,7 +36,7 @@ class Setting:
         name: Of the field of the dataclass that declares it, as are `type` and `default`.
         live: Whether a running node takes a new value.
         limits: Smallest and largest value, both included; None for no limits.
-        or_zero: Whether 0 is a value as well, beside those within the limits.
+        also: Values there are beside those within the limits, all of them below.
         unit: What a number counts, in the plural; or what a text names, for instance a folder.
         choices: The values there are; () for any.
         constraints: What else a value has to be, for people.
@@ -50,7 +50,7 @@ class Setting:
     default: Any = ''
     live: bool = False
     limits: tuple[float, float] | None = None
-    or_zero: bool = False
+    also: tuple[float, ...] = ()
     unit: str = ''
     choices: tuple[str, ...] = ()
     constraints: str = ''
@@ -63,10 +63,10 @@ class Setting:
             return f'one of {", ".join(self.choices)}'
         if self.limits is None:
             return self.constraints
-        zero = '0, or ' if self.or_zero else ''
+        also = ''.join(f'{value:g}, ' for value in self.also) + ('or ' if self.also else '')
         unit = f' {self.unit}' if self.unit else ''
         low, high = self.limits
-        return f'{zero}{low:.10g} to {high:.10g}{unit}'
+        return f'{also}{low:.10g} to {high:.10g}{unit}'
 
     def check(self, value: Any) -> None:
         """Raise ValueError for a value of another type, out of range, or none of the choices."""
@@ -81,7 +81,7 @@ class Setting:
                 raise ValueError(f'{self.name} is {value!r}; it must be {self.rule}')
         elif self.limits is not None:
             low, high = self.limits
-            if not (low <= value <= high or (self.or_zero and value == 0)):
+            if not (low <= value <= high or value in self.also):
                 raise ValueError(f'{self.name} is {value}; it must be {self.rule}')
 
 
@@ -122,37 +122,73 @@ class Method:
     """Every choice that changes labels; equal methods give equal labels of the same pixels.
 
     Attributes:
-        frame: `centre`, a centred square, or `whole`, the whole image at its own aspect ratio.
-        recovery: Tokens of the last block attend to tokens like themselves, not as in plain CLIP.
+        frame: What the network sees, see `preprocessing`: `centre`, a centred square; `whole`, the
+            whole image in whole patches; `mmcv`, the whole image as mmcv and mmsegmentation scale
+            and normalise it.
+        features: Of patches, see `backbone.FEATURES`: `clip`, `recovered` (CLIPtrase) or
+            `calibrated` (SC-CLIP).
         clustering: Regions of patches that correlate alike vote for one label.
         denoising: What the [CLS] token correlates with is removed before clustering.
         propagation: Patches that correlate share their class probabilities; see `propagation`.
         fewest_clusters: An image with fewer keeps its labels as they are before the vote.
         min_agreement: 0..1; share of a region's pixels that the winning label must already hold.
-        image_prior, window, stride, smoothing: The settings of these names.
-        refine_edges: Move the boundaries of labels to edges of the picture; see `refinement`.
+        softmax: Where probabilities are made. At `patches`: of a class's phrases the most similar
+            counts, and the probabilities of classes are enlarged to pixels. At `pixels`: the
+            similarity to every phrase is enlarged to the camera's pixels, there phrases get their
+            probabilities, and of a class's phrases the most probable counts.
+        logit_scale: Factor on cosines, for `softmax` at pixels; 0 is the model's own.
+        min_area: 0..1, for `softmax` at pixels; a class with no more than this share of the pixels
+            that are not background gives its pixels to the others.
+        image_prior, window, stride, smoothing, refinement: The settings of these names; `window` is
+            not negative.
+
+    Raises:
+        ValueError: For choices that exclude each other.
     """
 
     frame: str
-    recovery: bool = True
+    features: str = 'recovered'
     clustering: bool = True
     denoising: bool = True
     propagation: bool = False
     fewest_clusters: int = 1
     min_agreement: float = 0.0
+    softmax: str = 'patches'
+    logit_scale: float = 0.0
+    min_area: float = 0.0
     image_prior: bool = False
     window: int = 0
     stride: int = 0
     smoothing: float = 0.0
-    refine_edges: bool = False
+    refinement: str = 'none'
+
+    def __post_init__(self) -> None:
+        if self.softmax == 'pixels':
+            for name in ('clustering', 'propagation', 'image_prior', 'smoothing'):
+                value = getattr(self, name)
+                if value:
+                    raise ValueError(
+                        f'{name} is {value}, but it needs the class probabilities of patches, '
+                        'which presets paper, robot and plus have, and sc_clip has not'
+                    )
 
 
-#: `paper`: exactly the published method. `robot`: whole frame, a vote only where a region agrees.
-#: `plus`: whole frame, probabilities shared among patches that correlate instead of a vote.
+#: `paper`: exactly the published CLIPtrase. `robot`: whole frame, a vote only where a region
+#: agrees. `plus`: whole frame, probabilities shared among patches that correlate instead of a vote.
+#: `sc_clip`: exactly the published SC-CLIP (arXiv 2411.15869).
 PRESETS = {
     'paper': Method('centre'),
     'robot': Method('whole', fewest_clusters=2, min_agreement=0.7),
     'plus': Method('whole', clustering=False, propagation=True),
+    'sc_clip': Method(
+        'mmcv',
+        features='calibrated',
+        clustering=False,
+        softmax='pixels',
+        logit_scale=40.0,
+        window=224,
+        stride=112,
+    ),
 }
 
 
@@ -172,7 +208,8 @@ class SegmentationSettings:
         'robot',
         "'robot' labels the whole frame; 'plus' does too, but patches that correlate share their "
         "probabilities, and no clusters vote; 'paper' is exactly the published method, which sees "
-        'a square from the centre.',
+        "a square from the centre; 'sc_clip' is exactly another, SC-CLIP, published with the best "
+        'labels and the slowest here.',
         live=True,
         choices=tuple(PRESETS),
     )
@@ -193,10 +230,11 @@ class SegmentationSettings:
     refinement: str = setting(
         'none',
         "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
-        "edges, about two patches away at most; 'sam' gives each mask of a SAM the label that "
-        'most of its pixels have, which is slow.',
+        "edges, about two patches away at most; 'pamr' lets pixels of like colour share labels, "
+        "which takes longer; 'sam' gives each mask of a SAM the label that most of its pixels "
+        'have, which is slow.',
         live=True,
-        choices=('none', 'edges', 'sam'),
+        choices=('none', 'edges', 'pamr', 'sam'),
     )
     smoothing: float = setting(
         0.0,
@@ -207,12 +245,12 @@ class SegmentationSettings:
         limits=(0, MAX_SMOOTHING),
     )
     window: int = setting(
-        0,
+        -1,
         'Side of squares that slide over a large image, pixels at the resolution fed to CLIP; 0 '
-        'feeds it whole.',
+        "feeds it whole; -1 is as the preset has it, 224 with 'sc_clip' and 0 with the others.",
         live=True,
         limits=RESOLUTION_RANGE,
-        or_zero=True,
+        also=(-1, 0),
         unit='pixels',
     )
     stride: int = setting(
@@ -226,19 +264,22 @@ class SegmentationSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.window and self.stride > self.window:
+        window = self.method.window
+        if window and self.stride > window:
             raise ValueError(
-                f'stride is {self.stride}; it must be 0 to the window, which is {self.window}'
+                f'stride is {self.stride}; it must be 0 to the window, which is {window}'
             )
 
     @property
     def method(self) -> Method:
         """The preset's choices, with the settings that `Method` has by the same name."""
-        return replace(
-            PRESETS[self.preset],
-            refine_edges=self.refinement == 'edges',
-            **{f.name: getattr(self, f.name) for f in fields(Method) if hasattr(self, f.name)},
-        )
+        preset = PRESETS[self.preset]
+        chosen = {f.name: getattr(self, f.name) for f in fields(Method) if hasattr(self, f.name)}
+        if self.window < 0:
+            chosen['window'] = preset.window
+            # A stride of 0 is the preset's too, where the window is.
+            chosen['stride'] = self.stride or preset.stride
+        return replace(preset, **chosen)
 
 
 @dataclass(frozen=True)

@@ -52,17 +52,17 @@ class DenseBackbone:
         self._positions: dict[tuple[tuple[int, int], int], Tensor] = {}
         self.patch_size: int = visual.conv1.kernel_size[0]
 
-    def __call__(self, pixels: Tensor, recovery: bool = True) -> DenseFeatures:
+    def __call__(self, pixels: Tensor, features: str = 'recovered') -> DenseFeatures:
         """Run the tower.
 
         Args:
             pixels: float (B, 3, H, W), normalised, in the tower's dtype and on its device; H and W
                 are multiples of the patch size.
-            recovery: False leaves the last block as it is in plain CLIP.
+            features: `clip` leaves the last block as it is in plain CLIP.
         """
         visual, last = self.visual, self.visual.transformer.resblocks[-1]
         x, qkv, grid = self._before_last(pixels)
-        x, _ = _run_block(last, x, attend=_self_attend if recovery else _attend)
+        x, _ = _run_block(last, x, attend=_self_attend if features == 'recovered' else _attend)
         x = visual.ln_post(x)
         if visual.proj is not None:
             x = x @ visual.proj

@@ -153,7 +153,7 @@ class Pipeline:
             history = self.empty_history(len(frames), framing, table)
         result = trace(self.backbone, pixels, table, method, bounds, picture, history)
         labels = result.labels
-        if method.refine_edges:
+        if method.refinement == 'edges':
             with stage('edges'):
                 grid = tuple(result.patch_probability.shape[-2:])
                 labels = refine_edges(labels, picture, grid, table.size[1] + 1)
@@ -201,7 +201,7 @@ def trace(
     window = _window_grid(size, backbone.patch_size, method)
     with stage('tower'):
         whole = pixels if window is None else _shrink_to_window(pixels, backbone, method)
-        dense = backbone(whole, method.recovery)
+        dense = backbone(whole, method.features)
         tokens = dense.tokens.float()
         correlation = _correlation(dense, method)
     with stage('logits'):
@@ -293,7 +293,7 @@ def _sliding_patch_maps(
     parts = []
     for window_pixels, prior in zip(windows, priors, strict=True):
         with stage('tower'):
-            dense = backbone(window_pixels, method.recovery)
+            dense = backbone(window_pixels, method.features)
         with stage('logits'):
             token_logits = table.logits(dense.tokens.float())
             maps = _patch_maps(dense, token_logits, prior, table, method)

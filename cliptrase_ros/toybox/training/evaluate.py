@@ -35,11 +35,11 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
 #: Ways to label. The first two do without clusters: by the tokens of plain CLIP, and by those that
 #: the engine recovers.
 METHODS = {
-    'plain': replace(PRESETS['robot'], recovery=False, clustering=False),
+    'plain': replace(PRESETS['robot'], features='clip', clustering=False),
     'recovered': replace(PRESETS['robot'], clustering=False),
     'paper': PRESETS['paper'],
     'robot': PRESETS['robot'],
-    'plus+edges': replace(PRESETS['plus'], refine_edges=True),
+    'plus+edges': replace(PRESETS['plus'], refinement='edges'),
 }
 
 
@@ -119,7 +119,7 @@ def _score_image(
     )
     frames = torch.from_numpy(image)[None].to(segmenter.device)
     pixels = pipeline.normalise(preprocessing.network_input(frames, framing))
-    tokens = pipeline.backbone(pixels, recovery=False).tokens
+    tokens = pipeline.backbone(pixels, 'clip').tokens
     return vocabulary.table.logits(tokens.float())[0, 0].cpu().numpy()
 
 
