@@ -16,61 +16,12 @@ from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import PRESETS
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
-MODES = ('plain', 'background', 'image_prior')
-
-# Name, kind of dtype and number of dimensions of every array a recording needs.
-_ARRAYS = {
-    'input': ('u', 3),
-    'text_features': ('f', 2),
-    'foreground': ('U', 1),
-    'background': ('U', 1),
-    'mode': ('U', 0),
-    'correlation': ('f', 2),
-    'patch_logits': ('f', 3),
-    'clusters': ('i', 1),
-    'raw_labels': ('u', 2),
-    'labels': ('u', 2),
-}
-
 #: Share of labels that has to be equal in half precision.
 HALF_PRECISION_SHARE = 0.995
 
 #: Two classes tie at a pixel where their logits differ by less, as a share of them: float32 sums of
 #: some thousand terms, taken in another order, differ by about as much.
 TIE = 1e-6
-
-
-class RecordingError(ValueError):
-    """A file is no usable recording; the message says why."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What the published method gave for one image of N = h w patches.
-
-    Attributes:
-        input: uint8 (H, W, 3) RGB, what the network sees.
-        text_features: float32 (P, D), of the phrases of `foreground`, then of `background`.
-        foreground: A phrase for each class.
-        background: Phrases that stand for none of the classes.
-        mode: One of `MODES`.
-        correlation: float32 (N, N), after denoising.
-        patch_logits: float32 (P, h, w).
-        clusters: int (N,), -1 for noise.
-        raw_labels: uint8 (H, W), labels before the vote; len(foreground) is the background.
-        labels: uint8 (H, W), labels after the vote.
-    """
-
-    input: np.ndarray
-    text_features: np.ndarray
-    foreground: tuple[str, ...]
-    background: tuple[str, ...]
-    mode: str
-    correlation: np.ndarray
-    patch_logits: np.ndarray
-    clusters: np.ndarray
-    raw_labels: np.ndarray
-    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,61 +48,6 @@ class Agreement:
     correlation: float
     patch_logits: float
     text_features: float
-
-
-def read_recording(path: Path) -> Recording:
-    """Read a recording (.npz).
-
-    Raises:
-        RecordingError: The file is no usable recording.
-    """
-    if not path.is_file():
-        raise RecordingError(f'{path} does not exist or is not a file')
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _ARRAYS if name in archive.files}
-    except Exception as error:
-        # NumPy and the modules below it raise nearly anything over damaged files.
-        raise RecordingError(f'{path} is not an .npz file of plain arrays: {error}') from error
-    problems = [
-        f'{name} is missing'
-        if name not in arrays
-        else f'{name} is {arrays[name].dtype} of shape {arrays[name].shape}'
-        for name, (kind, dimensions) in _ARRAYS.items()
-        if name not in arrays or arrays[name].dtype.kind != kind or arrays[name].ndim != dimensions
-    ]
-    if problems:
-        raise RecordingError(f'{path} is not a recording of the method: {"; ".join(problems)}')
-    recording = Recording(
-        **{
-            **arrays,
-            'foreground': tuple(map(str, arrays['foreground'])),
-            'background': tuple(map(str, arrays['background'])),
-            'mode': str(arrays['mode']),
-        }
-    )
-    _check_consistent(recording, path)
-    return recording
-
-
-def _check_consistent(recording: Recording, path: Path) -> None:
-    phrases = len(recording.foreground) + len(recording.background)
-    patches = recording.patch_logits.shape[1] * recording.patch_logits.shape[2]
-    size = recording.input.shape[:2]
-    wanted = {
-        'input': (recording.input.dtype == np.uint8 and recording.input.shape[2] == 3),
-        'mode': recording.mode in MODES,
-        'foreground': len(recording.foreground) > 0,
-        'text_features': len(recording.text_features) == phrases,
-        'patch_logits': len(recording.patch_logits) == phrases,
-        'correlation': recording.correlation.shape == (patches, patches),
-        'clusters': recording.clusters.shape == (patches,),
-        'raw_labels': recording.raw_labels.shape == size,
-        'labels': recording.labels.shape == size,
-    }
-    wrong = [name for name, fits in wanted.items() if not fits]
-    if wrong:
-        raise RecordingError(f'{path} contradicts itself; see its {", ".join(wrong)}')
 
 
 class Verifier:
