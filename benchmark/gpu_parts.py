@@ -40,13 +40,8 @@ from cliptrase_ros.benchmark.cases import (
 from cliptrase_ros.benchmark.subject import ARCHITECTURE, BACKGROUND, VOCABULARY, camera_frame
 from cliptrase_ros.benchmark.suite import report_head
 from cliptrase_ros.benchmark.timing import device_ms, synchronise
-from cliptrase_ros.evaluation.verify import (
-    HALF_PRECISION_SHARE,
-    Recording,
-    Verifier,
-    read_recording,
-    recording_table,
-)
+from cliptrase_ros.evaluation.recordings import Recording, read_recording
+from cliptrase_ros.evaluation.verify import HALF_PRECISION_SHARE, Verifier, recording_table
 from cliptrase_ros.segmentation.method import median
 from cliptrase_ros.segmentation.model.preprocessing import (
     network_input,

@@ -11,7 +11,7 @@ import open_clip
 import pytest
 import safetensors.torch
 import torch
-from reference_weights import MODEL_CONFIG, reference_clip
+from reference_weights import MODEL_CONFIG, outlier_clip, reference_clip
 from tiny_clip import add_architecture
 
 from cliptrase_ros.cli import main
@@ -97,6 +97,43 @@ def test_verify_on_every_device(capsys, device, tmp_path):
         assert (status, err) == (0, ''), out
         assert out.startswith(f'{precision} on ')
         assert verdict in out.splitlines()[-1]
+
+
+def test_verify_both_methods(capsys, tmp_path):
+    """Recordings of SC-CLIP in a table of their own; that of CLIPtrase has other weights."""
+    add_architecture(tmp_path, 'reference', MODEL_CONFIG)
+    checkpoint = tmp_path / 'outliers.safetensors'
+    safetensors.torch.save_file(outlier_clip().state_dict(), checkpoint)
+    golden = ROOT / 'test' / 'golden'
+    files = [golden / name for name in ('sc_whole.npz', 'small_224_background.npz', 'sc_pamr.npz')]
+    status, out, err = verify(capsys, 'reference', str(checkpoint), *files)
+    assert (status, err) == (1, '')
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines if '.npz' in line] == [
+        'small_224_background.npz',
+        'sc_whole.npz',
+        'sc_pamr.npz',
+    ]
+    assert '0 of 1 equal' in lines
+    assert lines[-1] == '2 of 2 equal'
+
+    files, half = [golden / 'sc_whole.npz'], ['--precision', 'bfloat16']
+    status, out, err = verify(capsys, 'reference', str(checkpoint), *files, *half)
+    assert (status, err) == (0, '')
+    assert out.endswith('1 of 1 with 99.0% of their labels equal\n')
+
+
+def test_verify_names_the_stage_that_differs(capsys, tmp_path):
+    add_architecture(tmp_path, 'reference', MODEL_CONFIG)
+    checkpoint = tmp_path / 'outliers.safetensors'
+    safetensors.torch.save_file(outlier_clip().state_dict(), checkpoint)
+    arrays = dict(np.load(ROOT / 'test' / 'golden' / 'sc_whole.npz'))
+    arrays['repaired'] = ~arrays['repaired']
+    np.savez(tmp_path / 'one.npz', **arrays)
+    status, out, _ = verify(capsys, 'reference', str(checkpoint), tmp_path / 'one.npz')
+    assert status == 1
+    assert out.splitlines()[-2].split()[-1] == 'repaired'
+    assert out.endswith('0 of 1 equal\n')
 
 
 def test_verify_wrong_device(capsys, tiny_architecture, checkpoint, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from reference_weights import reference_clip
 
-from cliptrase_ros.evaluation.verify import on_host, read_recording, recording_table, tied
+from cliptrase_ros.evaluation.recordings import read_recording
+from cliptrase_ros.evaluation.verify import on_host, recording_table, tied
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.run.pipeline import Bounds, trace
 from cliptrase_ros.segmentation.settings import PRESETS

@@ -274,23 +274,33 @@ def _sc_clip_settings(text: str) -> dict[str, Any]:
     for name, only in _AVAILABLE.items():
         if settings.get(name) not in only:
             has = ' or '.join(map(json.dumps, only))
-            raise RecordingError(f'says {name} {json.dumps(settings.get(name))}; this has {has}')
+            raise RecordingError(
+                f'says {name} {json.dumps(settings.get(name))}; this engine has {has}'
+            )
     return settings
 
 
 def _sc_clip_method(settings: dict[str, Any]) -> Method:
+    steps, dilations = settings['pamr_steps'], settings['pamr_dilations']
+    if steps and not dilations:
+        raise RecordingError(f'says pamr_steps {steps} and no pamr_dilations')
+    crop = settings.get('slide_crop')
+    is_whole = _is_number(crop) and crop <= 0
     try:
         declared = SegmentationSettings(
             preset='sc_clip',
             resolution=settings.get('resolution'),
             min_confidence=settings.get('prob_thd'),
-            window=settings.get('slide_crop'),
+            window=0 if is_whole else crop,
             stride=settings.get('slide_stride'),
             # The published code refines windows alone.
-            refinement='pamr' if settings['pamr_steps'] and settings['slide_crop'] else 'none',
+            refinement='pamr' if steps and not is_whole else 'none',
         )
     except ValueError as error:
-        raise RecordingError(f'has settings that this engine has not: {error}') from error
+        raise RecordingError(
+            'has a resolution, prob_thd, slide_crop or slide_stride that this engine has not: '
+            f'{error}'
+        ) from error
     scale, area = settings.get('logit_scale'), settings.get('area_thd')
     if not _is_number(scale) or scale <= 0:
         raise RecordingError(f'says logit_scale {json.dumps(scale)}; it must be above 0')

@@ -1,13 +1,14 @@
-"""Recorded reference outputs of the published method, compared with what the engine gives."""
+"""Recorded outputs of the published methods, compared with what the engine gives."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cliptrase_ros.evaluation.recordings import Recording, RecordingError, ScClipRecording
+from cliptrase_ros.evaluation.verify_sc_clip import ScClipAgreement, compare_sc_clip
 from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
 from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.model.weights import LoadedModel
@@ -26,7 +27,7 @@ TIE = 1e-6
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the engine agrees with a recording.
+    """How far the engine agrees with a recording of CLIPtrase.
 
     Attributes:
         clusters: Share of equal entries, 0..1; 1 only where all are.
@@ -65,8 +66,13 @@ class Verifier:
         self._text = TextEncoder(loaded.model, loaded.tokenizer)
 
     @torch.inference_mode()
+    def compare_sc_clip(self, recording: ScClipRecording) -> ScClipAgreement:
+        """Run SC-CLIP on the recording's picture; see `verify_sc_clip.compare_sc_clip`."""
+        return compare_sc_clip(self._segmenter.pipeline, self._text, recording)
+
+    @torch.inference_mode()
     def compare(self, recording: Recording) -> Agreement:
-        """Run the method on the recording's input.
+        """Run CLIPtrase on the recording's input.
 
         Raises:
             RecordingError: The recording was made with another architecture.

@@ -1,8 +1,8 @@
 """Recorded steps of published SC-CLIP, compared one by one with those of the engine."""
 
+import json
 import zlib
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from cliptrase_ros.evaluation.recordings import (
     RecordingError,
     ScClipRecording,
 )
+from cliptrase_ros.segmentation.method.sliding import cut_windows
 from cliptrase_ros.segmentation.model.backbone import Calibration, DenseBackbone, calibration_blocks
 from cliptrase_ros.segmentation.model.calibration import repairable
 from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
@@ -29,6 +30,10 @@ from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 #: Share of labels that has to be equal in half precision. Where PAMR and `area_thd` come together,
 #: half precision breaks the published code itself, and nothing is to be compared with.
 SC_CLIP_HALF_PRECISION_SHARE = 0.99
+
+
+# Windows that go through the tower at a time, to bound memory.
+_WINDOWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class _Bar:
 
 
 def _step(name: str) -> _Bar:
-    return _Bar((f'norm_{name}', f'probe_{name}'), relative=True)
+    return _Bar((f'norm_{name}', f'probe_{name}'), within=5e-6, relative=True)
 
 
 # What is recorded in half precision has three digits.
@@ -151,3 +156,144 @@ def sc_clip_table(recording: ScClipRecording) -> LabelTable:
     features = torch.from_numpy(recording.steps['text_features'])
     unlabelled = 0 if recording.has_background else UNLABELLED
     return label_table(features, columns, ids, unlabelled, 0, 1.0, torch.int64)
+
+
+def _check_blocks(backbone: DenseBackbone, recording: ScClipRecording) -> None:
+    depth = len(backbone.visual.transformer.resblocks)
+    use = calibration_blocks(depth)
+    ours = (use.similar, use.low, [*use.fused], use.cls_share)
+    for (name, recorded), value in zip(recording.blocks.items(), ours, strict=True):
+        if recorded != value:
+            raise RecordingError(
+                f'the recording says {name} {json.dumps(recorded)}, where the engine has {value} '
+                f'for an image tower of {depth} blocks'
+            )
+
+
+def _engine_steps(
+    pipeline: Pipeline, text: TextEncoder, recording: ScClipRecording
+) -> dict[str, np.ndarray | int]:
+    """What the engine gives of everything that is recorded, by the same names."""
+    size, method = recording.image.shape[:2], recording.method
+    device, backbone = pipeline.mean.device, pipeline.backbone
+    framing = framing_of(method.frame, size, recording.resolution, backbone.patch_size)
+    # On the host, where OpenCV gives the published pixels.
+    picture = network_input(torch.from_numpy(recording.image)[None], framing)
+    pixels = pipeline.normalise_as_mmcv(picture.to(device))
+    resized = picture[0].permute(1, 2, 0).contiguous().numpy()
+
+    text_features = text.encode(recording.phrases)
+    recorded = recording.steps['text_features']
+    if text_features.shape != recorded.shape:
+        raise RecordingError(
+            f'the recording has text features of {recorded.shape[1]} numbers, the model of '
+            f'{text_features.shape[1]}: it was made with another architecture'
+        )
+    table = sc_clip_table(recording).to(device)
+    refined = method.refinement == 'pamr'
+    maps = phrase_maps(backbone, pixels, table, method, size, refined)
+    column, probability = label_pixels(maps, table, method)
+    ids = table.ids[column].masked_fill(probability < recording.min_confidence, table.unlabelled)
+    steps = {
+        'resized_crc32': zlib.crc32(resized.tobytes()),
+        'resized_rows': resized[RESIZED_ROWS],
+        'text_features': text_features,
+        'first_window_logits': maps.cosines[0],
+        'logits_before_pamr_sampled': _sampled(replace(maps, neighbours=None)),
+        'logits_sampled': _sampled(maps),
+        'probability': probability[0],
+        'labels': ids[0],
+        **_window_steps(pipeline, pixels, maps, recording),
+    }
+    return {name: _on_host(step) for name, step in steps.items()}
+
+
+def _window_steps(
+    pipeline: Pipeline, pixels: Tensor, maps: PhraseMaps, recording: ScClipRecording
+) -> dict[str, Tensor]:
+    """What windows go through on their way to features: the first one, if nothing else is said."""
+    backbone = pipeline.backbone
+    height, width = maps.window
+    corners = maps.corners or [(0, 0)]
+    windows = cut_windows(pixels, corners, maps.window, 1).to(pipeline.dtype)
+    calibration = backbone.calibrate(windows[:1])
+    patches = calibration.scores.shape[1]
+    recorded = len(recording.steps['lof_scores'])
+    if patches != recorded:
+        raise RecordingError(
+            f'the recording has windows of {recorded} patches, the model {patches}: it was made '
+            'with another architecture, or with other settings than it says'
+        )
+    flagged = [backbone.calibrate(part).flagged for part in windows.split(_WINDOWS_AT_ONCE)]
+    tokens = torch.from_numpy(recording.steps['feature_tokens']).long()
+    features = backbone(windows[:1], recording.method.features).tokens[0, 1:]
+    return {
+        'windows': torch.tensor([(y, x, y + height, x + width) for y, x in corners]),
+        'lof_scores': calibration.scores[0],
+        # As numbers of tokens; there are equally many in every window.
+        'flagged': torch.cat(flagged).nonzero()[:, 1].view(len(windows), -1),
+        'repaired': repairable(calibration.flagged, backbone.grid(windows))[0],
+        'similarity_mid': _rows(calibration.similarity, recording.steps['similarity_mid']),
+        'similarity_mid_mean': calibration.similarity[0].mean(),
+        'similarity_low_cut': _rows(
+            calibration.low_similarity, recording.steps['similarity_low_cut']
+        ),
+        'unit_features': features[tokens.to(features.device)],
+        **_lengths_and_probes(calibration),
+    }
+
+
+def _rows(similarity: Tensor, recorded: np.ndarray) -> Tensor:
+    """Of a similarity (1, N, N) the rows that were recorded."""
+    return similarity[0] if len(recorded) == recorded.shape[1] else similarity[0, SIMILARITY_ROWS]
+
+
+def _lengths_and_probes(calibration: Calibration) -> dict[str, Tensor]:
+    steps = dict(
+        zip(
+            SC_CLIP_STEPS,
+            (
+                calibration.before_last[0, 1:],
+                calibration.repaired[0],
+                calibration.repaired_similar[0],
+                calibration.aggregated[0],
+                calibration.attended[0, 0],
+                calibration.low_aggregated[0, 0],
+                calibration.attended[1, 0],
+                calibration.low_aggregated[1, 0],
+                calibration.output[0],
+            ),
+            strict=True,
+        )
+    )
+    last = len(calibration.scores[0]) - 1
+    probes = [0, (last + 1) // 2, last]
+    return {
+        **{f'norm_{name}': step.float().norm(dim=-1) for name, step in steps.items()},
+        **{f'probe_{name}': step[probes] for name, step in steps.items()},
+    }
+
+
+def _sampled(maps: PhraseMaps) -> Tensor:
+    """Logits of the first frame at every so many pixels: (P, rows, columns)."""
+    return torch.cat([maps.at_pixels(part)[0, :, SAMPLED, SAMPLED] for part in maps.parts()])
+
+
+def _on_host(step: Tensor | np.ndarray | int) -> np.ndarray:
+    if isinstance(step, Tensor):
+        step = step.cpu()
+        return step.float().numpy() if step.is_floating_point() else step.numpy()
+    return np.asarray(step)
+
+
+def _compare(pairs: list[tuple[np.ndarray, np.ndarray]], bar: _Bar) -> Stage:
+    """Compare pairs of ours and what was recorded."""
+    if any(ours.shape != recorded.shape for ours, recorded in pairs):
+        return Stage(np.inf, 0.0, False)
+    differences = []
+    for ours, recorded in pairs:
+        difference = np.abs(ours.astype(np.float64) - recorded)
+        differences.append(difference / np.abs(recorded).max() if bar.relative else difference)
+    difference = np.concatenate([part.ravel() for part in differences])
+    share = float((difference <= bar.within).mean())
+    return Stage(float(difference.max()), share, share >= bar.share)

@@ -80,7 +80,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class _CalibrationBlocks:
+class CalibrationBlocks:
     """Which blocks SC-CLIP looks at, by number from 1, and how much of [CLS] it adds."""
 
     similar: int
@@ -91,19 +91,19 @@ class _CalibrationBlocks:
 
 # As published for ViT-B/16 and ViT-L/14, which have so many blocks.
 _CALIBRATION_BLOCKS = {
-    12: _CalibrationBlocks(9, 4, range(4, 11), 0.3),
-    24: _CalibrationBlocks(17, 7, range(9, 20), 0.1),
+    12: CalibrationBlocks(9, 4, range(4, 11), 0.3),
+    24: CalibrationBlocks(17, 7, range(9, 20), 0.1),
 }
 
 
-def _calibration_blocks(depth: int) -> _CalibrationBlocks:
+def calibration_blocks(depth: int) -> CalibrationBlocks:
     """The blocks for a tower of any depth; where none are published, as deep as in ViT-B/16."""
     if depth in _CALIBRATION_BLOCKS:
         return _CALIBRATION_BLOCKS[depth]
     published = _CALIBRATION_BLOCKS[12]
     numbers = (published.similar, published.low, published.fused[0], published.fused[-1])
     similar, low, first, last = (max(1, round(number * depth / 12)) for number in numbers)
-    return _CalibrationBlocks(similar, low, range(first, last + 1), published.cls_share)
+    return CalibrationBlocks(similar, low, range(first, last + 1), published.cls_share)
 
 
 class DenseBackbone:
@@ -161,7 +161,7 @@ class DenseBackbone:
 
     def calibrate(self, pixels: Tensor) -> Calibration:
         """Take the steps of SC-CLIP, one after the other, on windows (see `__call__`)."""
-        use = _calibration_blocks(len(self.visual.transformer.resblocks))
+        use = calibration_blocks(len(self.visual.transformer.resblocks))
         outputs, projections = zip(
             *self._blocks(pixels, F.scaled_dot_product_attention), strict=True
         )
