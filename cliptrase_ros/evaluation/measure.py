@@ -137,7 +137,7 @@ def _describe(segmenter: Segmenter, measurement: Measurement) -> dict:
         'weights': segmenter.weights_digest,
         'sam_model': getattr(sam, 'name', None),
         'sam_weights': getattr(sam, 'weights_digest', None),
-        'precision': str(segmenter.pipeline.dtype).removeprefix('torch.'),
+        'precision': str(segmenter.pipeline.backbone.dtype).removeprefix('torch.'),
         **asdict(settings),
         'ids': benchmark.ids,
         'classes': benchmark.dataset.classes,
