@@ -30,18 +30,35 @@ def refine_edges(labels: Tensor, picture: Tensor, grid: tuple[int, int], classes
     Returns:
         int64 (B, H, W).
     """
-    frequency = labels.new_zeros(len(labels), classes, dtype=torch.float32)
-    ones = torch.ones((), device=labels.device).expand(len(labels), labels[0].numel())
-    frequency.scatter_add_(1, labels.flatten(1), ones)
-    pixels, candidates = frequency.topk(min(_MOST_LABELS, classes), dim=1)
-
+    candidates, occurs = most_frequent(labels, classes)
     where = labels[:, None] == candidates[:, :, None, None]
     cells = (_CELLS_PER_PATCH * grid[0], _CELLS_PER_PATCH * grid[1])
     filtered = _guided_filter(where.float(), picture.float() / 255, cells)
-    filtered = filtered.masked_fill((pixels == 0)[:, :, None, None], -torch.inf)
+    filtered = filtered.masked_fill(~occurs[:, :, None, None], -torch.inf)
     best = filtered.max(1).indices
     winner = candidates.gather(1, best.flatten(1)).view_as(labels)
     return torch.where(where.any(1), winner, labels)
+
+
+def most_frequent(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The labels of an image that have the most pixels, and whether each has any.
+
+    Args:
+        labels: int64 (B, H, W), 0..classes-1.
+
+    Returns:
+        int64 and bool (B, K); K is the number of classes, or what time allows.
+    """
+    pixels = count_labels(labels, classes)
+    most, candidates = pixels.topk(min(_MOST_LABELS, classes), dim=1)
+    return candidates, most > 0
+
+
+def count_labels(labels: Tensor, classes: int) -> Tensor:
+    """How many pixels of an image (B, H, W) each label has: float32 (B, classes)."""
+    count = labels.new_zeros(len(labels), classes, dtype=torch.float32)
+    ones = torch.ones((), device=labels.device).expand(len(labels), labels[0].numel())
+    return count.scatter_add_(1, labels.flatten(1), ones)
 
 
 def _guided_filter(maps: Tensor, guide: Tensor, cells: tuple[int, int]) -> Tensor:

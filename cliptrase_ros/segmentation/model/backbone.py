@@ -1,17 +1,22 @@
-"""A frozen CLIP image tower run densely: patch features and the recovered correlation."""
+"""A frozen CLIP image tower run densely: features of patches, in three ways."""
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cliptrase_ros.segmentation.memo import constant
+from cliptrase_ros.segmentation.model import calibration
 from cliptrase_ros.segmentation.model.correlation import recover_correlation
 
 _REMEMBERED_GRIDS = 8
+
+_Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class UnsupportedModelError(ValueError):
@@ -24,20 +29,86 @@ class DenseFeatures:
 
     Attributes:
         tokens: float (B, 1 + N, D), unit length, in the joint image-text space.
-        correlation: float32 (B, 1 + N, 1 + N), recovered at the last block but one.
+        projections: float (B, 1 + N, 3 W), queries, keys and values of the last block but one.
+        heads: Of that block.
         grid: (h, w), patches.
     """
 
     tokens: Tensor
-    correlation: Tensor
+    projections: Tensor
+    heads: int
     grid: tuple[int, int]
+
+    @cached_property
+    def correlation(self) -> Tensor:
+        """float32 (B, 1 + N, 1 + N), recovered at the last block but one (CLIPtrase)."""
+        return recover_correlation(self.projections, self.heads)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The steps of SC-CLIP on B windows of N patches; float32 (B, N, W) where nothing is said.
+
+    Attributes:
+        before_last: Output of the last block but one, [CLS] first: (B, 1 + N, W).
+        projections: Of that block, see `DenseFeatures`.
+        scores: (B, N), see `calibration.outlier_scores`.
+        flagged: bool (B, N), the outliers.
+        repaired: `before_last` without them.
+        repaired_similar: The same for the block whose similarity counts.
+        similarity: (B, N, N), cosines of `repaired_similar`.
+        aggregated: `repaired`, each token with those similar to it.
+        attended: What the last block's attention makes of `aggregated` and of the sum of blocks in
+            between: (2, B, N, W).
+        low_similarity: (B, N, N), cosines of an early block that count.
+        low_aggregated: `attended` and its [CLS] tokens, each token with those similar early on.
+        output: What goes into the last norm.
+    """
+
+    before_last: Tensor
+    projections: Tensor
+    scores: Tensor
+    flagged: Tensor
+    repaired: Tensor
+    repaired_similar: Tensor
+    similarity: Tensor
+    aggregated: Tensor
+    attended: Tensor
+    low_similarity: Tensor
+    low_aggregated: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class _CalibrationBlocks:
+    """Which blocks SC-CLIP looks at, by number from 1, and how much of [CLS] it adds."""
+
+    similar: int
+    low: int
+    fused: range
+    cls_share: float
+
+
+# As published for ViT-B/16 and ViT-L/14, which have so many blocks.
+_CALIBRATION_BLOCKS = {
+    12: _CalibrationBlocks(9, 4, range(4, 11), 0.3),
+    24: _CalibrationBlocks(17, 7, range(9, 20), 0.1),
+}
+
+
+def _calibration_blocks(depth: int) -> _CalibrationBlocks:
+    """The blocks for a tower of any depth; where none are published, as deep as in ViT-B/16."""
+    if depth in _CALIBRATION_BLOCKS:
+        return _CALIBRATION_BLOCKS[depth]
+    published = _CALIBRATION_BLOCKS[12]
+    numbers = (published.similar, published.low, published.fused[0], published.fused[-1])
+    similar, low, first, last = (max(1, round(number * depth / 12)) for number in numbers)
+    return _CalibrationBlocks(similar, low, range(first, last + 1), published.cls_share)
 
 
 class DenseBackbone:
-    """The image tower of an open_clip ViT with a last block that looks at like tokens.
+    """The image tower of an open_clip ViT, asked for what every patch shows.
 
-    The last block's attention weights are softmax(q q^T) + softmax(k k^T) + softmax(v v^T), a
-    plain sum (CLIPtrase, section 3.2, as published code does it); everything else is unchanged.
     Patch size, width, depth, heads and activation are the model's own. Gradients flow.
     """
 
@@ -51,23 +122,31 @@ class DenseBackbone:
         self.visual = visual
         self._positions: dict[tuple[tuple[int, int], int], Tensor] = {}
         self.patch_size: int = visual.conv1.kernel_size[0]
+        self.dtype: torch.dtype = visual.conv1.weight.dtype
 
     def __call__(self, pixels: Tensor, features: str = 'recovered') -> DenseFeatures:
         """Run the tower.
 
         Args:
-            pixels: float (B, 3, H, W), normalised, in the tower's dtype and on its device; H and W
-                are multiples of the patch size.
-            features: `clip` leaves the last block as it is in plain CLIP.
+            pixels: float (B, 3, H, W), normalised, in the tower's dtype and on its device. What H
+                and W exceed whole patches by is not looked at.
+            features: A name of `FEATURES`.
         """
-        visual, last = self.visual, self.visual.transformer.resblocks[-1]
-        x, qkv, grid = self._before_last(pixels)
-        x, _ = _run_block(last, x, attend=_self_attend if features == 'recovered' else _attend)
-        x = visual.ln_post(x)
-        if visual.proj is not None:
-            x = x @ visual.proj
-        correlation = recover_correlation(qkv, last.attn.num_heads)
-        return DenseFeatures(x / x.norm(dim=-1, keepdim=True), correlation, grid)
+        output, projections = FEATURES[features](self, pixels)
+        x = self.visual.ln_post(output)
+        if self.visual.proj is not None:
+            x = x @ self.visual.proj
+        return DenseFeatures(
+            x / x.norm(dim=-1, keepdim=True),
+            projections,
+            self._last.attn.num_heads,
+            self.grid(pixels),
+        )
+
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """Whole patches (h, w) in pixels (B, 3, H, W)."""
+        height, width = pixels.shape[-2:]
+        return height // self.patch_size, width // self.patch_size
 
     def attention(self, pixels: Tensor) -> Tensor:
         """What tokens attend to in the last block of plain CLIP, mean over heads.
@@ -75,26 +154,75 @@ class DenseBackbone:
         Returns:
             float32 (B, 1 + N, 1 + N), [CLS] first; rows add up to 1.
         """
-        x, _, _ = self._before_last(pixels)
-        last = self.visual.transformer.resblocks[-1]
-        _, qkv = _run_block(last, x)
-        q, k, _ = _split_heads(qkv.float(), last.attn.num_heads)
+        x, _ = self._before_last(pixels)
+        _, qkv = _run_block(self._last, x)
+        q, k, _ = _split_heads(qkv.float(), self._last.attn.num_heads)
         return _attention_weights(q, k).mean(1)
 
-    def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """The last block's input, the projections of the block before it, and the grid."""
-        visual = self.visual
-        height, width = pixels.shape[-2:]
-        grid = (height // self.patch_size, width // self.patch_size)
+    def calibrate(self, pixels: Tensor) -> Calibration:
+        """Take the steps of SC-CLIP, one after the other, on windows (see `__call__`)."""
+        use = _calibration_blocks(len(self.visual.transformer.resblocks))
+        outputs = []
+        for x, projections in self._blocks(pixels, F.scaled_dot_product_attention):
+            outputs.append(x)
+        before_last = outputs[-1].float()
+        low, similar = (outputs[number - 1][:, 1:].float() for number in (use.low, use.similar))
+        fused = torch.stack([outputs[number - 1] for number in use.fused]).sum(0, torch.float32)
+
+        grid = self.grid(pixels)
+        scores = calibration.outlier_scores(before_last[:, 1:])
+        flagged = calibration.flag_outliers(scores)
+        repaired = calibration.repair(before_last[:, 1:], flagged, grid)
+        repaired_similar = calibration.repair(similar, flagged, grid)
+        similarity = calibration.similarity(repaired_similar)
+        low_similarity = calibration.cut(calibration.similarity(low))
+
+        aggregated = calibration.aggregate(repaired, calibration.cut(similarity))
+        attended = _attend_without_residual(
+            self._last,
+            torch.cat([aggregated, fused[:, 1:]]).to(self.dtype),
+            calibration.attention_to_similar(similarity).repeat(2, 1, 1).to(self.dtype),
+        )
+        attended = attended.float().unflatten(0, (2, -1))
+        cls_tokens = torch.stack([before_last[:, :1], fused[:, :1]])
+        low_aggregated = calibration.aggregate(
+            attended + use.cls_share * cls_tokens, low_similarity
+        )
+        return Calibration(
+            before_last,
+            projections,
+            scores,
+            flagged,
+            repaired,
+            repaired_similar,
+            similarity,
+            aggregated,
+            attended,
+            low_similarity,
+            low_aggregated,
+            low_aggregated.sum(0),
+        )
+
+    @property
+    def _last(self) -> nn.Module:
+        return self.visual.transformer.resblocks[-1]
+
+    def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and projections of the last block but one."""
+        return deque(self._blocks(pixels, _attend), maxlen=1).pop()
+
+    def _blocks(self, pixels: Tensor, attend: _Attend) -> Iterator[tuple[Tensor, Tensor]]:
+        """Output and projections of each block but the last, (B, 1 + N, W) and (B, 1 + N, 3 W)."""
+        visual, grid = self.visual, self.grid(pixels)
+        whole_patches = pixels[..., : grid[0] * self.patch_size, : grid[1] * self.patch_size]
         embed = _embed_by_product if pixels.is_cuda else _embed_patches
-        x = embed(visual.conv1, pixels)
+        x = embed(visual.conv1, whole_patches)
         cls_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([cls_token, x], dim=1) + self._positional_embedding(grid).to(x.dtype)
         x = visual.ln_pre(x)
-
         for block in visual.transformer.resblocks[:-1]:
-            x, qkv = _run_block(block, x)
-        return x, qkv, grid
+            x, qkv = _run_block(block, x, attend)
+            yield x, qkv
 
     def _positional_embedding(self, grid: tuple[int, int]) -> Tensor:
         embedding = self.visual.positional_embedding
@@ -111,6 +239,38 @@ class DenseBackbone:
             with torch.inference_mode(False), torch.no_grad():
                 self._positions[key] = _resize_positions(embedding, trained, grid)
         return self._positions[key]
+
+
+def _clip(backbone: DenseBackbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The last block is CLIP's own."""
+    x, projections = backbone._before_last(pixels)
+    return _run_block(backbone._last, x)[0], projections
+
+
+def _recovered(backbone: DenseBackbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """In the last block tokens attend to tokens like themselves.
+
+    The weights are softmax(q q^T) + softmax(k k^T) + softmax(v v^T), a plain sum (CLIPtrase,
+    section 3.2, as published code does it); everything else is unchanged.
+    """
+    x, projections = backbone._before_last(pixels)
+    return _run_block(backbone._last, x, _self_attend)[0], projections
+
+
+def _calibrated(backbone: DenseBackbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The steps of SC-CLIP, which ends without [CLS]; the one of the last block but one stays."""
+    steps = backbone.calibrate(pixels)
+    output = torch.cat([steps.before_last[:, :1], steps.output], 1)
+    return output.to(pixels.dtype), steps.projections
+
+
+#: Features of patches, by name: what goes into the last norm, (B, 1 + N, W) with [CLS] first, and
+#: the projections of the last block but one.
+FEATURES: dict[str, Callable[[DenseBackbone, Tensor], tuple[Tensor, Tensor]]] = {
+    'clip': _clip,
+    'recovered': _recovered,
+    'calibrated': _calibrated,
+}
 
 
 def _embed_patches(conv: nn.Conv2d, pixels: Tensor) -> Tensor:
@@ -174,7 +334,7 @@ def _split_heads(qkv: Tensor, heads: int) -> Tensor:
 def _run_block(
     block: nn.Module,
     x: Tensor,
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor] = _attend,
+    attend: _Attend = _attend,
 ) -> tuple[Tensor, Tensor]:
     """One residual block; returns its output and its projections side by side, (B, T, 3 W)."""
     attention = block.attn
@@ -182,6 +342,23 @@ def _run_block(
     attended = attend(*_split_heads(qkv, attention.num_heads))
     x = x + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(2)))
     return x + block.ls_2(block.mlp(block.ln_2(x))), qkv
+
+
+def _attend_without_residual(block: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
+    """The attention of a block alone: half by weights that are given, half by like keys.
+
+    Args:
+        x: float (B, N, W).
+        weights: (B, N, N), of all heads, rows add up to 1.
+    """
+    attention, width = block.attn, x.shape[-1]
+    keys_and_values = F.linear(
+        block.ln_1(x), attention.in_proj_weight[width:], attention.in_proj_bias[width:]
+    )
+    k, v = keys_and_values.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    by_keys = F.scaled_dot_product_attention(k, k, v).transpose(1, 2).flatten(2)
+    by_weights = weights @ keys_and_values[..., width:]
+    return block.ls_1(attention.out_proj((by_weights + by_keys) / 2))
 
 
 def _check_supported(visual: nn.Module) -> None:

@@ -98,6 +98,10 @@ class LabelTable:
         by_column = target.scatter_reduce(-1, self.columns.expand_as(cosines), cosines, 'amax')
         return by_column[..., :-1] * self.logit_scale
 
+    def cosines(self, tokens: Tensor) -> Tensor:
+        """Cosines (B, T, P) of tokens, as for `logits`, and phrases; very low for padding."""
+        return (tokens @ self.features.mT).masked_fill(self.columns == self.size[1], _NO_COSINE)
+
     def without_padding(self, logits: Tensor) -> Tensor:
         """Logits (B, C, h, w) with those of padding very low again, whatever they became."""
         column = torch.arange(self.size[1], device=logits.device)[:, None, None]

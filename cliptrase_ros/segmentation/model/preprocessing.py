@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from cliptrase_ros.segmentation.settings import MAX_ASPECT_RATIO, is_too_elongat
 
 #: Most patches of one network input: bounds memory for frames of extreme aspect ratio.
 MAX_PATCHES = 8192
+
+# Longest side after mmcv's resize, pixels: what mmsegmentation's test pipelines give it.
+_LONGEST_SIDE = 2048
 
 # Most that PyTorch's antialiased filter shrinks images by: on CUDA it needs shared memory in
 # proportion, and above 47 there is too little.
@@ -29,12 +33,14 @@ class Framing:
         resized: (height, width) of the whole image after scaling.
         offset: (top, left) of the crop, which is what the network sees, in the scaled image.
         crop: (height, width) of the crop.
+        antialias: Whether PIL's antialiased bicubic filter scales, or OpenCV's bilinear one.
     """
 
     source: tuple[int, int]
     resized: tuple[int, int]
     offset: tuple[int, int]
     crop: tuple[int, int]
+    antialias: bool = True
 
 
 def check_aspect_ratio(height: int, width: int) -> None:
@@ -65,14 +71,26 @@ def whole_frame_framing(source: tuple[int, int], resolution: int, patch_size: in
     return Framing(source, (height, width), (0, 0), (height, width))
 
 
-_FRAMINGS = {'centre': centre_crop_framing, 'whole': whole_frame_framing}
+def mmcv_framing(source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
+    """The whole image, its shorter side at the resolution, as mmcv scales it.
+
+    Sides are rounded to pixels, not to patches. The resolution is lowered where the longer side
+    would exceed 2048 pixels, or `MAX_PATCHES` would be.
+    """
+    limit = patch_size * math.sqrt(MAX_PATCHES / (source[0] * source[1]))
+    scale = min(_LONGEST_SIDE / max(source), resolution / min(source), limit)
+    height, width = (int(length * scale + 0.5) for length in source)
+    return Framing(source, (height, width), (0, 0), (height, width), antialias=False)
+
+
+_FRAMINGS = {'centre': centre_crop_framing, 'whole': whole_frame_framing, 'mmcv': mmcv_framing}
 
 
 def framing_of(frame: str, source: tuple[int, int], resolution: int, patch_size: int) -> Framing:
     """What the network sees of an image.
 
     Args:
-        frame: `centre` or `whole`, see `settings.Method`.
+        frame: `centre`, `whole` or `mmcv`, see `settings.Method`.
         source: (height, width) of the image, pixels.
         resolution: Shorter side fed to CLIP, pixels.
     """
@@ -84,10 +102,11 @@ def _round_to_patches(length: float, patch_size: int) -> int:
 
 
 def network_input(frames: Tensor, framing: Framing) -> Tensor:
-    """Resize with PIL's antialiased bicubic filter, then crop.
+    """Resize with the framing's filter, then crop.
 
-    On a CPU the pixels are PIL's own. Elsewhere the filter is the same, without PIL's rounding
-    between its two passes: about one value in six differs by 1, one in a thousand by more.
+    On a CPU the pixels are PIL's or OpenCV's own. Elsewhere the filters are the same, without what
+    PIL rounds between its two passes and OpenCV in its weights: about one value in six differs
+    by 1, one in a thousand by more.
 
     Args:
         frames: uint8 (B, H, W, 3) RGB, of the framing's source size.
@@ -98,19 +117,23 @@ def network_input(frames: Tensor, framing: Framing) -> Tensor:
     if framing.resized == framing.source:
         resized = frames.permute(0, 3, 1, 2)
     elif frames.device.type == 'cpu':
-        size = framing.resized[::-1]
-        pictures = [
-            np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
-            for frame in frames.numpy()
-        ]
+        scale = _scale_by_pillow if framing.antialias else cv2.resize
+        pictures = [scale(frame, framing.resized[::-1]) for frame in frames.numpy()]
         resized = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     else:
         # In the layout that the filter works in; it would copy others before and after.
         images = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        resized = resize(images, framing.resized)
+        if framing.antialias:
+            resized = resize(images, framing.resized)
+        else:
+            resized = F.interpolate(images, framing.resized, mode='bilinear', align_corners=False)
         resized = resized.round_().clamp_(0, 255).byte()
     (top, left), (height, width) = framing.offset, framing.crop
     return resized[..., top : top + height, left : left + width]
+
+
+def _scale_by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.profiler import record_function as stage
 
 from cliptrase_ros.segmentation.memo import constant
-from cliptrase_ros.segmentation.method import sliding
+from cliptrase_ros.segmentation.method import pamr, sliding
 from cliptrase_ros.segmentation.method.clustering import (
     cluster_maps,
     dbscan,
@@ -31,6 +31,7 @@ from cliptrase_ros.segmentation.model.correlation import denoise_correlation
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
+from cliptrase_ros.segmentation.run.pixels import label_pixels, phrase_maps, probability_of
 from cliptrase_ros.segmentation.settings import Method
 
 # Label columns enlarged to pixels at a time, to bound memory; the result does not depend on it.
@@ -43,7 +44,7 @@ _LEAST_PROBABILITY = 1e-37
 _WINDOWS_AT_ONCE = 16
 
 #: Names of the stages in PyTorch's profiler, which `cliptrase bench` reads.
-STAGES = ('input', 'tower', 'logits', 'clusters', 'regions', 'edges', 'output')
+STAGES = ('input', 'tower', 'logits', 'clusters', 'regions', 'edges', 'pamr', 'output')
 
 
 @dataclass(frozen=True)
@@ -146,28 +147,49 @@ class Pipeline:
             bounds: None for exact clusters at any cost.
             history: Of the frames before, for a method that smooths; None where there are none.
         """
+        if method.softmax == 'pixels':
+            return self._label_at_pixels(frames, framing, table, min_confidence, method)
         with stage('input'):
             picture = preprocessing.network_input(frames, framing)
             pixels = self.normalise(picture)
         if method.smoothing and history is None:
             history = self.empty_history(len(frames), framing, table)
         result = trace(self.backbone, pixels, table, method, bounds, picture, history)
-        labels = result.labels
-        if method.refinement == 'edges':
-            with stage('edges'):
-                grid = tuple(result.patch_probability.shape[-2:])
-                labels = refine_edges(labels, picture, grid, table.size[1] + 1)
+        grid = tuple(result.patch_probability.shape[-2:])
+        labels = _refine(result.labels, picture, grid, table, method)
         with stage('output'):
-            confidence = label_probability(result.patch_probability, labels, table)
-            label = table.ids[labels]
-            label = label.masked_fill(confidence < min_confidence, table.unlabelled)
-            confidence = confidence.mul(255).round().byte()
+            probability = label_probability(result.patch_probability, labels, table)
+            label, confidence = _ids_and_confidence(labels, probability, table, min_confidence)
             return LabelledFrames(
                 preprocessing.to_camera_size(label, framing, outside=table.unlabelled),
                 preprocessing.to_camera_size(confidence, framing, outside=0),
                 result.exact,
                 result.history,
             )
+
+    def _label_at_pixels(
+        self,
+        frames: Tensor,
+        framing: Framing,
+        table: LabelTable,
+        min_confidence: Tensor,
+        method: Method,
+    ) -> LabelledFrames:
+        with stage('input'):
+            pixels = self.normalise_as_mmcv(preprocessing.network_input(frames, framing))
+        is_exact_pamr = method.refinement == 'pamr'
+        maps = phrase_maps(self.backbone, pixels, table, method, framing.source, is_exact_pamr)
+        with stage('logits'):
+            labels, probability = label_pixels(maps, table, method)
+        if method.refinement == 'edges':
+            grid = self.backbone.grid(pixels)
+            labels = _refine(labels, frames.permute(0, 3, 1, 2), grid, table, method)
+            with stage('output'):
+                probability = probability_of(labels, maps, table, method)
+        with stage('output'):
+            label, confidence = _ids_and_confidence(labels, probability, table, min_confidence)
+            exact = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
+            return LabelledFrames(label, confidence, exact)
 
     def empty_history(self, batch: int, framing: Framing, table: LabelTable) -> History:
         """The history that the first frames of `batch` cameras get."""
@@ -177,6 +199,33 @@ class Pipeline:
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
         return pixels.float().div_(255).sub_(self.mean).div_(self.std).to(self.dtype)
+
+    def normalise_as_mmcv(self, pixels: Tensor) -> Tensor:
+        """The same in float32, by mean and deviation of 0..255 rounded as configurations are."""
+        mean, std = ((255 * value).round(decimals=3) for value in (self.mean, self.std))
+        return pixels.float().sub_(mean).div_(std)
+
+
+def _refine(
+    labels: Tensor, picture: Tensor, grid: tuple[int, int], table: LabelTable, method: Method
+) -> Tensor:
+    """Move boundaries of labels (B, H, W) by the picture, uint8 (B, 3, H, W) of grid patches."""
+    classes = table.size[1] + 1
+    if method.refinement == 'edges':
+        with stage('edges'):
+            return refine_edges(labels, picture, grid, classes)
+    if method.refinement == 'pamr':
+        with stage('pamr'):
+            return pamr.refine_labels(labels, picture, classes)
+    return labels
+
+
+def _ids_and_confidence(
+    labels: Tensor, probability: Tensor, table: LabelTable, min_confidence: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What is published of labels (B, H, W): ids of the table, and uint8 0..255."""
+    ids = table.ids[labels].masked_fill(probability < min_confidence, table.unlabelled)
+    return ids, probability.mul(255).round().byte()
 
 
 @exact_float32()

@@ -1,0 +1,175 @@
+"""Labels made at the camera's pixels: every phrase is enlarged, then the most probable one wins.
+
+Maps of all phrases at that size need not exist at once: phrases are taken a few at a time, and with
+them the largest logit and the sum that softmax divides by.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import record_function as stage
+
+from cliptrase_ros.segmentation.method import pamr, sliding
+from cliptrase_ros.segmentation.method.refinement import count_labels
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone
+from cliptrase_ros.segmentation.model.label_table import LabelTable
+from cliptrase_ros.segmentation.settings import Method
+
+# Windows that go through the tower at a time, to bound memory.
+_WINDOWS_AT_ONCE = 16
+
+# Values of enlarged maps at a time, to bound memory: 128 MiB; some three times as much is in use.
+_VALUES_AT_ONCE = 1 << 25
+
+
+@dataclass(frozen=True)
+class PhraseMaps:
+    """How similar the places of B frames are to each of P phrases.
+
+    Attributes:
+        cosines: float32 (windows x B, P, h, w), of patches, in the order of `cut_windows`; very low
+            for phrases that are padding.
+        corners: (top, left) of the windows, pixels at the network's size; None for one pass over
+            the whole frame.
+        window: (height, width), pixels.
+        network_size: (height, width) of the frame at the network's size.
+        camera_size: (height, width) of the frame.
+        neighbours: From `pamr.neighbour_weights`, at the camera's size; None without PAMR.
+    """
+
+    cosines: Tensor
+    corners: list[sliding.Corner] | None
+    window: tuple[int, int]
+    network_size: tuple[int, int]
+    camera_size: tuple[int, int]
+    neighbours: Tensor | None = None
+
+    def at_pixels(self, phrases: slice) -> Tensor:
+        """Cosines of some phrases at the camera's pixels: float32 (B, K, H, W)."""
+        maps = self.cosines[:, phrases]
+        if self.corners is not None:
+            maps = _enlarge(maps, self.window)
+            maps = sliding.join_windows(maps, self.corners, self.network_size)
+        maps = _enlarge(maps, self.camera_size)
+        return maps if self.neighbours is None else pamr.refine(maps, self.neighbours)
+
+    def parts(self) -> Iterator[slice]:
+        """All phrases, so many at a time as memory is meant for."""
+        height, width = self.camera_size
+        frames = len(self.cosines) // (1 if self.corners is None else len(self.corners))
+        windows = len(self.cosines) * self.window[0] * self.window[1]
+        step = max(1, _VALUES_AT_ONCE // max(frames * height * width, windows))
+        phrases = self.cosines.shape[1]
+        return (slice(first, min(first + step, phrases)) for first in range(0, phrases, step))
+
+
+def phrase_maps(
+    backbone: DenseBackbone,
+    pixels: Tensor,
+    table: LabelTable,
+    method: Method,
+    camera_size: tuple[int, int],
+    refined: bool = False,
+) -> PhraseMaps:
+    """Compare frames, whole or in windows, with every phrase.
+
+    Args:
+        pixels: float32 (B, 3, H, W), normalised.
+        camera_size: (height, width) of the frames.
+        refined: Whether PAMR refines the maps.
+    """
+    size = pixels.shape[-2:]
+    window = (min(method.window, size[0]), min(method.window, size[1])) if method.window else size
+    corners = None
+    with stage('tower'):
+        windows = pixels
+        if method.window:
+            corners = sliding.window_corners(size, window, method.stride or method.window // 2)
+            windows = sliding.cut_windows(pixels, corners, window, 1)
+        windows = windows.to(backbone.dtype)
+        cosines = [
+            _patch_cosines(backbone, part, table, method)
+            for part in windows.split(_WINDOWS_AT_ONCE)
+        ]
+    neighbours = None
+    if refined:
+        with stage('pamr'):
+            neighbours = pamr.neighbour_weights(_enlarge(pixels, camera_size))
+    return PhraseMaps(torch.cat(cosines), corners, window, size, camera_size, neighbours)
+
+
+def label_pixels(maps: PhraseMaps, table: LabelTable, method: Method) -> tuple[Tensor, Tensor]:
+    """The class of each pixel, and how probable it is.
+
+    Phrases get their probabilities by softmax over all; of a class's phrases the largest counts.
+
+    Returns:
+        int64 (B, H, W), label columns, `LabelTable.foreground` for every background column; and
+        float32 (B, H, W), 0..1.
+    """
+    column, probability = _most_probable(maps, table, method)
+    if method.min_area:
+        columns = table.size[1] + 1
+        pixels = count_labels(column, columns)
+        is_class = torch.arange(columns, device=column.device) < table.foreground
+        of_classes = (pixels * is_class).sum(1, keepdim=True)
+        large = ~is_class | (pixels > method.min_area * of_classes)
+        column, probability = _most_probable(
+            maps, table, method, lambda columns: large[:, columns, None, None]
+        )
+    return torch.minimum(column, table.foreground), probability
+
+
+def probability_of(labels: Tensor, maps: PhraseMaps, table: LabelTable, method: Method) -> Tensor:
+    """How probable given labels (B, H, W) are, see `label_pixels`: float32 (B, H, W)."""
+
+    def is_labelled(columns: Tensor) -> Tensor:
+        return torch.minimum(columns, table.foreground)[:, None, None] == labels[:, None]
+
+    return _most_probable(maps, table, method, is_labelled)[1]
+
+
+def _patch_cosines(
+    backbone: DenseBackbone, pixels: Tensor, table: LabelTable, method: Method
+) -> Tensor:
+    """(B, P, h, w) of windows (B, 3, H, W)."""
+    dense = backbone(pixels, method.features)
+    return table.cosines(dense.tokens[:, 1:].float()).mT.unflatten(-1, dense.grid)
+
+
+def _most_probable(
+    maps: PhraseMaps,
+    table: LabelTable,
+    method: Method,
+    permitted: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each pixel's most probable phrase: its column, int64, and its probability, (B, H, W) both.
+
+    Args:
+        permitted: Tells for the columns (K,) of some phrases where they may be chosen: bool, of
+            a shape that broadcasts to (B, K, H, W). They count in the softmax in any case.
+    """
+    scale = method.logit_scale or table.logit_scale
+    best = None
+    for part in maps.parts():
+        logits = maps.at_pixels(part) * scale
+        part_total = logits.logsumexp(1)
+        if permitted is not None:
+            logits.masked_fill_(~permitted(table.columns[part]), -torch.inf)
+        value, index = logits.max(1)
+        if best is None:
+            best, phrase, total = value, index, part_total
+        else:
+            larger = value > best
+            best = torch.where(larger, value, best)
+            phrase = torch.where(larger, index + part.start, phrase)
+            total = torch.logaddexp(total, part_total)
+    return table.columns[phrase], (best - total).exp()
+
+
+def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    # Contiguous, because the kernel for other layouts rounds differently.
+    return F.interpolate(maps.contiguous(), size=size, mode='bilinear', align_corners=False)
