@@ -747,6 +747,17 @@ def test_eight_datasets_by_one_word(capsys, engine_calls, monkeypatch, tiny_mode
     assert {len(line) for line in lines[:16]} == {len(head)}
 
 
+def test_what_sc_clip_is_not_sure_of_is_background(tiny_model, tmp_path):
+    write_pair(tmp_path, next(layout for layout in LAYOUTS if layout[0] == 'voc21'))
+    chosen = SegmentationSettings('sc_clip')
+    measurement = Measurement(open_dataset('voc21', tmp_path), WHOLE, chosen)
+    result = measure(load_segmenter(tiny_model, device='cpu'), measurement, tmp_path)
+    # Random weights are sure of nothing.
+    (counts,) = result.progress.counts.values()
+    assert counts[:, 20].sum() == counts.sum() == 3 * HEIGHT * WIDTH / 4
+    assert result.published is None
+
+
 _MODEL = 'ViT-B-16-quickgelu (openai)'
 
 
