@@ -162,12 +162,14 @@ class DenseBackbone:
     def calibrate(self, pixels: Tensor) -> Calibration:
         """Take the steps of SC-CLIP, one after the other, on windows (see `__call__`)."""
         use = _calibration_blocks(len(self.visual.transformer.resblocks))
-        outputs = []
-        for x, projections in self._blocks(pixels, F.scaled_dot_product_attention):
-            outputs.append(x)
+        outputs, projections = zip(
+            *self._blocks(pixels, F.scaled_dot_product_attention), strict=True
+        )
         before_last = outputs[-1].float()
         low, similar = (outputs[number - 1][:, 1:].float() for number in (use.low, use.similar))
-        fused = torch.stack([outputs[number - 1] for number in use.fused]).sum(0, torch.float32)
+        fused = torch.stack([outputs[number - 1] for number in use.fused]).sum(
+            0, dtype=torch.float32
+        )
 
         grid = self.grid(pixels)
         scores = calibration.outlier_scores(before_last[:, 1:])
@@ -190,7 +192,7 @@ class DenseBackbone:
         )
         return Calibration(
             before_last,
-            projections,
+            projections[-1],
             scores,
             flagged,
             repaired,
