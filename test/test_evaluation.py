@@ -749,13 +749,21 @@ def test_eight_datasets_by_one_word(capsys, engine_calls, monkeypatch, tiny_mode
 
 def test_what_sc_clip_is_not_sure_of_is_background(tiny_model, tmp_path):
     write_pair(tmp_path, next(layout for layout in LAYOUTS if layout[0] == 'voc21'))
-    chosen = SegmentationSettings('sc_clip')
-    measurement = Measurement(open_dataset('voc21', tmp_path), WHOLE, chosen)
-    result = measure(load_segmenter(tiny_model, device='cpu'), measurement, tmp_path)
-    # Random weights are sure of nothing.
-    (counts,) = result.progress.counts.values()
-    assert counts[:, 20].sum() == counts.sum() == 3 * HEIGHT * WIDTH / 4
-    assert result.published is None
+    segmenter = load_segmenter(tiny_model, device='cpu')
+
+    def count(**changes):
+        chosen = SegmentationSettings('sc_clip', **changes)
+        measurement = Measurement(open_dataset('voc21', tmp_path), WHOLE, chosen)
+        folder = tmp_path / str(len(changes))
+        folder.mkdir()
+        (counts,) = measure(segmenter, measurement, folder).progress.counts.values()
+        return counts
+
+    # A quarter of the picture is border.
+    sure = count()
+    assert sure.sum() == 3 * HEIGHT * WIDTH / 4 and sure[:, 21].sum() == 0
+    assert sure[:, 20].sum() < sure.sum()
+    assert count(min_confidence=1.0)[:, 20].sum() == sure.sum()
 
 
 _MODEL = 'ViT-B-16-quickgelu (openai)'
