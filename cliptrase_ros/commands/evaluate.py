@@ -89,7 +89,7 @@ def add(commands: argparse._SubParsersAction) -> None:
             'default': None,
             'nargs': '+',
             'help': 'shorter side fed to CLIP; several are measured one after the other (default: '
-            f'{SegmentationSettings.resolution}, and what its authors take with sc_clip)',
+            f'{SegmentationSettings.resolution}; with sc_clip what its authors take)',
         },
     )
     add_batch(engine)

@@ -255,7 +255,7 @@ _OBJECT_RECIPE_NAMES = _changed(_COCO_NAMES[:80], person=f'{_PERSON}, body')
 _CONTEXT_RECIPE_NAMES = _changed(_CONTEXT_NAMES, diningtable='table')
 
 #: How SC-CLIP is run, by the name of the dataset: settings of the authors' repository, words of
-#: SCLIP's, which it builds upon, and figures as later papers report them.
+#: SCLIP's, which it builds upon, and figures as notes on a later paper list them.
 SC_CLIP = {
     'voc21': Recipe(
         *(_VOC_RECIPE_NAMES, _OBJECT_BACKGROUND, 64.6),
