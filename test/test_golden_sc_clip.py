@@ -80,7 +80,7 @@ def test_there_are_golden_cases_of_every_kind():
         assert golden.steps['repaired'].sum() < golden.steps['flagged'].shape[1]
 
 
-def mean_of_two_decimals(pipeline, picture):
+def mean_of_two_decimals(pipeline, picture, frame):
     mean, std = ((255 * value).round(decimals=2) for value in (pipeline.mean, pipeline.std))
     return picture.float().sub(mean).div(std)
 
@@ -92,10 +92,9 @@ def antialiased(*arguments):
 # What is done wrong, by the stage that it is seen at.
 MISTAKES = {
     'picture': (preprocessing._FRAMINGS, 'mmcv', antialiased),
-    'block11': (Pipeline, 'normalise_as_mmcv', mean_of_two_decimals),
+    'block11': (Pipeline, 'normalise', mean_of_two_decimals),
     'outlier scores': (calibration, 'outlier_scores', lambda patches: patches.norm(dim=-1)),
     'repaired11': (calibration, 'repair', lambda patches, flagged, grid: patches),
-    'aggregated1': (calibration, 'cut', lambda cosines: cosines),
     'attention1': (calibration, '_CONTRAST', 2.0),
     'logits': (pamr, '_STEPS', 9),
 }

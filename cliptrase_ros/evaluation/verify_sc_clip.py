@@ -16,7 +16,7 @@ from cliptrase_ros.evaluation.recordings import (
     RecordingError,
     ScClipRecording,
 )
-from cliptrase_ros.segmentation.method.sliding import cut_windows
+from cliptrase_ros.segmentation.method.sliding import WINDOWS_AT_ONCE, cut_windows
 from cliptrase_ros.segmentation.model.backbone import Calibration, DenseBackbone, calibration_blocks
 from cliptrase_ros.segmentation.model.calibration import repairable
 from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
@@ -30,10 +30,6 @@ from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 #: Share of labels that has to be equal in half precision. Where PAMR and `area_thd` come together,
 #: half precision breaks the published code itself, and nothing is to be compared with.
 SC_CLIP_HALF_PRECISION_SHARE = 0.99
-
-
-# Windows that go through the tower at a time, to bound memory.
-_WINDOWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -114,6 +110,8 @@ class ScClipAgreement:
         return next((name for name, stage in self.stages.items() if not stage.equal), None)
 
 
+# Numbers divided by lengths of 0, in a file that is wrong, are no numbers, and differ.
+@np.errstate(divide='ignore', invalid='ignore')
 @exact_float32()
 def compare_sc_clip(
     pipeline: Pipeline, text: TextEncoder, recording: ScClipRecording
@@ -172,14 +170,14 @@ def _check_blocks(backbone: DenseBackbone, recording: ScClipRecording) -> None:
 
 def _engine_steps(
     pipeline: Pipeline, text: TextEncoder, recording: ScClipRecording
-) -> dict[str, np.ndarray | int]:
+) -> dict[str, np.ndarray]:
     """What the engine gives of everything that is recorded, by the same names."""
     size, method = recording.image.shape[:2], recording.method
     device, backbone = pipeline.mean.device, pipeline.backbone
     framing = framing_of(method.frame, size, recording.resolution, backbone.patch_size)
     # On the host, where OpenCV gives the published pixels.
     picture = network_input(torch.from_numpy(recording.image)[None], framing)
-    pixels = pipeline.normalise_as_mmcv(picture.to(device))
+    pixels = pipeline.normalise(picture.to(device), method.frame)
     resized = picture[0].permute(1, 2, 0).contiguous().numpy()
 
     text_features = text.encode(recording.phrases)
@@ -190,8 +188,7 @@ def _engine_steps(
             f'{text_features.shape[1]}: it was made with another architecture'
         )
     table = sc_clip_table(recording).to(device)
-    refined = method.refinement == 'pamr'
-    maps = phrase_maps(backbone, pixels, table, method, size, refined)
+    maps = phrase_maps(backbone, pixels, table, method, size)
     column, probability = label_pixels(maps, table, method)
     ids = table.ids[column].masked_fill(probability < recording.min_confidence, table.unlabelled)
     steps = {
@@ -215,8 +212,10 @@ def _window_steps(
     backbone = pipeline.backbone
     height, width = maps.window
     corners = maps.corners or [(0, 0)]
-    windows = cut_windows(pixels, corners, maps.window, 1).to(pipeline.dtype)
-    calibration = backbone.calibrate(windows[:1])
+    windows = cut_windows(pixels, corners, maps.window, 1)
+    parts = windows.split(WINDOWS_AT_ONCE)
+    calibration = backbone.calibrate(parts[0])
+    flagged = [calibration.flagged, *(backbone.calibrate(part).flagged for part in parts[1:])]
     patches = calibration.scores.shape[1]
     recorded = len(recording.steps['lof_scores'])
     if patches != recorded:
@@ -224,7 +223,6 @@ def _window_steps(
             f'the recording has windows of {recorded} patches, the model {patches}: it was made '
             'with another architecture, or with other settings than it says'
         )
-    flagged = [backbone.calibrate(part).flagged for part in windows.split(_WINDOWS_AT_ONCE)]
     tokens = torch.from_numpy(recording.steps['feature_tokens']).long()
     features = backbone(windows[:1], recording.method.features).tokens[0, 1:]
     return {
@@ -244,7 +242,7 @@ def _window_steps(
 
 
 def _rows(similarity: Tensor, recorded: np.ndarray) -> Tensor:
-    """Of a similarity (1, N, N) the rows that were recorded."""
+    """Of a similarity (B, N, N) the rows of the first window that were recorded."""
     return similarity[0] if len(recorded) == recorded.shape[1] else similarity[0, SIMILARITY_ROWS]
 
 
@@ -266,10 +264,10 @@ def _lengths_and_probes(calibration: Calibration) -> dict[str, Tensor]:
             strict=True,
         )
     )
-    last = len(calibration.scores[0]) - 1
-    probes = [0, (last + 1) // 2, last]
+    patches = calibration.scores.shape[1]
+    probes = [0, patches // 2, patches - 1]
     return {
-        **{f'norm_{name}': step.float().norm(dim=-1) for name, step in steps.items()},
+        **{f'norm_{name}': step.norm(dim=-1) for name, step in steps.items()},
         **{f'probe_{name}': step[probes] for name, step in steps.items()},
     }
 
