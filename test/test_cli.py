@@ -117,7 +117,7 @@ def test_verify_both_methods(capsys, tmp_path):
     assert '0 of 1 equal' in lines
     assert lines[-1] == '2 of 2 equal'
 
-    files, half = [golden / 'sc_whole.npz'], ['--precision', 'bfloat16']
+    files, half = [golden / 'sc_whole.npz'], ['--precision', 'float16']
     status, out, err = verify(capsys, 'reference', str(checkpoint), *files, *half)
     assert (status, err) == (0, '')
     assert out.endswith('1 of 1 with 99.0% of their labels equal\n')

@@ -102,8 +102,7 @@ def _verify_cliptrase(
         row([_percent(share) for share in shares] + [f'{value:.1e}' for value in differences])
         passed.append(agreement.equal if exact else agreement.labels >= HALF_PRECISION_SHARE)
         ties += agreement.ties if exact else 0
-    pixels = 'pixel' if ties == 1 else 'pixels'
-    tied = f', but for {ties} {pixels} where two classes tie' if ties else ''
+    tied = f'{_but_for(ties)} where two classes tie' if ties else ''
     print(_verdict(passed, exact, HALF_PRECISION_SHARE) + tied)
     return passed
 
@@ -118,13 +117,16 @@ def _verify_sc_clip(
     print(f'{where}, SC-CLIP: share of equal labels, largest absolute differences{begins}')
     numbers = ('features', 'window logits', 'logits')
     heads = ('labels', *numbers, *(['stage'] if exact else []))
-    passed = []
+    passed, different = [], 0
     for row, agreement in _rows(heads, verifier.compare_sc_clip, recordings):
-        labels, difference = agreement.stages['labels'].share, agreement.first_difference
-        cells = [_percent(labels)] + [f'{agreement.stages[name].largest:.1e}' for name in numbers]
+        labels, difference = agreement.stages['labels'], agreement.first_difference
+        cells = [_percent(labels.share)] + [
+            f'{agreement.stages[name].largest:.1e}' for name in numbers
+        ]
         row([*cells, difference or '-'] if exact else cells)
-        passed.append(difference is None if exact else labels >= SC_CLIP_HALF_PRECISION_SHARE)
-    print(_verdict(passed, exact, SC_CLIP_HALF_PRECISION_SHARE))
+        passed.append(difference is None if exact else labels.share >= SC_CLIP_HALF_PRECISION_SHARE)
+        different += labels.different if exact and passed[-1] else 0
+    print(_verdict(passed, exact, SC_CLIP_HALF_PRECISION_SHARE) + _but_for(different))
     return passed
 
 
@@ -149,6 +151,10 @@ def _rows(
 def _verdict(passed: list[bool], exact: bool, half_precision_share: float) -> str:
     verdict = 'equal' if exact else f'with {half_precision_share:.1%} of their labels equal'
     return f'{sum(passed)} of {len(passed)} {verdict}'
+
+
+def _but_for(pixels: int) -> str:
+    return f', but for {pixels} pixel{"" if pixels == 1 else "s"}' if pixels else ''
 
 
 def _percent(share: float) -> str:
