@@ -99,14 +99,19 @@ def test_verify_on_every_device(capsys, device, tmp_path):
         assert verdict in out.splitlines()[-1]
 
 
-def test_verify_both_methods(capsys, tmp_path):
+@pytest.fixture(scope='module')
+def outliers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('outliers')
+    add_architecture(folder, 'reference', MODEL_CONFIG)
+    safetensors.torch.save_file(outlier_clip().state_dict(), folder / 'outliers.safetensors')
+    return str(folder / 'outliers.safetensors')
+
+
+def test_verify_both_methods(capsys, outliers):
     """Recordings of SC-CLIP in a table of their own; that of CLIPtrase has other weights."""
-    add_architecture(tmp_path, 'reference', MODEL_CONFIG)
-    checkpoint = tmp_path / 'outliers.safetensors'
-    safetensors.torch.save_file(outlier_clip().state_dict(), checkpoint)
     golden = ROOT / 'test' / 'golden'
     files = [golden / name for name in ('sc_whole.npz', 'small_224_background.npz', 'sc_pamr.npz')]
-    status, out, err = verify(capsys, 'reference', str(checkpoint), *files)
+    status, out, err = verify(capsys, 'reference', outliers, *files)
     assert (status, err) == (1, '')
     lines = out.splitlines()
     assert [line.split()[0] for line in lines if '.npz' in line] == [
@@ -118,19 +123,16 @@ def test_verify_both_methods(capsys, tmp_path):
     assert lines[-1] == '2 of 2 equal'
 
     files, half = [golden / 'sc_whole.npz'], ['--precision', 'float16']
-    status, out, err = verify(capsys, 'reference', str(checkpoint), *files, *half)
+    status, out, err = verify(capsys, 'reference', outliers, *files, *half)
     assert (status, err) == (0, '')
     assert out.endswith('1 of 1 with 99.0% of their labels equal\n')
 
 
-def test_verify_names_the_stage_that_differs(capsys, tmp_path):
-    add_architecture(tmp_path, 'reference', MODEL_CONFIG)
-    checkpoint = tmp_path / 'outliers.safetensors'
-    safetensors.torch.save_file(outlier_clip().state_dict(), checkpoint)
+def test_verify_names_the_stage_that_differs(capsys, outliers, tmp_path):
     arrays = dict(np.load(ROOT / 'test' / 'golden' / 'sc_whole.npz'))
     arrays['repaired'] = ~arrays['repaired']
     np.savez(tmp_path / 'one.npz', **arrays)
-    status, out, _ = verify(capsys, 'reference', str(checkpoint), tmp_path / 'one.npz')
+    status, out, _ = verify(capsys, 'reference', outliers, tmp_path / 'one.npz')
     assert status == 1
     assert out.splitlines()[-2].split()[-1] == 'repaired'
     assert out.endswith('0 of 1 equal\n')

@@ -90,7 +90,7 @@ class Stage:
     Attributes:
         largest: Largest difference; infinite where there are more or fewer numbers.
         different: How many numbers differ by more than they may.
-        share: Of the others, 0..1; 1 only where all are.
+        share: Of numbers that do not, 0..1.
         equal: Whether that share suffices in float32.
     """
 
@@ -295,6 +295,6 @@ def _compare(pairs: list[tuple[np.ndarray, np.ndarray]], bar: _Bar) -> Stage:
         difference = np.abs(ours.astype(np.float64) - recorded)
         differences.append(difference / np.abs(recorded).max() if bar.relative else difference)
     difference = np.concatenate([part.ravel() for part in differences])
-    near = difference <= bar.within
-    share = float(near.mean())
-    return Stage(float(difference.max()), int((~near).sum()), share, share >= bar.share)
+    different = int((~(difference <= bar.within)).sum())
+    share = 1 - different / max(1, difference.size)
+    return Stage(float(difference.max(initial=0)), different, share, share >= bar.share)
