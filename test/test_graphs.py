@@ -283,18 +283,24 @@ def half_precision(make):
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize('preset', PRESETS)
-def test_on_cuda_nothing_waits_for_the_device(preset, monkeypatch):
+@pytest.mark.parametrize(
+    ('preset', 'choices'),
+    [
+        ('paper', {'image_prior': True}),
+        ('robot', {'window': 64, 'refinement': 'edges'}),
+        ('robot', {'refinement': 'pamr'}),
+        ('plus', {'window': 64, 'smoothing': 0.5}),
+        ('sc_clip', {'window': 64}),
+        ('sc_clip', {'window': 64, 'min_area': 0.1, 'refinement': 'edges'}),
+        ('sc_clip', {'window': 0, 'min_area': 0.1, 'refinement': 'pamr'}),
+    ],
+    ids=str,
+)
+def test_on_cuda_nothing_waits_for_the_device(preset, choices, monkeypatch):
     monkeypatch.setattr(median, '_use_kernel', False)
     # Tensors without contents have shapes, dtypes and devices alone: whatever would read a value,
     # or mix devices, raises.
-    method = replace(
-        PRESETS[preset],
-        image_prior=preset == 'paper',
-        smoothing=0.5 * (preset == 'plus'),
-        refinement='edges' if preset == 'robot' else 'none',
-        window=64 * (preset != 'paper'),
-    )
+    method = replace(PRESETS[preset], **choices)
     framing = framing_of(method.frame, (120, 160), 96, 16)
     config = open_clip.get_model_config('ViT-B-16-quickgelu')
     with FakeTensorMode(), torch.inference_mode(), torch.device('cuda'):
