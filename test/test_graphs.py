@@ -83,10 +83,23 @@ def assert_equal(results, expected):
         assert result.vocabulary is other.vocabulary
 
 
-def test_frames_of_any_number_and_size_are_labelled_as_without(segmenter, vocabularies, fixed):
+@pytest.mark.parametrize(
+    'choices',
+    [
+        {},
+        {'preset': 'plus', 'refinement': 'pamr'},
+        {'preset': 'sc_clip', 'window': 64},
+        {'preset': 'sc_clip', 'refinement': 'pamr'},
+    ],
+    ids=str,
+)
+def test_frames_of_any_number_and_size_are_labelled_as_without(
+    segmenter, vocabularies, fixed, choices
+):
+    settings = replace(SETTINGS, **choices)
     images = [image(i) for i in range(5)] + [image(5, 144, 96), image(6, 144, 96)]
-    expected = [segmenter.segment([i], vocabularies[0], SETTINGS)[0] for i in images]
-    assert_equal(fixed().segment(images, vocabularies[0], SETTINGS), expected)
+    expected = [segmenter.segment([i], vocabularies[0], settings)[0] for i in images]
+    assert_equal(fixed().segment(images, vocabularies[0], settings), expected)
 
 
 def test_more_frames_than_the_largest_batch_reuse_its_buffers(segmenter, vocabularies, fixed):
