@@ -220,6 +220,8 @@ def test_results_of_another_sam_are_kept(capsys, tiny_model, tiny_sam, folder, t
         (['voc20', '--root', '.'], 'looked for'),
         (['toybox', '--preset', 'none'], 'preset'),
         (['toybox', '--preset', 'plus', '--ablation'], 'choose paper or robot'),
+        (['toybox', '--preset', 'sc_clip', '--ablation'], 'preset sc_clip is another'),
+        (['eight', '--preset', 'sc_clip'], 'voc21 has to be on disk'),
         (['toybox', '--resolution', '4'], 'resolution'),
         (['toybox', '--stride', '112'], 'give --window'),
         (['toybox', '--window', '64', '--stride', '65'], 'the window, which is 64'),

@@ -1,7 +1,9 @@
 """Benchmarks: metrics, layouts on disk, protocols, runs that are cut short."""
 
+import json
 import math
-from dataclasses import fields
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ from reference_weights import reference_clip
 from sklearn.metrics import confusion_matrix
 from torchvision import transforms
 
+from cliptrase_ros.cli import main
 from cliptrase_ros.evaluation import metrics
-from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, Dataset
+from cliptrase_ros.evaluation.datasets import DATASETS, EIGHT, PAPER, SC_CLIP, Dataset
 from cliptrase_ros.evaluation.labels import BACKGROUND, BORDER, IGNORED
 from cliptrase_ros.evaluation.measure import (
     PUBLISHED_MODEL,
@@ -34,6 +37,7 @@ from cliptrase_ros.segmentation.model.text import TextEncoder
 from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
+from cliptrase_ros.segmentation.vocabulary import name_and_synonyms
 
 GOLDEN = sorted((Path(__file__).parent / 'golden').glob('small_*.npz'))
 CLIP_MEAN = open_clip.OPENAI_DATASET_MEAN
@@ -139,6 +143,53 @@ def test_the_paper_has_nine_benchmarks():
     assert miou == [22.84, 80.95, 33.83, 9.36, 16.35, 6.31, 43.56, 50.88, 29.87]
     miou = [DATASETS[name].published[336].mean_iou for name in PAPER]
     assert miou == [24.06, 81.20, 34.92, 9.95, 17.04, 5.89, 44.84, 53.04, 30.79]
+
+
+def test_the_eight_have_the_settings_of_their_authors():
+    recipes = {}
+    for name, recipe in SC_CLIP.items():
+        words = make_vocabulary(replace(DATASETS[name], classes=recipe.classes))
+        assert [c.id for c in words.classes] == list(range(len(DATASETS[name].classes)))
+        assert bool(recipe.background) == bool(DATASETS[name].background)
+        recipes[name] = (
+            len(words.classes) + bool(recipe.background),
+            sum(len(c.phrases) for c in words.classes) + len(recipe.background),
+            recipe.logit_scale,
+            recipe.min_confidence,
+            recipe.min_area,
+            recipe.resolution,
+        )
+    assert recipes == {
+        'voc21': (21, 56, 50, 0.15, 0.1, 336),
+        'pc60': (60, 60, 40, 0.15, 0, 336),
+        'coco81-object': (81, 113, 55, 0.35, 0, 336),
+        'voc20': (20, 30, 40, 0, 0, 336),
+        'pc59': (59, 59, 40, 0, 0, 336),
+        'coco171': (171, 171, 40, 0, 0, 336),
+        'cityscapes': (19, 19, 40, 0, 0, 560),
+        'ade150': (150, 150, 40, 0, 0, 336),
+    }
+    assert round(sum(recipe.mean_iou for recipe in SC_CLIP.values()) / 8, 1) == 43.9
+
+
+def test_the_words_of_the_eight_are_those_of_their_authors():
+    voc = [name_and_synonyms(entry) for entry in SC_CLIP['voc20'].classes]
+    assert voc[3] == ('ship', ()) and voc[10] == ('table', ())
+    assert voc[14] == (
+        'person',
+        tuple(f'person in {w}' for w in ('shirt', 'jeans', 'dress', 'sweater', 'skirt', 'jacket')),
+    )
+    assert voc[19] == ('television monitor', ('tv monitor', 'monitor', 'television', 'screen'))
+    assert SC_CLIP['voc21'].classes == SC_CLIP['voc20'].classes
+    objects = SC_CLIP['coco81-object']
+    assert name_and_synonyms(objects.classes[0])[1] == (*voc[14][1], 'body')
+    assert 'traffic light' in objects.classes and 'trafficlight' in SC_CLIP['coco171'].classes
+    # A bed is background as well, and the background comes first.
+    assert 'bed' in objects.classes and 'bed' in objects.background
+    assert objects.background == SC_CLIP['voc21'].background and len(objects.background) == 26
+    assert SC_CLIP['pc59'].classes[49] == 'table'
+    assert {'trafficlight', 'trafficsign'} < set(SC_CLIP['cityscapes'].classes)
+    assert SC_CLIP['ade150'].classes[44] == 'chestofdrawers'
 
 
 # A real layout each: dataset, folder under the root with the images, end of their names, folder
@@ -652,6 +703,100 @@ def test_published_figures_stand_below_ours():
     assert ours.split() == ['voc20', '224', 'paper', '2', '87.50', '8.75', '77.50', '77.50']
     assert theirs.split() == ['published', '89.68', '91.40', '82.49', '80.95']
     assert head.index('mIoU') + 4 == len(ours) == len(theirs)
+
+
+@pytest.fixture
+def engine_calls(monkeypatch):
+    """Labels every pixel with the first class; what the engine was called with."""
+    calls = []
+
+    def label(segmenter, images, table, settings, method):
+        calls.append((settings, method, table))
+        return [np.zeros(image.shape[:2], np.int16) for image in images]
+
+    monkeypatch.setattr('cliptrase_ros.evaluation.measure.label_by_method', label)
+    monkeypatch.setattr(TextEncoder, 'encode', lambda _, phrases: torch.zeros(len(phrases), 32))
+    return calls
+
+
+def test_eight_datasets_by_one_word(capsys, engine_calls, monkeypatch, tiny_model, tmp_path):
+    for name in EIGHT:
+        write_pair(tmp_path / 'data', next(layout for layout in LAYOUTS if layout[0] == name))
+    monkeypatch.setattr('cliptrase_ros.evaluation.measure.PUBLISHED_MODEL', re.compile('.*'))
+    arguments = ['eight', '--root', tmp_path / 'data', '--model', tiny_model, '-o', tmp_path]
+    assert main(['evaluate', *map(str, arguments), '--preset', 'sc_clip']) == 0
+    for (chosen, method, labels), name in zip(engine_calls, EIGHT, strict=True):
+        recipe = SC_CLIP[name]
+        assert (chosen.resolution, method.window) == (recipe.resolution, 224)
+        assert chosen.min_confidence == recipe.min_confidence
+        assert (method.logit_scale, method.min_area) == (recipe.logit_scale, recipe.min_area)
+        assert labels.unlabelled == (len(recipe.classes) if recipe.background else -1)
+        report = json.loads(
+            (tmp_path / f'{name}-whole-sc_clip-{recipe.resolution}.json').read_text()
+        )
+        assert report['published']['mean_iou'] == recipe.mean_iou
+        assert report['published']['pixel_accuracy'] is None
+        assert report['classes'] == list(recipe.classes)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[:16:2]] == [
+        [name, str(SC_CLIP[name].resolution), 'sc_clip'] for name in EIGHT
+    ]
+    assert [line.split() for line in lines[1:16:2]] == [
+        ['published', '-', '-', '-', f'{SC_CLIP[name].mean_iou:.2f}'] for name in EIGHT
+    ]
+    assert {len(line) for line in lines[:16]} == {len(head)}
+
+
+def test_what_sc_clip_is_not_sure_of_is_background(tiny_model, tmp_path):
+    write_pair(tmp_path, next(layout for layout in LAYOUTS if layout[0] == 'voc21'))
+    segmenter = load_segmenter(tiny_model, device='cpu')
+
+    def count(**changes):
+        chosen = SegmentationSettings('sc_clip', **changes)
+        measurement = Measurement(open_dataset('voc21', tmp_path), WHOLE, chosen)
+        folder = tmp_path / str(len(changes))
+        folder.mkdir()
+        (counts,) = measure(segmenter, measurement, folder).progress.counts.values()
+        return counts
+
+    # A quarter of the picture is border.
+    sure = count()
+    assert sure.sum() == 3 * HEIGHT * WIDTH / 4 and sure[:, 21].sum() == 0
+    assert sure[:, 20].sum() < sure.sum()
+    assert count(min_confidence=1.0)[:, 20].sum() == sure.sum()
+
+
+_MODEL = 'ViT-B-16-quickgelu (openai)'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'protocol', 'model', 'is_shown'),
+    [
+        ({}, 'whole', _MODEL, True),
+        ({'window': 224, 'stride': 112}, 'whole', _MODEL, True),
+        ({}, 'whole', 'ViT-B-16 (laion2b_s34b_b88k)', False),
+        ({}, 'paper', _MODEL, False),
+        ({'resolution': 448}, 'whole', _MODEL, False),
+        ({'min_confidence': 0.5}, 'whole', _MODEL, False),
+        ({'window': 0}, 'whole', _MODEL, False),
+        ({'refinement': 'pamr'}, 'whole', _MODEL, False),
+        ({'preset': 'plus'}, 'whole', _MODEL, False),
+    ],
+)
+def test_the_published_figure_is_shown_beside_what_it_was_reached_with(
+    changes, protocol, model, is_shown, engine_calls, monkeypatch, tiny_model, tmp_path
+):
+    segmenter = load_segmenter(tiny_model, device='cpu')
+    monkeypatch.setattr(segmenter, 'name', model)
+    benchmark = replace(made_benchmark(1), dataset=DATASETS['voc21'])
+    settings = SegmentationSettings(**{'preset': 'sc_clip', **changes})
+    measurement = Measurement(benchmark, Protocol(protocol, settings.resolution), settings)
+    result = measure(segmenter, measurement, tmp_path)
+    assert (result.published is not None) == is_shown
+    if is_shown:
+        assert result.published.mean_iou == 64.6
+    if 'min_confidence' in changes:
+        assert engine_calls[0][0].min_confidence == changes['min_confidence']
 
 
 @pytest.mark.parametrize('path', GOLDEN, ids=lambda path: path.stem)

@@ -328,7 +328,7 @@ def test_on_cuda_nothing_waits_for_the_device(preset, choices, monkeypatch):
             255,
             100.0,
         )
-        pipeline = Pipeline(DenseBackbone(visual), pixels, pixels, torch.float16)
+        pipeline = Pipeline(DenseBackbone(visual), pixels, pixels)
         frames = torch.empty(2, 120, 160, 3, dtype=torch.uint8)
         result = pipeline(frames, framing, table, torch.empty(()), method, Bounds())
     for tensor, shape in zip(result.tensors, [(2, 120, 160), (2, 120, 160), (2,)], strict=True):

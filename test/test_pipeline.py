@@ -35,7 +35,7 @@ METHODS = [
 @pytest.fixture(scope='module')
 def pipeline(device):
     half = torch.full((3, 1, 1), 0.5, device=device)
-    return Pipeline(DenseBackbone(reference_clip().visual.to(device)), half, half, torch.float32)
+    return Pipeline(DenseBackbone(reference_clip().visual.to(device)), half, half)
 
 
 @pytest.fixture(scope='module')

@@ -92,7 +92,7 @@ def measure_engine(
     Returns:
         Figures that JSON can hold, with keys as docs/performance.md says.
     """
-    device, dtype = segmenter.device, segmenter.pipeline.dtype
+    device, dtype = segmenter.device, segmenter.pipeline.backbone.dtype
     frames = [camera_frame(seed, *case.frame) for seed in range(case.batch)]
     settings = SegmentationSettings(
         case.preset, case.size, refinement=case.refinement, window=case.window

@@ -1,7 +1,6 @@
 """`cliptrase evaluate`: benchmarks."""
 
 import argparse
-import itertools
 import sys
 from pathlib import Path
 
@@ -20,10 +19,11 @@ from cliptrase_ros.commands.options import (
     load_model,
     segmentation_settings,
 )
-from cliptrase_ros.evaluation.datasets import DATASETS, PAPER, TOYBOX
+from cliptrase_ros.evaluation.datasets import DATASETS, EIGHT, PAPER, SC_CLIP, TOYBOX
 from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings
 
 NAMES = (*DATASETS, *TOYBOX, 'folder')
+GROUPS = {'paper': PAPER, 'eight': EIGHT}
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -39,9 +39,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         'datasets',
         nargs='+',
-        choices=(*NAMES, 'paper'),
+        choices=(*NAMES, *GROUPS),
         metavar='DATASET',
-        help=f'{", ".join(NAMES)}; or paper, for the nine of the paper',
+        help=f'{", ".join(NAMES)}; or paper, for the nine of the paper; or eight, for those that '
+        f'methods without training are compared on: {", ".join(EIGHT)}',
     )
     command.add_argument(
         '--root', type=Path, metavar='DIR', help='where the datasets are (toybox needs none)'
@@ -49,9 +50,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         '--protocol',
         choices=('paper', 'whole'),
-        default='paper',
         help="paper: the centred square of the network's input; whole: every pixel, at the "
-        "label's own size (default: %(default)s)",
+        "label's own size (default: paper, or whole with --preset sc_clip)",
     )
     command.add_argument(
         '--ablation',
@@ -82,13 +82,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         without=('smoothing', 'min_confidence'),
         preset={
             'default': None,
-            'help': 'robot, plus or paper (default: paper, or robot with --protocol whole)',
+            'help': 'robot, plus, paper or sc_clip, which takes words and settings of its authors '
+            'on the eight (default: paper, or robot with --protocol whole)',
         },
         resolution={
-            'default': [SegmentationSettings.resolution],
+            'default': None,
             'nargs': '+',
-            'help': 'shorter side fed to CLIP; several are measured one after the other '
-            f'(default: {SegmentationSettings.resolution})',
+            'help': 'shorter side fed to CLIP; several are measured one after the other (default: '
+            f'{SegmentationSettings.resolution}; with sc_clip what its authors take)',
         },
     )
     add_batch(engine)
@@ -98,13 +99,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     quiet_pillow()
     names = dict.fromkeys(
-        name for given in arguments.datasets for name in (PAPER if given == 'paper' else (given,))
+        name for given in arguments.datasets for name in GROUPS.get(given, (given,))
     )
 
+    from cliptrase_ros.evaluation.measure import Measurement
+    from cliptrase_ros.evaluation.protocols import Protocol
     from cliptrase_ros.evaluation.reading import DatasetError, open_dataset
     from cliptrase_ros.evaluation.report import table
 
-    runs = [_settings(arguments, resolution) for resolution in arguments.resolution]
+    protocol = arguments.protocol or ('whole' if arguments.preset == 'sc_clip' else 'paper')
+    runs = {name: _settings(arguments, name, protocol) for name in names}
     with command_errors(DatasetError, OSError):
         benchmarks = [open_dataset(name, arguments.root, arguments.limit) for name in names]
         arguments.output.mkdir(parents=True, exist_ok=True)
@@ -112,11 +116,15 @@ def run(arguments: argparse.Namespace) -> int:
         _warn_of_missing(benchmark, arguments.limit)
     segmenter = load_model(arguments)
     results, failures = [], []
-    for benchmark, settings in itertools.product(benchmarks, runs):
-        try:
-            results.append(_measure(arguments, benchmark, settings, segmenter))
-        except CommandError as error:
-            failures.append(error)
+    for benchmark in benchmarks:
+        for settings in runs[benchmark.dataset.name]:
+            measurement = Measurement(
+                benchmark, Protocol(protocol, settings.resolution), settings, arguments.ablation
+            )
+            try:
+                results.append(_measure(arguments, measurement, segmenter))
+            except CommandError as error:
+                failures.append(error)
     if not results:
         raise failures[0]
     print(table(results))
@@ -129,17 +137,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _settings(arguments: argparse.Namespace, resolution: int) -> SegmentationSettings:
-    default = {'paper': 'paper', 'whole': 'robot'}[arguments.protocol]
-    settings = segmentation_settings(
-        arguments, preset=arguments.preset or default, resolution=resolution
-    )
-    if arguments.ablation and not settings.method.clustering:
+def _settings(
+    arguments: argparse.Namespace, dataset: str, protocol: str
+) -> list[SegmentationSettings]:
+    """Settings of each run of a dataset: what the options say, or else what suits it."""
+    preset = arguments.preset or {'paper': 'paper', 'whole': 'robot'}[protocol]
+    usual = SegmentationSettings.resolution
+    if preset == 'sc_clip' and dataset in SC_CLIP:
+        usual = SC_CLIP[dataset].resolution
+    runs = [
+        segmentation_settings(arguments, preset=preset, resolution=resolution)
+        for resolution in arguments.resolution or [usual]
+    ]
+    if arguments.ablation and not runs[0].method.clustering:
         raise CommandError(
-            f'--ablation takes the published method apart; preset {settings.preset} is another: '
+            f'--ablation takes the published method apart; preset {preset} is another: '
             'choose paper or robot'
         )
-    return settings
+    return runs
 
 
 def _warn_of_missing(benchmark, limit: int | None) -> None:
@@ -158,20 +173,18 @@ def _warn_of_missing(benchmark, limit: int | None) -> None:
         )
 
 
-def _measure(arguments: argparse.Namespace, benchmark, settings: SegmentationSettings, segmenter):
-    from cliptrase_ros.evaluation.measure import Measurement, measure
-    from cliptrase_ros.evaluation.protocols import Protocol
+def _measure(arguments: argparse.Namespace, measurement, segmenter):
+    from cliptrase_ros.evaluation.measure import measure
     from cliptrase_ros.evaluation.run import ResumeError
     from cliptrase_ros.segmentation.vocabulary import VocabularyError
 
-    protocol = Protocol(arguments.protocol, settings.resolution)
-    measurement = Measurement(benchmark, protocol, settings, arguments.ablation)
+    benchmark = measurement.benchmark
     with progress_bar(len(benchmark.names)) as progress:
         # Encoding hundreds of classes takes minutes on a CPU.
         progress.set_description('encoding words')
 
         def step(count: int) -> None:
-            progress.set_description(f'{benchmark.dataset.name} {settings.resolution}')
+            progress.set_description(f'{benchmark.dataset.name} {measurement.settings.resolution}')
             progress.update(count)
 
         batch = batch_size(arguments, segmenter)

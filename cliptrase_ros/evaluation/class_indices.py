@@ -11,16 +11,31 @@ from cliptrase_ros.segmentation.settings import Method, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
 
-def index_table(segmenter: Segmenter, vocabulary: Vocabulary) -> LabelTable:
+def index_table(
+    segmenter: Segmenter, vocabulary: Vocabulary, background_first: bool = False
+) -> LabelTable:
     """Encode any number of classes; the label of a class is its position, whatever its id.
 
     The background has the number of classes as its label, and pixels without a label -1.
 
+    Args:
+        background_first: The background, where there is one, is treated as the first of the
+            classes: pixels that are less probable than `min_confidence` belong to it, and so do
+            those of a class that has no phrase which the background has not.
+
     Raises:
         VocabularyError: As `Segmenter.check_vocabulary` does.
     """
-    count = len(vocabulary.classes)
-    return segmenter._label_table(vocabulary, range(count), -1, count, torch.int16)
+    background = set(vocabulary.background)
+    count, unlabelled = len(vocabulary.classes), -1
+    indices = list(range(count))
+    if background_first and background:
+        unlabelled = count
+        indices = [
+            count if background.issuperset(entry.phrases) else index
+            for index, entry in enumerate(vocabulary.classes)
+        ]
+    return segmenter._label_table(vocabulary, indices, unlabelled, count, torch.int16)
 
 
 def label_by_method(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cliptrase_ros.evaluation.class_indices import index_table, label_by_method
-from cliptrase_ros.evaluation.datasets import Dataset, Published
+from cliptrase_ros.evaluation.datasets import SC_CLIP, Dataset, Published, Recipe
 from cliptrase_ros.evaluation.protocols import Protocol
 from cliptrase_ros.evaluation.report import Result, write_json
 from cliptrase_ros.evaluation.run import Notes, ResumeError, run_benchmark
@@ -44,16 +44,36 @@ class Measurement:
     ablation: bool = False
 
     @property
+    def recipe(self) -> Recipe | None:
+        """How the dataset is run with preset sc_clip, where its authors say so."""
+        name = self.benchmark.dataset.name
+        return SC_CLIP.get(name) if self.settings.preset == 'sc_clip' else None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset, with the words of the recipe."""
+        dataset, recipe = self.benchmark.dataset, self.recipe
+        if recipe is None:
+            return dataset
+        return replace(dataset, classes=recipe.classes, background=recipe.background)
+
+    @property
     def engine_settings(self) -> SegmentationSettings:
-        """The settings, with the image prior where the paper uses it."""
-        if self.settings.preset != 'paper':
-            return self.settings
-        return replace(self.settings, image_prior=self.benchmark.dataset.image_prior)
+        """The settings, with the image prior where the paper uses it, or as in the recipe."""
+        settings = self.settings
+        if self.recipe is not None:
+            confidence = settings.min_confidence or self.recipe.min_confidence
+            return replace(settings, min_confidence=confidence)
+        if settings.preset == 'paper':
+            return replace(settings, image_prior=self.benchmark.dataset.image_prior)
+        return settings
 
     @property
     def methods(self) -> dict[str, Method]:
         """The methods that label every sample, by the name they have in the result."""
-        whole = self.engine_settings.method
+        whole, recipe = self.engine_settings.method, self.recipe
+        if recipe is not None:
+            whole = replace(whole, logit_scale=recipe.logit_scale, min_area=recipe.min_area)
         if not self.ablation:
             return {self.settings.preset: whole}
         return {step: replace(whole, **switches) for step, switches in ABLATION.items()}
@@ -97,22 +117,23 @@ def measure(
         OSError: Notes or figures cannot be written.
         VocabularyError: The model cannot read a class name.
     """
-    benchmark = measurement.benchmark
-    settings, methods = measurement.engine_settings, measurement.methods
+    dataset, settings = measurement.dataset, measurement.engine_settings
+    benchmark = replace(measurement.benchmark, dataset=dataset)
     description = _describe(segmenter, measurement)
     path = output / f'{measurement.file_name}.json'
     _keep_other_results(path, description)
-    table = index_table(segmenter, make_vocabulary(benchmark.dataset))
+    vocabulary = make_vocabulary(dataset)
+    table = index_table(segmenter, vocabulary, background_first=measurement.recipe is not None)
     labellers = {
         name: partial(label_by_method, segmenter, table=table, settings=settings, method=method)
-        for name, method in methods.items()
+        for name, method in measurement.methods.items()
     }
     notes = Notes(output / f'{measurement.file_name}.partial.npz', description)
     progress = run_benchmark(
         benchmark, labellers, measurement.protocol, notes, batch, workers, step
     )
     result = Result(
-        benchmark.dataset,
+        dataset,
         measurement.protocol,
         settings.resolution,
         description,
@@ -126,10 +147,11 @@ def measure(
 
 def _describe(segmenter: Segmenter, measurement: Measurement) -> dict:
     """Everything that makes a difference to the counts, as JSON values."""
-    benchmark, settings = measurement.benchmark, measurement.engine_settings
+    benchmark, dataset = measurement.benchmark, measurement.dataset
+    settings = measurement.engine_settings
     sam = segmenter.mask_source if settings.refinement == 'sam' else None
     return {
-        'dataset': benchmark.dataset.name,
+        'dataset': dataset.name,
         'root': str(benchmark.root.resolve()) if benchmark.root else None,
         'samples': [len(benchmark.names), benchmark.names[0], benchmark.names[-1]],
         'protocol': measurement.protocol.name,
@@ -137,25 +159,31 @@ def _describe(segmenter: Segmenter, measurement: Measurement) -> dict:
         'weights': segmenter.weights_digest,
         'sam_model': getattr(sam, 'name', None),
         'sam_weights': getattr(sam, 'weights_digest', None),
-        'precision': str(segmenter.pipeline.dtype).removeprefix('torch.'),
+        'precision': str(segmenter.pipeline.backbone.dtype).removeprefix('torch.'),
         **asdict(settings),
         'ids': benchmark.ids,
-        'classes': benchmark.dataset.classes,
-        'background': benchmark.dataset.background,
+        'classes': dataset.classes,
+        'background': dataset.background,
         'steps': {name: asdict(method) for name, method in measurement.methods.items()},
     }
 
 
 def _published_figures(segmenter: Segmenter, measurement: Measurement) -> Published | None:
-    """What the paper reached where model, protocol and settings are the paper's."""
-    dataset, settings = measurement.benchmark.dataset, measurement.engine_settings
+    """What the authors reached where model, protocol and settings are theirs."""
+    dataset, settings, recipe = measurement.dataset, measurement.engine_settings, measurement.recipe
+    if recipe is None:
+        method = replace(PRESETS['paper'], image_prior=dataset.image_prior)
+        protocol, min_confidence = 'paper', 0.0
+    else:
+        method = PRESETS['sc_clip']
+        protocol, min_confidence = 'whole', recipe.min_confidence
     is_as_published = (
-        measurement.protocol.name == 'paper'
-        and settings.refinement == 'none'
-        and settings.method == replace(PRESETS['paper'], image_prior=dataset.image_prior)
+        measurement.protocol.name == protocol
+        and settings.method == method
+        and settings.min_confidence == min_confidence
         and PUBLISHED_MODEL.fullmatch(segmenter.name)
     )
-    return dataset.published.get(settings.resolution) if is_as_published else None
+    return (recipe or dataset).published.get(settings.resolution) if is_as_published else None
 
 
 def _keep_other_results(path: Path, description: Mapping) -> None:

@@ -24,8 +24,8 @@ class Result:
     Attributes:
         resolution: Shorter side fed to CLIP, pixels.
         description: JSON values; everything that makes a difference to the counts.
-        published: Figures of the paper for the last method, where dataset, protocol and settings
-            are the paper's.
+        published: Figures of the authors for the last method, where dataset, protocol and
+            settings are theirs.
     """
 
     dataset: Dataset
@@ -96,8 +96,10 @@ def table(results: Sequence[Result]) -> str:
     return '\n'.join(lines)
 
 
-def _figures(values: Mapping[str, float], factor: float) -> str:
-    return ''.join(f'{factor * value:8.2f}' for value in values.values())
+def _figures(values: Mapping[str, float | None], factor: float) -> str:
+    return ''.join(
+        f'{"-":>8}' if value is None else f'{factor * value:8.2f}' for value in values.values()
+    )
 
 
 def _percent(value: float | np.floating) -> float | None:

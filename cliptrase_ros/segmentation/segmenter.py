@@ -152,7 +152,6 @@ class Segmenter:
             DenseBackbone(model.visual.to(dtype)),
             torch.tensor(loaded.mean, device=self.device)[:, None, None],
             torch.tensor(loaded.std, device=self.device)[:, None, None],
-            dtype,
         )
         on_cuda = self.device.type == 'cuda'
         self.fixed_calls = FixedCalls(self.pipeline, GraphQueue(self.device)) if on_cuda else None

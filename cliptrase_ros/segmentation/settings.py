@@ -164,6 +164,8 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.softmax == 'pixels':
+            if self.frame == 'centre':
+                raise ValueError('softmax at pixels needs the whole frame, not its centre')
             for name in ('clustering', 'propagation', 'image_prior', 'smoothing'):
                 value = getattr(self, name)
                 if value:
@@ -230,9 +232,9 @@ class SegmentationSettings:
     refinement: str = setting(
         'none',
         "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
-        "edges, about two patches away at most; 'pamr' lets pixels of like colour share labels, "
-        "which takes longer; 'sam' gives each mask of a SAM the label that most of its pixels "
-        'have, which is slow.',
+        "edges, about two patches away at most; 'pamr' lets pixels of like colour share labels "
+        "instead of a vote of clusters, which takes longer; 'sam' gives each mask of a SAM the "
+        'label that most of its pixels have, which is slow.',
         live=True,
         choices=('none', 'edges', 'pamr', 'sam'),
     )
@@ -274,6 +276,9 @@ class SegmentationSettings:
     def method(self) -> Method:
         """The preset's choices, with the settings that `Method` has by the same name."""
         preset = PRESETS[self.preset]
+        if self.refinement == 'pamr':
+            # A vote of regions would undo it.
+            preset = replace(preset, clustering=False)
         chosen = {f.name: getattr(self, f.name) for f in fields(Method) if hasattr(self, f.name)}
         if self.window < 0:
             chosen['window'] = preset.window

@@ -30,7 +30,7 @@ def neighbour_weights(picture: Tensor) -> Tensor:
     Returns:
         float32 (B, 16, H, W), with the sum 1 over neighbours.
     """
-    difference = 0.0
+    difference = picture.new_zeros((), dtype=torch.float32)
     for itself in picture.float().split(1, 1):
         around = torch.cat(_shifted(itself), 1)
         # The published code counts the pixel itself twice, once for each distance.
@@ -50,25 +50,28 @@ def refine(maps: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([_refine(part, weights) for part in maps.split(_maps_at_once(maps), 1)], 1)
 
 
-def refine_labels(labels: Tensor, picture: Tensor, classes: int) -> Tensor:
-    """Move the boundaries of labels by `refine` of where each of the most frequent ones is.
+def refine_present(largest: Tensor, maps: Tensor, picture: Tensor) -> Tensor:
+    """Which map is largest once those that are largest anywhere are refined.
 
-    So many maps at most, whatever the vocabulary; nothing waits for the device.
+    Of an image's maps the 12 that are largest at the most pixels take part, whatever their number,
+    so that time does not grow with it; pixels of others stay. Nothing waits for the device.
 
     Args:
-        labels: int64 (B, H, W), 0..classes-1.
+        largest: int64 (B, H, W), which map is largest, enlarged bilinearly.
+        maps: float32 (B, C, h, w).
         picture: uint8 (B, 3, H, W) RGB.
-        classes: Number of labels there may be.
 
     Returns:
         int64 (B, H, W).
     """
-    candidates, occurs = most_frequent(labels, classes)
-    where = labels[:, None] == candidates[:, :, None, None]
-    refined = refine(where.float(), neighbour_weights(picture))
+    candidates, occurs = most_frequent(largest, maps.shape[1])
+    chosen = maps.gather(1, candidates[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+    enlarged = F.interpolate(chosen, size=largest.shape[-2:], mode='bilinear', align_corners=False)
+    refined = refine(enlarged, neighbour_weights(picture))
     refined = refined.masked_fill(~occurs[:, :, None, None], -torch.inf)
-    winner = candidates.gather(1, refined.max(1).indices.flatten(1)).view_as(labels)
-    return torch.where(where.any(1), winner, labels)
+    winner = candidates.gather(1, refined.max(1).indices.flatten(1)).view_as(largest)
+    takes_part = (largest[:, None] == candidates[:, :, None, None]).any(1)
+    return torch.where(takes_part, winner, largest)
 
 
 def _refine(maps: Tensor, weights: Tensor) -> Tensor:

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: (top, left) of a window, in patches.
+#: How many go through the tower at a time, to bound memory.
+WINDOWS_AT_ONCE = 16
+
+#: (top, left) of a window, in patches, or in pixels where patches are pixels.
 Corner = tuple[int, int]
 
 

@@ -128,8 +128,8 @@ class DenseBackbone:
         """Run the tower.
 
         Args:
-            pixels: float (B, 3, H, W), normalised, in the tower's dtype and on its device. What H
-                and W exceed whole patches by is not looked at.
+            pixels: float (B, 3, H, W), normalised, on the tower's device. What H and W exceed whole
+                patches by is not looked at.
             features: A name of `FEATURES`.
         """
         output, projections = FEATURES[features](self, pixels)
@@ -218,7 +218,7 @@ class DenseBackbone:
         visual, grid = self.visual, self.grid(pixels)
         whole_patches = pixels[..., : grid[0] * self.patch_size, : grid[1] * self.patch_size]
         embed = _embed_by_product if pixels.is_cuda else _embed_patches
-        x = embed(visual.conv1, whole_patches)
+        x = embed(visual.conv1, whole_patches.to(self.dtype))
         cls_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([cls_token, x], dim=1) + self._positional_embedding(grid).to(x.dtype)
         x = visual.ln_pre(x)
@@ -263,7 +263,7 @@ def _calibrated(backbone: DenseBackbone, pixels: Tensor) -> tuple[Tensor, Tensor
     """The steps of SC-CLIP, which ends without [CLS]; the one of the last block but one stays."""
     steps = backbone.calibrate(pixels)
     output = torch.cat([steps.before_last[:, :1], steps.output], 1)
-    return output.to(pixels.dtype), steps.projections
+    return output.to(backbone.dtype), steps.projections
 
 
 #: Features of patches, by name: what goes into the last norm, (B, 1 + N, W) with [CLS] first, and

@@ -12,6 +12,9 @@ from torch import Tensor
 # A token is compared with so many others like it.
 _NEIGHBOURS = 30
 
+# Stands for the squared distance of tokens that are the same.
+_LEAST_DISTANCE = 1e-12
+
 # Cosines below this do not count when tokens are aggregated.
 _LEAST_SIMILARITY = 0.4
 
@@ -32,7 +35,7 @@ def outlier_scores(patches: Tensor) -> Tensor:
     # By subtraction: the difference of products would cancel for tokens that are alike.
     distance = torch.cdist(patches, patches, compute_mode='donot_use_mm_for_euclid_dist').square()
     nearest = distance.topk(min(_NEIGHBOURS + 1, distance.shape[-1]), largest=False)
-    reach = nearest.values[..., -1].clamp(min=torch.finfo(distance.dtype).tiny)
+    reach = nearest.values[..., -1].clamp(min=_LEAST_DISTANCE)
     others = nearest.indices[..., 1:]
     of_others = reach.reciprocal()[:, None].expand_as(distance).gather(2, others)
     return reach * of_others.mean(-1)

@@ -40,9 +40,6 @@ _COLUMNS_AT_ONCE = 32
 # Stands for the probability 0, whose logarithm could not be interpolated.
 _LEAST_PROBABILITY = 1e-37
 
-# Windows of large frames that go through the tower at a time, to bound memory.
-_WINDOWS_AT_ONCE = 16
-
 #: Names of the stages in PyTorch's profiler, which `cliptrase bench` reads.
 STAGES = ('input', 'tower', 'logits', 'clusters', 'regions', 'edges', 'pamr', 'output')
 
@@ -116,17 +113,16 @@ class LabelledFrames:
 class Pipeline:
     """A frozen image tower with what its pixels need.
 
+    Whatever the tower's dtype, everything after it is float32, and exactly so, see `exact_float32`.
+
     Attributes:
         mean: float32 (3, 1, 1), on the tower's device, of RGB values 0..1.
         std: The same for the standard deviation.
-        dtype: Of the tower. Correlation, clusters and logits are always float32, and exactly so,
-            see `exact_float32`.
     """
 
     backbone: DenseBackbone
     mean: Tensor
     std: Tensor
-    dtype: torch.dtype
 
     @exact_float32()
     def __call__(
@@ -147,16 +143,19 @@ class Pipeline:
             bounds: None for exact clusters at any cost.
             history: Of the frames before, for a method that smooths; None where there are none.
         """
-        if method.softmax == 'pixels':
-            return self._label_at_pixels(frames, framing, table, min_confidence, method)
         with stage('input'):
             picture = preprocessing.network_input(frames, framing)
-            pixels = self.normalise(picture)
+            pixels = self.normalise(picture, method.frame)
+        if method.softmax == 'pixels':
+            return self._label_at_pixels(frames, pixels, table, min_confidence, method)
         if method.smoothing and history is None:
             history = self.empty_history(len(frames), framing, table)
         result = trace(self.backbone, pixels, table, method, bounds, picture, history)
-        grid = tuple(result.patch_probability.shape[-2:])
-        labels = _refine(result.labels, picture, grid, table, method)
+        labels = result.labels
+        if method.refinement == 'edges':
+            with stage('edges'):
+                grid = tuple(result.patch_probability.shape[-2:])
+                labels = refine_edges(labels, picture, grid, table.size[1] + 1)
         with stage('output'):
             probability = label_probability(result.patch_probability, labels, table)
             label, confidence = _ids_and_confidence(labels, probability, table, min_confidence)
@@ -170,20 +169,18 @@ class Pipeline:
     def _label_at_pixels(
         self,
         frames: Tensor,
-        framing: Framing,
+        pixels: Tensor,
         table: LabelTable,
         min_confidence: Tensor,
         method: Method,
     ) -> LabelledFrames:
-        with stage('input'):
-            pixels = self.normalise_as_mmcv(preprocessing.network_input(frames, framing))
-        is_exact_pamr = method.refinement == 'pamr'
-        maps = phrase_maps(self.backbone, pixels, table, method, framing.source, is_exact_pamr)
+        maps = phrase_maps(self.backbone, pixels, table, method, tuple(frames.shape[1:3]))
         with stage('logits'):
             labels, probability = label_pixels(maps, table, method)
         if method.refinement == 'edges':
-            grid = self.backbone.grid(pixels)
-            labels = _refine(labels, frames.permute(0, 3, 1, 2), grid, table, method)
+            with stage('edges'):
+                grid, picture = self.backbone.grid(pixels), frames.permute(0, 3, 1, 2)
+                labels = refine_edges(labels, picture, grid, table.size[1] + 1)
             with stage('output'):
                 probability = probability_of(labels, maps, table, method)
         with stage('output'):
@@ -196,28 +193,13 @@ class Pipeline:
         height, width = (side // self.backbone.patch_size for side in framing.crop)
         return empty_history(table.size[1], (height, width), batch, self.mean.device)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to the image tower's dtype, normalised."""
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std).to(self.dtype)
-
-    def normalise_as_mmcv(self, pixels: Tensor) -> Tensor:
-        """The same in float32, by mean and deviation of 0..255 rounded as configurations are."""
-        mean, std = ((255 * value).round(decimals=3) for value in (self.mean, self.std))
-        return pixels.float().sub_(mean).div_(std)
-
-
-def _refine(
-    labels: Tensor, picture: Tensor, grid: tuple[int, int], table: LabelTable, method: Method
-) -> Tensor:
-    """Move boundaries of labels (B, H, W) by the picture, uint8 (B, 3, H, W) of grid patches."""
-    classes = table.size[1] + 1
-    if method.refinement == 'edges':
-        with stage('edges'):
-            return refine_edges(labels, picture, grid, classes)
-    if method.refinement == 'pamr':
-        with stage('pamr'):
-            return pamr.refine_labels(labels, picture, classes)
-    return labels
+    def normalise(self, pixels: Tensor, frame: str = 'whole') -> Tensor:
+        """uint8 (B, 3, H, W) to float32, normalised; frame as in `Method`."""
+        if frame == 'mmcv':
+            # Of values 0..255 and with three decimals, as configurations have them.
+            mean, std = ((255 * value).round(decimals=3) for value in (self.mean, self.std))
+            return pixels.float().sub_(mean).div_(std)
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
 
 
 def _ids_and_confidence(
@@ -241,9 +223,10 @@ def trace(
     """Run the method on normalised network input; labels have the size of the input.
 
     Args:
-        pixels: float (B, 3, H, W) in the tower's dtype.
+        pixels: float (B, 3, H, W).
         bounds: None for exact clusters at any cost.
-        picture: uint8 (B, 3, H, W), `pixels` before they were normalised; needed for smoothing.
+        picture: uint8 (B, 3, H, W), `pixels` before they were normalised; needed for smoothing and
+            refinement.
         history: Of the frames before; needed for smoothing.
     """
     size = pixels.shape[-2:]
@@ -263,7 +246,12 @@ def trace(
         patches = _sliding_patch_maps(backbone, pixels, window, table, image_logits, method)
     with stage('logits'):
         probability, evidence, new_history = _weigh(patches, picture, history, method)
-        raw_labels = torch.minimum(largest_enlarged(evidence, size), table.foreground)
+        columns = largest_enlarged(evidence, size)
+    if method.refinement == 'pamr':
+        with stage('pamr'):
+            assert picture is not None
+            columns = pamr.refine_present(columns, evidence, picture)
+    raw_labels = torch.minimum(columns, table.foreground)
     with stage('clusters'):
         clusters, exact = _clusters(correlation, method, bounds)
     labels = raw_labels
@@ -337,8 +325,10 @@ def _sliding_patch_maps(
     grid = tuple(length // patch_size for length in pixels.shape[-2:])
     stride = max(1, (method.stride or method.window // 2) // patch_size)
     corners = sliding.window_corners(grid, window, stride)
-    windows = sliding.cut_windows(pixels, corners, window, patch_size).split(_WINDOWS_AT_ONCE)
-    priors = image_logits.repeat(len(corners), 1).split(_WINDOWS_AT_ONCE)
+    windows = sliding.cut_windows(pixels, corners, window, patch_size).split(
+        sliding.WINDOWS_AT_ONCE
+    )
+    priors = image_logits.repeat(len(corners), 1).split(sliding.WINDOWS_AT_ONCE)
     parts = []
     for window_pixels, prior in zip(windows, priors, strict=True):
         with stage('tower'):
@@ -365,10 +355,9 @@ def _shrink_to_window(pixels: Tensor, backbone: DenseBackbone, method: Method) -
     scale = min(1.0, method.window / min(pixels.shape[-2:]))
     patch_size = backbone.patch_size
     size = [max(1, round(side * scale / patch_size)) * patch_size for side in pixels.shape[-2:]]
-    shrunk = F.interpolate(
+    return F.interpolate(
         pixels.float(), size=size, mode='bilinear', align_corners=False, antialias=True
     )
-    return shrunk.to(pixels.dtype)
 
 
 def _weigh(

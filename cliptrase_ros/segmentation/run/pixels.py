@@ -18,9 +18,6 @@ from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.settings import Method
 
-# Windows that go through the tower at a time, to bound memory.
-_WINDOWS_AT_ONCE = 16
-
 # Values of enlarged maps at a time, to bound memory: 128 MiB; some three times as much is in use.
 _VALUES_AT_ONCE = 1 << 25
 
@@ -72,14 +69,12 @@ def phrase_maps(
     table: LabelTable,
     method: Method,
     camera_size: tuple[int, int],
-    refined: bool = False,
 ) -> PhraseMaps:
     """Compare frames, whole or in windows, with every phrase.
 
     Args:
         pixels: float32 (B, 3, H, W), normalised.
         camera_size: (height, width) of the frames.
-        refined: Whether PAMR refines the maps.
     """
     size = pixels.shape[-2:]
     window = (min(method.window, size[0]), min(method.window, size[1])) if method.window else size
@@ -89,13 +84,12 @@ def phrase_maps(
         if method.window:
             corners = sliding.window_corners(size, window, method.stride or method.window // 2)
             windows = sliding.cut_windows(pixels, corners, window, 1)
-        windows = windows.to(backbone.dtype)
         cosines = [
             _patch_cosines(backbone, part, table, method)
-            for part in windows.split(_WINDOWS_AT_ONCE)
+            for part in windows.split(sliding.WINDOWS_AT_ONCE)
         ]
     neighbours = None
-    if refined:
+    if method.refinement == 'pamr':
         with stage('pamr'):
             neighbours = pamr.neighbour_weights(_enlarge(pixels, camera_size))
     return PhraseMaps(torch.cat(cosines), corners, window, size, camera_size, neighbours)
