@@ -42,8 +42,6 @@ CASES = {
     'plus, smoothing 0.5': {'preset': 'plus', 'smoothing': 0.5},
     'plus, edges, smoothing 0.5': {'preset': 'plus', 'refinement': 'edges', 'smoothing': 0.5},
     'sc_clip': {'preset': 'sc_clip'},
-    'sc_clip, window 0': {'preset': 'sc_clip', 'window': 0},
-    'sc_clip, pamr': {'preset': 'sc_clip', 'refinement': 'pamr'},
 }
 PHRASES = VOCABULARIES['names']
 # Pixels from a boundary that count as its band.
