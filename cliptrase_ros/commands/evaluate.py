@@ -151,8 +151,8 @@ def _settings(
     ]
     if arguments.ablation and not runs[0].method.clustering:
         raise CommandError(
-            f'--ablation takes the published method apart; preset {preset} is another: '
-            'choose paper or robot'
+            '--ablation takes apart a method with clusters: choose preset paper or robot, and no '
+            f'refinement pamr; these are {preset} and {runs[0].refinement}'
         )
     return runs
 
