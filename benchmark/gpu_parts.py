@@ -38,7 +38,7 @@ from cliptrase_ros.benchmark.cases import (
     measure_text,
 )
 from cliptrase_ros.benchmark.subject import ARCHITECTURE, BACKGROUND, VOCABULARY, camera_frame
-from cliptrase_ros.benchmark.suite import report_head
+from cliptrase_ros.benchmark.suite import Suite, report_head
 from cliptrase_ros.benchmark.timing import device_ms, synchronise
 from cliptrase_ros.evaluation.recordings import Recording, read_recording
 from cliptrase_ros.evaluation.verify import HALF_PRECISION_SHARE, Verifier, recording_table
@@ -337,9 +337,18 @@ def graphs_against_eager(checks: Checks) -> dict:
         {'preset': 'robot', 'refinement': 'edges'},
         {'preset': 'plus', 'smoothing': 0.5},
         {'preset': 'robot', 'refinement': 'edges', 'smoothing': 0.5, 'window': 224},
+        {'preset': 'robot', 'refinement': 'pamr'},
+        {'preset': 'plus', 'refinement': 'pamr', 'smoothing': 0.5},
+        {'preset': 'sc_clip'},
+        {'preset': 'sc_clip', 'window': 0},
+        {'preset': 'sc_clip', 'refinement': 'edges'},
+        {'preset': 'sc_clip', 'refinement': 'pamr'},
     ]
     if _is_dry:
-        choices = [{'preset': 'robot', 'refinement': 'edges', 'smoothing': 0.5, 'window': 64}]
+        choices = [
+            {'preset': 'robot', 'refinement': 'edges', 'smoothing': 0.5, 'window': 64},
+            {'preset': 'sc_clip', 'refinement': 'pamr', 'window': 64},
+        ]
     for precision in ('float32',) if _is_dry else ('float16', 'bfloat16'):
         segmenter = _segmenter(precision)
         for choice in choices:
@@ -414,8 +423,7 @@ def speed(checks: Checks) -> dict:
     cases = [
         (EngineCase(size, 1, frame, 'paper'), _half()),
         (EngineCase(size, 1, frame, 'robot'), _half()),
-        (EngineCase(size, 1, frame, 'robot', 'edges'), _half()),
-        (EngineCase(size, 1, frame, 'plus'), _half()),
+        *((EngineCase(size, 1, frame, *method), _half()) for method in Suite.methods),
         (EngineCase(size, 8, frame, 'robot'), _half()),
         (EngineCase(size, 1, frame, 'paper'), 'bfloat16'),
     ]

@@ -2,6 +2,9 @@
 
 `python benchmark/quality.py` prints, for each way to label, mean IoU and boundary IoU over single
 pictures, the time of one picture, and how many labels change along the true motion of a tour.
+
+What it says of `sc_clip` says nothing of that preset with a real CLIP: the toybox model is trained
+through the residual and the MLP of its last block, which `sc_clip` leaves out.
 """
 
 import argparse
@@ -30,11 +33,15 @@ from cliptrase_ros.toybox.training.evaluate import VOCABULARIES
 CASES = {
     'robot': {},
     'robot, edges': {'refinement': 'edges'},
+    'robot, pamr': {'refinement': 'pamr'},
     'robot, edges, smoothing 0.5': {'refinement': 'edges', 'smoothing': 0.5},
     'plus': {'preset': 'plus'},
     'plus, edges': {'preset': 'plus', 'refinement': 'edges'},
+    'plus, pamr': {'preset': 'plus', 'refinement': 'pamr'},
+    'plus, window 224': {'preset': 'plus', 'window': 224},
     'plus, smoothing 0.5': {'preset': 'plus', 'smoothing': 0.5},
     'plus, edges, smoothing 0.5': {'preset': 'plus', 'refinement': 'edges', 'smoothing': 0.5},
+    'sc_clip': {'preset': 'sc_clip'},
 }
 PHRASES = VOCABULARIES['names']
 # Pixels from a boundary that count as its band.

@@ -19,7 +19,7 @@ from cliptrase_ros.segmentation.overlay import draw_overlay, legend_name
 from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.run.pipeline import largest_enlarged
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter
-from cliptrase_ros.segmentation.settings import Method, SegmentationSettings
+from cliptrase_ros.segmentation.settings import PRESETS, Method, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import VocabularyClass, class_color
 
 
@@ -65,8 +65,14 @@ def explain(
         settings: Of these, preset and resolution say what the network sees.
 
     Raises:
-        ValueError: The network does not see the pixel.
+        ValueError: The network does not see the pixel, or the preset is another method's.
     """
+    if settings.method.features != 'recovered':
+        theirs = [name for name, method in PRESETS.items() if method.features == 'recovered']
+        raise ValueError(
+            f'preset is {settings.preset!r}, but explain draws the stages of CLIPtrase, and that '
+            f'preset has others; choose one of {", ".join(theirs)}'
+        )
     backbone = segmenter.pipeline.backbone
     framing = framing_of(
         settings.method.frame, image.shape[:2], settings.resolution, backbone.patch_size

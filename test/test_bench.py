@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cliptrase_ros.benchmark.cases import EngineCase, make_segmenter, measure_engine
-from cliptrase_ros.benchmark.suite import table
+from cliptrase_ros.benchmark.suite import preset_name, table
 from cliptrase_ros.cli import main
 from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls
 
@@ -28,20 +28,32 @@ def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path
         ('robot', 'none'),
         ('robot', 'edges'),
         ('plus', 'none'),
+        ('sc_clip', 'none'),
     ]
-    assert all(r['network'] == [224, 304] for r in whole)
+    # mmcv rounds to pixels, and of these whole patches are seen.
+    assert [r['network'] for r in whole] == [[224, 304]] * 3 + [[224, 288]]
     assert [r['refinement'] for r in whole if 'edges' in r['stages_ms']] == ['edges']
     for result in report['results']:
         low, high = result['engine_ms_spread']
         assert 0 < low <= result['engine_ms'] <= high
         assert result['encoder_ms'] > 0 and result['ratio'] > 0
         assert sum(result['stages_ms'].values()) > 0
-        assert {'input', 'tower', 'logits', 'clusters', 'output'} <= set(result['stages_ms'])
+        assert {'input', 'tower', 'logits', 'output'} <= set(result['stages_ms'])
         assert result['peak_memory_mb'] > 0
     assert report['text']['cut_ms'] > 0 and report['text']['cached_ms'] > 0
     printed, progress = capfd.readouterr()
     assert 'profiler' not in progress
-    assert report['device'] in printed and '304 x 224' in printed and 'robot, edges' in printed
+    assert report['device'] in printed and '304 x 224' in printed
+    assert 'robot, edges' in printed and 'sc_clip, window 0' in printed
+
+
+def test_refinement_and_window_are_measured_and_told(tiny_architecture):
+    segmenter = make_segmenter(tiny_architecture, torch.device('cpu'), 'float32')
+    case = EngineCase(96, 1, (96, 160), 'sc_clip', 'pamr', 64)
+    result = measure_engine(segmenter, case, 'float32', graph=False, runs=1)
+    assert preset_name(result) == 'sc_clip, pamr, window 64' and result['stages_ms']['pamr'] > 0
+    # Reports from before there were windows.
+    assert preset_name({'preset': 'plus'}) == 'plus'
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def test_the_command_draws(words, capsys, file, tiny_model, tmp_path):
         (['--at', '500,50'], 'not in the image'),
         (['--at', '0,50', '--preset', 'paper'], 'outside the square'),
         (['--at', '1,1', '--preset', 'none'], 'preset'),
+        (['--at', '1,1', '--preset', 'sc_clip'], 'choose one of paper, robot, plus'),
         (['--at', '1,1', '-o', 'nowhere/why.png'], 'could not be written'),
     ],
 )

@@ -83,10 +83,23 @@ def assert_equal(results, expected):
         assert result.vocabulary is other.vocabulary
 
 
-def test_frames_of_any_number_and_size_are_labelled_as_without(segmenter, vocabularies, fixed):
+@pytest.mark.parametrize(
+    'choices',
+    [
+        {},
+        {'preset': 'plus', 'refinement': 'pamr'},
+        {'preset': 'sc_clip', 'window': 64},
+        {'preset': 'sc_clip', 'refinement': 'pamr'},
+    ],
+    ids=str,
+)
+def test_frames_of_any_number_and_size_are_labelled_as_without(
+    segmenter, vocabularies, fixed, choices
+):
+    settings = replace(SETTINGS, **choices)
     images = [image(i) for i in range(5)] + [image(5, 144, 96), image(6, 144, 96)]
-    expected = [segmenter.segment([i], vocabularies[0], SETTINGS)[0] for i in images]
-    assert_equal(fixed().segment(images, vocabularies[0], SETTINGS), expected)
+    expected = [segmenter.segment([i], vocabularies[0], settings)[0] for i in images]
+    assert_equal(fixed().segment(images, vocabularies[0], settings), expected)
 
 
 def test_more_frames_than_the_largest_batch_reuse_its_buffers(segmenter, vocabularies, fixed):
@@ -283,18 +296,24 @@ def half_precision(make):
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize('preset', PRESETS)
-def test_on_cuda_nothing_waits_for_the_device(preset, monkeypatch):
+@pytest.mark.parametrize(
+    ('preset', 'choices'),
+    [
+        ('paper', {'image_prior': True}),
+        ('robot', {'window': 64, 'refinement': 'edges'}),
+        ('robot', {'refinement': 'pamr'}),
+        ('plus', {'window': 64, 'smoothing': 0.5}),
+        ('sc_clip', {'window': 64}),
+        ('sc_clip', {'window': 64, 'min_area': 0.1, 'refinement': 'edges'}),
+        ('sc_clip', {'window': 0, 'min_area': 0.1, 'refinement': 'pamr'}),
+    ],
+    ids=str,
+)
+def test_on_cuda_nothing_waits_for_the_device(preset, choices, monkeypatch):
     monkeypatch.setattr(median, '_use_kernel', False)
     # Tensors without contents have shapes, dtypes and devices alone: whatever would read a value,
     # or mix devices, raises.
-    method = replace(
-        PRESETS[preset],
-        image_prior=preset == 'paper',
-        smoothing=0.5 * (preset == 'plus'),
-        refinement='edges' if preset == 'robot' else 'none',
-        window=64 * (preset != 'paper'),
-    )
+    method = replace(PRESETS[preset], **choices)
     framing = framing_of(method.frame, (120, 160), 96, 16)
     config = open_clip.get_model_config('ViT-B-16-quickgelu')
     with FakeTensorMode(), torch.inference_mode(), torch.device('cuda'):

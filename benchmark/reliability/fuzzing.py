@@ -17,6 +17,7 @@ FORMATS = ('', 'jpeg', 'png', 'rgb8; jpeg compressed bgr8', '16UC1; compressedDe
 #: Live parameters, read-only ones, and none.
 NAMES = (
     *('vocabulary', 'background', 'rate', 'min_confidence', 'preset', 'resolution'),
+    *('refinement', 'smoothing', 'window'),
     *('cameras', 'model', 'device', 'cache_dir', 'max_phrases', 'autostart', 'nonsense'),
 )
 
@@ -109,5 +110,6 @@ def parameter(rng: random.Random) -> tuple[str, object]:
         [b'b', b'\xff'],
         None,
     ]
-    good = {'resolution': 64, 'rate': 25.0, 'min_confidence': 0.1, 'preset': 'paper'}
+    good = {'resolution': 64, 'rate': 25.0, 'min_confidence': 0.1, 'preset': 'sc_clip'}
+    good |= {'refinement': 'pamr', 'smoothing': 0.5, 'window': 64}
     return name, rng.choice([*choices, good.get(name, 'car; tree')])

@@ -1,9 +1,10 @@
 """Hours of a robot in minutes: `make soak MINUTES=30 FUZZ=10000`.
 
 The node labels three cameras of different sizes, rates and encodings, whose stamps loop, while the
-vocabulary changes every second and three more cameras send what fuzzing gives: images, compressed
-images, serialized bytes; values of parameters are fuzzed as well. Every process is real and talks
-over DDS. At the end a summary says what was checked; the status is 1 if anything did not hold.
+vocabulary changes every second and the method in every third, and three more cameras send what
+fuzzing gives: images, compressed images, serialized bytes; values of parameters are fuzzed as well.
+Every process is real and talks over DDS. At the end a summary says what was checked; the status is
+1 if anything did not hold.
 """
 
 import argparse
@@ -40,9 +41,20 @@ BASELINE = {
     'rate': 20.0,
     'resolution': 64,
     'min_confidence': 0.0,
+    'smoothing': 0.0,  # before the preset, which it may keep from being set
     'preset': 'robot',
+    'refinement': 'none',
+    'window': -1,
     'background': ['ceiling', 'door'],
 }
+#: What labels are made by in every third second, in turn, with the baseline between.
+METHODS = (
+    {'preset': 'sc_clip'},
+    {'preset': 'sc_clip', 'window': 64, 'refinement': 'pamr'},
+    {'preset': 'plus', 'refinement': 'edges', 'smoothing': 0.5},
+    {'preset': 'paper', 'refinement': 'pamr'},
+    {'preset': 'sc_clip', 'window': 0, 'refinement': 'edges'},
+)
 WORDS = ('ball', 'box', 'cone', 'cylinder', 'wall', 'floor', 'red ball', 'blue box', 'green cone')
 #: Memory, threads and files count from here, seconds after the first labels. The most elongated
 #: images, which need most memory, come before: what is kept after them is no growth.
@@ -194,7 +206,7 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict:
 
 
 def _drive(watcher, watch, node, sender, seconds, arguments) -> tuple[list[dict], dict]:
-    """Change the vocabulary every second and fuzz parameters between; sample the resources."""
+    """Change words and method every second and fuzz parameters between; sample the resources."""
     rng = random.Random(arguments.seed)
     trend, answers = [], {'seconds': [], 'accepted': 0, 'refused': 0, 'vocabularies': 0}
     begin = time.monotonic()
@@ -209,11 +221,15 @@ def _drive(watcher, watch, node, sender, seconds, arguments) -> tuple[list[dict]
                 _fuzz_parameter(watcher, rng, answers)
                 fuzzed += 1
             words = rng.sample(WORDS, rng.randint(1, len(WORDS)))
-            results, took_s = watcher.set_parameters(**BASELINE, vocabulary=words)
-            if not all(result.successful for result in results):
-                raise Failure(f'a good vocabulary was refused: {results}')
+            turn, is_other = divmod(answers['vocabularies'], 3)
+            method = {} if is_other else METHODS[turn % len(METHODS)]
+            # From the baseline to any method: from one to another smoothing may be in the way.
+            for values in (BASELINE, {**method, 'vocabulary': words}):
+                results, took_s = watcher.set_parameters(**values)
+                if not all(result.successful for result in results):
+                    raise Failure(f'one of {values} was refused: {results}')
+                answers['seconds'].append(took_s)
             answers['vocabularies'] += 1
-            answers['seconds'].append(took_s)
             trend.append({'at_s': elapsed, **resources(node.pid)})
             bar.update(round(elapsed) - bar.n)
             watcher.spin(max(0.0, begin + elapsed + 1.0 - time.monotonic()))

@@ -58,13 +58,15 @@ class EngineCase:
         size: Shorter side fed to CLIP, pixels.
         frame: (height, width) of the camera, pixels.
         preset: `paper` sees a square, as the encoder usually does; others the whole frame.
+        refinement, window: The settings of these names.
     """
 
     size: int
     batch: int
     frame: tuple[int, int] = (480, 640)
     preset: str = 'paper'
-    refinement: str = 'none'
+    refinement: str = SegmentationSettings.refinement
+    window: int = SegmentationSettings.window
 
 
 def make_segmenter(architecture: str, device: torch.device, precision: str) -> Segmenter:
@@ -79,8 +81,8 @@ def measure_engine(
 ) -> dict:
     """Time frames to labels, both in host memory, against the bare encoder.
 
-    The encoder is the model's own `encode_image` on pixels that are on the device already, at the
-    same input size, in the same precision, and with a graph if the engine has one.
+    The encoder is the model's own `encode_image` on pixels that are on the device already, in one
+    pass over as many whole patches, in the same precision, and with a graph if the engine has one.
 
     Args:
         precision: Of the segmenter, for the result.
@@ -93,11 +95,12 @@ def measure_engine(
     device, dtype = segmenter.device, segmenter.pipeline.backbone.dtype
     frames = [camera_frame(seed, *case.frame) for seed in range(case.batch)]
     settings = SegmentationSettings(
-        preset=case.preset, resolution=case.size, refinement=case.refinement
+        case.preset, case.size, refinement=case.refinement, window=case.window
     )
     encoded = segmenter.encode_vocabulary(parse_vocabulary(VOCABULARY, BACKGROUND))
     patch_size = segmenter.pipeline.backbone.patch_size
-    network = framing_of(settings.method.frame, case.frame, case.size, patch_size).crop
+    framing = framing_of(settings.method.frame, case.frame, case.size, patch_size)
+    network = tuple(side // patch_size * patch_size for side in framing.crop)
 
     calls = segmenter.fixed_calls
     alone = {}

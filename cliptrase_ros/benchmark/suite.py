@@ -30,8 +30,10 @@ class Suite:
     Attributes:
         sizes: Sides of squares, pixels, each measured with each of `batches`.
         frames: (height, width) of whole frames labelled at preset `robot`, each at each of
-            `frame_sizes`; the first at the first with `edges` and at preset `plus` as well.
+            `frame_sizes`.
         frame_sizes: Shorter sides fed to CLIP, pixels.
+        methods: Preset, refinement and window by which the first frame is labelled at the first
+            size as well.
         patches: Numbers of patches for DBSCAN alone.
         phrases: Number of new phrases to encode.
         agreement: Frames on which to compare half precision with float32.
@@ -43,6 +45,14 @@ class Suite:
     batches: tuple[int, ...] = (1, 2, 4, 8)
     frames: tuple[tuple[int, int], ...] = ((480, 640), (720, 1280))
     frame_sizes: tuple[int, ...] = (336, 560)
+    methods: tuple[tuple[str, str, int], ...] = (
+        ('robot', 'edges', -1),
+        ('robot', 'pamr', -1),
+        ('plus', 'none', -1),
+        ('sc_clip', 'none', 0),
+        ('sc_clip', 'none', -1),
+        ('sc_clip', 'pamr', -1),
+    )
     patches: tuple[int, ...] = (196, 441, 784, 2000)
     phrases: int = 1
     agreement: int = 1
@@ -57,6 +67,7 @@ def quick(suite: Suite) -> Suite:
         batches=(1,),
         frames=((480, 640),),
         frame_sizes=(224,),
+        methods=(('robot', 'edges', -1), ('plus', 'none', -1), ('sc_clip', 'none', 0)),
         patches=(196,),
         phrases=1,
         agreement=0,
@@ -98,8 +109,8 @@ def _engine_cases(suite: Suite) -> Iterator[EngineCase]:
         for frame in suite.frames:
             yield EngineCase(size, 1, frame, 'robot')
     for size, frame in zip(suite.frame_sizes[:1], suite.frames[:1], strict=False):
-        yield EngineCase(size, 1, frame, 'robot', 'edges')
-        yield EngineCase(size, 1, frame, 'plus')
+        for method in suite.methods:
+            yield EngineCase(size, 1, frame, *method)
 
 
 def report_head(architecture: str, device: torch.device) -> dict:
@@ -172,9 +183,13 @@ def table(report: dict) -> str:
 
 
 def preset_name(result: dict) -> str:
-    """Preset of one of a report's results, and its refinement if there is one."""
-    refinement = result.get('refinement', 'none')
-    return result['preset'] if refinement == 'none' else f'{result["preset"]}, {refinement}'
+    """Preset of one of a report's results, with refinement and window where they are chosen."""
+    parts = [result['preset']]
+    if result.get('refinement', 'none') != 'none':
+        parts.append(result['refinement'])
+    if result.get('window', -1) >= 0:
+        parts.append(f'window {result["window"]}')
+    return ', '.join(parts)
 
 
 def _input_and_preset(result: dict) -> tuple[str, str]:

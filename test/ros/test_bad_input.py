@@ -199,6 +199,8 @@ def test_atomic_change_is_all_or_nothing(start_node, client):
         ({'rate': -1.0}, 'out of range'),
         ({'rate': 1e-9}, '0, or 0.001 to 1000'),
         ({'preset': 'fast'}, 'paper, robot'),
+        ({'preset': 'sc_clip', 'smoothing': 0.5}, 'smoothing is 0.5'),
+        ({'refinement': 'sam'}, 'sam_model'),
         ({'qos_overrides./camera/image_raw.subscription.reliability': 'nonsense'}, 'nonsense'),
         ({'qos_overrides./camera/image_raw.subscription.durability': 'latched'}, 'latched'),
         (

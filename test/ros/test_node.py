@@ -15,6 +15,7 @@ from sensor_msgs.msg import Image
 from cliptrase_ros.ros.conversions import decode_mask, to_rgb
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmenter
+from cliptrase_ros.segmentation.settings import PRESETS, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 UNLABELLED = 255
@@ -197,6 +198,48 @@ def test_settings_take_effect_live(start_node, client):
     assert (label[:, 31:89] != UNLABELLED).any()
 
 
+def test_every_preset_and_refinement_labels_live_as_the_engine_does(start_node, client, segmenter):
+    start_node(resolution=96)
+    client.listen_to_label()
+    words = segmenter.encode_vocabulary(parse_vocabulary(['road', 'person', 'tree'], ['sky']))
+    seen = set()
+    for refinement in ('none', 'edges', 'pamr'):
+        for preset in PRESETS:
+            # One after the other, images between them.
+            for name, value in (('preset', preset), ('refinement', refinement)):
+                (result,) = client.set_parameters(**{name: value})
+                assert result.successful, result.reason
+                image = client.image(90, 250, seed=5)
+                label = pixels(client.label_of(client.send(image)))
+            settings = SegmentationSettings(preset, resolution=96, refinement=refinement)
+            (expected,) = segmenter.segment([to_rgb(image)], words, settings)
+            np.testing.assert_array_equal(label, expected.label, f'{preset}, {refinement}')
+            seen.add(label.tobytes())
+    assert len(seen) > len(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [({'preset': 'sc_clip'}, {'smoothing': 0.5}), ({'smoothing': 0.5}, {'preset': 'sc_clip'})],
+    ids=['preset first', 'smoothing first'],
+)
+def test_smoothing_and_a_preset_without_it_exclude_each_other(start_node, client, first, second):
+    start_node()
+    client.listen_to_label()
+    assert client.set_parameters(**first)[0].successful
+    before = pixels(client.label_of(client.send(client.image(seed=5))))
+    (result,) = client.set_parameters(**second)
+    assert not result.successful
+    assert 'smoothing is 0.5' in result.reason and 'sc_clip has not' in result.reason
+    ((name, value),) = second.items()
+    assert client.parameter(name) != value
+    label = pixels(client.label_of(client.send(client.image(seed=5))))
+    np.testing.assert_array_equal(label, before)
+    # Both can change at once.
+    for preset, smoothing in (('plus', 0.5), ('sc_clip', 0.0)):
+        assert client.set_parameters_atomically(preset=preset, smoothing=smoothing).successful
+
+
 class Watched(Segmenter):
     """Notes for how many images of each call a memory of the image before was given."""
 
@@ -254,21 +297,25 @@ def test_what_cannot_be_refined_is_refused_with_the_reason(start_node, client):
     assert not result.successful and 'sam_model' in result.reason
 
 
-def test_window_and_stride_are_set_in_any_order(start_node, client):
-    start_node(resolution=96)
+@pytest.mark.parametrize('preset', ['robot', 'sc_clip'])
+def test_window_and_stride_are_set_in_any_order(start_node, client, preset):
+    start_node(resolution=96, preset=preset)
     client.listen_to_label()
 
     def label_with(**values):
         for name, value in values.items():
             (result,) = client.set_parameters(**{name: value})
             assert result.successful, result.reason
-        return pixels(client.label_of(client.send(client.image(96, 200, seed=5))))
+        return pixels(client.label_of(client.send(client.image(96, 300, seed=5))))
 
+    whole = label_with(window=0)
     # A stride beyond the window counts as the window.
     wide = label_with(stride=500, window=64)
     np.testing.assert_array_equal(wide, label_with(stride=64))
     assert (wide != label_with(stride=16)).any()
-    label_with(window=0)
+    # Without windows, and with those of the preset.
+    np.testing.assert_array_equal(whole, label_with(window=0))
+    assert (whole == label_with(window=-1, stride=0)).all() == (preset == 'robot')
 
 
 def test_nothing_is_subscribed_or_computed_for_nobody(start_node, client):
