@@ -25,7 +25,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from parts import Checks, Part
-from reference_weights import reference_clip
+from reference_weights import outlier_clip, reference_clip
 from tiny_clip import TINY_CONFIG, add_architecture
 from torch.autograd import DeviceType
 
@@ -42,6 +42,7 @@ from cliptrase_ros.benchmark.suite import Suite, report_head
 from cliptrase_ros.benchmark.timing import device_ms, synchronise
 from cliptrase_ros.evaluation.recordings import Recording, read_recording
 from cliptrase_ros.evaluation.verify import HALF_PRECISION_SHARE, Verifier, recording_table
+from cliptrase_ros.evaluation.verify_sc_clip import SC_CLIP_HALF_PRECISION_SHARE
 from cliptrase_ros.segmentation.method import median
 from cliptrase_ros.segmentation.model.preprocessing import (
     network_input,
@@ -100,10 +101,10 @@ def _segmenter(precision: str) -> Segmenter:
     return _with_calls(make_segmenter(_architecture, _device, precision))
 
 
-def _reference_model() -> LoadedModel:
-    """The small model of the recordings."""
+def _loaded(model: torch.nn.Module) -> LoadedModel:
+    """A small model of recordings."""
     return LoadedModel(
-        reference_clip(),
+        model,
         open_clip.get_tokenizer('ViT-B-16'),
         open_clip.OPENAI_DATASET_MEAN,
         open_clip.OPENAI_DATASET_STD,
@@ -238,7 +239,7 @@ def environment(checks: Checks) -> dict:
 @part(limit_s=60)
 def recordings(checks: Checks) -> dict:
     """The published code's clusters and labels, stage by stage and through graphs."""
-    loaded = _reference_model()
+    loaded = _loaded(reference_clip())
     exact = Verifier(loaded, device=_device)
     segmenter = _segmenter_of(loaded)
     figures = {}
@@ -268,12 +269,32 @@ def recordings(checks: Checks) -> dict:
             'patch_logits': agreement.patch_logits,
         }
     segmenter.fixed_calls.clear()
+    figures |= _sc_clip_recordings(checks)
     # Last, because the model is rounded.
     half = Verifier(loaded, 'float16', _device)
     for name, recording in recorded.items():
         share = half.compare(recording).labels
         checks(share >= HALF_PRECISION_SHARE, f'{name}, float16: {share:.4f} of the labels')
         figures[name]['labels in float16'] = share
+    return figures
+
+
+def _sc_clip_recordings(checks: Checks) -> dict:
+    """The same of SC-CLIP, whose recordings have other weights, without graphs."""
+    paths = sorted((ROOT / 'test' / 'golden').glob('sc_*.npz'))
+    recorded = {path.stem: read_recording(path) for path in paths}
+    figures = {}
+    for precision, share in (('float32', 0.9999), ('float16', SC_CLIP_HALF_PRECISION_SHARE)):
+        verifier = Verifier(_loaded(outlier_clip()), precision, _device)
+        for name, recording in recorded.items():
+            agreement = verifier.compare_sc_clip(recording)
+            labels = agreement.stages['labels'].share
+            checks(labels >= share, f'{name}, {precision}: {labels:.4f} of the labels')
+            figures[f'{name}, {precision}'] = {
+                'labels': labels,
+                'features': agreement.stages['features'].largest,
+                'first difference': agreement.first_difference or '',
+            }
     return figures
 
 
@@ -515,7 +536,7 @@ def captures_beside_other_work(checks: Checks) -> dict:
 @part(limit_s=90)
 def two_segmenters(checks: Checks) -> dict:
     """Two threads capture and label at once; of many segmenters one goes, the others label on."""
-    loaded = _reference_model()
+    loaded = _loaded(reference_clip())
     first = _segmenter_of(loaded)
     words, settings = _words(first), SegmentationSettings(preset='plus', resolution=96)
     frames = [camera_frame(i, 96, 100 + 16 * i) for i in range(2 if _is_dry else 6)]

@@ -6,7 +6,7 @@ import torch
 from reference_weights import reference_clip
 
 from cliptrase_ros.segmentation.model import calibration
-from cliptrase_ros.segmentation.model.backbone import DenseBackbone, _calibration_blocks
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone, calibration_blocks
 
 GRID = (5, 8)
 
@@ -118,11 +118,11 @@ def test_a_window_of_a_few_patches(backbone, device, size):
 
 
 def test_blocks_for_towers_of_any_depth():
-    small, large = _calibration_blocks(12), _calibration_blocks(24)
+    small, large = calibration_blocks(12), calibration_blocks(24)
     assert (small.similar, small.low, [*small.fused]) == (9, 4, [4, 5, 6, 7, 8, 9, 10])
     assert (large.similar, large.low, large.fused[0], large.fused[-1]) == (17, 7, 9, 19)
     assert (small.cls_share, large.cls_share) == (0.3, 0.1)
     for depth in range(3, 40):
-        use = _calibration_blocks(depth)
+        use = calibration_blocks(depth)
         assert 1 <= use.low < use.similar < depth
         assert 1 <= use.fused[0] < use.fused[-1] < depth or depth < 5

@@ -257,7 +257,7 @@ class SegmentationSettings:
     )
     stride: int = setting(
         0,
-        'How far apart windows stand, at most a window; 0 is half a window.',
+        'How far apart windows stand, at least a patch and at most a window; 0 is half a window.',
         live=True,
         limits=(0, RESOLUTION_RANGE[1]),
         unit='pixels',

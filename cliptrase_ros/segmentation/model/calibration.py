@@ -32,8 +32,7 @@ def outlier_scores(patches: Tensor) -> Tensor:
     Returns:
         float32 (B, N); NaN for a single token, which has no others.
     """
-    # By subtraction: the difference of products would cancel for tokens that are alike.
-    distance = torch.cdist(patches, patches, compute_mode='donot_use_mm_for_euclid_dist').square()
+    distance = _squared_distances(patches)
     nearest = distance.topk(min(_NEIGHBOURS + 1, distance.shape[-1]), largest=False)
     reach = nearest.values[..., -1].clamp(min=_LEAST_DISTANCE)
     others = nearest.indices[..., 1:]
@@ -93,6 +92,14 @@ def attention_to_similar(cosines: Tensor) -> Tensor:
     """
     above = _CONTRAST * (cosines - cosines.mean((1, 2), keepdim=True))
     return above.masked_fill(above < 0, -torch.inf).softmax(-1)
+
+
+def _squared_distances(patches: Tensor) -> Tensor:
+    """float32 (B, N, N); by products, which in float32 would cancel for tokens that are alike."""
+    precise = patches.double()
+    products = precise @ precise.mT
+    squares = products.diagonal(dim1=1, dim2=2)
+    return (squares[:, :, None] + squares[:, None] - 2 * products).float()
 
 
 def _sum_around(values: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -175,14 +175,12 @@ class Pipeline:
         method: Method,
     ) -> LabelledFrames:
         maps = phrase_maps(self.backbone, pixels, table, method, tuple(frames.shape[1:3]))
-        with stage('logits'):
-            labels, probability = label_pixels(maps, table, method)
+        labels, probability = label_pixels(maps, table, method)
         if method.refinement == 'edges':
             with stage('edges'):
                 grid, picture = self.backbone.grid(pixels), frames.permute(0, 3, 1, 2)
                 labels = refine_edges(labels, picture, grid, table.size[1] + 1)
-            with stage('output'):
-                probability = probability_of(labels, maps, table, method)
+            probability = probability_of(labels, maps, table, method)
         with stage('output'):
             label, confidence = _ids_and_confidence(labels, probability, table, min_confidence)
             exact = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
@@ -196,10 +194,15 @@ class Pipeline:
     def normalise(self, pixels: Tensor, frame: str = 'whole') -> Tensor:
         """uint8 (B, 3, H, W) to float32, normalised; frame as in `Method`."""
         if frame == 'mmcv':
-            # Of values 0..255 and with three decimals, as configurations have them.
-            mean, std = ((255 * value).round(decimals=3) for value in (self.mean, self.std))
+            mean, std = _as_configured(self.mean), _as_configured(self.std)
             return pixels.float().sub_(mean).div_(std)
         return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+@constant
+def _as_configured(value: Tensor) -> Tensor:
+    """Mean or deviation of values 0..255, with the three decimals that configurations give."""
+    return (255 * value).round(decimals=3)
 
 
 def _ids_and_confidence(

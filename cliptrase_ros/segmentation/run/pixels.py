@@ -46,12 +46,16 @@ class PhraseMaps:
 
     def at_pixels(self, phrases: slice) -> Tensor:
         """Cosines of some phrases at the camera's pixels: float32 (B, K, H, W)."""
-        maps = self.cosines[:, phrases]
-        if self.corners is not None:
-            maps = _enlarge(maps, self.window)
-            maps = sliding.join_windows(maps, self.corners, self.network_size)
-        maps = _enlarge(maps, self.camera_size)
-        return maps if self.neighbours is None else pamr.refine(maps, self.neighbours)
+        with stage('logits'):
+            maps = self.cosines[:, phrases]
+            if self.corners is not None:
+                maps = _enlarge(maps, self.window)
+                maps = sliding.join_windows(maps, self.corners, self.network_size)
+            maps = _enlarge(maps, self.camera_size)
+        if self.neighbours is None:
+            return maps
+        with stage('pamr'):
+            return pamr.refine(maps, self.neighbours)
 
     def parts(self) -> Iterator[slice]:
         """All phrases, so many at a time as memory is meant for."""
@@ -82,7 +86,8 @@ def phrase_maps(
     with stage('tower'):
         windows = pixels
         if method.window:
-            corners = sliding.window_corners(size, window, method.stride or method.window // 2)
+            stride = max(backbone.patch_size, method.stride or method.window // 2)
+            corners = sliding.window_corners(size, window, stride)
             windows = sliding.cut_windows(pixels, corners, window, 1)
         cosines = [
             _patch_cosines(backbone, part, table, method)
@@ -149,18 +154,20 @@ def _most_probable(
     scale = method.logit_scale or table.logit_scale
     best = None
     for part in maps.parts():
-        logits = maps.at_pixels(part) * scale
-        part_total = logits.logsumexp(1)
-        if permitted is not None:
-            logits.masked_fill_(~permitted(table.columns[part]), -torch.inf)
-        value, index = logits.max(1)
-        if best is None:
-            best, phrase, total = value, index, part_total
-        else:
-            larger = value > best
-            best = torch.where(larger, value, best)
-            phrase = torch.where(larger, index + part.start, phrase)
-            total = torch.logaddexp(total, part_total)
+        logits = maps.at_pixels(part)
+        with stage('logits'):
+            logits.mul_(scale)
+            part_total = logits.logsumexp(1)
+            if permitted is not None:
+                logits.masked_fill_(~permitted(table.columns[part]), -torch.inf)
+            value, index = logits.max(1)
+            if best is None:
+                best, phrase, total = value, index, part_total
+            else:
+                larger = value > best
+                best = torch.where(larger, value, best)
+                phrase = torch.where(larger, index + part.start, phrase)
+                total = torch.logaddexp(total, part_total)
     return table.columns[phrase], (best - total).exp()
 
 
