@@ -38,7 +38,7 @@ def code(cell):
 
 
 def numbers(text):
-    return {float(number) for number in re.findall(r'\d+(?:\.\d+)?', text)}
+    return {float(number) for number in re.findall(r'-?\d+(?:\.\d+)?', text)}
 
 
 def test_parameters(context):
