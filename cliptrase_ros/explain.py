@@ -80,7 +80,7 @@ def explain(
     row, column = patch_at(at, framing, backbone.patch_size)
     frames = torch.from_numpy(image.copy())[None].to(segmenter.device)
     crop = preprocessing.network_input(frames, framing)
-    pixels = segmenter.pipeline.normalise(crop)
+    pixels = segmenter.pipeline.normalise(crop, settings.method.frame)
 
     dense, attention = backbone(pixels), backbone.attention(pixels)
     correlation = denoise_correlation(dense.correlation)

@@ -1,12 +1,13 @@
 """The steps of SC-CLIP against plain loops over tokens."""
 
 import numpy as np
+import open_clip
 import pytest
 import torch
-from reference_weights import reference_clip
+from reference_weights import MODEL_CONFIG, reference_clip
 
 from cliptrase_ros.segmentation.model import calibration
-from cliptrase_ros.segmentation.model.backbone import DenseBackbone, calibration_blocks
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 
 GRID = (5, 8)
 
@@ -32,8 +33,14 @@ def test_outlier_scores(device, count, neighbours):
         np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_tokens_that_are_all_alike_have_finite_scores(device):
-    assert calibration.outlier_scores(torch.ones(1, 50, 24, device=device)).isfinite().all()
+@pytest.mark.parametrize('count', [2, 3, 50, 196])
+@pytest.mark.parametrize('seed', range(5))
+def test_tokens_that_are_all_alike(device, count, seed):
+    """Their scores are finite, and each attends to something however the mean is rounded."""
+    alike = tokens(1, 1, seed=seed).expand(1, count, -1).to(device)
+    assert calibration.outlier_scores(alike).isfinite().all()
+    attention = calibration.attention_to_similar(calibration.similarity(alike))
+    torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
 
 
 # 441 - 1 is a multiple of 20: the quantile is the 23rd largest score itself.
@@ -80,7 +87,9 @@ def test_aggregation_and_attention_by_similarity(device):
 
     weights = np.where(cosines < 0.4, 0, cosines)
     expected = weights @ patches[0].double().numpy() / (weights.sum(1, keepdims=True) + 1e-6)
-    found = calibration.aggregate(patches, calibration.cut(torch.tensor(cosines[None]).float()))
+    found = calibration.aggregate(
+        patches, calibration.without_low(torch.tensor(cosines[None]).float())
+    )
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
     above = np.where(cosines < cosines.mean(), 0, np.exp(3 * (cosines - cosines.mean())))
@@ -117,12 +126,26 @@ def test_a_window_of_a_few_patches(backbone, device, size):
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones_like(tokens[..., 0]))
 
 
+@pytest.mark.parametrize('patch_size', [14, 32])
+@pytest.mark.parametrize('layers', [3, 4, 24])
+def test_towers_of_other_patches_and_depths(device, patch_size, layers):
+    vision = MODEL_CONFIG['vision_cfg'] | {'patch_size': patch_size, 'layers': layers}
+    torch.manual_seed(0)
+    clip = open_clip.model.CLIP(**MODEL_CONFIG | {'vision_cfg': vision}).eval()
+    backbone = DenseBackbone(clip.requires_grad_(False).visual.to(device))
+    pixels = torch.randn(1, 3, 100, 140, generator=torch.Generator().manual_seed(0)).to(device)
+    tokens = backbone(pixels, 'calibrated').tokens
+    grid = 100 // patch_size, 140 // patch_size
+    assert tokens.shape == (1, 1 + grid[0] * grid[1], 64)
+    torch.testing.assert_close(tokens.norm(dim=-1), torch.ones_like(tokens[..., 0]))
+
+
 def test_blocks_for_towers_of_any_depth():
-    small, large = calibration_blocks(12), calibration_blocks(24)
+    small, large = calibration.blocks_for(12), calibration.blocks_for(24)
     assert (small.similar, small.low, [*small.fused]) == (9, 4, [4, 5, 6, 7, 8, 9, 10])
     assert (large.similar, large.low, large.fused[0], large.fused[-1]) == (17, 7, 9, 19)
     assert (small.cls_share, large.cls_share) == (0.3, 0.1)
     for depth in range(3, 40):
-        use = calibration_blocks(depth)
+        use = calibration.blocks_for(depth)
         assert 1 <= use.low < use.similar < depth
         assert 1 <= use.fused[0] < use.fused[-1] < depth or depth < 5

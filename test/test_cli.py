@@ -48,7 +48,7 @@ def record(loaded, features):
     segmenter = Segmenter(loaded)
     scale = float(loaded.model.logit_scale.exp())
     table = label_table(features, range(len(features)), range(len(FOREGROUND)), 255, 255, scale)
-    pixels = segmenter.pipeline.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
+    pixels = segmenter.pipeline.normalise(torch.from_numpy(image).permute(2, 0, 1)[None], 'centre')
     with torch.inference_mode():
         result = trace(segmenter.pipeline.backbone, pixels, table, PRESETS['paper'])
     return {

@@ -57,6 +57,13 @@ def test_maps_are_refined_as_published(device):
     )
 
 
+def test_weights_made_in_bands_are_those_made_at_once(device, monkeypatch):
+    image = picture().to(device)
+    expected = pamr.neighbour_weights(image)
+    monkeypatch.setattr(pamr, '_VALUES_AT_ONCE', 7 * 16 * 26)
+    torch.testing.assert_close(pamr.neighbour_weights(image), expected, atol=1e-6, rtol=0)
+
+
 def test_images_of_a_batch_do_not_see_each_other(device):
     images = torch.cat([picture(seed=0), picture(seed=1)]).to(device)
     maps = torch.rand(2, 3, 20, 26, generator=torch.Generator().manual_seed(1)).to(device)

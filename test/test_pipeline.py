@@ -108,7 +108,8 @@ PLAIN = Method('whole', features='clip', clustering=False, denoising=False)
 
 
 def traced(pipeline, table, method):
-    pixels = pipeline.normalise(frames(2).permute(0, 3, 1, 2).to(pipeline.mean.device))
+    batch = frames(2).permute(0, 3, 1, 2).to(pipeline.mean.device)
+    pixels = pipeline.normalise(batch, method.frame)
     with torch.inference_mode():
         return trace(pipeline.backbone, pixels, table, method)
 

@@ -1,5 +1,6 @@
 """Labels made at the camera's pixels: preset sc_clip's way."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_phrases_a_few_at_a_time_give_what_all_at_once_give(maps_of, table, meth
     assert len(expected_label.unique()) > 1
     for values in (1, 2 * 2 * 90 * 130, 1 << 25):
         monkeypatch.setattr(run_pixels, '_VALUES_AT_ONCE', values)
-        label, probability = label_pixels(maps, table, method)
+        label, probability = label_pixels(replace(maps), table, method)
         assert (label == expected_label).float().mean() > 0.9999
         torch.testing.assert_close(probability, expected_probability, atol=1e-5, rtol=0)
 
@@ -104,10 +105,16 @@ def test_small_areas_give_their_pixels_to_the_others(maps_of, table):
         assert 4 in kept or 4 not in of_frame
 
 
-@pytest.mark.parametrize('refinement', ['none', 'pamr'])
-def test_padding_changes_nothing(maps_of, table, refinement):
-    padded, method = table.padded(16, 32), replace(METHOD, refinement=refinement)
-    expected = label_pixels(maps_of(method), table, method)
+@pytest.mark.parametrize(
+    'choice', [{}, {'refinement': 'pamr'}, {'min_area': 0.3}, {'min_area': 1.0}], ids=str
+)
+@pytest.mark.parametrize('background', [True, False], ids=['background', 'none'])
+def test_padding_changes_nothing(maps_of, table, choice, background):
+    if not background:
+        columns = table.columns.tolist()[:6]
+        table = label_table(table.features[:6], columns, [7, 3, 9, 1], 255, 255, 5.0)
+    padded, method = table.padded(16, 32), replace(METHOD, **choice)
+    expected = label_pixels(maps_of(method, table), table, method)
     label, probability = label_pixels(maps_of(method, padded), padded, method)
     # On a GPU products with a padded table may round the other way.
     assert (label == expected[0]).float().mean() > 0.999
@@ -147,11 +154,22 @@ def test_pamr_refines_every_map_by_the_networks_input_enlarged(maps_of, network_
     torch.testing.assert_close(refined.at_pixels(slice(2, 5)), expected)
 
 
-@pytest.mark.parametrize('window', [101, 141, 500])
-def test_a_window_larger_than_a_side_is_as_long_as_it(maps_of, window):
-    maps = maps_of(replace(METHOD, window=window, stride=0))
-    assert maps.window == (100, min(window, 141))
-    assert len(maps.corners) == (1 if window >= 141 else 2)
+@pytest.mark.parametrize(
+    ('window', 'seen', 'count'),
+    [(10, 16, 0), (79, 64, 0), (101, 96, 4), (140, 128, 2), (500, 496, 1)],
+)
+def test_windows_are_whole_patches_and_no_larger_than_the_frame(maps_of, window, seen, count):
+    maps = maps_of(replace(METHOD, window=window, stride=window))
+    assert maps.window == (min(seen, 100), min(seen, 141))
+    # Nothing lies between windows.
+    covered = np.zeros((100, 141), bool)
+    for top, left in maps.corners:
+        covered[top : top + maps.window[0], left : left + maps.window[1]] = True
+    assert covered.all()
+
+
+def test_the_least_stride_is_a_patch(maps_of):
+    assert maps_of(replace(METHOD, stride=1)).corners == maps_of(replace(METHOD, stride=16)).corners
 
 
 @pytest.mark.parametrize('name', ['clustering', 'propagation', 'image_prior', 'smoothing'])
@@ -160,13 +178,28 @@ def test_what_needs_probabilities_of_patches_is_refused(name):
         replace(PRESETS['sc_clip'], **{name: 0.5 if name == 'smoothing' else True})
 
 
+@pytest.mark.parametrize('choice', [{'logit_scale': 40.0}, {'min_area': 0.1}])
+def test_what_needs_probabilities_of_pixels_is_refused(choice):
+    with pytest.raises(ValueError, match='are for softmax at pixels'):
+        replace(PRESETS['robot'], **choice)
+
+
+def test_the_centre_has_no_labels_for_all_of_the_cameras_pixels():
+    with pytest.raises(ValueError, match='whole frame'):
+        Method('centre', clustering=False, softmax='pixels')
+
+
 def test_settings_of_the_preset():
     method = SegmentationSettings('sc_clip').method
     assert (method.window, method.stride, method.logit_scale) == (224, 112, 40)
-    assert SegmentationSettings('sc_clip', window=0).method.window == 0
-    assert SegmentationSettings('sc_clip', window=300).method.stride == 0
+    assert SegmentationSettings('sc_clip', window=224).method == method
+    whole = SegmentationSettings('sc_clip', window=0, stride=56).method
+    assert (whole.window, whole.stride) == (0, 0)
+    assert SegmentationSettings('sc_clip', window=300).method.stride == 150
     assert SegmentationSettings('sc_clip', stride=56).method.stride == 56
     assert SegmentationSettings('plus').method.window == 0
+    # Masks of a SAM vote on the same labels: smoothing goes on, and no graph is captured anew.
+    assert SegmentationSettings(refinement='sam').method == SegmentationSettings().method
     with pytest.raises(ValueError, match='smoothing is 0.5'):
         SegmentationSettings('sc_clip', smoothing=0.5)
     with pytest.raises(ValueError, match='stride is 300; it must be 0 to the window, which is 224'):
@@ -191,6 +224,7 @@ def test_any_size_of_image(toybox, size, window):
     settings = SegmentationSettings('sc_clip', 96, window=window)
     (result,) = toybox.segment([image(*size)], words, settings)
     assert result.label.shape == result.confidence.shape == size
+    assert result.confidence.min() > 0
 
 
 @pytest.mark.parametrize('refinement', ['none', 'edges', 'pamr'])
@@ -220,21 +254,29 @@ def test_one_class_alone_has_every_pixel(toybox: Segmenter, refinement):
 def test_pamr_on_a_flat_picture(toybox, preset):
     words = toybox.encode_vocabulary(parse_vocabulary(['red ball', 'carpet'], background=()))
     flat = np.full((60, 80, 3), 90, np.uint8)
-    settings = SegmentationSettings(preset, 96, refinement='pamr')
-    (result,) = toybox.segment([flat], words, settings)
-    assert set(np.unique(result.label)) <= set(words.vocabulary.ids.tolist())
+    plain, refined = (
+        toybox.segment([flat], words, SegmentationSettings(preset, 96, refinement=refinement))[0]
+        for refinement in ('none', 'pamr')
+    )
+    # Neighbours all count alike, and the two classes are told apart as without.
+    assert (refined.label == plain.label).mean() > 0.9
+    assert refined.confidence.min() > 0
 
 
 def test_calibrated_features_in_the_other_way_to_label(toybox):
     """Features, and where probabilities are made, are choices of their own."""
     words = toybox.encode_vocabulary(parse_vocabulary(['red ball', 'carpet'], background=()))
+    seen = []
     for method in (
         Method('whole', features='calibrated'),
         Method('whole', features='calibrated', clustering=False, propagation=True),
         Method('mmcv', clustering=False, softmax='pixels'),
         Method('whole', clustering=False, softmax='pixels', features='clip', window=64),
     ):
-        (label, _, _), *_ = toybox._label_images(
+        ((label, confidence, _),) = toybox._label_images(
             [image(60, 80)], words.table, SegmentationSettings(resolution=96), method
         )
-        assert label.shape == (60, 80)
+        assert label.shape == (60, 80) and confidence.min() > 0
+        seen.append(confidence)
+    for one, other in itertools.combinations(seen, 2):
+        assert (one != other).any()

@@ -112,7 +112,9 @@ class Verifier:
         pipeline, device = self._segmenter.pipeline, self._segmenter.device
         pixels = torch.from_numpy(recording.input).permute(2, 0, 1)[None].to(device)
         method = replace(PRESETS['paper'], image_prior=recording.mode == 'image_prior')
-        return trace(pipeline.backbone, pipeline.normalise(pixels), table.to(device), method)
+        return trace(
+            pipeline.backbone, pipeline.normalise(pixels, method.frame), table.to(device), method
+        )
 
 
 def recording_table(recording: Recording, logit_scale: float) -> LabelTable:
@@ -125,8 +127,8 @@ def recording_table(recording: Recording, logit_scale: float) -> LabelTable:
 
 def on_host(result: Trace) -> Trace:
     """The same with its tensors in host memory; without the history it leaves."""
-    tensors = {name: value.cpu() for name, value in vars(result).items() if name != 'history'}
-    return Trace(**tensors)
+    tensors = {n: v.cpu() for n, v in vars(result).items() if isinstance(v, Tensor)}
+    return replace(result, history=None, **tensors)
 
 
 def tied(recording: Recording, result: Trace, table: LabelTable) -> Tensor:

@@ -17,8 +17,8 @@ from cliptrase_ros.evaluation.recordings import (
     ScClipRecording,
 )
 from cliptrase_ros.segmentation.method.sliding import WINDOWS_AT_ONCE, cut_windows
-from cliptrase_ros.segmentation.model.backbone import Calibration, DenseBackbone, calibration_blocks
-from cliptrase_ros.segmentation.model.calibration import repairable
+from cliptrase_ros.segmentation.model.backbone import Calibration, DenseBackbone
+from cliptrase_ros.segmentation.model.calibration import blocks_for, repairable
 from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
 from cliptrase_ros.segmentation.model.preprocessing import framing_of, network_input
 from cliptrase_ros.segmentation.model.text import TextEncoder
@@ -160,7 +160,7 @@ def sc_clip_table(recording: ScClipRecording) -> LabelTable:
 
 def _check_blocks(backbone: DenseBackbone, recording: ScClipRecording) -> None:
     depth = len(backbone.visual.transformer.resblocks)
-    use = calibration_blocks(depth)
+    use = blocks_for(depth)
     ours = (use.similar, use.low, [*use.fused], use.cls_share)
     for (name, recorded), value in zip(recording.blocks.items(), ours, strict=True):
         if recorded != value:
@@ -198,7 +198,7 @@ def _engine_steps(
         'resized_rows': resized[RESIZED_ROWS],
         'text_features': text_features,
         'first_window_logits': maps.cosines[0],
-        'logits_before_pamr_sampled': _sampled(replace(maps, neighbours=None)),
+        'logits_before_pamr_sampled': _sampled(replace(maps, neighbour_weights=None)),
         'logits_sampled': _sampled(maps),
         'probability': probability[0],
         'labels': ids[0],
@@ -276,7 +276,7 @@ def _lengths_and_probes(calibration: Calibration) -> dict[str, Tensor]:
 
 def _sampled(maps: PhraseMaps) -> Tensor:
     """Logits of the first frame at every so many pixels: (P, rows, columns)."""
-    return torch.cat([maps.at_pixels(part)[0, :, SAMPLED, SAMPLED] for part in maps.parts()])
+    return torch.cat([part[0, :, SAMPLED, SAMPLED] for _, part in maps.parts()])
 
 
 def _on_host(step: Tensor | np.ndarray | int) -> np.ndarray:

@@ -139,8 +139,9 @@ class Method:
         logit_scale: Factor on cosines, for `softmax` at pixels; 0 is the model's own.
         min_area: 0..1, for `softmax` at pixels; a class with no more than this share of the pixels
             that are not background gives its pixels to the others.
-        image_prior, window, stride, smoothing, refinement: The settings of these names; `window` is
-            not negative.
+        refinement: `none`, `edges` or `pamr`, see the setting; `sam` is none of the pipeline's.
+        window, stride: The settings of these names, where they are not left to the preset.
+        image_prior, smoothing: The settings of these names.
 
     Raises:
         ValueError: For choices that exclude each other.
@@ -173,6 +174,8 @@ class Method:
                         f'{name} is {value}, but it needs the class probabilities of patches, '
                         'which presets paper, robot and plus have, and sc_clip has not'
                     )
+        elif self.logit_scale or self.min_area:
+            raise ValueError('logit_scale and min_area are for softmax at pixels, not at patches')
 
 
 #: `paper`: exactly the published CLIPtrase. `robot`: whole frame, a vote only where a region
@@ -209,16 +212,16 @@ class SegmentationSettings:
     preset: str = setting(
         'robot',
         "'robot' labels the whole frame; 'plus' does too, but patches that correlate share their "
-        "probabilities, and no clusters vote; 'paper' is exactly the published method, which sees "
-        "a square from the centre; 'sc_clip' is exactly another, SC-CLIP, published with the best "
-        'labels and the slowest here.',
+        "probabilities, and no clusters vote; 'paper' is CLIPtrase exactly as published, which "
+        "sees a square from the centre; 'sc_clip' is SC-CLIP exactly as published, in windows: the "
+        'best published labels, in about twice the time.',
         live=True,
         choices=tuple(PRESETS),
     )
     resolution: int = setting(
         336,
-        'Length of the shorter side fed to CLIP, rounded to whole patches. Small things need '
-        'more, time grows with its square and faster.',
+        "Length of the shorter side fed to CLIP; all presets but 'sc_clip' round it to whole "
+        'patches. Small things need more, time grows with its square and faster.',
         live=True,
         limits=RESOLUTION_RANGE,
         unit='pixels',
@@ -232,9 +235,9 @@ class SegmentationSettings:
     refinement: str = setting(
         'none',
         "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
-        "edges, about two patches away at most; 'pamr' lets pixels of like colour share labels "
-        "instead of a vote of clusters, which takes longer; 'sam' gives each mask of a SAM the "
-        'label that most of its pixels have, which is slow.',
+        "edges, about two patches away at most; 'pamr' lets pixels of like colour share labels, "
+        "which takes longer, and no clusters vote then; 'sam' gives each mask of a SAM the label "
+        'that most of its pixels have, which is slow.',
         live=True,
         choices=('none', 'edges', 'pamr', 'sam'),
     )
@@ -276,14 +279,15 @@ class SegmentationSettings:
     def method(self) -> Method:
         """The preset's choices, with the settings that `Method` has by the same name."""
         preset = PRESETS[self.preset]
+        chosen = {f.name: getattr(self, f.name) for f in fields(Method) if hasattr(self, f.name)}
+        window = preset.window if self.window < 0 else self.window
+        chosen |= {'window': window, 'stride': (self.stride or window // 2) if window else 0}
         if self.refinement == 'pamr':
             # A vote of regions would undo it.
-            preset = replace(preset, clustering=False)
-        chosen = {f.name: getattr(self, f.name) for f in fields(Method) if hasattr(self, f.name)}
-        if self.window < 0:
-            chosen['window'] = preset.window
-            # A stride of 0 is the preset's too, where the window is.
-            chosen['stride'] = self.stride or preset.stride
+            chosen['clustering'] = False
+        if self.refinement == 'sam':
+            # Masks vote on what the pipeline gives.
+            chosen['refinement'] = 'none'
         return replace(preset, **chosen)
 
 

@@ -15,10 +15,14 @@ _OFFSETS = [
     for right in (-distance, 0, distance)
     if down or right
 ]
+_BORDER = max(_DISTANCES)
 _STEPS = 10
-# Share of the standard deviation of colours around a pixel by which a neighbour's differs for its
-# weight to fall by e.
+# A neighbour's weight falls to 1 / e where its colours differ, on average over the three channels,
+# by this share of their standard deviation around the pixel.
 _TOLERANCE = 0.1
+
+# Values of shifted pictures at a time, to bound memory: 64 MiB, of which a few are needed.
+_VALUES_AT_ONCE = 1 << 24
 
 
 def neighbour_weights(picture: Tensor) -> Tensor:
@@ -30,13 +34,17 @@ def neighbour_weights(picture: Tensor) -> Tensor:
     Returns:
         float32 (B, 16, H, W), with the sum 1 over neighbours.
     """
-    difference = picture.new_zeros((), dtype=torch.float32)
-    for itself in picture.float().split(1, 1):
-        around = torch.cat(_shifted(itself), 1)
-        # The published code counts the pixel itself twice, once for each distance.
-        spread = torch.cat([around, itself, itself], 1).std(1, keepdim=True)
-        difference = difference + (around - itself).abs() / (1e-8 + _TOLERANCE * spread)
-    return (difference / -3).softmax(1)
+    height, width = picture.shape[-2:]
+    rows = max(1, _VALUES_AT_ONCE // (width * len(_OFFSETS)))
+    frames = []
+    for frame in picture.float().split(1):
+        padded = _pad(frame)
+        bands = [
+            _weights(padded[:, :, top : top + min(rows, height - top) + 2 * _BORDER])
+            for top in range(0, height, rows)
+        ]
+        frames.append(torch.cat(bands, 2))
+    return torch.cat(frames)
 
 
 def refine(maps: Tensor, weights: Tensor) -> Tensor:
@@ -54,7 +62,7 @@ def refine_present(largest: Tensor, maps: Tensor, picture: Tensor) -> Tensor:
     """Which map is largest once those that are largest anywhere are refined.
 
     Of an image's maps the 12 that are largest at the most pixels take part, whatever their number,
-    so that time does not grow with it; pixels of others stay. Nothing waits for the device.
+    so that time does not grow with it; pixels of others stay.
 
     Args:
         largest: int64 (B, H, W), which map is largest, enlarged bilinearly.
@@ -74,23 +82,38 @@ def refine_present(largest: Tensor, maps: Tensor, picture: Tensor) -> Tensor:
     return torch.where(takes_part, winner, largest)
 
 
+def _weights(padded: Tensor) -> Tensor:
+    """Of a padded picture (1, 3, h, w)."""
+    difference = 0.0
+    for channel in padded.split(1, 1):
+        around = torch.cat(_shifted(channel), 1)
+        itself = channel[..., _BORDER:-_BORDER, _BORDER:-_BORDER]
+        # The published code counts the pixel itself twice, once for each distance.
+        spread = torch.cat([around, itself, itself], 1).std(1, keepdim=True)
+        difference = difference + (around - itself).abs() / (1e-8 + _TOLERANCE * spread)
+    return (-difference / padded.shape[1]).softmax(1)
+
+
 def _refine(maps: Tensor, weights: Tensor) -> Tensor:
     for _ in range(_STEPS):
         total = torch.zeros_like(maps)
-        for weight, shifted in zip(weights.unbind(1), _shifted(maps), strict=True):
+        for weight, shifted in zip(weights.unbind(1), _shifted(_pad(maps)), strict=True):
             total.addcmul_(weight[:, None], shifted)
         maps = total
     return maps
 
 
-def _shifted(maps: Tensor) -> list[Tensor]:
-    """Maps (B, K, H, W) as seen from each neighbour; beyond the border is the nearest pixel."""
-    height, width = maps.shape[-2:]
-    border = max(_DISTANCES)
-    padded = F.pad(maps, (border, border, border, border), mode='replicate')
+def _pad(maps: Tensor) -> Tensor:
+    """Beyond the border of maps (B, K, H, W) is the nearest pixel."""
+    return F.pad(maps, (_BORDER, _BORDER, _BORDER, _BORDER), mode='replicate')
+
+
+def _shifted(padded: Tensor) -> list[Tensor]:
+    """Padded maps as seen from each neighbour, without the border."""
+    height, width = (side - 2 * _BORDER for side in padded.shape[-2:])
     return [
-        padded[..., border + down : border + down + height, border + right : border + right + width]
-        for down, right in _OFFSETS
+        padded[..., _BORDER + y : _BORDER + y + height, _BORDER + x : _BORDER + x + width]
+        for y, x in _OFFSETS
     ]
 
 

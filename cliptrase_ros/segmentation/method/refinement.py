@@ -47,7 +47,7 @@ def most_frequent(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         labels: int64 (B, H, W), 0..classes-1.
 
     Returns:
-        int64 and bool (B, K); K is the number of classes, or what time allows.
+        int64 and bool (B, K), K at most 12.
     """
     pixels = count_labels(labels, classes)
     most, candidates = pixels.topk(min(_MOST_LABELS, classes), dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor
 #: How many go through the tower at a time, to bound memory.
 WINDOWS_AT_ONCE = 16
 
-#: (top, left) of a window, in patches, or in pixels where patches are pixels.
+#: (top, left) of a window, in patches, or in pixels with a `patch_size` of 1.
 Corner = tuple[int, int]
 
 

@@ -1,8 +1,7 @@
 """A frozen CLIP image tower run densely: features of patches, in three ways."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,33 +78,6 @@ class Calibration:
     output: Tensor
 
 
-@dataclass(frozen=True)
-class CalibrationBlocks:
-    """Which blocks SC-CLIP looks at, by number from 1, and how much of [CLS] it adds."""
-
-    similar: int
-    low: int
-    fused: range
-    cls_share: float
-
-
-# As published for ViT-B/16 and ViT-L/14, which have so many blocks.
-_CALIBRATION_BLOCKS = {
-    12: CalibrationBlocks(9, 4, range(4, 11), 0.3),
-    24: CalibrationBlocks(17, 7, range(9, 20), 0.1),
-}
-
-
-def calibration_blocks(depth: int) -> CalibrationBlocks:
-    """The blocks for a tower of any depth; where none are published, as deep as in ViT-B/16."""
-    if depth in _CALIBRATION_BLOCKS:
-        return _CALIBRATION_BLOCKS[depth]
-    published = _CALIBRATION_BLOCKS[12]
-    numbers = (published.similar, published.low, published.fused[0], published.fused[-1])
-    similar, low, first, last = (max(1, round(number * depth / 12)) for number in numbers)
-    return CalibrationBlocks(similar, low, range(first, last + 1), published.cls_share)
-
-
 class DenseBackbone:
     """The image tower of an open_clip ViT, asked for what every patch shows.
 
@@ -136,11 +108,9 @@ class DenseBackbone:
         x = self.visual.ln_post(output)
         if self.visual.proj is not None:
             x = x @ self.visual.proj
+        heads = self.visual.transformer.resblocks[-2].attn.num_heads
         return DenseFeatures(
-            x / x.norm(dim=-1, keepdim=True),
-            projections,
-            self._last.attn.num_heads,
-            self.grid(pixels),
+            x / x.norm(dim=-1, keepdim=True), projections, heads, self.grid(pixels)
         )
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
@@ -161,25 +131,23 @@ class DenseBackbone:
 
     def calibrate(self, pixels: Tensor) -> Calibration:
         """Take the steps of SC-CLIP, one after the other, on windows (see `__call__`)."""
-        use = calibration_blocks(len(self.visual.transformer.resblocks))
-        outputs, projections = zip(
-            *self._blocks(pixels, F.scaled_dot_product_attention), strict=True
-        )
-        before_last = outputs[-1].float()
-        low, similar = (outputs[number - 1][:, 1:].float() for number in (use.low, use.similar))
-        fused = torch.stack([outputs[number - 1] for number in use.fused]).sum(
-            0, dtype=torch.float32
-        )
+        depth, grid = len(self.visual.transformer.resblocks), self.grid(pixels)
+        use = calibration.blocks_for(depth)
+        wanted = {use.low, use.similar, *use.fused, depth - 1}
+        # The published code leaves the order of sums to PyTorch, too, unlike that of `_attend`.
+        outputs, projections = self._run_blocks(pixels, wanted, F.scaled_dot_product_attention)
+        before_last = outputs[depth - 1].float()
+        low, similar = (outputs[number][:, 1:].float() for number in (use.low, use.similar))
+        fused = torch.stack([outputs[number] for number in use.fused]).sum(0, dtype=torch.float32)
 
-        grid = self.grid(pixels)
         scores = calibration.outlier_scores(before_last[:, 1:])
         flagged = calibration.flag_outliers(scores)
-        repaired = calibration.repair(before_last[:, 1:], flagged, grid)
-        repaired_similar = calibration.repair(similar, flagged, grid)
+        both = torch.cat([before_last[:, 1:], similar], -1)
+        repaired, repaired_similar = calibration.repair(both, flagged, grid).chunk(2, -1)
         similarity = calibration.similarity(repaired_similar)
-        low_similarity = calibration.cut(calibration.similarity(low))
+        low_similarity = calibration.without_low(calibration.similarity(low))
 
-        aggregated = calibration.aggregate(repaired, calibration.cut(similarity))
+        aggregated = calibration.aggregate(repaired, calibration.without_low(similarity))
         attended = _attend_without_residual(
             self._last,
             torch.cat([aggregated, fused[:, 1:]]).to(self.dtype),
@@ -192,7 +160,7 @@ class DenseBackbone:
         )
         return Calibration(
             before_last,
-            projections[-1],
+            projections,
             scores,
             flagged,
             repaired,
@@ -211,10 +179,21 @@ class DenseBackbone:
 
     def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Output and projections of the last block but one."""
-        return deque(self._blocks(pixels, _attend), maxlen=1).pop()
+        number = len(self.visual.transformer.resblocks) - 1
+        outputs, projections = self._run_blocks(pixels, {number}, _attend)
+        return outputs[number], projections
 
-    def _blocks(self, pixels: Tensor, attend: _Attend) -> Iterator[tuple[Tensor, Tensor]]:
-        """Output and projections of each block but the last, (B, 1 + N, W) and (B, 1 + N, 3 W)."""
+    def _run_blocks(
+        self, pixels: Tensor, wanted: Set[int], attend: _Attend
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Run all blocks but the last.
+
+        Args:
+            wanted: Blocks by number from 1.
+
+        Returns:
+            The outputs of those, (B, 1 + N, W), and the last projections, (B, 1 + N, 3 W).
+        """
         visual, grid = self.visual, self.grid(pixels)
         whole_patches = pixels[..., : grid[0] * self.patch_size, : grid[1] * self.patch_size]
         embed = _embed_by_product if pixels.is_cuda else _embed_patches
@@ -222,9 +201,12 @@ class DenseBackbone:
         cls_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([cls_token, x], dim=1) + self._positional_embedding(grid).to(x.dtype)
         x = visual.ln_pre(x)
-        for block in visual.transformer.resblocks[:-1]:
+        outputs = {}
+        for number, block in enumerate(visual.transformer.resblocks[:-1], 1):
             x, qkv = _run_block(block, x, attend)
-            yield x, qkv
+            if number in wanted:
+                outputs[number] = x
+        return outputs, qkv
 
     def _positional_embedding(self, grid: tuple[int, int]) -> Tensor:
         embedding = self.visual.positional_embedding

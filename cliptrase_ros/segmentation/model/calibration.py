@@ -1,9 +1,11 @@
 """Self-calibration of CLIP (SC-CLIP, arXiv 2411.15869): outliers, repair, aggregation.
 
 Functions of the patch tokens of B windows, float32 (B, N, W) each, N = h w patches of W channels.
-Nothing depends on a value's size or waits for the device. Where paper and published code differ,
+No shape depends on values, and nothing waits for the device. Where paper and published code differ,
 these do what the code does.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,37 @@ _LEAST_SIMILARITY = 0.4
 
 # How sharply attention follows similarity above the window's mean.
 _CONTRAST = 3.0
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which blocks of a tower are looked at, by number from 1.
+
+    Attributes:
+        similar: The one whose similarity tells what tokens attend to.
+        low: The early one whose similarity tells what the result is averaged over.
+        fused: Those whose sum goes through the last block's attention as well.
+        cls_share: How much of the [CLS] token is added to what the last block gives.
+    """
+
+    similar: int
+    low: int
+    fused: range
+    cls_share: float
+
+
+# As published for ViT-B/16 and ViT-L/14, which have so many blocks.
+_BLOCKS = {12: Blocks(9, 4, range(4, 11), 0.3), 24: Blocks(17, 7, range(9, 20), 0.1)}
+
+
+def blocks_for(depth: int) -> Blocks:
+    """The blocks for a tower of any depth; where none are published, as deep as in ViT-B/16."""
+    if depth in _BLOCKS:
+        return _BLOCKS[depth]
+    published = _BLOCKS[12]
+    numbers = (published.similar, published.low, published.fused[0], published.fused[-1])
+    similar, low, first, last = (max(1, round(number * depth / 12)) for number in numbers)
+    return Blocks(similar, low, range(first, last + 1), published.cls_share)
 
 
 def outlier_scores(patches: Tensor) -> Tensor:
@@ -55,8 +88,7 @@ def flag_outliers(scores: Tensor) -> Tensor:
 
 def repairable(flagged: Tensor, grid: tuple[int, int]) -> Tensor:
     """Which flagged tokens have one that is not among their 8 neighbours: bool (B, N)."""
-    kept = (~flagged).float().unsqueeze(-1)
-    return flagged & (_sum_around(kept, grid)[..., 0] > 0)
+    return flagged & (_sum_around((~flagged).float().unsqueeze(-1), grid)[..., 0] > 0)
 
 
 def repair(patches: Tensor, flagged: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -65,8 +97,9 @@ def repair(patches: Tensor, flagged: Tensor, grid: tuple[int, int]) -> Tensor:
     One whose neighbours are all flagged stays as it is.
     """
     kept = (~flagged).float().unsqueeze(-1)
-    mean = _sum_around(patches * kept, grid) / _sum_around(kept, grid).clamp(min=1)
-    return torch.where(repairable(flagged, grid).unsqueeze(-1), mean, patches)
+    neighbours = _sum_around(kept, grid)
+    mean = _sum_around(patches * kept, grid) / neighbours.clamp(min=1)
+    return torch.where(flagged.unsqueeze(-1) & (neighbours > 0), mean, patches)
 
 
 def similarity(patches: Tensor) -> Tensor:
@@ -75,14 +108,14 @@ def similarity(patches: Tensor) -> Tensor:
     return unit @ unit.mT
 
 
-def cut(cosines: Tensor) -> Tensor:
+def without_low(cosines: Tensor) -> Tensor:
     """Cosines of which those below 0.4 are 0."""
     return cosines.masked_fill(cosines < _LEAST_SIMILARITY, 0)
 
 
 def aggregate(patches: Tensor, weights: Tensor) -> Tensor:
     """The weighted mean of all tokens for each; weights (B, N, N), rows of any sum."""
-    return weights / (weights.sum(-1, keepdim=True) + 1e-6) @ patches
+    return (weights / (weights.sum(-1, keepdim=True) + 1e-6)) @ patches
 
 
 def attention_to_similar(cosines: Tensor) -> Tensor:
@@ -91,7 +124,10 @@ def attention_to_similar(cosines: Tensor) -> Tensor:
     Only those that are at least as similar as the mean of the window count.
     """
     above = _CONTRAST * (cosines - cosines.mean((1, 2), keepdim=True))
-    return above.masked_fill(above < 0, -torch.inf).softmax(-1)
+    less = above < 0
+    # A token is as similar to itself as can be, however the mean is rounded.
+    less.diagonal(dim1=1, dim2=2).fill_(False)
+    return above.masked_fill(less, -torch.inf).softmax(-1)
 
 
 def _squared_distances(patches: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class LabelTable:
         return by_column[..., :-1] * self.logit_scale
 
     def cosines(self, tokens: Tensor) -> Tensor:
-        """Cosines (B, T, P) of tokens, as for `logits`, and phrases; very low for padding."""
+        """Cosines (B, T, P) of tokens (see `logits`) and phrases; very low for padding."""
         return (tokens @ self.features.mT).masked_fill(self.columns == self.size[1], _NO_COSINE)
 
     def without_padding(self, logits: Tensor) -> Tensor:

@@ -105,8 +105,8 @@ def network_input(frames: Tensor, framing: Framing) -> Tensor:
     """Resize with the framing's filter, then crop.
 
     On a CPU the pixels are PIL's or OpenCV's own. Elsewhere the filters are the same, without what
-    PIL rounds between its two passes and OpenCV in its weights: about one value in six differs
-    by 1, one in a thousand by more.
+    these round on the way: of PIL's pixels about one value in six differs by 1, one in a thousand
+    by more; of OpenCV's one in eight, by 1.
 
     Args:
         frames: uint8 (B, H, W, 3) RGB, of the framing's source size.

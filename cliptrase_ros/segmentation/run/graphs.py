@@ -602,8 +602,14 @@ def batches(count: int) -> Iterator[int]:
 
 
 def _shape(batch: int, framing: Framing, method: Method, table: LabelTable) -> Shape:
-    rows, columns = map(_padded_length, table.size)
+    # At pixels, every phrase costs time, padding too.
+    padded = _padded_length if method.softmax == 'patches' else _multiple_of_least
+    rows, columns = map(padded, table.size)
     return Shape(batch, framing, method, (rows, columns), table.ids.dtype, table.unlabelled)
+
+
+def _multiple_of_least(count: int) -> int:
+    return -(-count // _LEAST_TABLE) * _LEAST_TABLE
 
 
 def _padded_length(count: int) -> int:

@@ -64,12 +64,12 @@ class Trace:
 
     Attributes:
         tokens: float32 (B, 1 + N, D), unit length, [CLS] first.
-        correlation: float32 (B, N, N), what is clustered.
+        correlation: float32 (B, N, N), what is clustered; None where nothing is.
         patch_logits: float32 (B, C, h, w), without the image prior. With sliding windows their
             mean, on a finer grid than that of tokens, correlation and clusters.
         patch_probability: float32 of the same shape, 0..1, propagated where the method does so.
         clusters: int64 (B, N), -1 for noise.
-        raw_labels: int64 (B, H, W), label columns before the vote; the value
+        raw_labels: int64 (B, H, W), label columns before the vote, after PAMR; the value
             `LabelTable.foreground` stands for every background column.
         labels: int64 (B, H, W), the same after the vote.
         exact: bool (B,), whether the bounds sufficed; where not, `clusters` and `labels` are wrong.
@@ -77,7 +77,7 @@ class Trace:
     """
 
     tokens: Tensor
-    correlation: Tensor
+    correlation: Tensor | None
     patch_logits: Tensor
     patch_probability: Tensor
     clusters: Tensor
@@ -191,7 +191,7 @@ class Pipeline:
         height, width = (side // self.backbone.patch_size for side in framing.crop)
         return empty_history(table.size[1], (height, width), batch, self.mean.device)
 
-    def normalise(self, pixels: Tensor, frame: str = 'whole') -> Tensor:
+    def normalise(self, pixels: Tensor, frame: str) -> Tensor:
         """uint8 (B, 3, H, W) to float32, normalised; frame as in `Method`."""
         if frame == 'mmcv':
             mean, std = _as_configured(self.mean), _as_configured(self.std)
@@ -229,16 +229,16 @@ def trace(
         pixels: float (B, 3, H, W).
         bounds: None for exact clusters at any cost.
         picture: uint8 (B, 3, H, W), `pixels` before they were normalised; needed for smoothing and
-            refinement.
+            PAMR.
         history: Of the frames before; needed for smoothing.
     """
-    size = pixels.shape[-2:]
+    size, pixels = pixels.shape[-2:], pixels.to(backbone.dtype)
     window = _window_grid(size, backbone.patch_size, method)
     with stage('tower'):
         whole = pixels if window is None else _shrink_to_window(pixels, backbone, method)
         dense = backbone(whole, method.features)
         tokens = dense.tokens.float()
-        correlation = _correlation(dense, method)
+        correlation = _correlation(dense, method) if method.clustering else None
     with stage('logits'):
         token_logits = table.logits(tokens)
         image_logits = token_logits[:, 0]
@@ -255,10 +255,13 @@ def trace(
             assert picture is not None
             columns = pamr.refine_present(columns, evidence, picture)
     raw_labels = torch.minimum(columns, table.foreground)
-    with stage('clusters'):
-        clusters, exact = _clusters(correlation, method, bounds)
+    # Nothing is in a cluster, which is exact, until clusters are looked for.
+    clusters = torch.full_like(tokens[:, 1:, 0], -1, dtype=torch.int64)
+    exact = torch.ones_like(clusters[:, 0], dtype=torch.bool)
     labels = raw_labels
-    if method.clustering:
+    if correlation is not None:
+        with stage('clusters'):
+            clusters, exact = _clusters(correlation, bounds)
         with stage('regions'):
             labels = _vote_in_regions(
                 raw_labels, correlation, clusters, dense.grid, table, method, bounds
@@ -358,9 +361,10 @@ def _shrink_to_window(pixels: Tensor, backbone: DenseBackbone, method: Method) -
     scale = min(1.0, method.window / min(pixels.shape[-2:]))
     patch_size = backbone.patch_size
     size = [max(1, round(side * scale / patch_size)) * patch_size for side in pixels.shape[-2:]]
-    return F.interpolate(
+    shrunk = F.interpolate(
         pixels.float(), size=size, mode='bilinear', align_corners=False, antialias=True
     )
+    return shrunk.to(pixels.dtype)
 
 
 def _weigh(
@@ -383,11 +387,8 @@ def _weigh(
     return patches.logits.softmax(1), patches.label_logits, None
 
 
-def _clusters(correlation: Tensor, method: Method, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
+def _clusters(correlation: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
     """Cluster numbers (B, N), and whether they are exact (B,)."""
-    if not method.clustering:
-        none = torch.full(correlation.shape[:2], -1, device=correlation.device)
-        return none, none.new_ones(len(none), dtype=torch.bool)
     eps, min_samples = dbscan_parameters(correlation.shape[-1])
     if bounds is None:
         clusters = dbscan(correlation, eps, min_samples)

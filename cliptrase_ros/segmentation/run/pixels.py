@@ -6,6 +6,7 @@ them the largest logit and the sum that softmax divides by.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class PhraseMaps:
         window: (height, width), pixels.
         network_size: (height, width) of the frame at the network's size.
         camera_size: (height, width) of the frame.
-        neighbours: From `pamr.neighbour_weights`, at the camera's size; None without PAMR.
+        neighbour_weights: For `pamr.refine`, at the camera's size; None without PAMR.
     """
 
     cosines: Tensor
@@ -42,7 +43,7 @@ class PhraseMaps:
     window: tuple[int, int]
     network_size: tuple[int, int]
     camera_size: tuple[int, int]
-    neighbours: Tensor | None = None
+    neighbour_weights: Tensor | None = None
 
     def at_pixels(self, phrases: slice) -> Tensor:
         """Cosines of some phrases at the camera's pixels: float32 (B, K, H, W)."""
@@ -52,19 +53,29 @@ class PhraseMaps:
                 maps = _enlarge(maps, self.window)
                 maps = sliding.join_windows(maps, self.corners, self.network_size)
             maps = _enlarge(maps, self.camera_size)
-        if self.neighbours is None:
+        if self.neighbour_weights is None:
             return maps
         with stage('pamr'):
-            return pamr.refine(maps, self.neighbours)
+            return pamr.refine(maps, self.neighbour_weights)
 
-    def parts(self) -> Iterator[slice]:
-        """All phrases, so many at a time as memory is meant for."""
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """All phrases, as many at a time as `_VALUES_AT_ONCE` allows, and their maps."""
         height, width = self.camera_size
         frames = len(self.cosines) // (1 if self.corners is None else len(self.corners))
         windows = len(self.cosines) * self.window[0] * self.window[1]
         step = max(1, _VALUES_AT_ONCE // max(frames * height * width, windows))
         phrases = self.cosines.shape[1]
-        return (slice(first, min(first + step, phrases)) for first in range(0, phrases, step))
+        if step >= phrases:
+            yield slice(0, phrases), self._all_at_pixels
+        else:
+            for first in range(0, phrases, step):
+                part = slice(first, min(first + step, phrases))
+                yield part, self.at_pixels(part)
+
+    @cached_property
+    def _all_at_pixels(self) -> Tensor:
+        """Where they fit, maps of all phrases are made once for those who ask several times."""
+        return self.at_pixels(slice(None))
 
 
 def phrase_maps(
@@ -81,23 +92,26 @@ def phrase_maps(
         camera_size: (height, width) of the frames.
     """
     size = pixels.shape[-2:]
-    window = (min(method.window, size[0]), min(method.window, size[1])) if method.window else size
-    corners = None
+    patch = backbone.patch_size
+    window, corners = size, None
     with stage('tower'):
         windows = pixels
         if method.window:
-            stride = max(backbone.patch_size, method.stride or method.window // 2)
+            # In whole patches, so that no strip between windows is seen by none.
+            side = max(patch, method.window // patch * patch)
+            window = (min(side, size[0]), min(side, size[1]))
+            stride = min(side, max(patch, method.stride or side // 2))
             corners = sliding.window_corners(size, window, stride)
             windows = sliding.cut_windows(pixels, corners, window, 1)
         cosines = [
             _patch_cosines(backbone, part, table, method)
             for part in windows.split(sliding.WINDOWS_AT_ONCE)
         ]
-    neighbours = None
+    weights = None
     if method.refinement == 'pamr':
         with stage('pamr'):
-            neighbours = pamr.neighbour_weights(_enlarge(pixels, camera_size))
-    return PhraseMaps(torch.cat(cosines), corners, window, size, camera_size, neighbours)
+            weights = pamr.neighbour_weights(_enlarge(pixels, camera_size))
+    return PhraseMaps(torch.cat(cosines), corners, window, size, camera_size, weights)
 
 
 def label_pixels(maps: PhraseMaps, table: LabelTable, method: Method) -> tuple[Tensor, Tensor]:
@@ -113,11 +127,12 @@ def label_pixels(maps: PhraseMaps, table: LabelTable, method: Method) -> tuple[T
     if method.min_area:
         columns = table.size[1] + 1
         pixels = count_labels(column, columns)
-        is_class = torch.arange(columns, device=column.device) < table.foreground
+        number = torch.arange(columns, device=column.device)
+        is_class, is_padding = number < table.foreground, number >= table.used
         of_classes = (pixels * is_class).sum(1, keepdim=True)
-        large = ~is_class | (pixels > method.min_area * of_classes)
+        stays = ~is_padding & (~is_class | (pixels > method.min_area * of_classes))
         column, probability = _most_probable(
-            maps, table, method, lambda columns: large[:, columns, None, None]
+            maps, table, method, lambda columns: stays[:, columns, None, None]
         )
     return torch.minimum(column, table.foreground), probability
 
@@ -153,10 +168,9 @@ def _most_probable(
     """
     scale = method.logit_scale or table.logit_scale
     best = None
-    for part in maps.parts():
-        logits = maps.at_pixels(part)
+    for part, cosines in maps.parts():
         with stage('logits'):
-            logits.mul_(scale)
+            logits = cosines * scale
             part_total = logits.logsumexp(1)
             if permitted is not None:
                 logits.masked_fill_(~permitted(table.columns[part]), -torch.inf)

@@ -118,7 +118,7 @@ def _score_image(
         image.shape[:2], resolution, pipeline.backbone.patch_size
     )
     frames = torch.from_numpy(image)[None].to(segmenter.device)
-    pixels = pipeline.normalise(preprocessing.network_input(frames, framing))
+    pixels = pipeline.normalise(preprocessing.network_input(frames, framing), 'whole')
     tokens = pipeline.backbone(pixels, 'clip').tokens
     return vocabulary.table.logits(tokens.float())[0, 0].cpu().numpy()
 
