@@ -13,16 +13,21 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from cliptrase_ros.benchmark.timing import interleaved
 from cliptrase_ros.evaluation.metrics import confusion, scores
+from cliptrase_ros.photos.reading import read_photo
+from cliptrase_ros.segmentation.method import pamr
+from cliptrase_ros.segmentation.model.preprocessing import framing_of, network_input, to_camera_size
+from cliptrase_ros.segmentation.run.pipeline import trace
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -88,6 +93,12 @@ def main() -> None:
     parser.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES), metavar='CASE')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 = all')
     parser.add_argument('--json', type=Path, metavar='FILE')
+    parser.add_argument(
+        '--pamr',
+        action='store_true',
+        help='instead, compare refinement pamr with PAMR of the maps of all classes',
+    )
+    parser.add_argument('--photos', type=Path, metavar='FOLDER', help='compare on these as well')
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -98,6 +109,12 @@ def main() -> None:
         photograph_room(seed, 'held_out', difficulty, (240, 320))
         for seed in range(first, first + options.rooms)
     ]
+    if options.pamr:
+        print_pamr(segmenter, vocabulary, [room.image for room in rooms], 'rooms')
+        if options.photos:
+            photos = [read_photo(path) for path in sorted(options.photos.iterdir())]
+            print_pamr(segmenter, vocabulary, photos, 'photos')
+        return
     tours = [
         list(rendered_sequence(sample_room(seed, 'held_out', difficulty), options.frames))
         for seed in range(first, first + options.tours)
@@ -130,6 +147,59 @@ def main() -> None:
         )
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + '\n')
+
+
+def print_pamr(
+    segmenter: Segmenter, vocabulary: EncodedVocabulary, images: Sequence[np.ndarray], what: str
+) -> None:
+    """Print how many labels refinement `pamr` has in common with PAMR of the maps of all classes.
+
+    That is done at the network's size, as the refinement is, and at the image's, as published.
+    """
+    for preset, resolution in itertools.product(('robot', 'plus'), (224, 336)):
+        settings = SegmentationSettings(preset, resolution, refinement='pamr')
+        shares = []
+        for image in tqdm(images, unit='image', leave=False):
+            (result,) = segmenter.segment([image], vocabulary, settings)
+            shares.append(
+                [
+                    float((result.label == label).mean())
+                    for label in label_by_pamr_of_all(segmenter, vocabulary, settings, image)
+                ]
+            )
+        same_size, full_size = np.mean(shares, 0)
+        print(
+            f'{len(images)} {what}, {preset}, {resolution}: labels equal to those of all maps '
+            f'{same_size:.2%}, of all maps at full size {full_size:.2%}'
+        )
+
+
+@torch.inference_mode()
+def label_by_pamr_of_all(
+    segmenter: Segmenter,
+    vocabulary: EncodedVocabulary,
+    settings: SegmentationSettings,
+    image: np.ndarray,
+) -> list[np.ndarray]:
+    """Labels (H, W) by PAMR of every class's map, at the network's size and at the image's."""
+    pipeline, table = segmenter.pipeline, vocabulary.table
+    method = replace(settings.method, refinement='none')
+    framing = framing_of(
+        method.frame, image.shape[:2], settings.resolution, pipeline.backbone.patch_size
+    )
+    frames = torch.from_numpy(image)[None].to(segmenter.device)
+    pixels = pipeline.normalise(network_input(frames, framing), method.frame)
+    result = trace(pipeline.backbone, pixels, table, method)
+    maps = result.patch_probability if method.propagation else result.patch_logits
+    labels = []
+    for size in (framing.crop, framing.source):
+        enlarged, picture = (F.interpolate(x, size=size, mode='bilinear') for x in (maps, pixels))
+        refined = pamr.refine(enlarged, pamr.neighbour_weights(picture))
+        label = table.ids[refined.argmax(1)]
+        if size != framing.source:
+            label = to_camera_size(label, framing, outside=table.unlabelled)
+        labels.append(label[0].cpu().numpy())
+    return labels
 
 
 def time_cases(

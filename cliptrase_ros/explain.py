@@ -57,7 +57,7 @@ def explain(
     at: tuple[int, int],
     settings: SegmentationSettings,
 ) -> Explanation:
-    """Run the published method on an image and keep what concerns the patch at a pixel.
+    """Run CLIPtrase on an image and keep what concerns the patch at a pixel.
 
     Args:
         image: uint8 (H, W, 3) RGB.

@@ -32,8 +32,8 @@ class Suite:
         frames: (height, width) of whole frames labelled at preset `robot`, each at each of
             `frame_sizes`.
         frame_sizes: Shorter sides fed to CLIP, pixels.
-        methods: Preset, refinement and window by which the first frame is labelled at the first
-            size as well.
+        methods: Preset, refinement and window of further cases, of the first frame at the first
+            of `frame_sizes`.
         patches: Numbers of patches for DBSCAN alone.
         phrases: Number of new phrases to encode.
         agreement: Frames on which to compare half precision with float32.

@@ -1,1 +1,1 @@
-"""The published method and what improves on it, as functions of arrays and tensors."""
+"""The stages of the methods, and what improves on them, as functions of arrays and tensors."""

@@ -255,11 +255,11 @@ def trace(
             assert picture is not None
             columns = pamr.refine_present(columns, evidence, picture)
     raw_labels = torch.minimum(columns, table.foreground)
-    # Nothing is in a cluster, which is exact, until clusters are looked for.
-    clusters = torch.full_like(tokens[:, 1:, 0], -1, dtype=torch.int64)
-    exact = torch.ones_like(clusters[:, 0], dtype=torch.bool)
-    labels = raw_labels
-    if correlation is not None:
+    if correlation is None:
+        clusters = torch.full_like(tokens[:, 1:, 0], -1, dtype=torch.int64)
+        exact = torch.ones_like(clusters[:, 0], dtype=torch.bool)
+        labels = raw_labels
+    else:
         with stage('clusters'):
             clusters, exact = _clusters(correlation, bounds)
         with stage('regions'):
