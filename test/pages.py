@@ -40,6 +40,19 @@ def python_blocks(page):
     return re.findall(r'^```python\n(.*?)^```', page.read_text(), re.M | re.S)
 
 
+def table(page, first_cell, after=''):
+    """Rows of the table of a page in docs/ whose heading begins with a cell, as lists of cells."""
+    text = (ROOT / 'docs' / page).read_text()
+    lines = text[text.index(after) :].splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith(f'| {first_cell} |'))
+    rows = []
+    for line in lines[begin + 2 :]:
+        if not line.startswith('|'):
+            return rows
+        rows.append([cell.strip() for cell in line.strip().strip('|').split('|')])
+    return rows
+
+
 def every(program):
     """(page, arguments) of a program's commands, each once."""
     found = {}

@@ -1,5 +1,6 @@
 """The engine against recorded steps of the published code of SC-CLIP, on a small model."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from reference_weights import outlier_clip
 from cliptrase_ros.evaluation.recordings import read_recording
 from cliptrase_ros.evaluation.verify import Verifier
 from cliptrase_ros.evaluation.verify_sc_clip import sc_clip_table
-from cliptrase_ros.segmentation.method import pamr
-from cliptrase_ros.segmentation.model import calibration, preprocessing
+from cliptrase_ros.segmentation.method import pamr, sliding
+from cliptrase_ros.segmentation.model import backbone, calibration, preprocessing
 from cliptrase_ros.segmentation.model.preprocessing import framing_of
 from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.run.pipeline import Pipeline
@@ -24,6 +25,7 @@ CASES = {
 }
 
 
+@pytest.fixture(scope='module')
 def loaded():
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -31,13 +33,13 @@ def loaded():
 
 
 @pytest.fixture(scope='module')
-def verifier(device):
-    return Verifier(loaded(), device=device)
+def verifier(loaded, device):
+    return Verifier(loaded, device=device)
 
 
 @pytest.fixture(scope='module')
-def half(device):
-    return Verifier(loaded(), 'float16', device)
+def half(loaded, device):
+    return Verifier(replace(loaded, model=copy.deepcopy(loaded.model)), 'float16', device)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -52,10 +54,10 @@ def test_half_precision_keeps_the_labels(half, case):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_every_image_of_a_batch_is_labelled_as_published(device, case):
+def test_every_image_of_a_batch_is_labelled_as_published(loaded, device, case):
     golden = CASES[case]
-    pipeline = Segmenter(loaded(), device).pipeline
-    frames = torch.from_numpy(golden.image).expand(3, -1, -1, -1).contiguous().to(device)
+    pipeline = Segmenter(loaded, device).pipeline
+    frames = torch.from_numpy(golden.image).expand(2, -1, -1, -1).contiguous().to(device)
     framing = framing_of('mmcv', golden.image.shape[:2], golden.resolution, 16)
     least = torch.tensor(golden.min_confidence, device=device)
     table = sc_clip_table(golden).to(device)
@@ -89,22 +91,45 @@ def antialiased(*arguments):
     return replace(preprocessing.mmcv_framing(*arguments), antialias=True)
 
 
-# What is done wrong, by the stage that it is seen at.
-MISTAKES = {
-    'picture': (preprocessing._FRAMINGS, 'mmcv', antialiased),
-    'block11': (Pipeline, 'normalise', mean_of_two_decimals),
-    'outlier scores': (calibration, 'outlier_scores', lambda patches: patches.norm(dim=-1)),
-    'repaired11': (calibration, 'repair', lambda patches, flagged, grid: patches),
-    'attention1': (calibration, '_CONTRAST', 2.0),
-    'logits': (pamr, '_STEPS', 9),
-}
+def similarity_of_block_10(depth, blocks_for=calibration.blocks_for):
+    return replace(blocks_for(depth), similar=10)
 
 
-@pytest.mark.parametrize('stage', MISTAKES)
-def test_the_stage_of_a_mistake_is_named(verifier, monkeypatch, stage):
-    where, name, wrong = MISTAKES[stage]
+def only_block_11_repaired(both, flagged, grid, repair=calibration.repair):
+    before_last, similar = both.chunk(2, -1)
+    return torch.cat([repair(before_last, flagged, grid), similar], -1)
+
+
+def without_second_pass(*steps, calibration_of=backbone.Calibration):
+    *others, low_aggregated, _ = steps
+    return calibration_of(*others, low_aggregated, low_aggregated[0])
+
+
+def corners_in_whole_patches(*arguments, window_corners=sliding.window_corners):
+    return [(top // 16 * 16, left // 16 * 16) for top, left in window_corners(*arguments)]
+
+
+# What is done wrong, with the stage at which that is seen and the recording in which.
+MISTAKES = [
+    ('picture', 'sc_whole', preprocessing._FRAMINGS, 'mmcv', antialiased),
+    ('windows', 'sc_pamr', sliding, 'window_corners', corners_in_whole_patches),
+    ('block11', 'sc_whole', Pipeline, 'normalise', mean_of_two_decimals),
+    ('outlier scores', 'sc_whole', calibration, 'outlier_scores', lambda p: p.norm(dim=-1)),
+    ('repaired11', 'sc_whole', calibration, 'repair', lambda patches, flagged, grid: patches),
+    ('repaired9', 'sc_whole', calibration, 'repair', only_block_11_repaired),
+    ('repaired9', 'sc_whole', calibration, 'blocks_for', similarity_of_block_10),
+    ('attention1', 'sc_whole', calibration, '_CONTRAST', 2.0),
+    ('before ln_post', 'sc_whole', backbone, 'Calibration', without_second_pass),
+    ('logits', 'sc_pamr', pamr, '_STEPS', 9),
+]
+
+
+@pytest.mark.parametrize(
+    ('stage', 'case', 'where', 'name', 'wrong'), MISTAKES, ids=[stage for stage, *_ in MISTAKES]
+)
+def test_the_stage_of_a_mistake_is_named(verifier, monkeypatch, stage, case, where, name, wrong):
     if isinstance(where, dict):
         monkeypatch.setitem(where, name, wrong)
     else:
         monkeypatch.setattr(where, name, wrong)
-    assert verifier.compare_sc_clip(CASES['sc_pamr']).first_difference == stage
+    assert verifier.compare_sc_clip(CASES[case]).first_difference == stage

@@ -12,7 +12,8 @@ import pytest
 from reference_weights import outlier_clip
 from tiny_clip import TINY_CONFIG
 
-from cliptrase_ros.evaluation.recordings import RecordingError, read_recording
+from cliptrase_ros.evaluation.recording_checks import RecordingError
+from cliptrase_ros.evaluation.recordings import read_recording
 from cliptrase_ros.evaluation.verify import Verifier
 from cliptrase_ros.segmentation.model.weights import LoadedModel
 
@@ -70,6 +71,12 @@ def test_whole_pictures_are_not_refined(recorded, tmp_path):
         ({'prob_thd': 2}, 'min_confidence is 2'),
         ({'logit_scale': 0}, 'says logit_scale 0'),
         ({'logit_scale': [40]}, r'says logit_scale \[40\]'),
+        ({'logit_scale': float('nan')}, 'says logit_scale NaN; it must be a number'),
+        ({'logit_scale': float('inf')}, 'says logit_scale Infinity'),
+        ({'logit_scale': 10**400}, 'says logit_scale 1000'),
+        ({'area_thd': float('nan')}, 'says area_thd NaN'),
+        ({'prob_thd': float('nan')}, 'min_confidence is nan'),
+        ({'slide_crop': -float('inf')}, 'window is -inf'),
         ({'area_thd': 'much'}, 'says area_thd "much"'),
     ],
 )
@@ -95,6 +102,11 @@ def test_settings_that_this_engine_has_not(recorded, tmp_path, changes, message)
         ({'lof_scores': np.zeros(100, np.float32)}, 'see its flagged, repaired, similarity_mid'),
         ({'feature_tokens': np.full(49, 196, np.int16)}, 'see its feature_tokens'),
         ({'windows': np.zeros((3, 4), np.int16)}, 'see its flagged'),
+        (
+            {'feature_norm': np.full(196, np.nan, np.float32)},
+            'NaN or infinity; see its feature_norm',
+        ),
+        ({'similarity_mid_mean': np.array(np.inf, np.float32)}, 'see its similarity_mid_mean'),
     ],
 )
 def test_arrays_that_are_wrong(recorded, tmp_path, changes, message):
@@ -103,26 +115,56 @@ def test_arrays_that_are_wrong(recorded, tmp_path, changes, message):
         read(tmp_path, arrays)
 
 
-def verifier(model):
+@pytest.mark.parametrize('name', ['nothing', 'words', 'one array', 'objects'])
+def test_files_that_are_no_recordings(tmp_path, name):
+    path = tmp_path / 'one.npz'
+    path.write_bytes(b'no arrays' if name == 'words' else b'')
+    if name == 'one array':
+        with path.open('wb') as file:
+            np.save(file, np.zeros(3))
+    if name == 'objects':
+        np.savez(path, labels=np.array([{}]))
+    with pytest.raises(
+        RecordingError, match=r'one.npz is not an .npz file of plain arrays'
+    ) as told:
+        read_recording(path)
+    # NumPy advises to load it in another, unsafe way.
+    assert 'pickle' not in str(told.value)
+
+
+def verifier_of(model):
     tokenizer = open_clip.get_tokenizer('ViT-B-16')
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     return Verifier(LoadedModel(model, tokenizer, mean, std, 'model'))
 
 
-def test_recordings_of_other_models(recorded, tmp_path):
-    for model, changes, message in (
-        (open_clip.model.CLIP(**TINY_CONFIG), {}, 'similarity_block 9, .* tower of 3 blocks'),
-        (outlier_clip(), {'fused_blocks': [4, 5]}, r'fused_blocks \[4, 5\]'),
-        (outlier_clip(), {'slide_crop': 112}, 'windows of 196 patches, the model 49'),
-    ):
-        recording = read(tmp_path, with_settings(recorded, **changes))
-        with pytest.raises(RecordingError, match=message):
-            verifier(model).compare_sc_clip(recording)
+@pytest.fixture(scope='module')
+def verifier():
+    return verifier_of(outlier_clip())
 
 
-def test_recordings_with_features_of_another_width(recorded, tmp_path):
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'fused_blocks': [4, 5]}, r'fused_blocks \[4, 5\]'),
+        ({'slide_crop': 112}, 'windows of 196 patches, the model 49'),
+    ],
+)
+def test_recordings_of_other_models(verifier, recorded, tmp_path, changes, message):
+    recording = read(tmp_path, with_settings(recorded, **changes))
+    with pytest.raises(RecordingError, match=message):
+        verifier.compare_sc_clip(recording)
+
+
+def test_recordings_of_deeper_models(recorded, tmp_path):
+    shallow = verifier_of(open_clip.model.CLIP(**TINY_CONFIG))
+    with pytest.raises(RecordingError, match='similarity_block 9, .* tower of 3 blocks'):
+        shallow.compare_sc_clip(read(tmp_path, recorded))
+
+
+def test_recordings_with_features_of_another_width(verifier, recorded, tmp_path):
     arrays = {**recorded}
     for name in ('text_features', 'features'):
         arrays[name] = np.pad(recorded[name], ((0, 0), (0, 64)))
     with pytest.raises(RecordingError, match='text features of 128 numbers, the model of 64'):
-        verifier(outlier_clip()).compare_sc_clip(read(tmp_path, arrays))
+        verifier.compare_sc_clip(read(tmp_path, arrays))

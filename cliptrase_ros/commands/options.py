@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cliptrase_ros.commands.common import CommandError, command_errors
 from cliptrase_ros.segmentation.settings import (
+    RESOLUTION_RANGE,
     ModelSettings,
     SegmentationSettings,
     Setting,
@@ -88,7 +89,10 @@ def segmentation_settings(arguments: argparse.Namespace, **changes: Any) -> Segm
     with command_errors(ValueError):
         settings = SegmentationSettings(**{**_values(arguments, SegmentationSettings), **changes})
     if settings.stride and not settings.method.window:
-        raise CommandError('--stride says how far apart windows stand: give --window as well')
+        raise CommandError(
+            '--stride says how far apart windows stand, and there are none: give a --window of at '
+            f'least {RESOLUTION_RANGE[0]} pixels'
+        )
     if settings.refinement == 'sam' and not arguments.sam_model:
         raise CommandError('--refinement sam needs the folder of a SAM: --sam-model FOLDER')
     return settings

@@ -19,10 +19,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         'Run the engine on recorded inputs and compare with the recorded outputs, of CLIPtrase and '
         'of SC-CLIP; what is in a file says of which. Exit status 0 only if all agree. CLIPtrase: '
         'clusters, raw labels and labels are equal in every entry, except where two classes tie in '
-        'the sixth digit and the rounding of the processor decides. SC-CLIP: every stage from the '
-        'resized picture on differs by no more than 0.00001, and 99.99 % of the labels are equal. '
-        'In half precision 99.5 % and 99 % of the labels have to be equal. The stages run one by '
-        'one, without CUDA graphs.'
+        'the sixth digit and the rounding of the processor decides. SC-CLIP: stage by stage from '
+        'the resized picture on, what is counted is equal, features and logits differ by no more '
+        'than 0.00001, other numbers by no more than docs/commands.md says, and 99.99 % of the '
+        'labels are equal. In half precision 99.5 % and 99 % of the labels have to be equal. The '
+        'stages run one by one, without CUDA graphs.'
     )
     command = commands.add_parser(
         'verify', help='compare with recorded reference outputs', description=description
@@ -55,7 +56,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.benchmark.timing import device_name
-    from cliptrase_ros.evaluation.recordings import Recording, ScClipRecording, read_recording
+    from cliptrase_ros.evaluation.recordings import Recording, read_recording
+    from cliptrase_ros.evaluation.recordings_sc_clip import ScClipRecording
     from cliptrase_ros.evaluation.verify import Verifier
     from cliptrase_ros.segmentation.model.weights import (
         ModelError,
@@ -134,7 +136,7 @@ def _rows(
     heads: Sequence[str], compare: Callable[[Any], Any], recordings: list[tuple[Path, Any]]
 ) -> Iterator[tuple[Callable[[Sequence[str]], None], Any]]:
     """Print the heads of a table, then give for each recording what prints its row, and ours."""
-    from cliptrase_ros.evaluation.recordings import RecordingError
+    from cliptrase_ros.evaluation.recording_checks import RecordingError
 
     width = max(len(path.name) for path, _ in recordings)
 

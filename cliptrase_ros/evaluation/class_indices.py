@@ -21,7 +21,7 @@ def index_table(
     Args:
         background_first: The background, where there is one, is treated as the first of the
             classes: pixels that are less probable than `min_confidence` belong to it, and so do
-            those of a class that has no phrase which the background has not.
+            those of a class all of whose phrases are background words.
 
     Raises:
         VocabularyError: As `Segmenter.check_vocabulary` does.

@@ -50,8 +50,8 @@ class Measurement:
         return SC_CLIP.get(name) if self.settings.preset == 'sc_clip' else None
 
     @property
-    def dataset(self) -> Dataset:
-        """The dataset, with the words of the recipe."""
+    def worded(self) -> Dataset:
+        """The dataset with the words that are encoded, which a recipe has of its own."""
         dataset, recipe = self.benchmark.dataset, self.recipe
         if recipe is None:
             return dataset
@@ -62,8 +62,7 @@ class Measurement:
         """The settings, with the image prior where the paper uses it, or as in the recipe."""
         settings = self.settings
         if self.recipe is not None:
-            confidence = settings.min_confidence or self.recipe.min_confidence
-            return replace(settings, min_confidence=confidence)
+            return replace(settings, min_confidence=self.recipe.min_confidence)
         if settings.preset == 'paper':
             return replace(settings, image_prior=self.benchmark.dataset.image_prior)
         return settings
@@ -117,12 +116,11 @@ def measure(
         OSError: Notes or figures cannot be written.
         VocabularyError: The model cannot read a class name.
     """
-    dataset, settings = measurement.dataset, measurement.engine_settings
-    benchmark = replace(measurement.benchmark, dataset=dataset)
+    benchmark, settings = measurement.benchmark, measurement.engine_settings
     description = _describe(segmenter, measurement)
     path = output / f'{measurement.file_name}.json'
     _keep_other_results(path, description)
-    vocabulary = make_vocabulary(dataset)
+    vocabulary = make_vocabulary(measurement.worded)
     table = index_table(segmenter, vocabulary, background_first=measurement.recipe is not None)
     labellers = {
         name: partial(label_by_method, segmenter, table=table, settings=settings, method=method)
@@ -133,7 +131,7 @@ def measure(
         benchmark, labellers, measurement.protocol, notes, batch, workers, step
     )
     result = Result(
-        dataset,
+        benchmark.dataset,
         measurement.protocol,
         settings.resolution,
         description,
@@ -147,7 +145,7 @@ def measure(
 
 def _describe(segmenter: Segmenter, measurement: Measurement) -> dict:
     """Everything that makes a difference to the counts, as JSON values."""
-    benchmark, dataset = measurement.benchmark, measurement.dataset
+    benchmark, dataset = measurement.benchmark, measurement.worded
     settings = measurement.engine_settings
     sam = segmenter.mask_source if settings.refinement == 'sam' else None
     return {
@@ -170,17 +168,15 @@ def _describe(segmenter: Segmenter, measurement: Measurement) -> dict:
 
 def _published_figures(segmenter: Segmenter, measurement: Measurement) -> Published | None:
     """What the authors reached where model, protocol and settings are theirs."""
-    dataset, settings, recipe = measurement.dataset, measurement.engine_settings, measurement.recipe
+    dataset, recipe = measurement.benchmark.dataset, measurement.recipe
+    settings = measurement.engine_settings
     if recipe is None:
-        method = replace(PRESETS['paper'], image_prior=dataset.image_prior)
-        protocol, min_confidence = 'paper', 0.0
+        protocol, method = 'paper', replace(PRESETS['paper'], image_prior=dataset.image_prior)
     else:
-        method = PRESETS['sc_clip']
-        protocol, min_confidence = 'whole', recipe.min_confidence
+        protocol, method = 'whole', PRESETS['sc_clip']
     is_as_published = (
         measurement.protocol.name == protocol
         and settings.method == method
-        and settings.min_confidence == min_confidence
         and PUBLISHED_MODEL.fullmatch(segmenter.name)
     )
     return (recipe or dataset).published.get(settings.resolution) if is_as_published else None

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliptrase_ros.evaluation.recordings import Recording, RecordingError, ScClipRecording
+from cliptrase_ros.evaluation.recording_checks import RecordingError
+from cliptrase_ros.evaluation.recordings import Recording
+from cliptrase_ros.evaluation.recordings_sc_clip import ScClipRecording
 from cliptrase_ros.evaluation.verify_sc_clip import ScClipAgreement, compare_sc_clip
 from cliptrase_ros.segmentation.model.label_table import LabelTable, label_table
 from cliptrase_ros.segmentation.model.text import TextEncoder

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cliptrase_ros.evaluation.recordings import (
+from cliptrase_ros.evaluation.recording_checks import RecordingError
+from cliptrase_ros.evaluation.recordings_sc_clip import (
     RESIZED_ROWS,
     SAMPLED,
     SC_CLIP_STEPS,
     SIMILARITY_ROWS,
-    RecordingError,
     ScClipRecording,
 )
 from cliptrase_ros.segmentation.method.sliding import WINDOWS_AT_ONCE, cut_windows
@@ -27,8 +27,7 @@ from cliptrase_ros.segmentation.run.pipeline import Pipeline
 from cliptrase_ros.segmentation.run.pixels import PhraseMaps, label_pixels, phrase_maps
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
-#: Share of labels that has to be equal in half precision. The published code's own half precision
-#: breaks down where PAMR and a least area meet; ours does not, because only the tower has it.
+#: Share of labels that has to be equal in half precision.
 SC_CLIP_HALF_PRECISION_SHARE = 0.99
 
 

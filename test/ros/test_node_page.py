@@ -1,35 +1,20 @@
 """docs/node.md and the node say the same, in both directions."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from diagnostic_msgs.msg import DiagnosticArray
+from pages import table
 from rclpy.node import Node
 
 from cliptrase_ros.ros.outputs import LabelInfo
 from cliptrase_ros.ros.parameters import declare_parameters
 
-PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'node.md'
-
 #: Topics that every node has.
 COMMON_TOPICS = {'/rosout', '/parameter_events'}
-
-
-def table(first_cell, after=''):
-    """Rows of the table whose heading begins with a cell, as lists of cells."""
-    text = PAGE.read_text()
-    lines = text[text.index(after) :].splitlines()
-    begin = next(i for i, line in enumerate(lines) if line.startswith(f'| {first_cell} |'))
-    rows = []
-    for line in lines[begin + 2 :]:
-        if not line.startswith('|'):
-            return rows
-        rows.append([cell.strip() for cell in line.strip().strip('|').split('|')])
-    return rows
 
 
 def code(cell):
@@ -46,7 +31,7 @@ def test_parameters(context):
     node = Node('cliptrase', context=context)
     try:
         declared = declare_parameters(node).by_name
-        rows = {code(row[0])[0]: row[1:] for row in table('name')}
+        rows = {code(row[0])[0]: row[1:] for row in table('node.md', 'name')}
         assert list(rows) == list(declared)
         values = [parameter.value for parameter in node.get_parameters(list(rows))]
         descriptors = node.describe_parameters(list(rows))
@@ -90,7 +75,7 @@ def test_topics(start_node, client):
     name = ('cliptrase', '/')
     client.wait_for(lambda: name in node.get_node_names_and_namespaces(), 'the node')
     inputs, outputs = set(), set()
-    for topic, type_, *_ in table('topic'):
+    for topic, type_, *_ in table('node.md', 'topic'):
         is_input = topic.endswith('(in)')
         full = code(topic)[0].replace('~', '/cliptrase')
         full = full if full.startswith('/') else f'/{full}'
@@ -115,7 +100,9 @@ def test_diagnostics(start_node, client):
     client.wait_for(lambda: client.received['/diagnostics'], 'a report')
     for status, wanted in (('engine', ''), ('camera NAME', 'latency_ms_max')):
         keys = [
-            key for row in table('key', f'Values of `cliptrase: {status}`') for key in code(row[0])
+            key
+            for row in table('node.md', 'key', f'Values of `cliptrase: {status}`')
+            for key in code(row[0])
         ]
         ending = status.replace('NAME', 'camera')
         assert len(keys) == len(set(keys))
