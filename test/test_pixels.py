@@ -174,7 +174,7 @@ def test_the_least_stride_is_a_patch(maps_of):
 
 @pytest.mark.parametrize('name', ['clustering', 'propagation', 'image_prior', 'smoothing'])
 def test_what_needs_probabilities_of_patches_is_refused(name):
-    with pytest.raises(ValueError, match=f'{name} is .* sc_clip has not'):
+    with pytest.raises(ValueError, match=f'{name} is .* sc_clip has none'):
         replace(PRESETS['sc_clip'], **{name: 0.5 if name == 'smoothing' else True})
 
 

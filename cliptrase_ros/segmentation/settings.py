@@ -171,8 +171,8 @@ class Method:
                 value = getattr(self, name)
                 if value:
                     raise ValueError(
-                        f'{name} is {value}, but it needs the class probabilities of patches, '
-                        'which presets paper, robot and plus have, and sc_clip has not'
+                        f'{name} is {value}, but it needs class probabilities of patches, and '
+                        'preset sc_clip has none: switch it off, or choose robot, plus or paper'
                     )
         elif self.logit_scale or self.min_area:
             raise ValueError('logit_scale and min_area are for softmax at pixels, not at patches')

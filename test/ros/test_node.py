@@ -230,7 +230,7 @@ def test_smoothing_and_a_preset_without_it_exclude_each_other(start_node, client
     before = pixels(client.label_of(client.send(client.image(seed=5))))
     (result,) = client.set_parameters(**second)
     assert not result.successful
-    assert 'smoothing is 0.5' in result.reason and 'sc_clip has not' in result.reason
+    assert 'smoothing is 0.5' in result.reason and 'sc_clip has none' in result.reason
     ((name, value),) = second.items()
     assert client.parameter(name) != value
     label = pixels(client.label_of(client.send(client.image(seed=5))))
