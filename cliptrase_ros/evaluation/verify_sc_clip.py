@@ -191,7 +191,7 @@ def _engine_steps(
     table = sc_clip_table(recording).to(device)
     maps = phrase_maps(backbone, pixels, table, method, size)
     column, probability = label_pixels(maps, table, method)
-    ids = table.ids[column].masked_fill(probability < recording.min_confidence, table.unlabelled)
+    ids = table.ids_of(column, probability, recording.min_confidence)
     steps = {
         'resized_crc32': zlib.crc32(resized.tobytes()),
         'resized_rows': resized[RESIZED_ROWS],

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliptrase_ros.segmentation.method.refinement import most_frequent
+from cliptrase_ros.segmentation.method.refinement import choose_among, enlarge, most_frequent
 
 # Neighbours stand so many pixels away, in eight directions.
 _DISTANCES = (8, 16)
@@ -72,14 +72,10 @@ def refine_present(largest: Tensor, maps: Tensor, picture: Tensor) -> Tensor:
     Returns:
         int64 (B, H, W).
     """
-    candidates, occurs = most_frequent(largest, maps.shape[1])
-    chosen = maps.gather(1, candidates[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
-    enlarged = F.interpolate(chosen, size=largest.shape[-2:], mode='bilinear', align_corners=False)
-    refined = refine(enlarged, neighbour_weights(picture))
-    refined = refined.masked_fill(~occurs[:, :, None, None], -torch.inf)
-    winner = candidates.gather(1, refined.max(1).indices.flatten(1)).view_as(largest)
-    takes_part = (largest[:, None] == candidates[:, :, None, None]).any(1)
-    return torch.where(takes_part, winner, largest)
+    candidates = most_frequent(largest, maps.shape[1])
+    chosen = maps.gather(1, candidates.labels[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+    refined = refine(enlarge(chosen, largest.shape[-2:]), neighbour_weights(picture))
+    return choose_among(candidates, refined, largest)
 
 
 def _weights(padded: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Edge-aware refinement: the boundaries of labels move to where the picture has edges."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,28 +33,44 @@ def refine_edges(labels: Tensor, picture: Tensor, grid: tuple[int, int], classes
     Returns:
         int64 (B, H, W).
     """
-    candidates, occurs = most_frequent(labels, classes)
-    where = labels[:, None] == candidates[:, :, None, None]
+    candidates = most_frequent(labels, classes)
     cells = (_CELLS_PER_PATCH * grid[0], _CELLS_PER_PATCH * grid[1])
-    filtered = _guided_filter(where.float(), picture.float() / 255, cells)
-    filtered = filtered.masked_fill(~occurs[:, :, None, None], -torch.inf)
-    best = filtered.max(1).indices
-    winner = candidates.gather(1, best.flatten(1)).view_as(labels)
-    return torch.where(where.any(1), winner, labels)
+    filtered = _guided_filter(candidates.where.float(), picture.float() / 255, cells)
+    return choose_among(candidates, filtered, labels)
 
 
-def most_frequent(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The labels of an image that have the most pixels, and whether each has any.
+@dataclass(frozen=True)
+class Candidates:
+    """The labels of an image that have the most pixels, K of them, at most 12.
+
+    Attributes:
+        labels: int64 (B, K).
+        occur: bool (B, K), whether they have any pixels.
+        where: bool (B, K, H, W), which pixels they have.
+    """
+
+    labels: Tensor
+    occur: Tensor
+    where: Tensor
+
+
+def most_frequent(labels: Tensor, classes: int) -> Candidates:
+    """The most frequent of labels, int64 (B, H, W) of 0..classes-1."""
+    pixels, candidates = count_labels(labels, classes).topk(min(_MOST_LABELS, classes), dim=1)
+    return Candidates(candidates, pixels > 0, labels[:, None] == candidates[:, :, None, None])
+
+
+def choose_among(candidates: Candidates, maps: Tensor, labels: Tensor) -> Tensor:
+    """Give each pixel the candidate whose map is largest; pixels of other labels keep theirs.
 
     Args:
-        labels: int64 (B, H, W), 0..classes-1.
-
-    Returns:
-        int64 and bool (B, K), K at most 12.
+        candidates: From `most_frequent` of the labels.
+        maps: float32 (B, K, H, W), of the candidates.
+        labels: int64 (B, H, W), as they are before.
     """
-    pixels = count_labels(labels, classes)
-    most, candidates = pixels.topk(min(_MOST_LABELS, classes), dim=1)
-    return candidates, most > 0
+    best = maps.masked_fill(~candidates.occur[:, :, None, None], -torch.inf).max(1).indices
+    winner = candidates.labels.gather(1, best.flatten(1)).view_as(labels)
+    return torch.where(candidates.where.any(1), winner, labels)
 
 
 def count_labels(labels: Tensor, classes: int) -> Tensor:
@@ -80,9 +99,9 @@ def _guided_filter(maps: Tensor, guide: Tensor, cells: tuple[int, int]) -> Tenso
     offset = maps_mean - (slope * guide_mean[:, None]).sum(2)
 
     size = guide.shape[-2:]
-    result = _enlarge(_mean_around(offset), size)
+    result = enlarge(_mean_around(offset), size)
     for colour in range(3):
-        result += _enlarge(_mean_around(slope[:, :, colour]), size) * guide[:, colour, None]
+        result += enlarge(_mean_around(slope[:, :, colour]), size) * guide[:, colour, None]
     return result
 
 
@@ -104,5 +123,7 @@ def _inverse(matrix: Tensor) -> Tensor:
     return adjugate / determinant[:, None, None]
 
 
-def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps.contiguous(), size=size, mode='bilinear', align_corners=False)
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, K, h, w), bilinearly at a larger size (H, W)."""
+    # Contiguous, because the kernel for other layouts rounds differently.
+    return F.interpolate(maps.contiguous(), size=tuple(size), mode='bilinear', align_corners=False)

@@ -102,6 +102,10 @@ class LabelTable:
         """Cosines (B, T, P) of tokens (see `logits`) and phrases; very low for padding."""
         return (tokens @ self.features.mT).masked_fill(self.columns == self.size[1], _NO_COSINE)
 
+    def ids_of(self, labels: Tensor, probability: Tensor, min_confidence: Tensor | float) -> Tensor:
+        """The class ids of labels (B, H, W), `unlabelled` where they are less probable."""
+        return self.ids[labels].masked_fill(probability < min_confidence, self.unlabelled)
+
     def without_padding(self, logits: Tensor) -> Tensor:
         """Logits (B, C, h, w) with those of padding very low again, whatever they became."""
         column = torch.arange(self.size[1], device=logits.device)[:, None, None]

@@ -23,7 +23,7 @@ from cliptrase_ros.segmentation.method.clustering import (
     vote,
 )
 from cliptrase_ros.segmentation.method.propagation import propagate
-from cliptrase_ros.segmentation.method.refinement import refine_edges
+from cliptrase_ros.segmentation.method.refinement import enlarge, refine_edges
 from cliptrase_ros.segmentation.method.smoothing import History, empty_history, smooth
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
@@ -209,7 +209,7 @@ def _ids_and_confidence(
     labels: Tensor, probability: Tensor, table: LabelTable, min_confidence: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What is published of labels (B, H, W): ids of the table, and uint8 0..255."""
-    ids = table.ids[labels].masked_fill(probability < min_confidence, table.unlabelled)
+    ids = table.ids_of(labels, probability, min_confidence)
     return ids, probability.mul(255).round().byte()
 
 
@@ -426,12 +426,8 @@ def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Which of K maps (B, K, h, w), enlarged bilinearly, is largest at each pixel: int64."""
     best = None
     for number, part in enumerate(maps.split(_COLUMNS_AT_ONCE, 1)):
-        # Contiguous, because the kernel for other layouts rounds differently.
-        enlarged = F.interpolate(
-            part.contiguous(), size=tuple(size), mode='bilinear', align_corners=False
-        )
         # max() over a strided dimension is several times faster than argmax(), with equal indices.
-        value, index = enlarged.max(1)
+        value, index = enlarge(part, size).max(1)
         if best is None:
             best, largest = value, index
         else:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function as stage
 
 from cliptrase_ros.segmentation.method import pamr, sliding
-from cliptrase_ros.segmentation.method.refinement import count_labels
+from cliptrase_ros.segmentation.method.refinement import count_labels, enlarge
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.settings import Method
@@ -50,9 +49,9 @@ class PhraseMaps:
         with stage('logits'):
             maps = self.cosines[:, phrases]
             if self.corners is not None:
-                maps = _enlarge(maps, self.window)
+                maps = enlarge(maps, self.window)
                 maps = sliding.join_windows(maps, self.corners, self.network_size)
-            maps = _enlarge(maps, self.camera_size)
+            maps = enlarge(maps, self.camera_size)
         if self.neighbour_weights is None:
             return maps
         with stage('pamr'):
@@ -110,7 +109,7 @@ def phrase_maps(
     weights = None
     if method.refinement == 'pamr':
         with stage('pamr'):
-            weights = pamr.neighbour_weights(_enlarge(pixels, camera_size))
+            weights = pamr.neighbour_weights(enlarge(pixels, camera_size))
     return PhraseMaps(torch.cat(cosines), corners, window, size, camera_size, weights)
 
 
@@ -183,8 +182,3 @@ def _most_probable(
                 phrase = torch.where(larger, index + part.start, phrase)
                 total = torch.logaddexp(total, part_total)
     return table.columns[phrase], (best - total).exp()
-
-
-def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    # Contiguous, because the kernel for other layouts rounds differently.
-    return F.interpolate(maps.contiguous(), size=size, mode='bilinear', align_corners=False)
