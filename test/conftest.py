@@ -35,6 +35,11 @@ def pytest_configure(config):
     # Workers inherit what the process that starts them sets.
     if not config.getoption('numprocesses', None):
         os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
+        import torch
+
+        if not torch.cuda.is_available():
+            # Kernels then run in Triton's interpreter, which it decides when it is imported.
+            os.environ['TRITON_INTERPRET'] = '1'
 
 
 def pytest_generate_tests(metafunc):

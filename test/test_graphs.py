@@ -20,7 +20,7 @@ from cliptrase_ros.segmentation.device_faults import (
     is_device_lost,
     whole_device,
 )
-from cliptrase_ros.segmentation.method import median
+from cliptrase_ros.segmentation.kernels import no_kernels, recorded_launches
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import framing_of
@@ -296,6 +296,7 @@ def half_precision(make):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize('kernels', [recorded_launches, no_kernels])
 @pytest.mark.parametrize(
     ('preset', 'choices'),
     [
@@ -309,14 +310,18 @@ def half_precision(make):
     ],
     ids=str,
 )
-def test_on_cuda_nothing_waits_for_the_device(preset, choices, monkeypatch):
-    monkeypatch.setattr(median, '_use_kernel', False)
+def test_on_cuda_nothing_waits_for_the_device(preset, choices, kernels):
     # Tensors without contents have shapes, dtypes and devices alone: whatever would read a value,
     # or mix devices, raises.
     method = replace(PRESETS[preset], **choices)
     framing = framing_of(method.frame, (120, 160), 96, 16)
     config = open_clip.get_model_config('ViT-B-16-quickgelu')
-    with FakeTensorMode(), torch.inference_mode(), torch.device('cuda'):
+    with (
+        kernels(),
+        FakeTensorMode(),
+        torch.inference_mode(),
+        torch.device('cuda'),
+    ):
         visual = half_precision(lambda: open_clip.CLIP(**config).visual)
         pixels = torch.empty(3, 1, 1)
         table = LabelTable(

@@ -4,25 +4,20 @@ Selecting among 49 values pixel by pixel defeats vector units; a fixed sequence 
 maxima of whole images does not, and gives the very same value.
 """
 
-import logging
 from collections.abc import Iterable, Iterator
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from cliptrase_ros.segmentation.device_faults import is_out_of_memory
-
-_log = logging.getLogger(__name__)
+from cliptrase_ros.segmentation.kernels import on_cuda_by
 
 #: Pixels along a side of the neighbourhood.
 SIDE = 7
 _RANK = SIDE * SIDE // 2
 
-# Whether CUDA computes the network in one Triton kernel; False once that has failed.
-_use_kernel = True
 
-
+@on_cuda_by('median_kernels', where=lambda images, absent: min(images.shape[-2:]) >= SIDE // 2)
 def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
     """Median of every pixel's 7 x 7 neighbourhood; -1 throughout images that are absent.
 
@@ -33,28 +28,6 @@ def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
     Returns:
         float32 (..., H, W).
     """
-    global _use_kernel
-    if not (_use_kernel and images.is_cuda and min(images.shape[-2:]) >= SIDE // 2):
-        return _median_by_network(images, absent)
-    try:
-        from cliptrase_ros.segmentation.method.median_kernel import median_7x7 as fused
-
-        # Triton launches on the current device.
-        with torch.cuda.device(images.device):
-            return fused(images, absent)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # Triton's compiler is absent or fails in many ways, and the network does without. The
-        # kernel is given up only once the network has worked: if that raises too, it is the
-        # device's fault.
-        medians = _median_by_network(images, absent)
-        _use_kernel = False
-        _log.warning('the median kernel cannot be used, medians are slower: %s', error)
-        return medians
-
-
-def _median_by_network(images: Tensor, absent: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     rows, columns = (_mirrored(length, images.device) for length in (height, width))
     padded = images[..., rows, :][..., columns]

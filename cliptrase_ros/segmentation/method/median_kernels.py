@@ -1,4 +1,4 @@
-"""The 7 x 7 median as one Triton kernel: importable where Triton is, which comes with CUDA.
+"""The 7 x 7 median as one Triton kernel.
 
 The network of `median.py` is several hundred operations on whole images, each a kernel of its own
 on a GPU. Here it is one kernel: a thread reads the neighbourhood of one pixel into registers and
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cliptrase_ros.segmentation.kernels import launch
 from cliptrase_ros.segmentation.method.median import SIDE, selection_network, sorting_network
 
 # Pixels of a program: one for each thread of the four warps that Triton gives it.
@@ -47,7 +48,7 @@ def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
     result = torch.empty_like(images)
     height, width = images.shape[-2:]
     programs = (absent.numel(), triton.cdiv(height * width, _PIXELS))
-    _median[programs](images, absent.contiguous(), result, height, width, _PIXELS)
+    launch(_median, programs, images, absent.contiguous(), result, height, width, _PIXELS)
     return result
 
 

@@ -1,0 +1,128 @@
+"""Functions of tensors that Triton kernels compute on CUDA, and PyTorch's operations elsewhere.
+
+A function decorated with `on_cuda_by` is the reference: it says what is computed, on any device.
+Modules named `..._kernels` import Triton, which comes with PyTorch for CUDA, and nothing else
+imports them.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from cliptrase_ros.segmentation.device_faults import is_out_of_memory
+
+_Arguments = ParamSpec('_Arguments')
+_Result = TypeVar('_Result')
+
+_log = logging.getLogger(__name__)
+
+# Where kernels are used; tests add 'cpu', where Triton's interpreter runs them.
+_device_types = {'cuda'}
+
+# Functions whose kernels have failed, by name of module and function.
+_failed: set[tuple[str, str]] = set()
+
+
+def on_cuda_by(
+    module: str, where: Callable[..., bool] = lambda *arguments: True
+) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Let a function be computed by the one of its name in a module of kernels, on CUDA.
+
+    A kernel that cannot be compiled or fails is given up for good, with a warning. Where gradients
+    are asked for the reference is taken.
+
+    Args:
+        module: Beside the function's own.
+        where: Of the function's arguments: whether the kernel can take them.
+    """
+
+    def decorate(reference: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        path = f'{reference.__module__.rpartition(".")[0]}.{module}'
+        name = reference.__name__.lstrip('_')
+
+        @wraps(reference)
+        def call(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+            tensors = [value for value in arguments if isinstance(value, Tensor)]
+            if (
+                tensors[0].device.type not in _device_types
+                or (path, name) in _failed
+                or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+                or not where(*arguments, **named)
+            ):
+                return reference(*arguments, **named)
+            try:
+                return getattr(import_module(path), name)(*arguments, **named)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                # Triton is absent or fails in many ways, and PyTorch does without. A kernel is
+                # given up only once the reference has worked: if that raises too, it is the
+                # device's fault.
+                result = reference(*arguments, **named)
+                _failed.add((path, name))
+                _log.warning('the kernel of %s cannot be used, PyTorch stands in: %s', name, error)
+                return result
+
+        return call
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `launch` is given."""
+
+    kernel: Any
+    programs: tuple[int, ...]
+    arguments: tuple
+    warps: int
+
+
+def launch(kernel: Any, programs: tuple[int, ...], *arguments: object, warps: int = 4) -> None:
+    """Start a kernel on the device of its first argument, a tensor; all kernels start here.
+
+    Args:
+        warps: Of 32 threads each, in which a program runs.
+    """
+    _start(Launch(kernel, programs, arguments, warps))
+
+
+def _start(launch: Launch) -> None:
+    # Triton launches on the current device.
+    tensor = launch.arguments[0]
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
+        launch.kernel[launch.programs](*launch.arguments, num_warps=launch.warps)
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[Launch]]:
+    """Within it kernels are listed instead of started, in the whole process.
+
+    For tensors without contents, with which everything else can be run, see `FakeTensorMode`.
+    """
+    global _start
+    launches: list[Launch] = []
+    before = _start
+    _start = launches.append
+    try:
+        yield launches
+    finally:
+        _start = before
+
+
+@contextmanager
+def no_kernels() -> Iterator[None]:
+    """Within it the references do all the work, in the whole process."""
+    before = set(_device_types)
+    _device_types.clear()
+    try:
+        yield
+    finally:
+        _device_types.update(before)

@@ -1,0 +1,117 @@
+"""The kernels for GPUs: that each can be compiled, gives way to its reference, and is counted."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from cliptrase_ros.segmentation import kernels
+from cliptrase_ros.segmentation.method import median
+
+# The oldest whose compiler takes the kernels: that of torch 2.8.
+pytest.importorskip('triton', minversion='3.4')
+
+# Every kernel that some settings use is compiled for every GPU, and its code looked at.
+COMPILED = r"""
+import re
+import subprocess
+import sys
+from pathlib import Path
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from cliptrase_ros.benchmark.kernel_counts import recorded_kernels
+from cliptrase_ros.segmentation.settings import SegmentationSettings
+
+TYPES = {torch.float32: 'fp32', torch.float16: 'fp16', torch.bfloat16: 'bf16', torch.uint8: 'u8'}
+TYPES |= {torch.bool: 'u1', torch.int32: 'i32', torch.int64: 'i64', int: 'i32', float: 'fp32'}
+
+def source_of(launch):
+    parameters = launch.kernel.params
+    signature, constants, attributes = {}, {}, {}
+    for i, (parameter, value) in enumerate(zip(parameters, launch.arguments, strict=True)):
+        name = parameter.name
+        if parameter.is_constexpr:
+            signature[name], constants[name] = 'constexpr', value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = '*' + TYPES[value.dtype]
+            attributes[i,] = [['tt.divisibility', 16]]
+        else:
+            signature[name] = TYPES[type(value)]
+    return ASTSource(launch.kernel, signature, constants, attributes), launch.warps
+
+sources = {}
+for choices in (
+    {'preset': 'paper', 'image_prior': True},
+    {'preset': 'robot', 'refinement': 'edges', 'smoothing': 0.5},
+    {'preset': 'plus', 'refinement': 'pamr'},
+    {'preset': 'sc_clip', 'refinement': 'pamr'},
+):
+    for launch in recorded_kernels(SegmentationSettings(resolution=336, **choices)):
+        source, warps = source_of(launch)
+        sources.setdefault((source.hash(), warps), source)
+
+def check(source, warps):
+    for capability in (80, 87, 89, 90, 120):
+        kernel = triton.compile(source, GPUTarget('cuda', capability, 32), {'num_warps': warps})
+        cubin = Path(sys.argv[1], kernel.hash)
+        cubin.write_bytes(kernel.asm['cubin'])
+        command = [triton.knobs.nvidia.cuobjdump.path, '-res-usage', cubin]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage = {name: int(value) for name, value in re.findall(r'(\w+):(\d+)', output)}
+        print(f'Triton {triton.__version__}, sm_{capability}, {source.name}: {usage}', flush=True)
+        # Nothing is spilled.
+        assert usage['STACK'] == usage['LOCAL'] == 0
+        if source.name == '_median':
+            # Six programs find room in the registers of a multiprocessor, and a pixel's window
+            # stays with one thread.
+            assert usage['REG'] <= 80 and usage['SHARED'] == 0
+            assert not re.search('shfl|redux|bar[.]sync|[.]local', kernel.asm['ptx'])
+
+assert len(sources) >= int(sys.argv[2])
+for (_, warps), source in sources.items():
+    check(source, warps)
+"""
+
+#: How many kernels there are at least; each stands in some method.
+KERNELS = 1
+
+
+def test_every_kernel_compiles_without_a_gpu(tmp_path):
+    environment = {**os.environ, 'TRITON_CACHE_DIR': str(tmp_path)}
+    environment.pop('TRITON_INTERPRET', None)
+    command = [sys.executable, '-c', COMPILED, tmp_path, str(KERNELS)]
+    subprocess.run(command, env=environment, check=True)
+
+
+def fails(*_):
+    raise RuntimeError('no compiler')
+
+
+@pytest.fixture
+def broken_kernel(monkeypatch):
+    monkeypatch.setattr(kernels, '_start', fails)
+    monkeypatch.setattr(kernels, '_failed', set())
+
+
+def medians_on_cuda():
+    with FakeTensorMode(), torch.device('cuda'):
+        return median.median_7x7(torch.empty(2, 8, 9), torch.empty(2, dtype=torch.bool))
+
+
+def test_pytorch_stands_in_for_a_kernel_that_fails(broken_kernel, caplog):
+    assert medians_on_cuda().shape == medians_on_cuda().shape == (2, 8, 9)
+    assert [record.getMessage() for record in caplog.records] == [
+        'the kernel of median_7x7 cannot be used, PyTorch stands in: no compiler'
+    ]
+
+
+def test_a_kernel_stays_where_the_device_is_to_blame(broken_kernel, monkeypatch):
+    monkeypatch.setattr(median, 'selection_network', fails)
+    with pytest.raises(RuntimeError, match='no compiler'):
+        medians_on_cuda()
+    assert not kernels._failed
