@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from kernel_cases import CASES
 from torch._subclasses import FakeTensorMode
 
 from cliptrase_ros.segmentation import kernels
@@ -86,6 +87,21 @@ def test_every_kernel_compiles_without_a_gpu(tmp_path):
     environment.pop('TRITON_INTERPRET', None)
     command = [sys.executable, '-c', COMPILED, tmp_path, str(KERNELS)]
     subprocess.run(command, env=environment, check=True)
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('seed', range(2))
+def test_a_kernel_gives_what_its_reference_gives(name, seed, device, monkeypatch):
+    monkeypatch.setattr(kernels, '_failed', set())
+    case = CASES[name]
+    for arguments in case.small(torch.Generator().manual_seed(seed)):
+        arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+        with kernels.no_kernels():
+            expected = case.function(*arguments)
+        monkeypatch.setattr(kernels, '_device_types', {device.type})
+        found = case.function(*arguments)
+        assert not kernels._failed
+        case.check(found, expected)
 
 
 def fails(*_):

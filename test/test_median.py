@@ -20,16 +20,3 @@ def test_absent_images_are_below_all_others():
     absent = torch.tensor([[False, True], [True, False]])
     medians = median_7x7(torch.rand(2, 2, 8, 9), absent)
     assert (medians[absent] == -1).all() and (medians[~absent] >= 0).all()
-
-
-@pytest.mark.parametrize('size', [(3, 3), (7, 5), (9, 12), (12, 13)])
-def test_the_kernel_gives_the_same_values(size):
-    pytest.importorskip('triton', minversion='3.4')
-    from cliptrase_ros.segmentation.method import median_kernels
-
-    absent = torch.tensor([[False, False, True], [False, True, True]])
-    # Negative values and ties, in images that are not contiguous.
-    images = torch.randn(2, 3, *reversed(size), generator=torch.Generator().manual_seed(0)).mT
-    images[0, 0, :2] = 0.25
-    images[0, 1] = images[0, 1].round()
-    assert torch.equal(median_kernels.median_7x7(images, absent), median_7x7(images, absent))
