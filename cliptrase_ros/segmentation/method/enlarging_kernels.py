@@ -209,11 +209,11 @@ def _labels_at_camera(
     top_right = probability + top * row_stride + right * column_stride
     bottom_left = probability + bottom * row_stride + left * column_stride
     bottom_right = probability + bottom * row_stride + right * column_stride
-    offset = number * map_stride
-    upper_left = tl.load(top_left + offset, mask=seen, other=0.0)
-    upper_right = tl.load(top_right + offset, mask=seen, other=0.0)
-    lower_left = tl.load(bottom_left + offset, mask=seen, other=0.0)
-    lower_right = tl.load(bottom_right + offset, mask=seen, other=0.0)
+    place = number * map_stride
+    upper_left = tl.load(top_left + place, mask=seen, other=0.0)
+    upper_right = tl.load(top_right + place, mask=seen, other=0.0)
+    lower_left = tl.load(bottom_left + place, mask=seen, other=0.0)
+    lower_right = tl.load(bottom_right + place, mask=seen, other=0.0)
     for other in range(foreground + 1, tl.load(used)):
         offset = other * map_stride
         upper_left += tl.load(top_left + offset, mask=is_background, other=0.0)
@@ -223,10 +223,10 @@ def _labels_at_camera(
     upper = _lerp(upper_left, upper_right, across)
     value = _lerp(upper, _lerp(lower_left, lower_right, across), down)
 
-    place = image * source_rows * source_columns + pixel
     label_id, level = _published(number, value, seen, ids, min_confidence, unlabelled)
-    tl.store(label + place, label_id, mask=inside)
-    tl.store(confidence + place, level, mask=inside)
+    first = image * source_rows * source_columns
+    tl.store(label + first + pixel, label_id, mask=inside)
+    tl.store(confidence + first + pixel, level, mask=inside)
 
 
 @triton.jit(do_not_specialize=['unlabelled', 'pixels'])
