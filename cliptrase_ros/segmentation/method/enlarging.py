@@ -143,21 +143,6 @@ def _work(plan: list[tuple[_Span, _Span, Tensor]]) -> int:
     return sum(rows.length * columns.length * len(number) for rows, columns, number in plan)
 
 
-def _may_be_largest(maps: Tensor) -> Tensor:
-    """Between which neighbouring patches each of maps (K, h, w) may be the largest.
-
-    Returns:
-        bool (K, h - 1, w - 1), where each stands for two by two patches; of a single row or column
-        for as many as there are.
-    """
-    # A bilinear value lies between the least and the largest of its four.
-    sides = [min(2, side) for side in maps.shape[-2:]]
-    high, low = F.max_pool2d(maps, sides, 1), -F.max_pool2d(-maps, sides, 1)
-    rounding = _ROUNDING * torch.maximum(high.abs(), low.abs())
-    # What is compared with NaN stays.
-    return ~(high + rounding < (low - rounding).amax(0))
-
-
 def _whole_image(grid: Sequence[int], size: Sequence[int]) -> _Tile:
     return _whole_line(grid[0], size[0]), _whole_line(grid[1], size[1])
 
