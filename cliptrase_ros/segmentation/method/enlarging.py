@@ -69,9 +69,8 @@ def _largest_of_all(maps: Tensor, size: Sequence[int]) -> Tensor:
         if best is None:
             best, largest = value, index
         else:
-            larger = value > best
-            best = torch.where(larger, value, best)
-            largest = torch.where(larger, index + number * _MAPS_AT_ONCE, largest)
+            largest = torch.where(value > best, index.add_(number * _MAPS_AT_ONCE), largest)
+            best = torch.maximum(value, best)
     return largest
 
 
