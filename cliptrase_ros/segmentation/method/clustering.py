@@ -73,8 +73,8 @@ def dbscan_bounded(
 #   a core point finds the smallest index among the core points within eps, and keeps that;
 #   it hands that to the point whose index it kept before, which keeps the smallest it is handed;
 #   it takes the index that is kept by the point whose index it keeps now.
-# When a round finds nothing new, all core points of a component keep its smallest index. Photos take
-# 3 rounds at most, chains of 400 points in any order 8.
+# When a round finds nothing new, all core points of a component keep its smallest index. Photos
+# take 3 rounds at most, chains of 400 points in any order 8.
 #
 # Indices have 32 bits, because passes over N x N are limited by memory. Index N means "none"; a
 # point that is no core point keeps its own, which nobody asks for.
@@ -90,9 +90,8 @@ def _centred(rows: Tensor) -> Tensor:
 def _core_points(rows: Tensor, eps: float, min_samples: int) -> tuple[Tensor, Tensor]:
     """Which points are within eps of each, bool (B, N, N), and which are core points, (B, N)."""
     square = rows.square().sum(-1)
-    squared_distance = torch.baddbmm(
-        square[:, :, None] + square[:, None, :], rows, rows.mT, alpha=-2
-    )
+    squared_distance = square[:, :, None] + square[:, None, :]
+    squared_distance.baddbmm_(rows, rows.mT, alpha=-2)
     neighbours = squared_distance <= eps * eps
     return neighbours, neighbours.sum(-1, dtype=torch.int32) >= min_samples
 
@@ -135,8 +134,8 @@ def _numbers(core: Tensor, own: Tensor, first_core: Tensor, reached: Tensor) -> 
     # that a border point reaches is also its lowest-numbered cluster.
     member_of = torch.where(core, first_core, reached).long()
     number = (first_core == own).logical_and(core).cumsum(1) - 1
-    noise = member_of == core.shape[1]
-    return torch.where(noise, -1, number.gather(1, torch.where(noise, 0, member_of)))
+    last = core.shape[1] - 1
+    return number.gather(1, member_of.clamp(max=last)).masked_fill(member_of > last, -1)
 
 
 @on_cuda_by('clustering_kernels')
