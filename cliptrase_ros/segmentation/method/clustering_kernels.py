@@ -229,11 +229,12 @@ def _number(
     reached += image * points
     member = tl.program_id(1) * MEMBERS + tl.arange(0, MEMBERS)
     inside = member < points
-    is_core = tl.load(core + member, mask=inside, other=0) != 0
     # Only noise is a member of "none".
-    own = tl.load(first_core + member, mask=inside, other=points)
-    others = tl.load(reached + member, mask=inside, other=points)
-    member_of = tl.where(is_core, own, others)
+    member_of = tl.where(
+        tl.load(core + member, mask=inside, other=0) != 0,
+        tl.load(first_core + member, mask=inside, other=points),
+        tl.load(reached + member, mask=inside, other=points),
+    )
     up_to = tl.zeros((MEMBERS, OTHERS), tl.int32)
     found = tl.zeros((OTHERS,), tl.int32)
     news = tl.zeros((OTHERS,), tl.int32)
