@@ -32,6 +32,18 @@ class KernelCases:
     check: Callable[[object, object], None]
 
 
+def moved(arguments: tuple, device: torch.device) -> tuple:
+    """Arguments on a device, their tensors strided as they were."""
+    return tuple(_moved(a, device) if isinstance(a, Tensor) else a for a in arguments)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    # `to` would lay the elements of a slice one after the other.
+    stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+    elements = tensor.as_strided((stored,), (1,), 0).to(device)
+    return elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 def equal(found: Tensor, expected: Tensor) -> None:
     """To the last bit."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -44,11 +56,12 @@ def close(found: object, expected: object) -> None:
 
 def _small_medians(random: torch.Generator) -> Iterator[tuple]:
     absent = torch.tensor([[False, False, True], [False, True, True]])
-    for size in ((3, 3), (7, 5), (9, 12), (12, 13)):
-        # Negative values and ties, in images that are not contiguous.
+    for size in ((3, 3), (7, 5), (9, 31), (12, 13)):
+        # Negative values and ties, and one mostly flat, in images that are not contiguous.
         images = torch.randn(2, 3, *reversed(size), generator=random).mT
         images[0, 0, :2] = 0.25
         images[0, 1] = images[0, 1].round()
+        images[1, 0] = images[1, 0].clamp(min=0)
         yield images, absent
 
 
