@@ -5,12 +5,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cliptrase_ros.segmentation.method import median
-from cliptrase_ros.segmentation.model import preprocessing
+from cliptrase_ros.segmentation.model import backbone, correlation, label_table, preprocessing
 from cliptrase_ros.segmentation.model.preprocessing import Framing, whole_frame_framing
 
 
@@ -54,6 +55,98 @@ def _small_medians(random: torch.Generator) -> Iterator[tuple]:
 
 def _large_medians(random: torch.Generator) -> tuple:
     return torch.rand(1, 32, 84, 112, generator=random), torch.arange(32)[None] % 2 == 1
+
+
+def within_half(found: object, expected: object) -> None:
+    """But for where half precision is rounded on the way."""
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def _norm(width: int, random: torch.Generator, dtype: torch.dtype) -> nn.LayerNorm:
+    norm = nn.LayerNorm(width, dtype=dtype).requires_grad_(False)
+    norm.weight.copy_(1 + 0.1 * torch.randn(width, generator=random))
+    norm.bias.copy_(0.1 * torch.randn(width, generator=random))
+    return norm
+
+
+def _embedded(random: torch.Generator, batch: int, patches: int, width: int, dtype: torch.dtype):
+    draw = partial(torch.randn, generator=random)
+    return (
+        draw(batch, patches, width).to(dtype),
+        draw(width).to(dtype),
+        draw(patches + 1, width).to(dtype),
+        _norm(width, random, dtype),
+        _norm(width, random, dtype),
+    )
+
+
+def _small_embedded(random: torch.Generator) -> Iterator[tuple]:
+    yield _embedded(random, 1, 1, 16, torch.float16)
+    yield _embedded(random, 2, 5, 24, torch.float16)
+    yield _embedded(random, 2, 3, 40, torch.bfloat16)
+
+
+def _added(random: torch.Generator, batch: int, tokens: int, width: int, dtype: torch.dtype):
+    x, change = torch.randn(2, batch, tokens, width, generator=random).to(dtype)
+    # Values of a residual stream: some channels are very large.
+    x[..., 0] += 100
+    return x, change, _norm(width, random, dtype)
+
+
+def _small_added(random: torch.Generator) -> Iterator[tuple]:
+    yield _added(random, 1, 1, 16, torch.float16)
+    yield _added(random, 2, 5, 24, torch.bfloat16)
+    x, change, norm = _added(random, 2, 5, 24, torch.float16)
+    yield x.mT.contiguous().mT, change, norm
+    yield torch.zeros_like(x), torch.zeros_like(x), norm
+
+
+def _small_gelu(random: torch.Generator) -> Iterator[tuple]:
+    yield (10 * torch.randn(2, 7, 33, generator=random).half(),)
+    yield (torch.tensor([0.0, -0.0, 65504.0, -65504.0], dtype=torch.float16),)
+    yield (torch.randn(3, 5, generator=random).bfloat16(),)
+
+
+def _small_lengths(random: torch.Generator) -> Iterator[tuple]:
+    yield (torch.randn(2, 5, 33, generator=random).half(),)
+    yield (1e3 * torch.randn(1, 1, 64, generator=random).bfloat16(),)
+
+
+def _projections(random: torch.Generator, batch: int, tokens: int, width: int, heads: int):
+    qkv = torch.randn(batch, tokens, 3 * width, generator=random)
+    # Tokens that are alike, and opposite ones.
+    qkv[:, 1] = qkv[:, 0]
+    qkv[:, -1] = -qkv[:, 0]
+    return qkv.half(), heads
+
+
+def _small_projections(random: torch.Generator) -> Iterator[tuple]:
+    for shape in ((1, 2, 16, 1), (2, 34, 64, 2), (1, 70, 32, 2)):
+        for denoising in (True, False):
+            yield *_projections(random, *shape), denoising
+    qkv, heads = _projections(random, 1, 5, 32, 2)
+    # The interpreter cannot multiply matrices of bfloat16.
+    qkv[:, 2] = 0
+    yield qkv, heads, True
+
+
+def _cosines(
+    random: torch.Generator, batch: int, patches: int, phrases: int, columns: int, used: int
+) -> tuple:
+    """Arguments of `patch_logits`; phrases beyond the used columns are padding."""
+    cosines = torch.rand(batch, patches + 1, phrases, generator=random) * 2 - 1
+    # Phrases that tie.
+    cosines[..., phrases // 2] = cosines[..., 0]
+    column = (torch.arange(phrases) * used // max(1, phrases - 2)).clamp(max=used)
+    column[column == used] = columns
+    return cosines[:, 1:], cosines[:, 0], column, torch.tensor(used), columns, 100.0
+
+
+def _small_cosines(random: torch.Generator) -> Iterator[tuple]:
+    for sizes in ((1, 1, 1, 1, 1), (2, 5, 16, 16, 11), (1, 9, 37, 20, 20), (1, 2, 300, 290, 280)):
+        cosines, of_image, *table = _cosines(random, *sizes)
+        yield cosines, of_image, *table
+        yield cosines, None, *table
 
 
 def _small_frames(antialias: bool) -> Callable[[torch.Generator], Iterator[tuple]]:
@@ -113,6 +206,42 @@ def _equally_normalised(found: Tensor, expected: Tensor) -> None:
 
 #: By the function's name.
 CASES = {
+    '_embed_tokens': KernelCases(
+        backbone._embed_tokens,
+        _small_embedded,
+        lambda random: _embedded(random, 1, 588, 768, torch.float16),
+        within_half,
+    ),
+    '_add_and_norm': KernelCases(
+        backbone._add_and_norm,
+        _small_added,
+        lambda random: _added(random, 1, 589, 768, torch.float16),
+        within_half,
+    ),
+    '_quick_gelu': KernelCases(
+        backbone._quick_gelu,
+        _small_gelu,
+        lambda random: (torch.randn(1, 589, 3072, generator=random).half(),),
+        within_half,
+    ),
+    '_unit_length': KernelCases(
+        backbone._unit_length,
+        _small_lengths,
+        lambda random: (torch.randn(1, 589, 512, generator=random).half(),),
+        close,
+    ),
+    'patch_correlation': KernelCases(
+        correlation.patch_correlation,
+        _small_projections,
+        lambda random: (*_projections(random, 1, 589, 768, 12), True),
+        close,
+    ),
+    'patch_logits': KernelCases(
+        label_table.patch_logits,
+        _small_cosines,
+        lambda random: _cosines(random, 1, 588, 16, 16, 15),
+        close,
+    ),
     'median_7x7': KernelCases(median.median_7x7, _small_medians, _large_medians, equal),
     'resize_bicubic': KernelCases(
         preprocessing.resize_bicubic, _small_frames(True), _large_frames(True), equal

@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from cliptrase_ros.segmentation import kernels
 from cliptrase_ros.segmentation.method import median
+from cliptrase_ros.segmentation.model import backbone
 
 # The oldest whose compiler takes the kernels: that of torch 2.8.
 pytest.importorskip('triton', minversion='3.4')
@@ -102,6 +103,12 @@ def test_a_kernel_gives_what_its_reference_gives(name, seed, device, monkeypatch
         found = case.function(*arguments)
         assert not kernels._failed
         case.check(found, expected)
+
+
+def test_attention_at_once_is_the_sum_of_three():
+    qkv = backbone._split_heads(torch.randn(2, 5, 96), heads=4)
+    at_once = backbone._self_attend_at_once(qkv)
+    torch.testing.assert_close(at_once, backbone._self_attend(qkv))
 
 
 def fails(*_):

@@ -27,7 +27,6 @@ from cliptrase_ros.segmentation.method.refinement import enlarge, refine_edges
 from cliptrase_ros.segmentation.method.smoothing import History, empty_history, smooth
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
-from cliptrase_ros.segmentation.model.correlation import denoise_correlation
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
@@ -240,16 +239,17 @@ def trace(
     with stage('tower'):
         whole = pixels if window is None else _shrink_to_window(pixels, backbone, method)
         dense = backbone(whole, method.features)
-        tokens = dense.tokens.float()
-        correlation = _correlation(dense, method) if method.clustering else None
+        correlation = _correlation(dense, method)
     with stage('logits'):
-        token_logits = table.logits(tokens)
-        image_logits = token_logits[:, 0]
+        cosines = dense.tokens @ table.features.mT
+        image_cosines = cosines[:, 0]
     if window is None:
         with stage('logits'):
-            patches = _patch_maps(dense, token_logits, image_logits, table, method)
+            patches = _patch_maps(
+                cosines[:, 1:], image_cosines, dense.grid, correlation, table, method
+            )
     else:
-        patches = _sliding_patch_maps(backbone, pixels, window, table, image_logits, method)
+        patches = _sliding_patch_maps(backbone, pixels, window, table, image_cosines, method)
     with stage('logits'):
         probability, evidence, new_history = _weigh(patches, picture, history, method)
         columns = largest_enlarged(evidence, size)
@@ -258,8 +258,9 @@ def trace(
             assert picture is not None
             columns = pamr.refine_present(columns, evidence, picture)
     raw_labels = torch.minimum(columns, table.foreground)
-    if correlation is None:
-        clusters = torch.full_like(tokens[:, 1:, 0], -1, dtype=torch.int64)
+    if correlation is None or not method.clustering:
+        correlation = None
+        clusters = torch.full_like(dense.tokens[:, 1:, 0], -1, dtype=torch.int64)
         exact = torch.ones_like(clusters[:, 0], dtype=torch.bool)
         labels = raw_labels
     else:
@@ -270,7 +271,7 @@ def trace(
                 raw_labels, correlation, clusters, dense.grid, table, method, bounds
             )
     return Trace(
-        tokens,
+        dense.tokens,
         correlation,
         patches.logits,
         probability,
@@ -289,35 +290,41 @@ class _PatchMaps:
     Attributes:
         logits: Without the image prior.
         label_logits: With the image prior, where the method has it.
-        probability: Of `label_logits`, propagated where the method does so.
+        probability: Of `label_logits`, propagated where the method does so; None where it neither
+            propagates nor smooths.
     """
 
     logits: Tensor
     label_logits: Tensor
-    probability: Tensor
+    probability: Tensor | None = None
 
 
-def _correlation(dense: DenseFeatures, method: Method) -> Tensor:
-    if method.denoising:
-        return denoise_correlation(dense.correlation)
-    return dense.correlation[:, 1:, 1:]
+def _correlation(dense: DenseFeatures, method: Method) -> Tensor | None:
+    """What is clustered or propagated along; None where nothing is."""
+    if method.clustering or method.propagation:
+        return dense.patch_correlation(method.denoising)
+    return None
 
 
 def _patch_maps(
-    dense: DenseFeatures,
-    token_logits: Tensor,
-    image_logits: Tensor,
+    cosines: Tensor,
+    image_cosines: Tensor,
+    grid: tuple[int, int],
+    correlation: Tensor | None,
     table: LabelTable,
     method: Method,
 ) -> _PatchMaps:
-    """token_logits: (B, 1 + N, C). image_logits: (B, C), of whole images, for the image prior."""
-    logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
-    label_logits = logits
-    if method.image_prior:
-        label_logits = table.without_padding(logits * image_logits[..., None, None])
+    """cosines: (B, N, P). image_cosines: (B, P), of whole images, for the image prior."""
+    logits, label_logits = (
+        maps.unflatten(-1, grid)
+        for maps in table.patch_logits(cosines, image_cosines if method.image_prior else None)
+    )
+    if not (method.propagation or method.smoothing):
+        return _PatchMaps(logits, label_logits)
     probability = label_logits.softmax(1)
     if method.propagation:
-        probability = propagate(probability, _correlation(dense, method))
+        assert correlation is not None  # see `_correlation`
+        probability = propagate(probability, correlation)
     return _PatchMaps(logits, label_logits, probability)
 
 
@@ -326,7 +333,7 @@ def _sliding_patch_maps(
     pixels: Tensor,
     window: tuple[int, int],
     table: LabelTable,
-    image_logits: Tensor,
+    image_cosines: Tensor,
     method: Method,
 ) -> _PatchMaps:
     """The mean of what overlapping windows, of so many patches (h, w), show of B images."""
@@ -337,18 +344,22 @@ def _sliding_patch_maps(
     windows = sliding.cut_windows(pixels, corners, window, patch_size).split(
         sliding.WINDOWS_AT_ONCE
     )
-    priors = image_logits.repeat(len(corners), 1).split(sliding.WINDOWS_AT_ONCE)
+    priors = image_cosines.repeat(len(corners), 1).split(sliding.WINDOWS_AT_ONCE)
     parts = []
     for window_pixels, prior in zip(windows, priors, strict=True):
         with stage('tower'):
             dense = backbone(window_pixels, method.features)
+            correlation = _correlation(dense, method) if method.propagation else None
         with stage('logits'):
-            token_logits = table.logits(dense.tokens.float())
-            maps = _patch_maps(dense, token_logits, prior, table, method)
-            parts.append(torch.stack([maps.logits, maps.label_logits, maps.probability], 1))
+            cosines = (dense.tokens @ table.features.mT)[:, 1:]
+            maps = _patch_maps(cosines, prior, dense.grid, correlation, table, method)
+            present = [maps.logits, maps.label_logits]
+            if maps.probability is not None:
+                present.append(maps.probability)
+            parts.append(torch.stack(present, 1))
     with stage('logits'):
         mean = sliding.join_windows(torch.cat(parts).flatten(1, 2), corners, grid)
-        return _PatchMaps(*mean.unflatten(1, (3, -1)).unbind(1))
+        return _PatchMaps(*mean.unflatten(1, (len(present), -1)).unbind(1))
 
 
 def _window_grid(size: Sequence[int], patch_size: int, method: Method) -> tuple[int, int] | None:
@@ -379,13 +390,13 @@ def _weigh(
     """
     if method.smoothing:
         # `Pipeline` hands both on to a method that smooths.
-        assert picture is not None and history is not None
+        assert picture is not None and history is not None and patches.probability is not None
         probability, history = smooth(patches.probability, picture, history, method.smoothing)
         if method.propagation:
             return probability, probability, history
         # Interpolated logarithms rank classes as interpolated logits do.
         return probability, probability.clamp(min=_LEAST_PROBABILITY).log(), history
-    if method.propagation:
+    if patches.probability is not None:
         return patches.probability, patches.probability, None
     return patches.logits.softmax(1), patches.label_logits, None
 
