@@ -45,12 +45,11 @@ from cliptrase_ros.evaluation.verify import HALF_PRECISION_SHARE, Verifier, reco
 from cliptrase_ros.evaluation.verify_sc_clip import SC_CLIP_HALF_PRECISION_SHARE
 from cliptrase_ros.segmentation import kernels as own_kernels
 from cliptrase_ros.segmentation.model.preprocessing import (
+    mmcv_framing,
     network_input,
-    resize,
     whole_frame_framing,
 )
 from cliptrase_ros.segmentation.model.weights import LoadedModel
-from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls, GraphQueue
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -758,25 +757,18 @@ def _run(checks: Checks, arguments: Sequence[str], limit_s: float) -> str:
 
 @part(limit_s=60)
 def large_frames(checks: Checks) -> dict:
-    """Frames of any size are scaled down to the pixels that the same filter gives on a CPU."""
+    """Frames of any size are scaled down to the pixels that Pillow and OpenCV make of them."""
     figures = {}
-    # Up to the largest scale of PyTorch's filter, and above.
     sizes = [(480, 640), (720, 1280), (2048, 2560), (3200, 4000)]
     for source in sizes[:1] if _is_dry else sizes:
         frames = torch.from_numpy(camera_frame(0, *source))[None]
-        framing = whole_frame_framing(source, 64, 16)
-        with exact_float32():
-            found = network_input(frames.to(_device), framing).cpu().int()
-        filtered = resize(frames.permute(0, 3, 1, 2).float(), framing.resized)
-        difference = (found - filtered.round().clamp(0, 255).int()).abs()
-        others = float((difference > 0).float().mean())
-        if not _is_dry:
-            # A CPU takes Pillow's filter itself.
-            checks(
-                int(difference.max()) <= 1 and others <= 0.01,
-                f'{source}: {others:.2%} of the pixels differ, by up to {int(difference.max())}',
-            )
-        figures[str(source)] = others
+        for make_framing in (whole_frame_framing, mmcv_framing):
+            framing = make_framing(source, 64, 16)
+            found = network_input(frames.to(_device), framing).cpu()
+            others = float((found != network_input(frames, framing)).float().mean())
+            name = f'{source}, {"Pillow" if framing.antialias else "OpenCV"}'
+            checks(others == 0, f'{name}: {others:.2%} of the values differ')
+            figures[name] = others
     return figures
 
 

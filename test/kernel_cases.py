@@ -4,14 +4,15 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from cliptrase_ros.segmentation.method import median
-from cliptrase_ros.segmentation.model import backbone, correlation, label_table
+from cliptrase_ros.segmentation.model import backbone, correlation, label_table, preprocessing
+from cliptrase_ros.segmentation.model.preprocessing import Framing, whole_frame_framing
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,61 @@ def _small_cosines(random: torch.Generator) -> Iterator[tuple]:
         yield cosines, None, *table
 
 
+def _small_frames(antialias: bool) -> Callable[[torch.Generator], Iterator[tuple]]:
+    def give(random: torch.Generator) -> Iterator[tuple]:
+        for source, resized, offset, crop in (
+            # Down, up, one side alone, by far, a single pixel, and crops.
+            ((24, 32), (16, 21), (0, 0), (16, 21)),
+            ((7, 5), (9, 16), (0, 0), (9, 16)),
+            ((9, 20), (9, 11), (0, 0), (9, 11)),
+            ((60, 6), (2, 6), (0, 0), (2, 6)),
+            ((1, 3), (4, 1), (0, 0), (4, 1)),
+            ((20, 31), (13, 20), (3, 4), (5, 12)),
+            ((31, 20), (40, 26), (7, 0), (26, 26)),
+        ):
+            frames = _frames(2, *source, random)
+            # Overshoots beyond black and white.
+            frames[0] = (frames[0] > 127) * 255
+            yield frames, Framing(source, resized, offset, crop, antialias)
+
+    return give
+
+
+def _frames(batch: int, height: int, width: int, random: torch.Generator) -> Tensor:
+    return torch.randint(256, (batch, height, width, 3), generator=random, dtype=torch.uint8)
+
+
+def _large_frames(antialias: bool) -> Callable[[torch.Generator], tuple]:
+    framing = replace(whole_frame_framing((480, 640), 336, 16), antialias=antialias)
+    return lambda random: (_frames(1, 480, 640, random), framing)
+
+
+_MEAN, _STD = (torch.tensor(value)[:, None, None] for value in ((0.48, 0.46, 0.4), (0.27, 0.26, 1)))
+
+
+def _small_pixels(random: torch.Generator) -> Iterator[tuple]:
+    every = torch.arange(256, dtype=torch.uint8).expand(2, 3, 3, -1)
+    # Of the camera's own size the picture is the frame, whose channels are interleaved.
+    interleaved = _frames(2, 5, 9, random).permute(0, 3, 1, 2)[..., 1:4, :]
+    for pixels in (every, interleaved):
+        for dtype in (torch.float32, torch.float16):
+            yield pixels, 255, _MEAN, _STD, dtype
+            yield pixels, 1, 255 * _MEAN, 255 * _STD, dtype
+
+
+def _large_pixels(random: torch.Generator) -> tuple:
+    picture = _frames(1, 336, 448, random).permute(0, 3, 1, 2).contiguous()
+    return picture, 255, _MEAN, _STD, torch.float16
+
+
+def _equally_normalised(found: Tensor, expected: Tensor) -> None:
+    """To the last bit; but on a GPU PyTorch multiplies by the inverse where the kernel divides."""
+    if found.is_cuda:
+        torch.testing.assert_close(found, expected)
+    else:
+        equal(found, expected)
+
+
 #: By the function's name.
 CASES = {
     '_embed_tokens': KernelCases(
@@ -200,4 +256,13 @@ CASES = {
         close,
     ),
     'median_7x7': KernelCases(median.median_7x7, _small_medians, _large_medians, equal),
+    'resize_bicubic': KernelCases(
+        preprocessing.resize_bicubic, _small_frames(True), _large_frames(True), equal
+    ),
+    'resize_bilinear': KernelCases(
+        preprocessing.resize_bilinear, _small_frames(False), _large_frames(False), equal
+    ),
+    'normalise': KernelCases(
+        preprocessing.normalise, _small_pixels, _large_pixels, _equally_normalised
+    ),
 }

@@ -144,7 +144,10 @@ class Pipeline:
         """
         with stage('input'):
             picture = preprocessing.network_input(frames, framing)
-            pixels = self.normalise(picture, method.frame)
+            # At pixels PAMR compares these themselves, not what the tower makes of them.
+            is_compared = method.softmax == 'pixels' and method.refinement == 'pamr'
+            dtype = torch.float32 if is_compared else self.backbone.dtype
+            pixels = self.normalise(picture, method.frame, dtype)
         if method.softmax == 'pixels':
             return self._label_at_pixels(frames, pixels, table, min_confidence, method)
         if method.smoothing and history is None:
@@ -190,12 +193,12 @@ class Pipeline:
         height, width = (side // self.backbone.patch_size for side in framing.crop)
         return empty_history(table.size[1], (height, width), batch, self.mean.device)
 
-    def normalise(self, pixels: Tensor, frame: str) -> Tensor:
-        """uint8 (B, 3, H, W) to float32, normalised; frame as in `Method`."""
+    def normalise(self, pixels: Tensor, frame: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 (B, 3, H, W) to that dtype, normalised in float32; frame as in `Method`."""
         if frame == 'mmcv':
             mean, std = _as_configured(self.mean), _as_configured(self.std)
-            return pixels.float().sub_(mean).div_(std)
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+            return preprocessing.normalise(pixels, 1, mean, std, dtype)
+        return preprocessing.normalise(pixels, 255, self.mean, self.std, dtype)
 
 
 @constant
