@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cliptrase_ros.segmentation.method import median
+from cliptrase_ros.segmentation.method import clustering, median
 from cliptrase_ros.segmentation.model import backbone, correlation, label_table, preprocessing
 from cliptrase_ros.segmentation.model.preprocessing import Framing, whole_frame_framing
 
@@ -217,6 +217,95 @@ def _equally_normalised(found: Tensor, expected: Tensor) -> None:
         equal(found, expected)
 
 
+def _small_rows(random: torch.Generator) -> Iterator[tuple]:
+    yield (torch.randn(2, 23, 19, generator=random).mT,)
+    yield (torch.ones(1, 1, 1),)
+    yield (torch.rand(1, 300, 5, generator=random) + 1,)
+
+
+def _large_rows(random: torch.Generator) -> tuple:
+    return (torch.rand(1, 588, 588, generator=random),)
+
+
+def _small_points(random: torch.Generator) -> Iterator[tuple]:
+    # On a grid, where distances are exact and many are just eps.
+    for batch, points, width, eps in ((2, 37, 3, 2.0), (1, 100, 2, 1.0), (1, 1, 4, 0.0)):
+        yield torch.randint(-4, 5, (batch, points, width), generator=random).float(), eps, 4
+    yield torch.zeros(2, 6, 6), 0.5, 7
+    yield torch.rand(1, 50, 2, generator=random), 0.1, 3
+
+
+def _large_points(random: torch.Generator) -> tuple:
+    return torch.randint(0, 3, (1, 588, 588), generator=random).float(), 19.5, 9
+
+
+def _chain(random: torch.Generator, points: int) -> Tensor:
+    """Points side by side in any order."""
+    return torch.randperm(points, generator=random).float()[:, None] * torch.tensor([1.0, 0.0])
+
+
+def _small_clusterings(random: torch.Generator) -> Iterator[tuple]:
+    """Chains of core points, noise alone, one cluster, too few steps, too many clusters."""
+    for steps in (0, 3):
+        yield torch.stack([_chain(random, 13), _chain(random, 13)]), 1.1, 2, steps, 32
+    yield _chain(random, 9)[None], 0.5, 2, 0, 32
+    yield torch.zeros(1, 7, 7), 0.5, 2, 1, 1
+    yield torch.zeros(1, 1, 1), 0.5, 1, 0, 1
+    plane = torch.randint(0, 5, (1, 15, 2), generator=random).float()
+    clusters = int(clustering.dbscan(plane, 1.1, 2).max()) + 1
+    for most in (clusters - 1, clusters):
+        yield plane, 1.1, 2, 2, most
+
+
+def _large_clusterings(random: torch.Generator) -> tuple:
+    return _chain(random, 588)[None], 1.1, 2, 8, 32
+
+
+def _small_means(random: torch.Generator) -> Iterator[tuple]:
+    clusters = torch.randint(-1, 5, (2, 30), generator=random)
+    # Some cluster has no member, one has all, some are more than there are maps.
+    clusters[0] = torch.where(clusters[0] == 2, -1, clusters[0])
+    clusters[1] = 3
+    for count in (1, 4, 6):
+        yield torch.randn(2, 30, 30, generator=random).mT, clusters, count
+    yield torch.rand(1, 1, 1, generator=random), torch.zeros(1, 1, dtype=torch.int64), 2
+    # More rows than are read at a time.
+    yield torch.rand(1, 300, 3, generator=random), (torch.arange(300) % 3)[None], 3
+
+
+def _large_means(random: torch.Generator) -> tuple:
+    return (
+        torch.rand(1, 588, 588, generator=random),
+        torch.randint(-1, 10, (1, 588), generator=random),
+        32,
+    )
+
+
+def _small_votes(random: torch.Generator) -> Iterator[tuple]:
+    # Noise, of few classes and of more than are looked at at a time, each image its own; one image
+    # is spared. Regions are views, as the flags are.
+    absent = torch.tensor([[False, True], [False, False]])
+    for classes in (1, 3, 200):
+        labels = torch.randint(0, classes, (2, 9, 17), generator=random)
+        regions = torch.randint(0, 3, (2, 17, 9), generator=random).mT
+        for min_agreement in (0.0, 0.4):
+            yield labels, regions, 3, classes, absent[:, 1], min_agreement
+    # Ties, and a share that is just enough.
+    labels = torch.tensor([5, 2, 2, 5, 4, 1, 4, 4]).expand(1, 2, 8)
+    regions = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]).expand(1, 2, 8)
+    for min_agreement in (0.5, 0.75, 0.76):
+        yield labels, regions, 2, 6, absent[1:, 0], min_agreement
+    # One region, in several programs.
+    labels = torch.randint(0, 2, (1, 30, 20), generator=random)
+    yield labels, torch.zeros_like(labels), 1, 2, absent[1:, 1], 0.5
+
+
+def _large_votes(random: torch.Generator) -> tuple:
+    squares = torch.randint(0, 170, (2, 1, 6, 8), generator=random).repeat_interleave(56, 2)
+    labels, regions = squares.repeat_interleave(56, 3).unbind(0)
+    return labels % 17, regions % 10, 32, 17, torch.tensor([False]), 0.7
+
+
 #: By the function's name.
 CASES = {
     '_embed_tokens': KernelCases(
@@ -265,4 +354,11 @@ CASES = {
     'normalise': KernelCases(
         preprocessing.normalise, _small_pixels, _large_pixels, _equally_normalised
     ),
+    '_centred': KernelCases(clustering._centred, _small_rows, _large_rows, close),
+    '_core_points': KernelCases(clustering._core_points, _small_points, _large_points, close),
+    'dbscan_bounded': KernelCases(
+        clustering.dbscan_bounded, _small_clusterings, _large_clusterings, close
+    ),
+    '_mean_rows': KernelCases(clustering._mean_rows, _small_means, _large_means, close),
+    'vote': KernelCases(clustering.vote, _small_votes, _large_votes, equal),
 }

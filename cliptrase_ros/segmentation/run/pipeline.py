@@ -407,8 +407,7 @@ def _clusters(correlation: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tenso
     if bounds is None:
         clusters = dbscan(correlation, eps, min_samples)
         return clusters, clusters.new_ones(len(clusters), dtype=torch.bool)
-    clusters, converged = dbscan_bounded(correlation, eps, min_samples, bounds.steps)
-    return clusters, converged & (clusters.amax(1) < bounds.clusters)
+    return dbscan_bounded(correlation, eps, min_samples, bounds.steps, bounds.clusters)
 
 
 def _vote_in_regions(
@@ -421,19 +420,14 @@ def _vote_in_regions(
     bounds: Bounds | None,
 ) -> Tensor:
     """Labels after each cluster's region has voted, in images that have enough clusters."""
-    found = clusters.amax(1) + 1
-    applies = found >= method.fewest_clusters
-    if bounds is not None:
-        slots = bounds.clusters
-        clusters = clusters.clamp(max=slots - 1)
-    elif applies.any():
-        slots = int(found.max())
-    else:
+    slots = int(clusters.max()) + 1 if bounds is None else bounds.clusters
+    if slots < method.fewest_clusters:
         return labels
-    maps = cluster_maps(correlation, clusters, grid, slots)
+    maps, absent = cluster_maps(correlation, clusters, grid, slots)
     regions = largest_enlarged(maps, labels.shape[-2:])
+    too_few = absent[:, method.fewest_clusters - 1]
     classes = table.size[1] + 1
-    return vote(labels, regions, slots, classes, applies, method.min_agreement)
+    return vote(labels, regions, slots, classes, too_few, method.min_agreement)
 
 
 def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
