@@ -50,6 +50,7 @@ from cliptrase_ros.segmentation.model.preprocessing import (
     whole_frame_framing,
 )
 from cliptrase_ros.segmentation.model.weights import LoadedModel
+from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls, GraphQueue
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings

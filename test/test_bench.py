@@ -51,12 +51,15 @@ def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path
     assert 'robot, edges' in printed and 'sc_clip, window 0' in printed
 
 
-def test_refinement_and_window_are_measured_and_told(tiny_architecture):
+def test_refinement_window_and_classes_are_measured_and_told(tiny_architecture):
     segmenter = make_segmenter(tiny_architecture, torch.device('cpu'), 'float32')
     case = EngineCase(96, 1, (96, 160), 'sc_clip', 'pamr', 64)
     result = measure_engine(segmenter, case, 'float32', graph=False, runs=1)
     assert preset_name(result) == 'sc_clip, pamr, window 64' and result['stages_ms']['pamr'] > 0
-    # Reports from before there were windows.
+    case = EngineCase(96, 1, (96, 160), 'robot', classes=100)
+    result = measure_engine(segmenter, case, 'float32', graph=False, runs=1)
+    assert preset_name(result) == 'robot, 100 classes' and result['classes'] == 100
+    # Reports from before there were windows and numbers of classes.
     assert preset_name({'preset': 'plus'}) == 'plus'
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.profiler import record_function as stage
 
 from cliptrase_ros.segmentation.method import pamr, sliding
-from cliptrase_ros.segmentation.method.refinement import count_labels, enlarge
+from cliptrase_ros.segmentation.method.enlarging import enlarge
+from cliptrase_ros.segmentation.method.refinement import count_labels
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.settings import Method
