@@ -4,14 +4,16 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from cliptrase_ros.segmentation.method import clustering, median
-from cliptrase_ros.segmentation.model import backbone, correlation, label_table
+from cliptrase_ros.segmentation.method import clustering, enlarging, median
+from cliptrase_ros.segmentation.model import backbone, correlation, label_table, preprocessing
+from cliptrase_ros.segmentation.model.label_table import LabelTable
+from cliptrase_ros.segmentation.model.preprocessing import Framing, whole_frame_framing
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,25 @@ class KernelCases:
     check: Callable[[object, object], None]
 
 
-def equal(found: Tensor, expected: Tensor) -> None:
-    """To the last bit."""
+def moved(arguments: tuple, device: torch.device) -> tuple:
+    """Arguments on a device, their tensors strided as they were."""
+    return tuple(_moved(argument, device) for argument in arguments)
+
+
+def _moved(argument: object, device: torch.device) -> object:
+    if isinstance(argument, LabelTable):
+        return argument.to(device)
+    if not isinstance(argument, Tensor):
+        return argument
+    tensor = argument
+    # `to` would lay the elements of a slice one after the other.
+    stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+    elements = tensor.as_strided((stored,), (1,), 0).to(device)
+    return elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def equal(found: object, expected: object) -> None:
+    """To the last bit; tuples one by one."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -44,11 +63,12 @@ def close(found: object, expected: object) -> None:
 
 def _small_medians(random: torch.Generator) -> Iterator[tuple]:
     absent = torch.tensor([[False, False, True], [False, True, True]])
-    for size in ((3, 3), (7, 5), (9, 12), (12, 13)):
-        # Negative values and ties, in images that are not contiguous.
+    for size in ((3, 3), (7, 5), (9, 31), (12, 13)):
+        # Negative values and ties, and one mostly flat, in images that are not contiguous.
         images = torch.randn(2, 3, *reversed(size), generator=random).mT
         images[0, 0, :2] = 0.25
         images[0, 1] = images[0, 1].round()
+        images[1, 0] = images[1, 0].clamp(min=0)
         yield images, absent
 
 
@@ -148,6 +168,61 @@ def _small_cosines(random: torch.Generator) -> Iterator[tuple]:
         yield cosines, None, *table
 
 
+def _small_frames(antialias: bool) -> Callable[[torch.Generator], Iterator[tuple]]:
+    def give(random: torch.Generator) -> Iterator[tuple]:
+        for source, resized, offset, crop in (
+            # Down, up, one side alone, by far, a single pixel, and crops.
+            ((24, 32), (16, 21), (0, 0), (16, 21)),
+            ((7, 5), (9, 16), (0, 0), (9, 16)),
+            ((9, 20), (9, 11), (0, 0), (9, 11)),
+            ((60, 6), (2, 6), (0, 0), (2, 6)),
+            ((1, 3), (4, 1), (0, 0), (4, 1)),
+            ((20, 31), (13, 20), (3, 4), (5, 12)),
+            ((31, 20), (40, 26), (7, 0), (26, 26)),
+        ):
+            frames = _frames(2, *source, random)
+            # Overshoots beyond black and white.
+            frames[0] = (frames[0] > 127) * 255
+            yield frames, Framing(source, resized, offset, crop, antialias)
+
+    return give
+
+
+def _frames(batch: int, height: int, width: int, random: torch.Generator) -> Tensor:
+    return torch.randint(256, (batch, height, width, 3), generator=random, dtype=torch.uint8)
+
+
+def _large_frames(antialias: bool) -> Callable[[torch.Generator], tuple]:
+    framing = replace(whole_frame_framing((480, 640), 336, 16), antialias=antialias)
+    return lambda random: (_frames(1, 480, 640, random), framing)
+
+
+_MEAN, _STD = (torch.tensor(value)[:, None, None] for value in ((0.48, 0.46, 0.4), (0.27, 0.26, 1)))
+
+
+def _small_pixels(random: torch.Generator) -> Iterator[tuple]:
+    every = torch.arange(256, dtype=torch.uint8).expand(2, 3, 3, -1)
+    # Of the camera's own size the picture is the frame, whose channels are interleaved.
+    interleaved = _frames(2, 5, 9, random).permute(0, 3, 1, 2)[..., 1:4, :]
+    for pixels in (every, interleaved):
+        for dtype in (torch.float32, torch.float16):
+            yield pixels, 255, _MEAN, _STD, dtype
+            yield pixels, 1, 255 * _MEAN, 255 * _STD, dtype
+
+
+def _large_pixels(random: torch.Generator) -> tuple:
+    picture = _frames(1, 336, 448, random).permute(0, 3, 1, 2).contiguous()
+    return picture, 255, _MEAN, _STD, torch.float16
+
+
+def _equally_normalised(found: Tensor, expected: Tensor) -> None:
+    """To the last bit; but on a GPU PyTorch multiplies by the inverse where the kernel divides."""
+    if found.is_cuda:
+        torch.testing.assert_close(found, expected)
+    else:
+        equal(found, expected)
+
+
 def _small_rows(random: torch.Generator) -> Iterator[tuple]:
     yield (torch.randn(2, 23, 19, generator=random).mT,)
     yield (torch.ones(1, 1, 1),)
@@ -237,6 +312,103 @@ def _large_votes(random: torch.Generator) -> tuple:
     return labels % 17, regions % 10, 32, 17, torch.tensor([False]), 0.7
 
 
+def _exact(random: torch.Generator, *shape: int) -> Tensor:
+    """Values 0..1 of which sums and products are exact in any order."""
+    return torch.randint(0, 65, shape, generator=random) / 64
+
+
+def _small_maps(random: torch.Generator) -> Iterator[tuple]:
+    # Ties, an image of equal maps, and slots that are absent.
+    maps = _exact(random, 2, 9, 3, 4).mul(4).round()
+    maps[0, 6:] = -1
+    maps[1] = 0.5
+    yield maps, (12, 16)
+    yield maps[:, 3:4], (12, 16)
+    yield _exact(random, 1, 40, 1, 2), (8, 16)
+    yield _exact(random, 1, 3, 1, 6), (4, 24)
+    # Not contiguous, at sizes that are no multiples, of negative values.
+    maps = torch.randn(2, 12, 17, generator=random).mT.unflatten(-1, (3, 4))
+    for size in ((3, 4), (10, 13)):
+        yield maps, size
+    yield torch.randn(1, 17, 1, 1, generator=random), (1, 1)
+
+
+def _large_maps(random: torch.Generator) -> tuple:
+    return _exact(random, 1, 128, 21, 28), (336, 448)
+
+
+def _labels_at_camera(*arguments: object) -> tuple[Tensor, Tensor]:
+    *tensors, least, framing = arguments
+    labels, probability, table = _with_table(*tensors)
+    return enlarging.labels_at_camera(labels, probability, table, least, framing)
+
+
+def _ids_and_confidence(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    *tensors, least = arguments
+    return enlarging.ids_and_confidence(*_with_table(*tensors), least)
+
+
+def _with_table(
+    labels: Tensor, probability: Tensor, foreground: Tensor, used: Tensor, ids: Tensor
+) -> tuple[Tensor, Tensor, LabelTable]:
+    unlabelled = -1 if ids.dtype.is_signed else 255
+    return labels, probability, LabelTable(ids, ids, foreground, used, ids, unlabelled, 100.0)
+
+
+def _table(columns: int, foreground: int, used: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    ids = (torch.arange(columns + 1) * 7 % 100).to(dtype)
+    return torch.tensor(foreground), torch.tensor(used), ids
+
+
+def _small_published(random: torch.Generator) -> Iterator[tuple]:
+    for grid, framing, columns, least, dtype in (
+        # The whole frame, larger and smaller than the crop, and as it is.
+        ((3, 4), Framing((17, 23), (12, 16), (0, 0), (12, 16)), (8, 3, 6), 0.0, torch.uint8),
+        ((3, 4), Framing((7, 5), (12, 16), (0, 0), (12, 16)), (8, 3, 4), 0.3, torch.int64),
+        ((2, 3), Framing((8, 12), (8, 12), (0, 0), (8, 12)), (3, 3, 3), 0.1, torch.uint8),
+        # A square from the centre: the rest is not seen.
+        ((3, 3), Framing((10, 21), (12, 25), (0, 6), (12, 12)), (5, 0, 5), 0.4, torch.int16),
+        ((3, 3), Framing((21, 10), (25, 12), (6, 0), (12, 12)), (5, 4, 5), 0.1, torch.uint8),
+        ((1, 1), Framing((1, 1), (4, 4), (0, 0), (4, 4)), (2, 1, 2), 1.0, torch.uint8),
+        # Patches of 14 pixels, and sizes that are no multiples.
+        ((2, 3), Framing((11, 13), (28, 42), (0, 0), (28, 42)), (6, 3, 5), 1.0, torch.int32),
+        ((2, 3), Framing((11, 13), (15, 22), (0, 0), (15, 22)), (6, 3, 5), 0.2, torch.uint8),
+    ):
+        count, foreground, used = columns
+        labels = torch.randint(0, min(foreground + 1, used), (2, *framing.crop), generator=random)
+        # Not contiguous.
+        probability = _exact(random, 2, *grid, count).movedim(-1, 1)
+        if foreground < used - 1:
+            probability[:, foreground:] /= 4
+        probability[:, used:] = 0
+        table = _table(*columns, dtype)
+        yield labels, probability, *table, torch.tensor(least), framing
+    yield labels[:1], probability[:1].contiguous(), *table, torch.tensor(least), framing
+
+
+def _large_published(random: torch.Generator) -> tuple:
+    framing = Framing((480, 640), (336, 448), (0, 0), (336, 448))
+    labels = torch.randint(0, 101, (1, 336, 448), generator=random)
+    table = _table(128, 100, 110, torch.uint8)
+    return labels, _exact(random, 1, 128, 21, 28) / 16, *table, torch.tensor(0.3), framing
+
+
+def _small_probabilities(random: torch.Generator) -> Iterator[tuple]:
+    for shape in ((2, 5, 7), (1, 1, 1), (1, 12, 33)):
+        labels = torch.randint(0, 4, shape, generator=random)
+        # Of these products with 255 some lie between two integers.
+        probability = torch.randint(0, 511, shape, generator=random) / 510
+        for least, dtype in ((0.0, torch.uint8), (0.5, torch.int16), (1.0, torch.int64)):
+            yield labels, probability, *_table(5, 3, 5, dtype), torch.tensor(least)
+        yield labels.mT, probability.mT, *_table(5, 3, 5, torch.uint8), torch.tensor(0.5)
+
+
+def _large_probabilities(random: torch.Generator) -> tuple:
+    labels = torch.randint(0, 101, (1, 480, 640), generator=random)
+    probability = _exact(random, 1, 480, 640)
+    return labels, probability, *_table(128, 100, 110, torch.uint8), torch.tensor(0.3)
+
+
 #: By the function's name.
 CASES = {
     '_embed_tokens': KernelCases(
@@ -276,6 +448,15 @@ CASES = {
         close,
     ),
     'median_7x7': KernelCases(median.median_7x7, _small_medians, _large_medians, equal),
+    'resize_bicubic': KernelCases(
+        preprocessing.resize_bicubic, _small_frames(True), _large_frames(True), equal
+    ),
+    'resize_bilinear': KernelCases(
+        preprocessing.resize_bilinear, _small_frames(False), _large_frames(False), equal
+    ),
+    'normalise': KernelCases(
+        preprocessing.normalise, _small_pixels, _large_pixels, _equally_normalised
+    ),
     '_centred': KernelCases(clustering._centred, _small_rows, _large_rows, close),
     '_core_points': KernelCases(clustering._core_points, _small_points, _large_points, close),
     'dbscan_bounded': KernelCases(
@@ -283,4 +464,9 @@ CASES = {
     ),
     '_mean_rows': KernelCases(clustering._mean_rows, _small_means, _large_means, close),
     'vote': KernelCases(clustering.vote, _small_votes, _large_votes, equal),
+    'largest_enlarged': KernelCases(enlarging.largest_enlarged, _small_maps, _large_maps, equal),
+    'labels_at_camera': KernelCases(_labels_at_camera, _small_published, _large_published, equal),
+    'ids_and_confidence': KernelCases(
+        _ids_and_confidence, _small_probabilities, _large_probabilities, equal
+    ),
 }

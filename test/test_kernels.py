@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from kernel_cases import CASES
+from kernel_cases import CASES, moved
 from torch._subclasses import FakeTensorMode
 
 from cliptrase_ros.segmentation import kernels
@@ -80,7 +80,7 @@ for (_, warps), source in sources.items():
 """
 
 #: How many kernels there are at least; each stands in some method.
-KERNELS = 1
+KERNELS = 5
 
 
 def test_every_kernel_compiles_without_a_gpu(tmp_path):
@@ -96,7 +96,7 @@ def test_a_kernel_gives_what_its_reference_gives(name, seed, device, monkeypatch
     monkeypatch.setattr(kernels, '_failed', set())
     case = CASES[name]
     for arguments in case.small(torch.Generator().manual_seed(seed)):
-        arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+        arguments = moved(arguments, device)
         with kernels.no_kernels():
             expected = case.function(*arguments)
         monkeypatch.setattr(kernels, '_device_types', {device.type})

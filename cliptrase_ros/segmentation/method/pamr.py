@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliptrase_ros.segmentation.method.refinement import choose_among, enlarge, most_frequent
+from cliptrase_ros.segmentation.method.enlarging import enlarge
+from cliptrase_ros.segmentation.method.refinement import choose_among, most_frequent
 
 # Neighbours stand so many pixels away, in eight directions.
 _DISTANCES = (8, 16)

@@ -1,11 +1,12 @@
 """Edge-aware refinement: the boundaries of labels move to where the picture has edges."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cliptrase_ros.segmentation.method.enlarging import enlarge
 
 # Only the boundaries of an image's most frequent labels move, so many at most; the number is fixed
 # so that time does not depend on the vocabulary.
@@ -121,9 +122,3 @@ def _inverse(matrix: Tensor) -> Tensor:
     )
     determinant = (rows[0] * adjugate[:, 0]).sum(1)
     return adjugate / determinant[:, None, None]
-
-
-def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B, K, h, w), bilinearly at a larger size (H, W)."""
-    # Contiguous, because the kernel for other layouts rounds differently.
-    return F.interpolate(maps.contiguous(), size=tuple(size), mode='bilinear', align_corners=False)

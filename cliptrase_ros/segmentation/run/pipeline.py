@@ -22,8 +22,13 @@ from cliptrase_ros.segmentation.method.clustering import (
     dbscan_parameters,
     vote,
 )
+from cliptrase_ros.segmentation.method.enlarging import (
+    ids_and_confidence,
+    labels_at_camera,
+    largest_enlarged,
+)
 from cliptrase_ros.segmentation.method.propagation import propagate
-from cliptrase_ros.segmentation.method.refinement import enlarge, refine_edges
+from cliptrase_ros.segmentation.method.refinement import refine_edges
 from cliptrase_ros.segmentation.method.smoothing import History, empty_history, smooth
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
@@ -32,9 +37,6 @@ from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.run.pixels import label_pixels, phrase_maps, probability_of
 from cliptrase_ros.segmentation.settings import Method
-
-# Label columns enlarged to pixels at a time, to bound memory; the result does not depend on it.
-_COLUMNS_AT_ONCE = 32
 
 # Stands for the probability 0, whose logarithm could not be interpolated.
 _LEAST_PROBABILITY = 1e-37
@@ -144,7 +146,10 @@ class Pipeline:
         """
         with stage('input'):
             picture = preprocessing.network_input(frames, framing)
-            pixels = self.normalise(picture, method.frame)
+            # At pixels PAMR compares these themselves, not what the tower makes of them.
+            is_compared = method.softmax == 'pixels' and method.refinement == 'pamr'
+            dtype = torch.float32 if is_compared else self.backbone.dtype
+            pixels = self.normalise(picture, method.frame, dtype)
         if method.softmax == 'pixels':
             return self._label_at_pixels(frames, pixels, table, min_confidence, method)
         if method.smoothing and history is None:
@@ -156,14 +161,10 @@ class Pipeline:
                 grid = tuple(result.patch_probability.shape[-2:])
                 labels = refine_edges(labels, picture, grid, table.size[1] + 1)
         with stage('output'):
-            probability = label_probability(result.patch_probability, labels, table)
-            label, confidence = _ids_and_confidence(labels, probability, table, min_confidence)
-            return LabelledFrames(
-                preprocessing.to_camera_size(label, framing, outside=table.unlabelled),
-                preprocessing.to_camera_size(confidence, framing, outside=0),
-                result.exact,
-                result.history,
+            label, confidence = labels_at_camera(
+                labels, result.patch_probability, table, min_confidence, framing
             )
+            return LabelledFrames(label, confidence, result.exact, result.history)
 
     def _label_at_pixels(
         self,
@@ -181,7 +182,7 @@ class Pipeline:
                 labels = refine_edges(labels, picture, grid, table.size[1] + 1)
             probability = probability_of(labels, maps, table, method)
         with stage('output'):
-            label, confidence = _ids_and_confidence(labels, probability, table, min_confidence)
+            label, confidence = ids_and_confidence(labels, probability, table, min_confidence)
             exact = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
             return LabelledFrames(label, confidence, exact)
 
@@ -190,26 +191,18 @@ class Pipeline:
         height, width = (side // self.backbone.patch_size for side in framing.crop)
         return empty_history(table.size[1], (height, width), batch, self.mean.device)
 
-    def normalise(self, pixels: Tensor, frame: str) -> Tensor:
-        """uint8 (B, 3, H, W) to float32, normalised; frame as in `Method`."""
+    def normalise(self, pixels: Tensor, frame: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 (B, 3, H, W) to that dtype, normalised in float32; frame as in `Method`."""
         if frame == 'mmcv':
             mean, std = _as_configured(self.mean), _as_configured(self.std)
-            return pixels.float().sub_(mean).div_(std)
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+            return preprocessing.normalise(pixels, 1, mean, std, dtype)
+        return preprocessing.normalise(pixels, 255, self.mean, self.std, dtype)
 
 
 @constant
 def _as_configured(value: Tensor) -> Tensor:
     """Mean or deviation of values 0..255, with the three decimals that configurations give."""
     return (255 * value).round(decimals=3)
-
-
-def _ids_and_confidence(
-    labels: Tensor, probability: Tensor, table: LabelTable, min_confidence: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What is published of labels (B, H, W): ids of the table, and uint8 0..255."""
-    ids = table.ids_of(labels, probability, min_confidence)
-    return ids, probability.mul(255).round().byte()
 
 
 @exact_float32()
@@ -425,62 +418,3 @@ def _vote_in_regions(
     too_few = absent[:, method.fewest_clusters - 1]
     classes = table.size[1] + 1
     return vote(labels, regions, slots, classes, too_few, method.min_agreement)
-
-
-def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Which of K maps (B, K, h, w), enlarged bilinearly, is largest at each pixel: int64."""
-    best = None
-    for number, part in enumerate(maps.split(_COLUMNS_AT_ONCE, 1)):
-        # max() over a strided dimension is several times faster than argmax(), with equal indices.
-        value, index = enlarge(part, size).max(1)
-        if best is None:
-            best, largest = value, index
-        else:
-            larger = value > best
-            best = torch.where(larger, value, best)
-            largest = torch.where(larger, index + number * _COLUMNS_AT_ONCE, largest)
-    return largest
-
-
-def label_probability(probability: Tensor, labels: Tensor, table: LabelTable) -> Tensor:
-    """Interpolate the probability of each pixel's label.
-
-    Args:
-        probability: float32 (B, C, h, w), 0..1, of patches. The background columns count as one,
-            as they do in `labels`.
-        labels: int64 (B, H, W), see `Trace`.
-
-    Returns:
-        float32 (B, H, W), 0..1.
-    """
-    column = torch.arange(probability.shape[1], device=probability.device)[:, None, None]
-    is_background = column >= table.foreground
-    background = (probability * is_background).sum(1, keepdim=True)
-    return _enlarged_at(torch.where(is_background, background, probability), labels)
-
-
-def _enlarged_at(maps: Tensor, which: Tensor) -> Tensor:
-    """Enlarge maps (B, K, h, w) bilinearly, at each pixel only the one `which` (B, H, W) names."""
-    height, width = maps.shape[-2:]
-    top, bottom, down = _bilinear_positions(which.shape[-2], height, maps.device)
-    left, right, across = _bilinear_positions(which.shape[-1], width, maps.device)
-    flat, first = maps.flatten(1), which * (height * width)
-
-    def pick(rows: Tensor, columns: Tensor) -> Tensor:
-        index = first + (rows[:, None] * width + columns)
-        return flat.gather(1, index.flatten(1)).view(which.shape)
-
-    upper = torch.lerp(pick(top, left), pick(top, right), across)
-    lower = torch.lerp(pick(bottom, left), pick(bottom, right), across)
-    return torch.lerp(upper, lower, down[:, None])
-
-
-@constant
-def _bilinear_positions(
-    target: int, source: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `target` pixels the two of `source` it lies between, and how far along."""
-    pixel = torch.arange(target, device=device)
-    position = ((pixel + 0.5) * (source / target) - 0.5).clamp(min=0)
-    before = position.long().clamp(max=source - 1)
-    return before, (before + 1).clamp(max=source - 1), position - before
