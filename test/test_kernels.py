@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -131,6 +132,27 @@ def test_pytorch_stands_in_for_a_kernel_that_fails(broken_kernel, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         'the kernel of median_7x7 cannot be used, PyTorch stands in: no compiler'
     ]
+
+
+@pytest.mark.parametrize(
+    ('installed', 'said'), [(None, 'Triton is not installed'), ('3.3.1', 'Triton 3.3.1 is older')]
+)
+def test_without_triton_pytorch_stands_in_for_all_and_says_so_once(
+    installed, said, broken_kernel, monkeypatch, caplog
+):
+    def version(_):
+        if installed is None:
+            raise PackageNotFoundError
+        return installed
+
+    monkeypatch.setattr(kernels, 'version', version)
+    kernels._has_triton.cache_clear()
+    try:
+        assert medians_on_cuda().shape == medians_on_cuda().shape == (2, 8, 9)
+    finally:
+        kernels._has_triton.cache_clear()
+    (record,) = caplog.records
+    assert record.getMessage().startswith(said)
 
 
 def test_a_kernel_stays_where_the_device_is_to_blame(broken_kernel, monkeypatch):
