@@ -12,12 +12,12 @@ from torch import Tensor
 from cliptrase_ros.evaluation.class_indices import label_by_method
 from cliptrase_ros.segmentation.lettering import text_mask
 from cliptrase_ros.segmentation.method.clustering import cluster_maps, dbscan, dbscan_parameters
+from cliptrase_ros.segmentation.method.enlarging import largest_enlarged
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.correlation import denoise_correlation
 from cliptrase_ros.segmentation.model.preprocessing import Framing, framing_of
 from cliptrase_ros.segmentation.overlay import draw_overlay, legend_name
 from cliptrase_ros.segmentation.process_settings import exact_float32
-from cliptrase_ros.segmentation.run.pipeline import largest_enlarged
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter
 from cliptrase_ros.segmentation.settings import PRESETS, Method, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import VocabularyClass, class_color
@@ -88,7 +88,7 @@ def explain(
     count = int(clusters.max()) + 1
     regions = None
     if count:
-        maps = cluster_maps(correlation, clusters, dense.grid, count)
+        maps, _ = cluster_maps(correlation, clusters, dense.grid, count)
         regions = largest_enlarged(maps, pixels.shape[-2:])[0].cpu().numpy()
     patch = row * dense.grid[1] + column
 

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from kernel_cases import CASES
+from kernel_cases import CASES, moved
 from torch._subclasses import FakeTensorMode
 
 from cliptrase_ros.segmentation import kernels
 from cliptrase_ros.segmentation.method import median
+from cliptrase_ros.segmentation.model import backbone
 
 # The oldest whose compiler takes the kernels: that of torch 2.8.
 pytest.importorskip('triton', minversion='3.4')
@@ -79,7 +80,7 @@ for (_, warps), source in sources.items():
 """
 
 #: How many kernels there are at least; each stands in some method.
-KERNELS = 11
+KERNELS = 15
 
 
 def test_every_kernel_compiles_without_a_gpu(tmp_path):
@@ -94,14 +95,20 @@ def test_every_kernel_compiles_without_a_gpu(tmp_path):
 def test_a_kernel_gives_what_its_reference_gives(name, seed, device, monkeypatch):
     monkeypatch.setattr(kernels, '_failed', set())
     case = CASES[name]
-    for arguments in list(case.small(torch.Generator().manual_seed(seed))):
-        arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+    for arguments in case.small(torch.Generator().manual_seed(seed)):
+        arguments = moved(arguments, device)
         with kernels.no_kernels():
             expected = case.function(*arguments)
         monkeypatch.setattr(kernels, '_device_types', {device.type})
         found = case.function(*arguments)
         assert not kernels._failed
         case.check(found, expected)
+
+
+def test_attention_at_once_is_the_sum_of_three():
+    qkv = backbone._split_heads(torch.randn(2, 5, 96), heads=4)
+    at_once = backbone._self_attend_at_once(qkv)
+    torch.testing.assert_close(at_once, backbone._self_attend(qkv))
 
 
 def fails(*_):

@@ -14,13 +14,7 @@ from cliptrase_ros.segmentation.model.backbone import (
 )
 from cliptrase_ros.segmentation.model.label_table import label_table
 from cliptrase_ros.segmentation.model.preprocessing import framing_of
-from cliptrase_ros.segmentation.run.pipeline import (
-    Bounds,
-    Pipeline,
-    label_probability,
-    largest_enlarged,
-    trace,
-)
+from cliptrase_ros.segmentation.run.pipeline import Bounds, Pipeline, trace
 from cliptrase_ros.segmentation.settings import Method
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
@@ -78,24 +72,6 @@ def test_too_few_slots_or_steps_are_reported(pipeline, table):
     method = Method('centre')
     assert not run(pipeline, table, method, Bounds(clusters=1)).exact.all()
     assert not run(pipeline, table, method, Bounds(steps=0)).exact.all()
-
-
-def test_the_largest_of_many_maps_is_found_in_parts():
-    maps = torch.rand(2, 70, 3, 4, generator=torch.Generator().manual_seed(0))
-    maps[:, 65] = maps[:, 1]
-    whole = F.interpolate(maps, size=(24, 30), mode='bilinear', align_corners=False)
-    assert torch.equal(largest_enlarged(maps, (24, 30)), whole.max(1).indices)
-
-
-def test_confidence_is_the_probability_of_the_label_with_background_as_one(table, device):
-    logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 4, (2, 24, 30), generator=torch.Generator().manual_seed(1))
-    probability = logits.softmax(1)
-    probability = torch.cat([probability[:, :3], probability[:, 3:].sum(1, keepdim=True)], 1)
-    enlarged = F.interpolate(probability, size=(24, 30), mode='bilinear', align_corners=False)
-    expected = enlarged.gather(1, labels[:, None])[:, 0]
-    found = label_probability(logits.softmax(1).to(device), labels.to(device), table)
-    torch.testing.assert_close(found.cpu(), expected)
 
 
 def test_a_padded_table_gives_labels_the_same_ids(table):

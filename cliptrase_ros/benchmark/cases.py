@@ -15,10 +15,12 @@ import torch
 
 from cliptrase_ros.benchmark.subject import (
     BACKGROUND,
+    CLASSES,
     VOCABULARY,
     bare_encoder,
     camera_frame,
     random_clip,
+    vocabulary_of,
 )
 from cliptrase_ros.benchmark.timing import (
     PeakMemory,
@@ -59,6 +61,7 @@ class EngineCase:
         frame: (height, width) of the camera, pixels.
         preset: `paper` sees a square, as the encoder usually does; others the whole frame.
         refinement, window: The settings of these names.
+        classes: How many there are, besides the background.
     """
 
     size: int
@@ -67,6 +70,7 @@ class EngineCase:
     preset: str = 'paper'
     refinement: str = SegmentationSettings.refinement
     window: int = SegmentationSettings.window
+    classes: int = CLASSES
 
 
 def make_segmenter(architecture: str, device: torch.device, precision: str) -> Segmenter:
@@ -97,7 +101,7 @@ def measure_engine(
     settings = SegmentationSettings(
         case.preset, case.size, refinement=case.refinement, window=case.window
     )
-    encoded = segmenter.encode_vocabulary(parse_vocabulary(VOCABULARY, BACKGROUND))
+    encoded = segmenter.encode_vocabulary(parse_vocabulary(vocabulary_of(case.classes), BACKGROUND))
     patch_size = segmenter.pipeline.backbone.patch_size
     framing = framing_of(settings.method.frame, case.frame, case.size, patch_size)
     network = tuple(side // patch_size * patch_size for side in framing.crop)

@@ -14,6 +14,14 @@ ARCHITECTURE = 'ViT-B-16-quickgelu'
 VOCABULARY = 'road; person; car; tree; building; grass; dog; chair; table; bottle; door; sign'
 BACKGROUND = ('sky', 'wall', 'floor')
 
+#: Number of classes of the vocabulary, without the background.
+CLASSES = len(VOCABULARY.split(';'))
+
+
+def vocabulary_of(classes: int) -> str:
+    """The vocabulary, with made-up words added until it has so many classes."""
+    return '; '.join([VOCABULARY, *(f'thing {i}' for i in range(CLASSES, classes))])
+
 
 def random_clip(architecture: str = ARCHITECTURE) -> nn.Module:
     """A CLIP on the CPU whose weights mean nothing but keep signals at their scale.

@@ -1,7 +1,7 @@
 """The suite: which measurements, and their report."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -16,7 +16,7 @@ from cliptrase_ros.benchmark.cases import (
     measure_engine,
     measure_text,
 )
-from cliptrase_ros.benchmark.subject import ARCHITECTURE
+from cliptrase_ros.benchmark.subject import ARCHITECTURE, CLASSES
 from cliptrase_ros.benchmark.timing import device_name
 
 _FIGURES = ('encoder ms', 'engine ms', 'ratio', 'MB')
@@ -34,6 +34,8 @@ class Suite:
         frame_sizes: Shorter sides fed to CLIP, pixels.
         methods: Preset, refinement and window of further cases, of the first frame at the first
             of `frame_sizes`.
+        many_classes: Number of classes of a further case, of the last frame at the first of
+            `frame_sizes`; None for no such case.
         patches: Numbers of patches for DBSCAN alone.
         phrases: Number of new phrases to encode.
         agreement: Frames on which to compare half precision with float32.
@@ -53,6 +55,7 @@ class Suite:
         ('sc_clip', 'none', -1),
         ('sc_clip', 'pamr', -1),
     )
+    many_classes: int | None = 100
     patches: tuple[int, ...] = (196, 441, 784, 2000)
     phrases: int = 1
     agreement: int = 1
@@ -68,6 +71,7 @@ def quick(suite: Suite) -> Suite:
         frames=((480, 640),),
         frame_sizes=(224,),
         methods=(('robot', 'edges', -1), ('plus', 'none', -1), ('sc_clip', 'none', 0)),
+        many_classes=None,
         patches=(196,),
         phrases=1,
         agreement=0,
@@ -111,6 +115,9 @@ def _engine_cases(suite: Suite) -> Iterator[EngineCase]:
     for size, frame in zip(suite.frame_sizes[:1], suite.frames[:1], strict=False):
         for method in suite.methods:
             yield EngineCase(size, 1, frame, *method)
+    if suite.many_classes is not None:
+        size, frame = suite.frame_sizes[0], suite.frames[-1]
+        yield EngineCase(size, 1, frame, 'robot', classes=suite.many_classes)
 
 
 def report_head(architecture: str, device: torch.device) -> dict:
@@ -147,7 +154,7 @@ def table(report: dict) -> str:
         f'{report["device"]}; {report["architecture"]}; torch {report["versions"]["torch"]}; '
         f'medians of {report["runs"]} interleaved runs (least to most)',
         '',
-        *_rows(
+        *markdown_rows(
             ('input', 'preset', 'batch', 'precision', 'graph', *_FIGURES),
             (
                 (
@@ -183,12 +190,14 @@ def table(report: dict) -> str:
 
 
 def preset_name(result: dict) -> str:
-    """Preset of one of a report's results, with refinement and window where they are chosen."""
+    """Preset of one of a report's results, with refinement, window and classes where chosen."""
     parts = [result['preset']]
     if result.get('refinement', 'none') != 'none':
         parts.append(result['refinement'])
     if result.get('window', -1) >= 0:
         parts.append(f'window {result["window"]}')
+    if result.get('classes', CLASSES) != CLASSES:
+        parts.append(f'{result["classes"]} classes')
     return ', '.join(parts)
 
 
@@ -202,7 +211,7 @@ def _graph_rows(results: Sequence[dict]) -> list[str]:
     if not results:
         return []
     parts = list(results[0]['parts_ms'])
-    rows = _rows(
+    rows = markdown_rows(
         ('graphs, ms', 'preset', 'batch', 'precision', 'encoder', 'engine', 'ratio', *parts),
         (
             (
@@ -222,7 +231,7 @@ def _graph_rows(results: Sequence[dict]) -> list[str]:
 
 def _stage_rows(results: Sequence[dict]) -> list[str]:
     names = list(dict.fromkeys(name for r in results for name in r['stages_ms']))
-    return _rows(
+    return markdown_rows(
         ('stages, ms', 'preset', 'precision', *names),
         (
             (
@@ -235,7 +244,8 @@ def _stage_rows(results: Sequence[dict]) -> list[str]:
     )
 
 
-def _rows(head: Sequence[str], rows: Iterator[Sequence[object]]) -> list[str]:
+def markdown_rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a table in Markdown, its columns aligned."""
     cells = [list(map(str, row)) for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

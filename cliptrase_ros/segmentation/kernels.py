@@ -94,11 +94,14 @@ def launch(kernel: Any, programs: tuple[int, ...], *arguments: object, warps: in
     _start(Launch(kernel, programs, arguments, warps))
 
 
-def _start(launch: Launch) -> None:
+def _start_on_device(launch: Launch) -> None:
     # Triton launches on the current device.
     tensor = launch.arguments[0]
     with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
         launch.kernel[launch.programs](*launch.arguments, num_warps=launch.warps)
+
+
+_start: Callable[[Launch], None] = _start_on_device
 
 
 @contextmanager

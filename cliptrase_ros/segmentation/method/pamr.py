@@ -5,12 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import on_cuda_by
-from cliptrase_ros.segmentation.method.refinement import (
-    choose_among,
-    count_labels,
-    enlarge,
-    most_frequent,
-)
+from cliptrase_ros.segmentation.method.enlarging import enlarge
+from cliptrase_ros.segmentation.method.refinement import choose_among, count_labels, most_frequent
 
 # Neighbours stand so many pixels away, in eight directions.
 _DISTANCES = (8, 16)

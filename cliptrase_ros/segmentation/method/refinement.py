@@ -1,12 +1,11 @@
 """Edge-aware refinement: the boundaries of labels move to where the picture has edges."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import on_cuda_by
+from cliptrase_ros.segmentation.method.enlarging import enlarge
 
 #: Only the boundaries of an image's most frequent labels move, so many at most; the number is fixed
 #: so that time does not depend on the vocabulary.
@@ -147,9 +146,3 @@ def _choose_filtered(
     for colour in range(3):
         filtered += enlarge(coefficients[:, 1 + colour], size) * colours[:, colour, None]
     return choose_among(filtered, labels, candidates, counts)
-
-
-def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B, K, h, w), bilinearly at a larger size (H, W)."""
-    # Contiguous, because the kernel for other layouts rounds differently.
-    return F.interpolate(maps.contiguous(), size=tuple(size), mode='bilinear', align_corners=False)

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
+from cliptrase_ros.segmentation.method.enlarging_kernels import between
 from cliptrase_ros.segmentation.method.refinement import FLAT_VARIANCE, MOST_LABELS, RADIUS
 
 # Pixels or cells of a program, one a thread.
@@ -407,8 +408,8 @@ def _choose_filtered(
     green = tl.load(picture + colour_stride + at, mask=inside, other=0) / 255.0
     blue = tl.load(picture + 2 * colour_stride + at, mask=inside, other=0) / 255.0
 
-    top, bottom, down = _between(row, rows_per_pixel, rows)
-    left, right, across = _between(column, columns_per_pixel, columns)
+    top, bottom, down = between(row, rows_per_pixel, rows)
+    left, right, across = between(column, columns_per_pixel, columns)
     top_left, top_right = top * columns + left, top * columns + right
     bottom_left, bottom_right = bottom * columns + left, bottom * columns + right
 
@@ -440,14 +441,6 @@ def _choose_filtered(
         coefficients += rows * columns
     chosen = tl.where(is_candidate, winner, label)
     tl.store(result + first + pixel, chosen, mask=inside)
-
-
-@triton.jit
-def _between(pixel, scale, length):
-    """Between which two of `length` a pixel lies, and how far along, as in `enlarge`."""
-    position = tl.maximum((pixel + 0.5) * scale - 0.5, 0.0)
-    before = tl.minimum(position.to(tl.int32), length - 1)
-    return before, tl.minimum(before + 1, length - 1), position - before
 
 
 @triton.jit

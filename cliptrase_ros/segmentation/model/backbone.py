@@ -4,18 +4,22 @@ import math
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from cliptrase_ros.segmentation.kernels import on_cuda_by
 from cliptrase_ros.segmentation.memo import constant
 from cliptrase_ros.segmentation.model import calibration
-from cliptrase_ros.segmentation.model.correlation import recover_correlation
+from cliptrase_ros.segmentation.model.correlation import patch_correlation, recover_correlation
 
 _REMEMBERED_GRIDS = 8
 
-_Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Takes queries, keys and values of each head, (3, B, heads, T, d); gives (B, heads, T, d).
+_Attend = Callable[[Tensor], Tensor]
 
 
 class UnsupportedModelError(ValueError):
@@ -27,7 +31,7 @@ class DenseFeatures:
     """What one pass over B images gives; N = h w patch tokens follow the [CLS] token.
 
     Attributes:
-        tokens: float (B, 1 + N, D), unit length, in the joint image-text space.
+        tokens: float32 (B, 1 + N, D), unit length, in the joint image-text space.
         projections: float (B, 1 + N, 3 W), queries, keys and values of the last block but one.
         heads: Of that block.
         grid: (h, w), patches.
@@ -42,6 +46,10 @@ class DenseFeatures:
     def correlation(self) -> Tensor:
         """float32 (B, 1 + N, 1 + N), recovered at the last block but one (CLIPtrase)."""
         return recover_correlation(self.projections, self.heads)
+
+    def patch_correlation(self, denoising: bool) -> Tensor:
+        """Of patches alone: float32 (B, N, N), without what they share with [CLS] if denoised."""
+        return patch_correlation(self.projections, self.heads, denoising)
 
 
 @dataclass(frozen=True)
@@ -104,14 +112,11 @@ class DenseBackbone:
                 patches by is not looked at.
             features: A name of `FEATURES`.
         """
-        output, projections = FEATURES[features](self, pixels)
-        x = self.visual.ln_post(output)
+        x, projections = FEATURES[features](self, pixels)
         if self.visual.proj is not None:
             x = x @ self.visual.proj
         heads = self.visual.transformer.resblocks[-2].attn.num_heads
-        return DenseFeatures(
-            x / x.norm(dim=-1, keepdim=True), projections, heads, self.grid(pixels)
-        )
+        return DenseFeatures(_unit_length(x), projections, heads, self.grid(pixels))
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
         """Whole patches (h, w) in pixels (B, 3, H, W)."""
@@ -124,8 +129,8 @@ class DenseBackbone:
         Returns:
             float32 (B, 1 + N, 1 + N), [CLS] first; rows add up to 1.
         """
-        x, _ = self._before_last(pixels)
-        _, qkv = _run_block(self._last, x)
+        _, normed, _ = self._before_last(pixels)
+        qkv = _project(self._last, normed)
         q, k, _ = _split_heads(qkv.float(), self._last.attn.num_heads)
         return _attention_weights(q, k).mean(1)
 
@@ -135,12 +140,12 @@ class DenseBackbone:
         use = calibration.blocks_for(depth)
         wanted = {use.low, use.similar, *use.fused, depth - 1}
         # The published code leaves the order of sums to PyTorch, too, unlike that of `_attend`.
-        outputs, projections = self._run_blocks(pixels, wanted, F.scaled_dot_product_attention)
+        outputs, _, projections = self._run_blocks(pixels, wanted, _attend_fused)
         before_last = outputs[depth - 1].float()
         low, similar = (outputs[number][:, 1:].float() for number in (use.low, use.similar))
         fused = torch.stack([outputs[number] for number in use.fused]).sum(0, dtype=torch.float32)
 
-        scores = calibration.outlier_scores(before_last[:, 1:])
+        scores = calibration.outlier_scores(before_last[:, 1:], self.dtype == torch.float32)
         flagged = calibration.flag_outliers(scores)
         both = torch.cat([before_last[:, 1:], similar], -1)
         repaired, repaired_similar = calibration.repair(both, flagged, grid).chunk(2, -1)
@@ -177,36 +182,42 @@ class DenseBackbone:
     def _last(self) -> nn.Module:
         return self.visual.transformer.resblocks[-1]
 
-    def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and projections of the last block but one."""
+    def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output of the last block but one, the same normed for the last, and its projections."""
         number = len(self.visual.transformer.resblocks) - 1
-        outputs, projections = self._run_blocks(pixels, {number}, _attend)
-        return outputs[number], projections
+        outputs, normed, projections = self._run_blocks(pixels, {number}, _attend)
+        return outputs[number], normed, projections
 
     def _run_blocks(
         self, pixels: Tensor, wanted: Set[int], attend: _Attend
-    ) -> tuple[dict[int, Tensor], Tensor]:
+    ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
         """Run all blocks but the last.
 
         Args:
             wanted: Blocks by number from 1.
 
         Returns:
-            The outputs of those, (B, 1 + N, W), and the last projections, (B, 1 + N, 3 W).
+            The outputs of those and, of the last one run, what goes into the last block, normed,
+            (B, 1 + N, W) each; and its projections, (B, 1 + N, 3 W).
         """
         visual, grid = self.visual, self.grid(pixels)
+        blocks = visual.transformer.resblocks
         whole_patches = pixels[..., : grid[0] * self.patch_size, : grid[1] * self.patch_size]
         embed = _embed_by_product if pixels.is_cuda else _embed_patches
-        x = embed(visual.conv1, whole_patches.to(self.dtype))
-        cls_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([cls_token, x], dim=1) + self._positional_embedding(grid).to(x.dtype)
-        x = visual.ln_pre(x)
+        patches = embed(visual.conv1, whole_patches.to(self.dtype))
+        x, normed = _embed_tokens(
+            patches,
+            visual.class_embedding.to(patches.dtype),
+            self._positional_embedding(grid).to(patches.dtype),
+            visual.ln_pre,
+            blocks[0].ln_1,
+        )
         outputs = {}
-        for number, block in enumerate(visual.transformer.resblocks[:-1], 1):
-            x, qkv = _run_block(block, x, attend)
+        for number, (block, following) in enumerate(pairwise(blocks), 1):
+            x, normed, qkv = _run_block(block, x, normed, following.ln_1, attend)
             if number in wanted:
                 outputs[number] = x
-        return outputs, qkv
+        return outputs, normed, qkv
 
     def _positional_embedding(self, grid: tuple[int, int]) -> Tensor:
         embedding = self.visual.positional_embedding
@@ -227,8 +238,7 @@ class DenseBackbone:
 
 def _clip(backbone: DenseBackbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The last block is CLIP's own."""
-    x, projections = backbone._before_last(pixels)
-    return _run_block(backbone._last, x)[0], projections
+    return _run_last_block(backbone, pixels, _attend)
 
 
 def _recovered(backbone: DenseBackbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,19 +247,26 @@ def _recovered(backbone: DenseBackbone, pixels: Tensor) -> tuple[Tensor, Tensor]
     The weights are softmax(q q^T) + softmax(k k^T) + softmax(v v^T), a plain sum (CLIPtrase,
     section 3.2, as published code does it); everything else is unchanged.
     """
-    x, projections = backbone._before_last(pixels)
-    return _run_block(backbone._last, x, _self_attend)[0], projections
+    return _run_last_block(backbone, pixels, _self_attend)
+
+
+def _run_last_block(
+    backbone: DenseBackbone, pixels: Tensor, attend: _Attend
+) -> tuple[Tensor, Tensor]:
+    x, normed, projections = backbone._before_last(pixels)
+    _, normed, _ = _run_block(backbone._last, x, normed, backbone.visual.ln_post, attend)
+    return normed, projections
 
 
 def _calibrated(backbone: DenseBackbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The steps of SC-CLIP, which ends without [CLS]; the one of the last block but one stays."""
     steps = backbone.calibrate(pixels)
     output = torch.cat([steps.before_last[:, :1], steps.output], 1)
-    return output.to(backbone.dtype), steps.projections
+    return backbone.visual.ln_post(output.to(backbone.dtype)), steps.projections
 
 
-#: Features of patches, by name: what goes into the last norm, (B, 1 + N, W) with [CLS] first, and
-#: the projections of the last block but one.
+#: Features of patches, by name: what comes out of the last norm, (B, 1 + N, W) with [CLS] first,
+#: and the projections of the last block but one.
 FEATURES: dict[str, Callable[[DenseBackbone, Tensor], tuple[Tensor, Tensor]]] = {
     'clip': _clip,
     'recovered': _recovered,
@@ -285,21 +302,36 @@ def _resize_positions(embedding: Tensor, trained: int, grid: tuple[int, int]) ->
 _REFERENCE_TOKENS = (1 + 14 * 14, 1 + 21 * 21)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if _is_reference(q):
+def _attend(qkv: Tensor) -> Tensor:
+    if _is_reference(qkv):
+        q, k, v = qkv
         return _attention_weights(q, k) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+    return _attend_fused(qkv)
 
 
-def _self_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if _is_reference(q):
+def _attend_fused(qkv: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(*qkv)
+
+
+def _self_attend(qkv: Tensor) -> Tensor:
+    q, k, v = qkv
+    if _is_reference(qkv):
         weights = _attention_weights(q, q) + _attention_weights(k, k) + _attention_weights(v, v)
         return weights @ v
+    if qkv.is_cuda:
+        return _self_attend_at_once(qkv)
     return (
         F.scaled_dot_product_attention(q, q, v)
         + F.scaled_dot_product_attention(k, k, v)
         + F.scaled_dot_product_attention(v, v, v)
     )
+
+
+def _self_attend_at_once(qkv: Tensor) -> Tensor:
+    """One call instead of three, as if there were three times as many heads."""
+    likes = qkv.transpose(0, 1).flatten(1, 2)
+    attended = F.scaled_dot_product_attention(likes, likes, qkv[2].repeat(1, 3, 1, 1))
+    return attended.transpose(1, 2).unflatten(2, (3, -1)).sum(2).transpose(1, 2)
 
 
 def _is_reference(x: Tensor) -> bool:
@@ -316,16 +348,77 @@ def _split_heads(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _run_block(
-    block: nn.Module,
-    x: Tensor,
-    attend: _Attend = _attend,
+    block: nn.Module, x: Tensor, normed: Tensor, following: nn.Module, attend: _Attend
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One residual block.
+
+    Args:
+        x: (B, T, W).
+        normed: The same after the block's first norm.
+        following: The norm after the block.
+
+    Returns:
+        Its output, the same after the following norm, and its projections side by side,
+        (B, T, 3 W).
+    """
+    qkv = _project(block, normed)
+    attended = attend(_split_heads(qkv, block.attn.num_heads)).transpose(1, 2).flatten(2)
+    x, normed = _add_and_norm(x, block.ls_1(block.attn.out_proj(attended)), block.ln_2)
+    x, normed = _add_and_norm(x, block.ls_2(_run_mlp(block.mlp, normed)), following)
+    return x, normed, qkv
+
+
+def _project(block: nn.Module, normed: Tensor) -> Tensor:
+    return F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
+
+
+def _run_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
+    for layer in mlp:
+        x = _quick_gelu(x) if isinstance(layer, QuickGELU) else layer(x)
+    return x
+
+
+def _are_half(x: Tensor, *others: object) -> bool:
+    """Whether kernels of the tower take these: float32 is for exactness, and PyTorch's alone."""
+    norms = [other for other in others if isinstance(other, nn.Module)]
+    return x.dtype != torch.float32 and all(isinstance(norm, nn.LayerNorm) for norm in norms)
+
+
+@on_cuda_by('tower_kernels', where=_are_half)
+def _embed_tokens(
+    patches: Tensor, cls_token: Tensor, positions: Tensor, before: nn.Module, norm: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """One residual block; returns its output and its projections side by side, (B, T, 3 W)."""
-    attention = block.attn
-    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    attended = attend(*_split_heads(qkv, attention.num_heads))
-    x = x + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(2)))
-    return x + block.ls_2(block.mlp(block.ln_2(x))), qkv
+    """What goes into the first block, and the same after its norm, (B, 1 + N, W) each.
+
+    Args:
+        patches: (B, N, W), embedded.
+        cls_token: (W,).
+        positions: (1 + N, W).
+        before: The norm before the blocks.
+        norm: The first block's.
+    """
+    cls_tokens = cls_token.expand(len(patches), 1, -1)
+    x = before(torch.cat([cls_tokens, patches], dim=1) + positions)
+    return x, norm(x)
+
+
+@on_cuda_by('tower_kernels', where=_are_half)
+def _add_and_norm(x: Tensor, change: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """The sum, and the same after a norm; (B, T, W) each."""
+    x = x + change
+    return x, norm(x)
+
+
+@on_cuda_by('tower_kernels', where=_are_half)
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+@on_cuda_by('tower_kernels', where=_are_half)
+def _unit_length(x: Tensor) -> Tensor:
+    """Rows of (B, T, D), each divided by its length: float32."""
+    x = x.float()
+    return x / x.norm(dim=-1, keepdim=True)
 
 
 def _attend_without_residual(block: nn.Module, x: Tensor, weights: Tensor) -> Tensor:

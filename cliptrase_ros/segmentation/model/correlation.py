@@ -1,7 +1,10 @@
 """Semantic correlation recovery and denoising (CLIPtrase, arXiv 2407.08268, sections 3.2, 3.3)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cliptrase_ros.segmentation.kernels import on_cuda_by
 
 
 def recover_correlation(qkv: Tensor, heads: int) -> Tensor:
@@ -30,3 +33,22 @@ def denoise_correlation(correlation: Tensor) -> Tensor:
         float (B, N, N), not negative.
     """
     return (correlation[:, 1:, 1:] - correlation[:, :1, 1:]).clamp(min=0)
+
+
+def _heads_are_usual(qkv: Tensor, heads: int, denoising: bool) -> bool:
+    """Whether the kernel takes these: half precision, heads of a width that its products have."""
+    return qkv.dtype != torch.float32 and qkv.shape[-1] // (3 * heads) in (16, 32, 64, 128)
+
+
+@on_cuda_by('correlation_kernels', where=_heads_are_usual)
+def patch_correlation(qkv: Tensor, heads: int, denoising: bool) -> Tensor:
+    """The recovered correlation of patches alone, without the global patches if denoised.
+
+    Args:
+        qkv, heads: See `recover_correlation`; [CLS] is the first token.
+
+    Returns:
+        float32 (B, N, N).
+    """
+    correlation = recover_correlation(qkv, heads)
+    return denoise_correlation(correlation) if denoising else correlation[:, 1:, 1:]

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cliptrase_ros.segmentation.kernels import on_cuda_by
 from cliptrase_ros.segmentation.model.text_cache import fingerprint
 
 #: Stands for the cosine of a column that no phrase belongs to: finite, because interpolation
 #: multiplies it by zero.
-_NO_COSINE = -1e4
+NO_COSINE = -1e4
 
 
 @dataclass(frozen=True)
@@ -94,22 +95,52 @@ class LabelTable:
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, C) of tokens, float32 (B, T, D) of unit length; very low for padding."""
         cosines = tokens @ self.features.mT
-        target = cosines.new_full((*cosines.shape[:-1], self.size[1] + 1), _NO_COSINE)
-        by_column = target.scatter_reduce(-1, self.columns.expand_as(cosines), cosines, 'amax')
-        return by_column[..., :-1] * self.logit_scale
+        return _largest_by_column(cosines, self.columns, self.size[1]) * self.logit_scale
+
+    def patch_logits(self, cosines: Tensor, image_cosines: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits of patches, without and with the image prior: (B, C, N) each.
+
+        Args:
+            cosines: float32 (B, N, P), of patches and phrases, those of padding too.
+            image_cosines: (B, P), the same of whole images; None for no prior.
+        """
+        return patch_logits(
+            cosines, image_cosines, self.columns, self.used, self.size[1], self.logit_scale
+        )
 
     def cosines(self, tokens: Tensor) -> Tensor:
         """Cosines (B, T, P) of tokens (see `logits`) and phrases; very low for padding."""
-        return (tokens @ self.features.mT).masked_fill(self.columns == self.size[1], _NO_COSINE)
+        return (tokens @ self.features.mT).masked_fill(self.columns == self.size[1], NO_COSINE)
 
     def ids_of(self, labels: Tensor, probability: Tensor, min_confidence: Tensor | float) -> Tensor:
         """The class ids of labels (B, H, W), `unlabelled` where they are less probable."""
         return self.ids[labels].masked_fill(probability < min_confidence, self.unlabelled)
 
-    def without_padding(self, logits: Tensor) -> Tensor:
-        """Logits (B, C, h, w) with those of padding very low again, whatever they became."""
-        column = torch.arange(self.size[1], device=logits.device)[:, None, None]
-        return logits.masked_fill(column >= self.used, _NO_COSINE * self.logit_scale)
+
+@on_cuda_by('label_table_kernels')
+def patch_logits(
+    cosines: Tensor,
+    image_cosines: Tensor | None,
+    columns: Tensor,
+    used: Tensor,
+    count: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See `LabelTable.patch_logits`; count is of columns, the other names are the table's."""
+    logits = (_largest_by_column(cosines, columns, count) * scale).mT
+    if image_cosines is None:
+        return logits, logits
+    label_logits = logits * (_largest_by_column(image_cosines, columns, count) * scale)[..., None]
+    # Those of padding are very low again, whatever they became.
+    is_padding = torch.arange(count, device=columns.device)[:, None] >= used
+    return logits, label_logits.masked_fill(is_padding, NO_COSINE * scale)
+
+
+def _largest_by_column(cosines: Tensor, columns: Tensor, count: int) -> Tensor:
+    """The largest cosine (..., C) of each column's phrases, of all (..., P)."""
+    target = cosines.new_full((*cosines.shape[:-1], count + 1), NO_COSINE)
+    by_column = target.scatter_reduce(-1, columns.expand_as(cosines), cosines, 'amax')
+    return by_column[..., :-1]
 
 
 def label_table(

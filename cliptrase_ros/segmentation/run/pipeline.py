@@ -22,20 +22,21 @@ from cliptrase_ros.segmentation.method.clustering import (
     dbscan_parameters,
     vote,
 )
+from cliptrase_ros.segmentation.method.enlarging import (
+    ids_and_confidence,
+    labels_at_camera,
+    largest_enlarged,
+)
 from cliptrase_ros.segmentation.method.propagation import propagate
-from cliptrase_ros.segmentation.method.refinement import enlarge, refine_edges
+from cliptrase_ros.segmentation.method.refinement import refine_edges
 from cliptrase_ros.segmentation.method.smoothing import History, empty_history, smooth
 from cliptrase_ros.segmentation.model import preprocessing
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
-from cliptrase_ros.segmentation.model.correlation import denoise_correlation
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
 from cliptrase_ros.segmentation.run.pixels import label_pixels, phrase_maps, probability_of
 from cliptrase_ros.segmentation.settings import Method
-
-# Label columns enlarged to pixels at a time, to bound memory; the result does not depend on it.
-_COLUMNS_AT_ONCE = 32
 
 # Stands for the probability 0, whose logarithm could not be interpolated.
 _LEAST_PROBABILITY = 1e-37
@@ -145,7 +146,10 @@ class Pipeline:
         """
         with stage('input'):
             picture = preprocessing.network_input(frames, framing)
-            pixels = self.normalise(picture, method.frame)
+            # At pixels PAMR compares these themselves, not what the tower makes of them.
+            is_compared = method.softmax == 'pixels' and method.refinement == 'pamr'
+            dtype = torch.float32 if is_compared else self.backbone.dtype
+            pixels = self.normalise(picture, method.frame, dtype)
         if method.softmax == 'pixels':
             return self._label_at_pixels(frames, pixels, table, min_confidence, method)
         if method.smoothing and history is None:
@@ -157,14 +161,10 @@ class Pipeline:
                 grid = tuple(result.patch_probability.shape[-2:])
                 labels = refine_edges(labels, picture, grid, table.size[1] + 1)
         with stage('output'):
-            probability = label_probability(result.patch_probability, labels, table)
-            label, confidence = _ids_and_confidence(labels, probability, table, min_confidence)
-            return LabelledFrames(
-                preprocessing.to_camera_size(label, framing, outside=table.unlabelled),
-                preprocessing.to_camera_size(confidence, framing, outside=0),
-                result.exact,
-                result.history,
+            label, confidence = labels_at_camera(
+                labels, result.patch_probability, table, min_confidence, framing
             )
+            return LabelledFrames(label, confidence, result.exact, result.history)
 
     def _label_at_pixels(
         self,
@@ -182,7 +182,7 @@ class Pipeline:
                 labels = refine_edges(labels, picture, grid, table.size[1] + 1)
             probability = probability_of(labels, maps, table, method)
         with stage('output'):
-            label, confidence = _ids_and_confidence(labels, probability, table, min_confidence)
+            label, confidence = ids_and_confidence(labels, probability, table, min_confidence)
             exact = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
             return LabelledFrames(label, confidence, exact)
 
@@ -191,26 +191,18 @@ class Pipeline:
         height, width = (side // self.backbone.patch_size for side in framing.crop)
         return empty_history(table.size[1], (height, width), batch, self.mean.device)
 
-    def normalise(self, pixels: Tensor, frame: str) -> Tensor:
-        """uint8 (B, 3, H, W) to float32, normalised; frame as in `Method`."""
+    def normalise(self, pixels: Tensor, frame: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 (B, 3, H, W) to that dtype, normalised in float32; frame as in `Method`."""
         if frame == 'mmcv':
             mean, std = _as_configured(self.mean), _as_configured(self.std)
-            return pixels.float().sub_(mean).div_(std)
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+            return preprocessing.normalise(pixels, 1, mean, std, dtype)
+        return preprocessing.normalise(pixels, 255, self.mean, self.std, dtype)
 
 
 @constant
 def _as_configured(value: Tensor) -> Tensor:
     """Mean or deviation of values 0..255, with the three decimals that configurations give."""
     return (255 * value).round(decimals=3)
-
-
-def _ids_and_confidence(
-    labels: Tensor, probability: Tensor, table: LabelTable, min_confidence: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What is published of labels (B, H, W): ids of the table, and uint8 0..255."""
-    ids = table.ids_of(labels, probability, min_confidence)
-    return ids, probability.mul(255).round().byte()
 
 
 @exact_float32()
@@ -237,16 +229,17 @@ def trace(
     with stage('tower'):
         whole = pixels if window is None else _shrink_to_window(pixels, backbone, method)
         dense = backbone(whole, method.features)
-        tokens = dense.tokens.float()
-        correlation = _correlation(dense, method) if method.clustering else None
+        correlation = _correlation(dense, method)
     with stage('logits'):
-        token_logits = table.logits(tokens)
-        image_logits = token_logits[:, 0]
+        cosines = dense.tokens @ table.features.mT
+        image_cosines = cosines[:, 0]
     if window is None:
         with stage('logits'):
-            patches = _patch_maps(dense, token_logits, image_logits, table, method)
+            patches = _patch_maps(
+                cosines[:, 1:], image_cosines, dense.grid, correlation, table, method
+            )
     else:
-        patches = _sliding_patch_maps(backbone, pixels, window, table, image_logits, method)
+        patches = _sliding_patch_maps(backbone, pixels, window, table, image_cosines, method)
     with stage('logits'):
         probability, evidence, new_history = _weigh(patches, picture, history, method)
         columns = largest_enlarged(evidence, size)
@@ -255,8 +248,9 @@ def trace(
             assert picture is not None
             columns = pamr.refine_present(columns, evidence, picture)
     raw_labels = torch.minimum(columns, table.foreground)
-    if correlation is None:
-        clusters = torch.full_like(tokens[:, 1:, 0], -1, dtype=torch.int64)
+    if correlation is None or not method.clustering:
+        correlation = None
+        clusters = torch.full_like(dense.tokens[:, 1:, 0], -1, dtype=torch.int64)
         exact = torch.ones_like(clusters[:, 0], dtype=torch.bool)
         labels = raw_labels
     else:
@@ -267,7 +261,7 @@ def trace(
                 raw_labels, correlation, clusters, dense.grid, table, method, bounds
             )
     return Trace(
-        tokens,
+        dense.tokens,
         correlation,
         patches.logits,
         probability,
@@ -286,35 +280,41 @@ class _PatchMaps:
     Attributes:
         logits: Without the image prior.
         label_logits: With the image prior, where the method has it.
-        probability: Of `label_logits`, propagated where the method does so.
+        probability: Of `label_logits`, propagated where the method does so; None where it neither
+            propagates nor smooths.
     """
 
     logits: Tensor
     label_logits: Tensor
-    probability: Tensor
+    probability: Tensor | None = None
 
 
-def _correlation(dense: DenseFeatures, method: Method) -> Tensor:
-    if method.denoising:
-        return denoise_correlation(dense.correlation)
-    return dense.correlation[:, 1:, 1:]
+def _correlation(dense: DenseFeatures, method: Method) -> Tensor | None:
+    """What is clustered or propagated along; None where nothing is."""
+    if method.clustering or method.propagation:
+        return dense.patch_correlation(method.denoising)
+    return None
 
 
 def _patch_maps(
-    dense: DenseFeatures,
-    token_logits: Tensor,
-    image_logits: Tensor,
+    cosines: Tensor,
+    image_cosines: Tensor,
+    grid: tuple[int, int],
+    correlation: Tensor | None,
     table: LabelTable,
     method: Method,
 ) -> _PatchMaps:
-    """token_logits: (B, 1 + N, C). image_logits: (B, C), of whole images, for the image prior."""
-    logits = token_logits[:, 1:].mT.unflatten(-1, dense.grid)
-    label_logits = logits
-    if method.image_prior:
-        label_logits = table.without_padding(logits * image_logits[..., None, None])
+    """cosines: (B, N, P). image_cosines: (B, P), of whole images, for the image prior."""
+    logits, label_logits = (
+        maps.unflatten(-1, grid)
+        for maps in table.patch_logits(cosines, image_cosines if method.image_prior else None)
+    )
+    if not (method.propagation or method.smoothing):
+        return _PatchMaps(logits, label_logits)
     probability = label_logits.softmax(1)
     if method.propagation:
-        probability = propagate(probability, _correlation(dense, method))
+        assert correlation is not None  # see `_correlation`
+        probability = propagate(probability, correlation)
     return _PatchMaps(logits, label_logits, probability)
 
 
@@ -323,7 +323,7 @@ def _sliding_patch_maps(
     pixels: Tensor,
     window: tuple[int, int],
     table: LabelTable,
-    image_logits: Tensor,
+    image_cosines: Tensor,
     method: Method,
 ) -> _PatchMaps:
     """The mean of what overlapping windows, of so many patches (h, w), show of B images."""
@@ -334,18 +334,22 @@ def _sliding_patch_maps(
     windows = sliding.cut_windows(pixels, corners, window, patch_size).split(
         sliding.WINDOWS_AT_ONCE
     )
-    priors = image_logits.repeat(len(corners), 1).split(sliding.WINDOWS_AT_ONCE)
+    priors = image_cosines.repeat(len(corners), 1).split(sliding.WINDOWS_AT_ONCE)
     parts = []
     for window_pixels, prior in zip(windows, priors, strict=True):
         with stage('tower'):
             dense = backbone(window_pixels, method.features)
+            correlation = _correlation(dense, method) if method.propagation else None
         with stage('logits'):
-            token_logits = table.logits(dense.tokens.float())
-            maps = _patch_maps(dense, token_logits, prior, table, method)
-            parts.append(torch.stack([maps.logits, maps.label_logits, maps.probability], 1))
+            cosines = (dense.tokens @ table.features.mT)[:, 1:]
+            maps = _patch_maps(cosines, prior, dense.grid, correlation, table, method)
+            present = [maps.logits, maps.label_logits]
+            if maps.probability is not None:
+                present.append(maps.probability)
+            parts.append(torch.stack(present, 1))
     with stage('logits'):
         mean = sliding.join_windows(torch.cat(parts).flatten(1, 2), corners, grid)
-        return _PatchMaps(*mean.unflatten(1, (3, -1)).unbind(1))
+        return _PatchMaps(*mean.unflatten(1, (len(present), -1)).unbind(1))
 
 
 def _window_grid(size: Sequence[int], patch_size: int, method: Method) -> tuple[int, int] | None:
@@ -376,13 +380,13 @@ def _weigh(
     """
     if method.smoothing:
         # `Pipeline` hands both on to a method that smooths.
-        assert picture is not None and history is not None
+        assert picture is not None and history is not None and patches.probability is not None
         probability, history = smooth(patches.probability, picture, history, method.smoothing)
         if method.propagation:
             return probability, probability, history
         # Interpolated logarithms rank classes as interpolated logits do.
         return probability, probability.clamp(min=_LEAST_PROBABILITY).log(), history
-    if method.propagation:
+    if patches.probability is not None:
         return patches.probability, patches.probability, None
     return patches.logits.softmax(1), patches.label_logits, None
 
@@ -393,8 +397,7 @@ def _clusters(correlation: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tenso
     if bounds is None:
         clusters = dbscan(correlation, eps, min_samples)
         return clusters, clusters.new_ones(len(clusters), dtype=torch.bool)
-    clusters, converged = dbscan_bounded(correlation, eps, min_samples, bounds.steps)
-    return clusters, converged & (clusters.amax(1) < bounds.clusters)
+    return dbscan_bounded(correlation, eps, min_samples, bounds.steps, bounds.clusters)
 
 
 def _vote_in_regions(
@@ -407,75 +410,11 @@ def _vote_in_regions(
     bounds: Bounds | None,
 ) -> Tensor:
     """Labels after each cluster's region has voted, in images that have enough clusters."""
-    found = clusters.amax(1) + 1
-    applies = found >= method.fewest_clusters
-    if bounds is not None:
-        slots = bounds.clusters
-        clusters = clusters.clamp(max=slots - 1)
-    elif applies.any():
-        slots = int(found.max())
-    else:
+    slots = int(clusters.max()) + 1 if bounds is None else bounds.clusters
+    if slots < method.fewest_clusters:
         return labels
-    maps = cluster_maps(correlation, clusters, grid, slots)
+    maps, absent = cluster_maps(correlation, clusters, grid, slots)
     regions = largest_enlarged(maps, labels.shape[-2:])
+    too_few = absent[:, method.fewest_clusters - 1]
     classes = table.size[1] + 1
-    return vote(labels, regions, slots, classes, applies, method.min_agreement)
-
-
-def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Which of K maps (B, K, h, w), enlarged bilinearly, is largest at each pixel: int64."""
-    best = None
-    for number, part in enumerate(maps.split(_COLUMNS_AT_ONCE, 1)):
-        # max() over a strided dimension is several times faster than argmax(), with equal indices.
-        value, index = enlarge(part, size).max(1)
-        if best is None:
-            best, largest = value, index
-        else:
-            larger = value > best
-            best = torch.where(larger, value, best)
-            largest = torch.where(larger, index + number * _COLUMNS_AT_ONCE, largest)
-    return largest
-
-
-def label_probability(probability: Tensor, labels: Tensor, table: LabelTable) -> Tensor:
-    """Interpolate the probability of each pixel's label.
-
-    Args:
-        probability: float32 (B, C, h, w), 0..1, of patches. The background columns count as one,
-            as they do in `labels`.
-        labels: int64 (B, H, W), see `Trace`.
-
-    Returns:
-        float32 (B, H, W), 0..1.
-    """
-    column = torch.arange(probability.shape[1], device=probability.device)[:, None, None]
-    is_background = column >= table.foreground
-    background = (probability * is_background).sum(1, keepdim=True)
-    return _enlarged_at(torch.where(is_background, background, probability), labels)
-
-
-def _enlarged_at(maps: Tensor, which: Tensor) -> Tensor:
-    """Enlarge maps (B, K, h, w) bilinearly, at each pixel only the one `which` (B, H, W) names."""
-    height, width = maps.shape[-2:]
-    top, bottom, down = _bilinear_positions(which.shape[-2], height, maps.device)
-    left, right, across = _bilinear_positions(which.shape[-1], width, maps.device)
-    flat, first = maps.flatten(1), which * (height * width)
-
-    def pick(rows: Tensor, columns: Tensor) -> Tensor:
-        index = first + (rows[:, None] * width + columns)
-        return flat.gather(1, index.flatten(1)).view(which.shape)
-
-    upper = torch.lerp(pick(top, left), pick(top, right), across)
-    lower = torch.lerp(pick(bottom, left), pick(bottom, right), across)
-    return torch.lerp(upper, lower, down[:, None])
-
-
-@constant
-def _bilinear_positions(
-    target: int, source: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `target` pixels the two of `source` it lies between, and how far along."""
-    pixel = torch.arange(target, device=device)
-    position = ((pixel + 0.5) * (source / target) - 0.5).clamp(min=0)
-    before = position.long().clamp(max=source - 1)
-    return before, (before + 1).clamp(max=source - 1), position - before
+    return vote(labels, regions, slots, classes, too_few, method.min_agreement)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.profiler import record_function as stage
 
 from cliptrase_ros.segmentation.method import pamr, sliding
-from cliptrase_ros.segmentation.method.refinement import count_labels, enlarge
+from cliptrase_ros.segmentation.method.enlarging import enlarge
+from cliptrase_ros.segmentation.method.refinement import count_labels
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.settings import Method
@@ -87,7 +88,7 @@ def phrase_maps(
     """Compare frames, whole or in windows, with every phrase.
 
     Args:
-        pixels: float32 (B, 3, H, W), normalised.
+        pixels: float (B, 3, H, W), normalised; float32 for PAMR.
         camera_size: (height, width) of the frames.
     """
     size = pixels.shape[-2:]
