@@ -148,10 +148,10 @@ def test_numbers_are_positive(option, value, capsys):
 
 
 #: What a frame may launch at batch 1, 336 pixels, preset `paper`; the bare encoder launches 150.
-MOST_KERNELS = 349
+MOST_KERNELS = 140
 
 
-def test_a_frame_launches_little_more_than_the_bare_encoder():
+def test_a_frame_launches_fewer_kernels_than_the_bare_encoder():
     pytest.importorskip('triton', minversion='3.4')
     costs = count_kernels(SegmentationSettings(preset='paper', resolution=336))
     kernels = {stage: cost.kernels for stage, cost in costs.items()}
@@ -169,7 +169,8 @@ def test_kernels_are_counted_by_stage_without_a_gpu(tiny_architecture, capfd):
     assert alone > own > 0
     assert kernels['robot, edges']['edges'] and not kernels['robot']['edges']
     assert list(microseconds) == list(kernels) and len(kernels) == 10
-    assert float(microseconds['paper']['ratio'].split(' / ')[-1]) > 1
+    alone, own = map(float, microseconds['paper']['ratio'].split(' / '))
+    assert alone > own > 0
     assert microseconds['bare encoder, 448 x 336']['ratio'] == '1.00'
 
 

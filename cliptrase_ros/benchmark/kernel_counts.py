@@ -271,7 +271,7 @@ def _flop(name: str, arguments: tuple, result: Tensor) -> float:
     """Of products; nothing else has as many as it moves bytes."""
     if name == 'scaled_dot_product_attention':
         return 4.0 * prod(arguments[0].shape) * arguments[1].shape[-2]
-    if name in ('mm', 'bmm', 'addmm', 'baddbmm'):
+    if name in ('mm', 'bmm', 'addmm', 'baddbmm', 'baddbmm_'):
         left = arguments[-2]
         return 2.0 * result.numel() * left.shape[-1]
     if name == 'convolution':

@@ -143,21 +143,6 @@ def _work(plan: list[tuple[_Span, _Span, Tensor]]) -> int:
     return sum(rows.length * columns.length * len(number) for rows, columns, number in plan)
 
 
-def _may_be_largest(maps: Tensor) -> Tensor:
-    """Between which neighbouring patches each of maps (K, h, w) may be the largest.
-
-    Returns:
-        bool (K, h - 1, w - 1), where each stands for two by two patches; of a single row or column
-        for as many as there are.
-    """
-    # A bilinear value lies between the least and the largest of its four.
-    sides = [min(2, side) for side in maps.shape[-2:]]
-    high, low = F.max_pool2d(maps, sides, 1), -F.max_pool2d(-maps, sides, 1)
-    rounding = _ROUNDING * torch.maximum(high.abs(), low.abs())
-    # What is compared with NaN stays.
-    return ~(high + rounding < (low - rounding).amax(0))
-
-
 def _whole_image(grid: Sequence[int], size: Sequence[int]) -> _Tile:
     return _whole_line(grid[0], size[0]), _whole_line(grid[1], size[1])
 
@@ -171,7 +156,8 @@ def _tiles(grid: Sequence[int], size: Sequence[int]) -> Iterable[_Tile]:
     scales = [pixels / patches for patches, pixels in zip(grid, size, strict=True)]
     if size[1] <= _SMALL_IMAGE or not _EXACT_SCALES.issuperset(scales):
         return [_whole_image(grid, size)]
-    return product(*map(_cut, grid, size, _TILE))
+    rows, columns = map(_cut, grid, size, _TILE)
+    return product(rows, columns)
 
 
 def _cut(patches: int, pixels: int, longest: int) -> list[_Span]:

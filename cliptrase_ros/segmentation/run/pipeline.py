@@ -51,12 +51,11 @@ class Bounds:
 
     Attributes:
         clusters: Slots for the clusters of one image.
-        steps: Rounds of DBSCAN; each at least halves the way that is left along most chains of
-            core points.
+        steps: Rounds of DBSCAN; images take 4 at most, see `clustering`.
     """
 
     clusters: int = 32
-    steps: int = 8
+    steps: int = 6
 
 
 @dataclass(frozen=True)
