@@ -1,19 +1,22 @@
-"""Table and plot of docs/performance.md from the reports in benchmark/results/: `make bench-docs`.
+"""Figures of docs/performance.md: `make bench-docs`.
 
-A report is what `cliptrase bench --json FILE` writes, one file a machine, or what `make gpu-check`
-writes of a GPU.
+Tables and plot are made of the reports in benchmark/results/, each what `cliptrase bench --json
+FILE` writes, one file a machine, or what `make gpu-check` writes of a GPU. The kernels of a frame
+are counted anew.
 """
 
 import json
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from cliptrase_ros.benchmark.kernel_table import kernel_table
 from cliptrase_ros.benchmark.suite import preset_name, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'docs' / 'performance.md'
 PLOT = ROOT / 'docs' / 'images' / 'performance.svg'
 BEGIN, END = '<!-- begin of what make bench-docs writes -->', '<!-- end of it -->'
+BEGIN_KERNELS = '<!-- begin of the kernels that make bench-docs counts -->'
 
 # Of the plot, pixels: where bars begin, length of the longest, height of a row and of a heading.
 _LABEL, _WIDTH, _ROW, _HEAD = 330, 420, 20, 34
@@ -29,10 +32,16 @@ def main() -> None:
     PLOT.write_text(draw_plot(reports), encoding='utf-8')
     sections = [make_section(report) for report in reports]
     figures = '\n\n'.join([f'![Engine over encoder](images/{PLOT.name})', *sections])
-    before, _, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f'{before}{BEGIN}\n\n{figures}\n\n{END}{after}', encoding='utf-8')
+    page = PAGE.read_text(encoding='utf-8')
+    page = _with_section(page, BEGIN_KERNELS, kernel_table())
+    PAGE.write_text(_with_section(page, BEGIN, figures), encoding='utf-8')
     print(f'{PAGE.relative_to(ROOT)} and {PLOT.relative_to(ROOT)}: {len(reports)} reports')
+
+
+def _with_section(page: str, begin: str, text: str) -> str:
+    """The page with another text between a mark and the next end."""
+    start = page.index(begin) + len(begin)
+    return f'{page[:start]}\n\n{text}\n\n{page[page.index(END, start) :]}'
 
 
 def make_section(report: dict) -> str:

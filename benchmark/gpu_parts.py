@@ -5,7 +5,6 @@ A part makes checks and returns figures; nothing that takes long or is slow fail
 nothing is provoked that a CPU does not have.
 """
 
-import math
 import os
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from kernel_cases import CASES, KernelCases, moved
 from parts import Checks, Part
 from reference_weights import outlier_clip, reference_clip
 from tiny_clip import TINY_CONFIG, add_architecture
@@ -43,10 +43,10 @@ from cliptrase_ros.benchmark.timing import device_ms, synchronise
 from cliptrase_ros.evaluation.recordings import Recording, read_recording
 from cliptrase_ros.evaluation.verify import HALF_PRECISION_SHARE, Verifier, recording_table
 from cliptrase_ros.evaluation.verify_sc_clip import SC_CLIP_HALF_PRECISION_SHARE
-from cliptrase_ros.segmentation.method import median
+from cliptrase_ros.segmentation import kernels as own_kernels
 from cliptrase_ros.segmentation.model.preprocessing import (
+    mmcv_framing,
     network_input,
-    resize,
     whole_frame_framing,
 )
 from cliptrase_ros.segmentation.model.weights import LoadedModel
@@ -236,6 +236,66 @@ def environment(checks: Checks) -> dict:
     return figures
 
 
+@part(limit_s=180)
+def kernels_against_references(checks: Checks) -> dict:
+    """Every kernel gives what its reference gives; microseconds of both as graphs.
+
+    It comes before all that use kernels, because `first_s`, of the first calls, tells how long
+    compiling takes.
+    """
+    figures: dict = {'first_s': 0.0}
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+        torch.inference_mode(),
+        exact_float32(),
+    ):
+        for name, case in CASES.items():
+            random = torch.Generator().manual_seed(0)
+            large = moved(next(case.small(random)) if _is_dry else case.large(random), _device)
+            first_s = _seconds(partial(case.function, *large))
+            figures['first_s'] += first_s
+            _compare_with_reference(checks, f'{name}, large', case, large)
+            for seed in range(2):
+                for i, small in enumerate(case.small(torch.Generator().manual_seed(seed))):
+                    label = f'{name}, small input {i} of seed {seed}'
+                    _compare_with_reference(checks, label, case, moved(small, _device))
+            own, reference = _own_and_reference(case, large)
+            ms = _graph_ms({'kernel_us': own, 'reference_us': reference})
+            figures[name] = {'first_s': first_s, **{key: 1e3 * each for key, each in ms.items()}}
+    for _, name in sorted(own_kernels._failed):
+        checks(False, f'the kernel of {name} was given up, and PyTorch stands in')
+    return figures
+
+
+def _compare_with_reference(
+    checks: Checks, label: str, case: KernelCases, arguments: tuple
+) -> None:
+    found, expected = (function() for function in _own_and_reference(case, arguments))
+    try:
+        case.check(found, expected)
+    except AssertionError as error:
+        checks(False, f'{label}: {" ".join(str(error).split())[:200]}')
+
+
+def _own_and_reference(
+    case: KernelCases, arguments: tuple
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    def reference() -> object:
+        with own_kernels.no_kernels():
+            return case.function(*arguments)
+
+    return partial(case.function, *arguments), reference
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    synchronise(_device)
+    begin = time.perf_counter()
+    function()
+    synchronise(_device)
+    return time.perf_counter() - begin
+
+
 @part(limit_s=60)
 def recordings(checks: Checks) -> dict:
     """The published code's clusters and labels, stage by stage and through graphs."""
@@ -309,43 +369,6 @@ def _label_recording(checks: Checks, segmenter: Segmenter, recording: Recording)
     )
     _warm_up(checks, segmenter, [size], 1, settings, vocabulary)
     return segmenter.segment([recording.input], vocabulary, settings)[0].label
-
-
-@part(limit_s=90)
-def medians(checks: Checks) -> dict:
-    """The kernel's medians are those of the network on a CPU; how long both take."""
-    begin = time.perf_counter()
-    median.median_7x7(torch.zeros(1, 8, 8, device=_device), _every_second(1))
-    synchronise(_device)
-    figures = {'first_s': time.perf_counter() - begin}
-    large = [(1, 2, 56, 56)] if _is_dry else [(1, 32, 84, 84), (8, 32, 84, 112)]
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((1, 3, 3), (2, 5, 7), (3, 9, 31), *large):
-        values = torch.randn(shape, generator=generator)
-        for kind, maps in {
-            'any': values,
-            'tied': (values * 4).round() / 4,
-            'flat': values.clamp(min=0),
-        }.items():
-            absent = _every_second(*shape[:-2])
-            found = median.median_7x7(maps.to(_device), absent).cpu()
-            expected = median.median_7x7(maps, absent.cpu())
-            checks(torch.equal(found, expected), f'{shape}, {kind}: other medians')
-    checks(median._use_kernel or _is_dry, 'the kernel failed, and the network stood in')
-    for shape in large:
-        maps, absent = torch.rand(shape, device=_device), _every_second(*shape[:-2])
-        figures[str(shape)] = _graph_ms(
-            {
-                'kernel_ms': partial(median.median_7x7, maps, absent),
-                'network_ms': partial(median._median_by_network, maps, absent),
-            }
-        )
-    return figures
-
-
-def _every_second(*shape: int) -> torch.Tensor:
-    """Absent maps: about as many of the slots as in frames."""
-    return (torch.arange(math.prod(shape), device=_device) % 2 == 1).view(shape)
 
 
 @part(limit_s=180)
@@ -735,25 +758,18 @@ def _run(checks: Checks, arguments: Sequence[str], limit_s: float) -> str:
 
 @part(limit_s=60)
 def large_frames(checks: Checks) -> dict:
-    """Frames of any size are scaled down to the pixels that the same filter gives on a CPU."""
+    """Frames of any size are scaled down to the pixels that Pillow and OpenCV make of them."""
     figures = {}
-    # Up to the largest scale of PyTorch's filter, and above.
     sizes = [(480, 640), (720, 1280), (2048, 2560), (3200, 4000)]
     for source in sizes[:1] if _is_dry else sizes:
         frames = torch.from_numpy(camera_frame(0, *source))[None]
-        framing = whole_frame_framing(source, 64, 16)
-        with exact_float32():
-            found = network_input(frames.to(_device), framing).cpu().int()
-        filtered = resize(frames.permute(0, 3, 1, 2).float(), framing.resized)
-        difference = (found - filtered.round().clamp(0, 255).int()).abs()
-        others = float((difference > 0).float().mean())
-        if not _is_dry:
-            # A CPU takes Pillow's filter itself.
-            checks(
-                int(difference.max()) <= 1 and others <= 0.01,
-                f'{source}: {others:.2%} of the pixels differ, by up to {int(difference.max())}',
-            )
-        figures[str(source)] = others
+        for make_framing in (whole_frame_framing, mmcv_framing):
+            framing = make_framing(source, 64, 16)
+            found = network_input(frames.to(_device), framing).cpu()
+            others = float((found != network_input(frames, framing)).float().mean())
+            name = f'{source}, {"Pillow" if framing.antialias else "OpenCV"}'
+            checks(others == 0, f'{name}: {others:.2%} of the values differ')
+            figures[name] = others
     return figures
 
 

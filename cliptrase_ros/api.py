@@ -49,6 +49,7 @@ def load(
     cache_dir: str = ModelSettings.cache_dir,
     threads: int = ModelSettings.threads,
     sam_model: str = ModelSettings.sam_model,
+    spin_ms: float = ModelSettings.spin_ms,
 ) -> 'Model':
     """Load a model.
 
@@ -61,12 +62,15 @@ def load(
         cache_dir: Folder for downloaded weights and encoded phrases; '' for the usual ones.
         threads: Of PyTorch and OpenCV in the whole process; 0 leaves them as they are.
         sam_model: Folder of a SAM, for refinement `sam`; '' for none.
+        spin_ms: How long a call on CUDA polls for labels before it sleeps, 0 to 10 milliseconds.
 
     Raises:
         ModelError: The model cannot be had; the message says what to do.
         ValueError: For a value out of range, or a device that does not exist.
     """
-    settings = ModelSettings(model, pretrained, sam_model, device, precision, threads, cache_dir)
+    settings = ModelSettings(
+        model, pretrained, sam_model, device, precision, threads, spin_ms, cache_dir
+    )
     return Model(load_segmenter(**{**vars(settings), 'threads': threads or None}))
 
 

@@ -88,7 +88,7 @@ def explain(
     count = int(clusters.max()) + 1
     regions = None
     if count:
-        maps = cluster_maps(correlation, clusters, dense.grid, count)
+        maps, _ = cluster_maps(correlation, clusters, dense.grid, count)
         regions = largest_enlarged(maps, pixels.shape[-2:])[0].cpu().numpy()
     patch = row * dense.grid[1] + column
 

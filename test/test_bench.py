@@ -4,11 +4,15 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from cliptrase_ros.benchmark import kernel_counts
 from cliptrase_ros.benchmark.cases import EngineCase, make_segmenter, measure_engine
+from cliptrase_ros.benchmark.kernel_counts import count_encoder_kernels, count_kernels
 from cliptrase_ros.benchmark.suite import preset_name, table
 from cliptrase_ros.cli import main
 from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 
 
 def test_the_report_has_what_the_figures_are_made_of(tiny_architecture, tmp_path, capfd):
@@ -127,6 +131,7 @@ def test_what_was_not_captured_is_not_called_a_graph(measure, captured):
         ['--json', '/no/folder/x'],
         ['--sizes', '32'],
         ['--sizes', '2048'],
+        ['--kernels', '--quick'],
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is(arguments, capsys):
@@ -140,3 +145,63 @@ def test_numbers_are_positive(option, value, capsys):
     with pytest.raises(SystemExit):
         main(['bench', option, value])
     assert f"{option}: '{value}' is not a whole number of at least 1" in capsys.readouterr().err
+
+
+#: What a frame may launch at batch 1, 336 pixels, preset `paper`; the bare encoder launches 150.
+MOST_KERNELS = 140
+
+
+def test_a_frame_launches_fewer_kernels_than_the_bare_encoder():
+    pytest.importorskip('triton', minversion='3.4')
+    costs = count_kernels(SegmentationSettings(preset='paper', resolution=336))
+    kernels = {stage: cost.kernels for stage, cost in costs.items()}
+    assert count_encoder_kernels((336, 336)).kernels == 150
+    assert sum(kernels.values()) <= MOST_KERNELS, kernels
+
+
+def test_kernels_are_counted_by_stage_without_a_gpu(tiny_architecture, capfd):
+    pytest.importorskip('triton', minversion='3.4')
+    assert main(['bench', '--kernels', '--architecture', tiny_architecture]) == 0
+    head, *tables = capfd.readouterr().out.split('\n\n')
+    assert 'an estimate' in head and 'a third' in head
+    kernels, microseconds = map(read_table, tables)
+    alone, own = map(int, kernels['paper']['regions'].split(' / '))
+    assert alone > own > 0
+    assert kernels['robot, edges']['edges'] and not kernels['robot']['edges']
+    assert list(microseconds) == list(kernels) and len(kernels) == 10
+    alone, own = map(float, microseconds['paper']['ratio'].split(' / '))
+    assert alone > own > 0
+    assert microseconds['bare encoder, 448 x 336']['ratio'] == '1.00'
+
+
+def read_table(text):
+    """Cells of a Markdown table by the first cell of the row and the head of the column."""
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip('|').split('|')] for line in text.strip().splitlines()
+    )
+    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ('kernels', 'operation'),
+    [
+        (0, lambda x: x.split(3, 1)[0].mT[..., None]),
+        (1, lambda x: x.mT.reshape(-1)),
+        (1, lambda x: x.flatten(0, 1) @ x[0].mT),
+        (1, lambda x: F.linear(x, x[0], x.new_empty(8))),
+        (1, lambda x: F.scaled_dot_product_attention(x, x, x)),
+        (1, lambda x: x.softmax(1)),
+        # What copies, fills or converts before it begins, or consists of others.
+        (2, lambda x: x.mT.softmax(1)),
+        (2, lambda x: F.pad(x, (1, 1))),
+        (3, lambda x: x.bool().sum(1)),
+        (3, lambda x: x.masked_fill(x.bool(), 0)),
+        (3, lambda x: F.normalize(x, dim=1)),
+        (9, lambda x: x.logsumexp(1)),
+    ],
+)
+def test_operations_are_counted_as_cuda_runs_them(kernels, operation):
+    with kernel_counts._no_contents() as launches:
+        x = torch.empty(2, 8, 4, device='cuda')
+        costs = kernel_counts._count(lambda: operation(x), launches)
+    assert sum(cost.kernels for cost in costs.values()) == kernels

@@ -33,6 +33,14 @@ def test_outlier_scores(device, count, neighbours):
         np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
+def test_outlier_scores_without_float64(device):
+    """Of tokens as towers make them, with channels that are large in all of them."""
+    patches = tokens(2, 196).to(device)
+    patches[..., :2] += 30
+    found = calibration.outlier_scores(patches, is_exact=False)
+    torch.testing.assert_close(found, calibration.outlier_scores(patches), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize('count', [2, 3, 50, 196])
 @pytest.mark.parametrize('seed', range(5))
 def test_tokens_that_are_all_alike(device, count, seed):

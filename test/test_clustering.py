@@ -41,9 +41,9 @@ def test_dbscan_in_bounded_steps_says_whether_they_sufficed():
     rows = torch.zeros(2, 400, 2)
     rows[0, :, 0] = torch.from_numpy(chain).float()
     rows[1] = torch.from_numpy(np.random.RandomState(1).rand(400, 2))
-    _, converged = dbscan_bounded(rows, 1.0, 2, steps=1)
+    _, converged = dbscan_bounded(rows, 1.0, 2, steps=1, most=400)
     assert converged.tolist() == [False, True]
-    clusters, converged = dbscan_bounded(rows, 1.0, 2, steps=400)
+    clusters, converged = dbscan_bounded(rows, 1.0, 2, steps=10, most=400)
     assert converged.all() and torch.equal(clusters, dbscan(rows, 1.0, 2))
 
 
@@ -80,21 +80,22 @@ def test_cluster_maps_exclude_clusters_that_an_image_lacks():
     correlation = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
     clusters = torch.zeros(2, 16, dtype=torch.int64)
     clusters[0, 8:] = 1
-    maps = cluster_maps(correlation, clusters, (4, 4), count=2)
+    maps, absent = cluster_maps(correlation, clusters, (4, 4), count=2)
     assert maps.shape == (2, 2, 16, 16)
+    assert absent.tolist() == [[False, False], [False, True]]
     assert (maps[1, 1] == -1).all() and (maps[0] >= 0).all() and (maps[1, 0] >= 0).all()
 
 
 def test_vote_takes_the_lowest_label_on_a_tie():
     labels = torch.tensor([[[2, 1], [1, 2]]])
     regions = torch.zeros_like(labels)
-    assert (vote(labels, regions, 1, 3, torch.tensor([True])) == 1).all()
+    assert (vote(labels, regions, 1, 3, torch.tensor([False])) == 1).all()
 
 
-def test_vote_leaves_regions_that_disagree_and_images_it_does_not_apply_to():
+def test_vote_leaves_regions_that_disagree_and_images_that_are_spared():
     labels = torch.tensor([[[0, 1, 2, 2]], [[0, 1, 2, 2]]])
     regions = torch.zeros_like(labels)
-    undecided = vote(labels, regions, 1, 3, torch.tensor([True, False]), min_agreement=0.6)
+    undecided = vote(labels, regions, 1, 3, torch.tensor([False, True]), min_agreement=0.6)
     assert torch.equal(undecided, labels)
-    decided = vote(labels, regions, 1, 3, torch.tensor([True, False]), min_agreement=0.5)
+    decided = vote(labels, regions, 1, 3, torch.tensor([False, True]), min_agreement=0.5)
     assert decided[0].eq(2).all() and torch.equal(decided[1], labels[1])

@@ -114,7 +114,7 @@ MISTAKES = [
     ('picture', 'sc_whole', preprocessing._FRAMINGS, 'mmcv', antialiased),
     ('windows', 'sc_pamr', sliding, 'window_corners', corners_in_whole_patches),
     ('block11', 'sc_whole', Pipeline, 'normalise', mean_of_two_decimals),
-    ('outlier scores', 'sc_whole', calibration, 'outlier_scores', lambda p: p.norm(dim=-1)),
+    ('outlier scores', 'sc_whole', calibration, 'outlier_scores', lambda p, _: p.norm(dim=-1)),
     ('repaired11', 'sc_whole', calibration, 'repair', lambda patches, flagged, grid: patches),
     ('repaired9', 'sc_whole', calibration, 'repair', only_block_11_repaired),
     ('repaired9', 'sc_whole', calibration, 'blocks_for', similarity_of_block_10),

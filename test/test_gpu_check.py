@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_cases import CASES
 
 FOLDER = Path(__file__).parent.parent / 'benchmark'
+KERNELS = 'kernels_against_references'
 
 
 def load(name):
@@ -56,15 +58,18 @@ def test_every_part_passes_on_a_cpu_and_the_page_shows_it(tmp_path):
     report['parts']['races']['failures'] = ['round 7: other labels']
     page = load('figures').make_section(report)
     assert report['device'] in page and 'graphs, ms' in page
-    assert '| medians | passed |' in page and '| races | round 7: other labels |' in page
+    assert f'| {KERNELS} | passed |' in page and '| races | round 7: other labels |' in page
+    figures = report['parts'][KERNELS]['figures']
+    assert figures.keys() == CASES.keys() | {'first_s'}
+    assert figures['median_7x7']['kernel_us'] > 0 and figures['median_7x7']['reference_us'] > 0
 
 
 def test_parts_are_chosen_by_name(check_here, tmp_path):
     path = tmp_path / 'report.json'
-    assert check_here('--dry', '--json', path, '--only', 'environment', 'medians')[0] == 0
-    assert list(json.loads(path.read_text())['parts']) == ['environment', 'medians']
+    assert check_here('--dry', '--json', path, '--only', 'environment', KERNELS)[0] == 0
+    assert list(json.loads(path.read_text())['parts']) == ['environment', KERNELS]
     status, printed = check_here('--dry', '--json', path, '--only', 'median')
-    assert status == 2 and 'no part median' in printed and 'medians' in printed
+    assert status == 2 and 'no part median' in printed and KERNELS in printed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

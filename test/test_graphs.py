@@ -386,7 +386,8 @@ def test_a_segmenter_moves_to_another_precision(vocabularies):
 class Cuda:
     """What `GraphQueue` asks of torch.cuda, in place of it: 32 streams in turn, and one capture.
 
-    Everything is kept in `events`, in order; `stream` is the current one.
+    Everything is kept in `events`, in order; `stream` is the current one, and `order` says which
+    stream each has begun to wait for: (earlier, later).
     """
 
     def __init__(self, monkeypatch):
@@ -394,11 +395,29 @@ class Cuda:
         self.stream = 'default'
         self.count = 0
         self.fails = None
+        self.order = []
+        self.polls = 1
         cuda = self
 
         class Stream(int):
-            def wait_stream(self, other):
-                pass
+            def wait_event(self, event):
+                cuda.order.append((event.stream, self))
+
+        class Event:
+            """Over when it has been asked `polls` times."""
+
+            def __init__(self, blocking=False):
+                self.blocking = blocking
+
+            def record(self, stream):
+                self.stream, self.polls = stream, cuda.polls
+
+            def query(self):
+                self.polls -= 1
+                return self.polls <= 0
+
+            def synchronize(self):
+                cuda.events.append('sleep' if self.blocking else 'spin')
 
         class Generator:
             def clone_state(self):
@@ -437,7 +456,9 @@ class Cuda:
         for name, fake in (
             ('device', lambda _: nullcontext()),
             ('Stream', make_stream),
+            ('Event', Event),
             ('stream', stream),
+            ('set_stream', lambda wanted: setattr(self, 'stream', wanted)),
             ('current_stream', lambda *_: self.stream),
             ('graph', capture),
             ('CUDAGraph', Graph),
@@ -526,6 +547,37 @@ def test_a_stream_is_free_for_others_when_its_graphs_have_gone(cuda):
     del queue, replay
     gc.collect()
     assert cuda.events == ['capture', 'captured', 'replay', 'reset', 'free']
+
+
+def test_each_step_of_a_call_waits_for_the_one_before_and_the_caller_gets_its_stream_back(cuda):
+    queue = GraphQueue(DEVICE)
+    end = queue.new_event()
+    for hands_over in (True, False):
+        cuda.order.clear()
+        streams = []
+        with queue.begin_upload(hands_over):
+            streams.append(cuda.stream)
+            queue.begin_compute()
+            streams.append(cuda.stream)
+            queue.begin_download()
+            streams.append(cuda.stream)
+            queue.record(end)
+        upload, compute, download = streams
+        assert cuda.stream == 'default' and end.stream == download and len(set(streams)) == 3
+        handed_over = [('default', compute)] if hands_over else []
+        assert cuda.order == [*handed_over, (upload, compute), (compute, download)]
+
+
+@pytest.mark.parametrize(
+    ('spin_ms', 'polls', 'events'), [(0, 1, ['sleep']), (10, 3, []), (1, 10**9, ['sleep'])]
+)
+def test_waiting_sleeps_after_it_has_polled_as_long_as_it_may(cuda, spin_ms, polls, events):
+    queue = GraphQueue(DEVICE, spin_ms)
+    cuda.polls = polls
+    event = queue.new_event()
+    queue.record(event)
+    queue.wait(event)
+    assert cuda.events == events
 
 
 def test_what_cublas_works_in_is_first_asked_for_within_the_capture(cuda):

@@ -1,53 +1,53 @@
-"""Resizing where PIL does not do it: as PyTorch's filter does, at any scale."""
+"""Frames are scaled to the pixels that PIL and OpenCV give them, on any device."""
 
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from cliptrase_ros.segmentation.model.preprocessing import (
-    _LARGEST_SCALE,
-    _resize_by_products,
-    resize,
+    Framing,
+    centre_crop_framing,
+    mmcv_framing,
+    network_input,
+    resize_bicubic,
+    resize_bilinear,
+    whole_frame_framing,
 )
 
+FRAMINGS = [
+    *(centre_crop_framing(size, 224, 16) for size in ((480, 640), (641, 333), (224, 301))),
+    *(whole_frame_framing(size, 96, 16) for size in ((97, 1001), (50, 77), (3000, 180))),
+    *(mmcv_framing(size, 112, 16) for size in ((375, 500), (300, 112), (56, 99))),
+    # Shrunk by more than a hundred.
+    Framing((1800, 40), (16, 33), (0, 0), (16, 33)),
+]
 
-def frame(height, width):
+
+def frames(height, width):
     blocks = np.random.RandomState(0).randint(0, 256, (height // 8 + 1, width // 8 + 1, 3))
     noise = np.random.RandomState(1).randint(0, 256, (height, width, 3))
     smooth = blocks.repeat(8, 0).repeat(8, 1)[:height, :width]
-    return (0.7 * smooth + 0.3 * noise).astype(np.uint8)
+    mixed = 0.7 * smooth + 0.3 * noise
+    # In the second one the bicubic filter overshoots.
+    return torch.from_numpy(np.stack([mixed, 255 * (mixed > 127)]).astype(np.uint8))
 
 
-def batch(*size):
-    return torch.from_numpy(frame(*size))[None].permute(0, 3, 1, 2).float()
+@pytest.mark.parametrize('framing', FRAMINGS, ids=str)
+@pytest.mark.parametrize('antialias', [True, False], ids=['pil', 'opencv'])
+def test_on_any_device_the_pixels_are_those_of_the_library(framing, antialias, device):
+    framing = replace(framing, antialias=antialias)
+    pictures = frames(*framing.source)
+    expected = network_input(pictures, framing)
+    found = (resize_bicubic if antialias else resize_bilinear)(pictures.to(device), framing)
+    assert torch.equal(found.cpu(), expected)
 
 
-def by_torch(images, size):
-    return F.interpolate(images, size=size, mode='bicubic', align_corners=False, antialias=True)
-
-
-@pytest.mark.parametrize(
-    ('source', 'size'), [((1000, 1500), (16, 24)), ((777, 1003), (7, 300)), ((1600, 60), (16, 60))]
-)
-def test_products_resize_as_pil_does(source, size):
-    found = _resize_by_products(batch(*source), size)
-    assert (found - by_torch(batch(*source), size)).abs().max() < 0.01
-    picture = Image.fromarray(frame(*source)).resize(size[::-1], Image.Resampling.BICUBIC)
-    pixels = found[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
-    difference = np.abs(pixels - np.asarray(picture, np.float32))
-    # PIL rounds between the two passes.
-    assert difference.max() <= 1 and (difference > 0).mean() < 0.03
-
-
-def test_frames_that_the_filter_has_no_room_for_are_resized_by_products():
-    small, large = batch(8 * _LARGEST_SCALE, 64), batch(8 * _LARGEST_SCALE + 1, 64)
-    assert torch.equal(resize(small, (8, 8)), by_torch(small, (8, 8)))
-    assert torch.equal(resize(large, (8, 8)), _resize_by_products(large, (8, 8)))
-    # What the filter takes of the 48 KiB of shared memory that blocks of 32 threads have on CUDA:
-    # weights along a row for each thread, those along a column, and as many values for each.
-    taps = 2 * math.ceil(2 * _LARGEST_SCALE) + 1
-    assert 4 * taps * (32 + 1 + 32) < 48 * 1024
+def test_pixels_are_those_of_one_call_of_pil():
+    framing = centre_crop_framing((480, 640), 224, 16)
+    (picture, _) = frames(*framing.source)
+    resized = Image.fromarray(picture.numpy()).resize((298, 224), Image.Resampling.BICUBIC)
+    expected = torch.from_numpy(np.array(resized.crop((37, 0, 37 + 224, 224)))).permute(2, 0, 1)
+    assert torch.equal(network_input(picture[None], framing)[0], expected)

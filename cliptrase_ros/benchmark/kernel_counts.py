@@ -1,17 +1,19 @@
 """How many kernels a GPU runs for a frame, counted and their time estimated without a GPU.
 
-A call runs on tensors without contents, on a device called `cuda`; every operation that is no view
-is a kernel there, some are two.
+A call runs on tensors without contents, on a device called `cuda`. Operations are taken apart as
+PyTorch does it; each that is left is a kernel there, unless it only looks otherwise at what there
+is. Some are more than one: these stand below. What cuBLAS and cuDNN do is counted as one kernel.
 """
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,10 +35,37 @@ _BYTES_PER_US = 3e6
 _HALF_FLOP_PER_US = 4e8
 _FLOAT32_FLOP_PER_US = 3e7
 
-# Operations that copy before they do their work.
-_TWO_KERNELS = {'masked_fill', 'scatter_reduce', 'scatter', 'constant_pad_nd', 'topk'}
+# Kernels of operations that copy or fill before they do their work, or are made of others.
+_KERNELS = {
+    'baddbmm': 2,
+    'constant_pad_nd': 2,
+    'cumsum': 2,
+    'eye': 2,
+    'logsumexp': 9,
+    'masked_fill': 2,
+    'scatter': 2,
+    'scatter_add': 2,
+    'scatter_reduce': 2,
+    'topk': 2,
+}
+
+# Operations that first copy an input whose elements do not lie in order,
+_IN_ORDER = {
+    '_adaptive_avg_pool2d',
+    '_softmax',
+    'avg_pool2d',
+    'cumsum',
+    'native_layer_norm',
+    'upsample_bilinear2d',
+}
+# and those that first convert one of another type than their result.
+_OF_ONE_TYPE = {'cumsum', 'sum'}
 
 _DEVICE = torch.device('cuda', 0)
+
+# What PyTorch calls operations that consist of others.
+_PARTS = torch._C.DispatchKey.CompositeImplicitAutograd
+_has_parts = torch._C._dispatch_has_kernel_for_dispatch_key
 
 
 @dataclass
@@ -62,22 +91,21 @@ def count_kernels(
         phrases: Of the vocabulary, each a column.
         triton: Whether with the project's own kernels.
     """
-    with _no_contents(), no_kernels() if not triton else nullcontext():
+    with _no_contents() as launches, nullcontext() if triton else no_kernels():
         call = _fixed_call(settings, frame, batch, phrases, architecture)
-        with _Counter() as counter:
-            call.replay()
-    return dict(counter.stages)
+        return _count(call.replay, launches)
 
 
-def count_encoder_kernels(size: tuple[int, int], batch: int = 1) -> Cost:
+def count_encoder_kernels(
+    size: tuple[int, int], batch: int = 1, architecture: str = ARCHITECTURE
+) -> Cost:
     """Cost of open_clip's own `encode_image` for images of (height, width), in float16."""
-    config = open_clip.get_model_config(ARCHITECTURE)
+    config = open_clip.get_model_config(architecture)
     config['vision_cfg'] = {**config['vision_cfg'], 'image_size': size}
-    with _no_contents():
+    with _no_contents() as launches:
         visual = _half_visual(config)
-        with _Counter() as counter:
-            visual(torch.empty(batch, 3, *size, dtype=torch.float16))
-    return counter.stages['copies']
+        pixels = torch.empty(batch, 3, *size, dtype=torch.float16, device=_DEVICE)
+        return _count(lambda: visual(pixels), launches)['copies']
 
 
 def recorded_kernels(settings: SegmentationSettings, **choices: object) -> list[Launch]:
@@ -89,12 +117,7 @@ def recorded_kernels(settings: SegmentationSettings, **choices: object) -> list[
 
 @contextmanager
 def _no_contents() -> Iterator[list[Launch]]:
-    with (
-        recorded_launches() as launches,
-        FakeTensorMode(),
-        torch.inference_mode(),
-        torch.device(_DEVICE),
-    ):
+    with recorded_launches() as launches, FakeTensorMode(), torch.inference_mode():
         yield launches
 
 
@@ -106,16 +129,17 @@ def _fixed_call(
     architecture: str = ARCHITECTURE,
 ) -> FixedCall:
     visual = _half_visual(open_clip.get_model_config(architecture))
-    pixels, number = torch.empty(3, 1, 1), torch.empty((), dtype=torch.int64)
-    table = LabelTable(
-        torch.empty(phrases, visual.proj.shape[1]),
-        torch.empty(phrases, dtype=torch.int64),
-        number,
-        number,
-        torch.empty(phrases + 1, dtype=torch.uint8),
-        255,
-        100.0,
-    )
+    with _DEVICE:
+        pixels, number = torch.empty(3, 1, 1), torch.empty((), dtype=torch.int64)
+        table = LabelTable(
+            torch.empty(phrases, visual.proj.shape[1]),
+            torch.empty(phrases, dtype=torch.int64),
+            number,
+            number,
+            torch.empty(phrases + 1, dtype=torch.uint8),
+            255,
+            100.0,
+        )
     method, patch_size = settings.method, visual.conv1.kernel_size[0]
     framing = framing_of(method.frame, frame, settings.resolution, patch_size)
     shape = Shape(batch, framing, method, table.size, table.ids.dtype, table.unlabelled)
@@ -126,57 +150,68 @@ def _fixed_call(
 def _half_visual(config: dict) -> torch.nn.Module:
     torch.set_default_dtype(torch.float16)
     try:
-        return open_clip.CLIP(**config).visual.eval()
+        with _DEVICE:
+            return open_clip.CLIP(**config).visual.eval()
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up what is dispatched, and what Triton is asked for, by stage."""
+def _count(function: Callable[[], object], launches: list[Launch]) -> dict[str, Cost]:
+    """Cost by stage of a function, of which `launches` tells the project's own kernels."""
+    launches.clear()
+    counter = _Counter(launches)
+    with counter:
+        function()
+    counter.take_launches()
+    return dict(counter.stages)
 
-    def __init__(self) -> None:
+
+class _Counter(TorchDispatchMode):
+    """Adds up what is dispatched, and what Triton was asked for, by stage."""
+
+    def __init__(self, launches: list[Launch]) -> None:
         super().__init__()
         self.stages: dict[str, Cost] = defaultdict(Cost)
+        self._launches = launches
         self._open: list[str] = []
-        self._recording = recorded_launches()
-
-    def __enter__(self) -> '_Counter':
-        self._launches = self._recording.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._take_launches()
-        self._recording.__exit__(*error)
 
     def __torch_dispatch__(
         self, function: Callable, types: tuple, arguments: tuple = (), named: dict | None = None
     ) -> object:
-        self._take_launches()
-        result = function(*arguments, **(named or {}))
+        named = named or {}
+        self.take_launches()
         name = function.overloadpacket.__name__
-        if name == 'scaled_dot_product_attention':
-            # Fused attention leaves its result as the next product wants it.
-            result = result.transpose(1, 2).contiguous().transpose(1, 2)
         if name.startswith('_record_function_enter'):
             self._open.append(arguments[0])
         elif name.startswith('_record_function_exit'):
             self._open.pop()
-        else:
-            inputs = _tensors((arguments, named))
-            outputs = _tensors(result)
-            if outputs and not _is_view(name, inputs, outputs):
-                flop = _flop(name, inputs, outputs)
-                self._add(1 + (name in _TWO_KERNELS), [*inputs, *outputs], flop)
+        elif name == 'scaled_dot_product_attention':
+            # Fused, and its result lies as the next product wants it.
+            result = function(*arguments, **named).transpose(1, 2).contiguous().transpose(1, 2)
+            self._add(1, [*arguments[:3], result], _flop(name, arguments, result))
+            return result
+        elif name == '_native_multi_head_attention':
+            with self:
+                return _attend(*arguments), None
+        elif function.namespace == 'aten' and _has_parts(function.name(), _PARTS):
+            # Not `decompose`, which prefers what `torch.compile` would do.
+            with self:
+                return function._op_dk(_PARTS, *arguments, **named)
+        result = function(*arguments, **named)
+        inputs, outputs = _tensors((arguments, named)), _tensors(result)
+        if outputs and not _is_view(name, inputs, outputs):
+            kernels = _kernels(name, inputs, outputs)
+            self._add(kernels, [*inputs, *outputs], _flop(name, arguments, outputs[0]))
         return result
 
-    def _take_launches(self) -> None:
+    def take_launches(self) -> None:
+        """Count what Triton was asked for since the last time."""
         for launch in self._launches:
             self._add(1, _tensors(launch.arguments), 0)
         self._launches.clear()
 
-    def _add(self, kernels: int, tensors: list[Tensor], flop: float) -> None:
-        moved = {id(t.untyped_storage()): _bytes(t) for t in tensors if t.is_cuda}
+    def _add(self, kernels: int, tensors: Sequence[Tensor], flop: float) -> None:
+        moved = {t.untyped_storage()._cdata: _bytes(t) for t in tensors if t.is_cuda}
         is_half = any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors)
         rate = _HALF_FLOP_PER_US if is_half else _FLOAT32_FLOP_PER_US
         stage = self.stages[self._open[-1] if self._open else 'copies']
@@ -184,6 +219,24 @@ class _Counter(TorchDispatchMode):
         stage.microseconds += (
             _KERNEL_US * kernels + sum(moved.values()) / _BYTES_PER_US + flop / rate
         )
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    heads: int,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *_: object,
+) -> Tensor:
+    """What PyTorch's attention of one sequence to itself consists of, where no one trains it."""
+    parts = F.linear(query, weight, bias).unflatten(-1, (3, heads, -1))
+    attended = F.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4))
+    return F.linear(attended.transpose(1, 2).flatten(2), out_weight, out_bias)
 
 
 def _tensors(values: object) -> list[Tensor]:
@@ -204,10 +257,23 @@ def _is_view(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
     return all(output.untyped_storage()._cdata == storage for output in outputs)
 
 
-def _flop(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> float:
-    if name in ('linear', 'matmul', 'mm', 'bmm', 'addmm', 'baddbmm'):
-        factor = inputs[-1] if name == 'baddbmm' else inputs[0]
-        return 2.0 * outputs[0].numel() * factor.shape[-1 if name != 'baddbmm' else -2]
+def _kernels(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> int:
+    count = _KERNELS.get(name, 1)
+    if name in _IN_ORDER:
+        formats = (torch.contiguous_format, torch.channels_last)[: 1 + (name == 'avg_pool2d')]
+        count += not any(inputs[0].is_contiguous(memory_format=f) for f in formats)
+    if name in _OF_ONE_TYPE and inputs[0].dtype != outputs[0].dtype:
+        count += 1
+    return count
+
+
+def _flop(name: str, arguments: tuple, result: Tensor) -> float:
+    """Of products; nothing else has as many as it moves bytes."""
     if name == 'scaled_dot_product_attention':
-        return 4.0 * math.prod(inputs[0].shape) * inputs[1].shape[-2]
+        return 4.0 * prod(arguments[0].shape) * arguments[1].shape[-2]
+    if name in ('mm', 'bmm', 'addmm', 'baddbmm', 'baddbmm_'):
+        left = arguments[-2]
+        return 2.0 * result.numel() * left.shape[-1]
+    if name == 'convolution':
+        return 2.0 * result.numel() * prod(arguments[1].shape[1:])
     return 0.0

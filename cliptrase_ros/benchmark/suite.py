@@ -1,7 +1,7 @@
 """The suite: which measurements, and their report."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -154,7 +154,7 @@ def table(report: dict) -> str:
         f'{report["device"]}; {report["architecture"]}; torch {report["versions"]["torch"]}; '
         f'medians of {report["runs"]} interleaved runs (least to most)',
         '',
-        *_rows(
+        *markdown_rows(
             ('input', 'preset', 'batch', 'precision', 'graph', *_FIGURES),
             (
                 (
@@ -211,7 +211,7 @@ def _graph_rows(results: Sequence[dict]) -> list[str]:
     if not results:
         return []
     parts = list(results[0]['parts_ms'])
-    rows = _rows(
+    rows = markdown_rows(
         ('graphs, ms', 'preset', 'batch', 'precision', 'encoder', 'engine', 'ratio', *parts),
         (
             (
@@ -231,7 +231,7 @@ def _graph_rows(results: Sequence[dict]) -> list[str]:
 
 def _stage_rows(results: Sequence[dict]) -> list[str]:
     names = list(dict.fromkeys(name for r in results for name in r['stages_ms']))
-    return _rows(
+    return markdown_rows(
         ('stages, ms', 'preset', 'precision', *names),
         (
             (
@@ -244,7 +244,8 @@ def _stage_rows(results: Sequence[dict]) -> list[str]:
     )
 
 
-def _rows(head: Sequence[str], rows: Iterator[Sequence[object]]) -> list[str]:
+def markdown_rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a table in Markdown, its columns aligned."""
     cells = [list(map(str, row)) for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

@@ -25,6 +25,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument('--json', type=Path, metavar='FILE', help='also write the report there')
     command.add_argument('--quick', action='store_true', help='a few cases, in a minute or so')
+    command.add_argument(
+        '--kernels',
+        action='store_true',
+        help='time nothing: count the kernels of a frame on CUDA, which needs no GPU, by stage',
+    )
     add_settings(
         command,
         ModelSettings,
@@ -71,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         device = select_device(arguments.device)
         if arguments.architecture:
             check_architecture(arguments.architecture)
+        if arguments.kernels:
+            return _print_kernels(arguments)
         limit_threads(arguments.threads or before)
 
     try:
@@ -82,6 +89,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         with command_errors(OSError, before=f'{arguments.json} cannot be written: '):
             arguments.json.write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+    return 0
+
+
+def _print_kernels(arguments: argparse.Namespace) -> int:
+    names = ('json', 'quick', 'precision', 'threads', 'sizes', 'batches', 'runs')
+    given = ', '.join(f'--{name}' for name in names if getattr(arguments, name))
+    if given:
+        raise CommandError(f'--kernels times nothing, so that {given} says nothing to it')
+    from cliptrase_ros.benchmark.kernel_table import kernel_table
+    from cliptrase_ros.benchmark.subject import ARCHITECTURE
+
+    with command_errors(ImportError, before='--kernels needs what PyTorch for CUDA has: '):
+        print(kernel_table(arguments.architecture or ARCHITECTURE))
     return 0
 
 

@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     add_words(command, required=False)
     model = command.add_argument_group('model')
-    add_settings(model, ModelSettings, without=('sam_model',), threads=ALL_THREADS)
+    add_settings(model, ModelSettings, without=('sam_model', 'spin_ms'), threads=ALL_THREADS)
     segmentation = command.add_argument_group('segmentation')
     add_settings(segmentation, SegmentationSettings, only=('preset', 'resolution'))
     command.set_defaults(run=run)

@@ -6,11 +6,13 @@ imports them.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -26,6 +28,9 @@ _log = logging.getLogger(__name__)
 # Where kernels are used; tests add 'cpu', where Triton's interpreter runs them.
 _device_types = {'cuda'}
 
+# Whose compiler takes the kernels: that of PyTorch 2.8.
+_OLDEST_TRITON = (3, 4)
+
 # Functions whose kernels have failed, by name of module and function.
 _failed: set[tuple[str, str]] = set()
 
@@ -35,8 +40,8 @@ def on_cuda_by(
 ) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
     """Let a function be computed by the one of its name in a module of kernels, on CUDA.
 
-    A kernel that cannot be compiled or fails is given up for good, with a warning. Where gradients
-    are asked for the reference is taken.
+    A kernel that cannot be compiled or fails is given up for good, with a warning. The reference is
+    also taken where there is no Triton, or gradients are asked for.
 
     Args:
         module: Beside the function's own.
@@ -53,6 +58,7 @@ def on_cuda_by(
             if (
                 tensors[0].device.type not in _device_types
                 or (path, name) in _failed
+                or not _has_triton()
                 or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
                 or not where(*arguments, **named)
             ):
@@ -62,9 +68,8 @@ def on_cuda_by(
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                # Triton is absent or fails in many ways, and PyTorch does without. A kernel is
-                # given up only once the reference has worked: if that raises too, it is the
-                # device's fault.
+                # Triton fails in many ways, and PyTorch does without. A kernel is given up only
+                # once the reference has worked: if that raises too, it is the device's fault.
                 result = reference(*arguments, **named)
                 _failed.add((path, name))
                 _log.warning('the kernel of %s cannot be used, PyTorch stands in: %s', name, error)
@@ -73,6 +78,21 @@ def on_cuda_by(
         return call
 
     return decorate
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether there is one that compiles the kernels; where not, that is said once."""
+    try:
+        installed = version('triton')
+    except PackageNotFoundError:
+        problem = 'Triton is not installed'
+    else:
+        if tuple(map(int, re.findall(r'\d+', installed)[:2])) >= _OLDEST_TRITON:
+            return True
+        problem = f'Triton {installed} is older than 3.4'
+    _log.warning('%s: PyTorch stands in for kernels of this package, slower', problem)
+    return False
 
 
 @dataclass(frozen=True)

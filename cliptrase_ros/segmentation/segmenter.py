@@ -127,6 +127,7 @@ class Segmenter:
         precision: str = 'float32',
         text_cache: Path | None = None,
         mask_source: MaskSource | None = None,
+        spin_ms: float = ModelSettings.spin_ms,
     ):
         """Take over a model, which moves to the device.
 
@@ -134,6 +135,7 @@ class Segmenter:
             precision: Of the image tower: `float32`, `float16` or `bfloat16`. Correlation, clusters
                 and logits are always float32.
             text_cache: Folder in which features of phrases are kept.
+            spin_ms: See `ModelSettings`.
 
         Raises:
             UnsupportedModelError: The image tower is not a plain vision transformer.
@@ -143,6 +145,7 @@ class Segmenter:
         self.name = loaded.name
         self._loaded = loaded
         self._text_cache = text_cache
+        self._spin_ms = spin_ms
         dtype = getattr(torch, precision)
         model = loaded.model.eval().requires_grad_(False)
         self._logit_scale = float(model.logit_scale.exp())
@@ -153,8 +156,9 @@ class Segmenter:
             torch.tensor(loaded.mean, device=self.device)[:, None, None],
             torch.tensor(loaded.std, device=self.device)[:, None, None],
         )
-        on_cuda = self.device.type == 'cuda'
-        self.fixed_calls = FixedCalls(self.pipeline, GraphQueue(self.device)) if on_cuda else None
+        self.fixed_calls = None
+        if self.device.type == 'cuda':
+            self.fixed_calls = FixedCalls(self.pipeline, GraphQueue(self.device, spin_ms))
 
     def to(self, device: str, precision: str = 'auto') -> 'Segmenter':
         """Move the model itself, and a SAM with it; this segmenter must not be used any more.
@@ -167,7 +171,14 @@ class Segmenter:
             self.fixed_calls.clear()
         if isinstance(self.mask_source, Sam):
             self.mask_source.to(selected)
-        return Segmenter(self._loaded, selected, precision, self._text_cache, self.mask_source)
+        return Segmenter(
+            self._loaded,
+            selected,
+            precision,
+            self._text_cache,
+            self.mask_source,
+            self._spin_ms,
+        )
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Raise VocabularyError for a phrase the text tower cannot read; takes milliseconds."""
@@ -457,6 +468,7 @@ def load_segmenter(
     cache_dir: str | None = None,
     threads: int | None = None,
     sam_model: str = ModelSettings.sam_model,
+    spin_ms: float = ModelSettings.spin_ms,
 ) -> Segmenter:
     """Load a model and make a Segmenter of it.
 
@@ -468,6 +480,7 @@ def load_segmenter(
         precision: `float32`, `float16`, `bfloat16`, or `auto`: float16 on CUDA, else float32.
         threads: See `limit_threads`; None leaves them as they are.
         sam_model: Folder of a SAM for refinement `sam`, see `sam.Sam`; '' for none.
+        spin_ms: See `ModelSettings`.
 
     Raises:
         weights.ModelError: The model cannot be loaded.
@@ -480,7 +493,7 @@ def load_segmenter(
         limit_threads(threads)
     loaded = load_model(model, pretrained, cache_dir)
     mask_source = Sam(sam_model, selected) if sam_model else None
-    return Segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source)
+    return Segmenter(loaded, selected, precision, default_folder(cache_dir), mask_source, spin_ms)
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:

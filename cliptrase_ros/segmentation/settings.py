@@ -329,6 +329,13 @@ class ModelSettings:
         limits=(0, 1024),
         unit='cores',
     )
+    spin_ms: float = setting(
+        0.0,
+        'How long inference on CUDA polls for labels before it sleeps: they come sooner by the '
+        'time that waking up takes, and a core is busy meanwhile. 0 sleeps at once.',
+        limits=(0, 10),
+        unit='milliseconds',
+    )
     cache_dir: str = setting(
         '',
         'Folder for downloaded weights and encoded phrases; empty for the usual ones.',

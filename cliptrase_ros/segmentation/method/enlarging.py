@@ -155,7 +155,8 @@ def _tiles(grid: Sequence[int], size: Sequence[int]) -> Iterable[_Tile]:
     scales = [pixels / patches for patches, pixels in zip(grid, size, strict=True)]
     if size[1] <= _SMALL_IMAGE or not _EXACT_SCALES.issuperset(scales):
         return [_whole_image(grid, size)]
-    return product(*map(_cut, grid, size, _TILE))
+    rows, columns = map(_cut, grid, size, _TILE)
+    return product(rows, columns)
 
 
 def _cut(patches: int, pixels: int, longest: int) -> list[_Span]:

@@ -126,8 +126,8 @@ def _largest_enlarged(
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < rows * columns
-    top, bottom, down = _between(pixel // columns, down_scale, height)
-    left, right, across = _between(pixel % columns, across_scale, width)
+    top, bottom, down = between(pixel // columns, down_scale, height)
+    left, right, across = between(pixel % columns, across_scale, width)
     maps += image * image_stride
     top_left = maps + top * row_stride + left * column_stride
     top_right = maps + top * row_stride + right * column_stride
@@ -202,8 +202,8 @@ def _labels_at_camera(
     # Of the background all columns count as one, which is enlarged: it is summed at each patch.
     foreground = tl.load(foreground)
     is_background = seen & (number >= foreground)
-    top, bottom, down = _between(row, down_scale, height)
-    left, right, across = _between(column, across_scale, width)
+    top, bottom, down = between(row, down_scale, height)
+    left, right, across = between(column, across_scale, width)
     probability += image * image_stride
     top_left = probability + top * row_stride + left * column_stride
     top_right = probability + top * row_stride + right * column_stride
@@ -261,7 +261,7 @@ def _published(number, probability, seen, ids, min_confidence, unlabelled):
 
 
 @triton.jit
-def _between(pixel, scale, length):
+def between(pixel, scale, length):
     """The two of so many patches that a pixel lies between, and how far along."""
     position = tl.maximum((pixel.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
     before = tl.minimum(position.to(tl.int32), length - 1)

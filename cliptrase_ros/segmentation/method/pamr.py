@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cliptrase_ros.segmentation.kernels import on_cuda_by
 from cliptrase_ros.segmentation.method.enlarging import enlarge
-from cliptrase_ros.segmentation.method.refinement import choose_among, most_frequent
+from cliptrase_ros.segmentation.method.refinement import choose_among, count_labels, most_frequent
 
 # Neighbours stand so many pixels away, in eight directions.
 _DISTANCES = (8, 16)
-_OFFSETS = [
+#: Rows down and columns to the right of each neighbour.
+OFFSETS = [
     (down, right)
     for distance in _DISTANCES
     for down in (-distance, 0, distance)
@@ -18,14 +20,15 @@ _OFFSETS = [
 ]
 _BORDER = max(_DISTANCES)
 _STEPS = 10
-# A neighbour's weight falls to 1 / e where its colours differ, on average over the three channels,
-# by this share of their standard deviation around the pixel.
-_TOLERANCE = 0.1
+#: A neighbour's weight falls to 1 / e where its colours differ, on average over the three channels,
+#: by this share of their standard deviation around the pixel.
+TOLERANCE = 0.1
 
 # Values of shifted pictures at a time, to bound memory: 64 MiB, of which a few are needed.
 _VALUES_AT_ONCE = 1 << 24
 
 
+@on_cuda_by('pamr_kernels')
 def neighbour_weights(picture: Tensor) -> Tensor:
     """How much each of 16 neighbours counts for a pixel, by its colours.
 
@@ -36,7 +39,7 @@ def neighbour_weights(picture: Tensor) -> Tensor:
         float32 (B, 16, H, W), with the sum 1 over neighbours.
     """
     height, width = picture.shape[-2:]
-    rows = max(1, _VALUES_AT_ONCE // (width * len(_OFFSETS)))
+    rows = max(1, _VALUES_AT_ONCE // (width * len(OFFSETS)))
     frames = []
     for frame in picture.float().split(1):
         padded = _pad(frame)
@@ -55,8 +58,10 @@ def refine(maps: Tensor, weights: Tensor) -> Tensor:
         maps: float32 (B, K, H, W), each refined by itself.
         weights: From `neighbour_weights`.
     """
-    # On a CPU one map at a time stays in the cache.
-    return torch.cat([_refine(part, weights) for part in maps.split(_maps_at_once(maps), 1)], 1)
+    if maps.device.type == 'cpu':
+        # One map at a time stays in the cache.
+        return torch.cat([_refine(part, weights) for part in maps.split(1, 1)], 1)
+    return _refine(maps, weights)
 
 
 def refine_present(largest: Tensor, maps: Tensor, picture: Tensor) -> Tensor:
@@ -73,10 +78,11 @@ def refine_present(largest: Tensor, maps: Tensor, picture: Tensor) -> Tensor:
     Returns:
         int64 (B, H, W).
     """
-    candidates = most_frequent(largest, maps.shape[1])
-    chosen = maps.gather(1, candidates.labels[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+    counts = count_labels(largest, maps.shape[1])
+    candidates = most_frequent(counts)
+    chosen = maps.gather(1, candidates[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
     refined = refine(enlarge(chosen, largest.shape[-2:]), neighbour_weights(picture))
-    return choose_among(candidates, refined, largest)
+    return choose_among(refined, largest, candidates, counts)
 
 
 def _weights(padded: Tensor) -> Tensor:
@@ -87,17 +93,23 @@ def _weights(padded: Tensor) -> Tensor:
         itself = channel[..., _BORDER:-_BORDER, _BORDER:-_BORDER]
         # The published code counts the pixel itself twice, once for each distance.
         spread = torch.cat([around, itself, itself], 1).std(1, keepdim=True)
-        difference = difference + (around - itself).abs() / (1e-8 + _TOLERANCE * spread)
+        difference = difference + (around - itself).abs() / (1e-8 + TOLERANCE * spread)
     return (-difference / padded.shape[1]).softmax(1)
 
 
 def _refine(maps: Tensor, weights: Tensor) -> Tensor:
     for _ in range(_STEPS):
-        total = torch.zeros_like(maps)
-        for weight, shifted in zip(weights.unbind(1), _shifted(_pad(maps)), strict=True):
-            total.addcmul_(weight[:, None], shifted)
-        maps = total
+        maps = _step(maps, weights)
     return maps
+
+
+@on_cuda_by('pamr_kernels')
+def _step(maps: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of each pixel's neighbours in every map, see `refine`."""
+    total = torch.zeros_like(maps)
+    for weight, shifted in zip(weights.unbind(1), _shifted(_pad(maps)), strict=True):
+        total.addcmul_(weight[:, None], shifted)
+    return total
 
 
 def _pad(maps: Tensor) -> Tensor:
@@ -110,9 +122,5 @@ def _shifted(padded: Tensor) -> list[Tensor]:
     height, width = (side - 2 * _BORDER for side in padded.shape[-2:])
     return [
         padded[..., _BORDER + y : _BORDER + y + height, _BORDER + x : _BORDER + x + width]
-        for y, x in _OFFSETS
+        for y, x in OFFSETS
     ]
-
-
-def _maps_at_once(maps: Tensor) -> int:
-    return 1 if maps.device.type == 'cpu' else maps.shape[1]

@@ -7,20 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cliptrase_ros.segmentation.kernels import on_cuda_by
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.settings import Method
 
-# Root mean square difference of colours (0..1) at which a patch no longer passes for an earlier
-# one: above a camera's noise, below most edges.
-_SAME_COLOUR = 0.05
-# The same, by which one of several earlier patches has to look more alike to count alone.
-_TELLING_COLOUR = 0.03
-# How far around its own place a patch is looked for in the frame before, patches.
-_REACH = 2
-# A frame whose patches resemble the earlier ones less than this, on average, shows another scene.
-_SAME_SCENE = 0.2
-# Colours are compared in so many cells a side of a patch: texture counts, noise does not.
-_CELLS_PER_PATCH = 2
+#: Root mean square difference of colours (0..1) at which a patch no longer passes for an earlier
+#: one: above a camera's noise, below most edges.
+SAME_COLOUR = 0.05
+#: The same, by which one of several earlier patches has to look more alike to count alone.
+TELLING_COLOUR = 0.03
+#: How far around its own place a patch is looked for in the frame before, patches.
+REACH = 2
+#: A frame whose patches resemble the earlier ones less than this, on average, shows another scene.
+SAME_SCENE = 0.2
+#: Colours are compared in so many cells a side of a patch: texture counts, noise does not.
+CELLS_PER_PATCH = 2
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class FrameHistory:
 
 def empty_history(columns: int, grid: tuple[int, int], batch: int, device: torch.device) -> History:
     """The history that the first frame of a camera gets; columns are label columns."""
-    cells = 3 * _CELLS_PER_PATCH**2
+    cells = 3 * CELLS_PER_PATCH**2
     return History(
         torch.zeros(batch, columns, *grid, device=device),
         torch.zeros(batch, cells, *grid, device=device),
@@ -131,21 +132,57 @@ def smooth(
     Returns:
         The blend, and the history for the next frames.
     """
-    grid = probability.shape[-2:]
-    cells = [side * _CELLS_PER_PATCH for side in grid]
+    appearance, weights, resemblance = _compare(picture, history.appearance)
+    smoothed = _blend(
+        probability, history.probability, weights, resemblance, history.known, strength
+    )
+    return smoothed, History(smoothed, appearance, torch.ones_like(history.known))
+
+
+@on_cuda_by('smoothing_kernels')
+def _compare(picture: Tensor, earlier: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How much patches look like earlier ones around the same place.
+
+    Args:
+        picture: uint8 (B, 3, H, W).
+        earlier: float32 (B, A, h, w), see `History.appearance`.
+
+    Returns:
+        The appearance of the patches, float32 (B, A, h, w); how much each of K x K earlier patches
+        counts for one, float32 (B, K, K, h, w), with the sum 1; and the resemblance to the most
+        alike of them, float32 (B, h, w), 0..1.
+    """
+    cells = [side * CELLS_PER_PATCH for side in earlier.shape[-2:]]
     appearance = F.pixel_unshuffle(
-        F.interpolate(picture.float() / 255, size=cells, mode='area'), _CELLS_PER_PATCH
+        F.interpolate(picture.float() / 255, size=cells, mode='area'), CELLS_PER_PATCH
     )
     # The contiguous operand comes first, because results take its memory layout.
-    distance = (appearance[:, :, None, None] - _neighbours(history.appearance)).square().mean(1) / 2
-    weight = (-distance / _TELLING_COLOUR**2).flatten(1, 2).softmax(1).view_as(distance)
-    earlier = (weight[:, None] * _neighbours(history.probability)).sum((2, 3))
+    distance = (appearance[:, :, None, None] - _neighbours(earlier)).square().mean(1) / 2
+    weights = (-distance / TELLING_COLOUR**2).flatten(1, 2).softmax(1).view_as(distance)
+    resemblance = (-distance.amin((1, 2)) / SAME_COLOUR**2).exp()
+    return appearance, weights, resemblance
 
-    resemblance = (-distance.amin((1, 2)) / _SAME_COLOUR**2).exp()
-    same_scene = history.known & (resemblance.mean((1, 2)) > _SAME_SCENE)
+
+@on_cuda_by('smoothing_kernels')
+def _blend(
+    probability: Tensor,
+    earlier: Tensor,
+    weights: Tensor,
+    resemblance: Tensor,
+    known: Tensor,
+    strength: float,
+) -> Tensor:
+    """Blend probabilities with earlier ones, both float32 (B, C, h, w), in images of one scene.
+
+    Args:
+        weights: From `_compare`, as `resemblance`.
+        known: bool (B,), see `History`.
+        strength: See `smooth`.
+    """
+    expected = (weights[:, None] * _neighbours(earlier)).sum((2, 3))
+    same_scene = known & (resemblance.mean((1, 2)) > SAME_SCENE)
     blend = strength * resemblance * same_scene[:, None, None]
-    smoothed = torch.lerp(probability, earlier, blend[:, None])
-    return smoothed, History(smoothed, appearance, torch.ones_like(history.known))
+    return torch.lerp(probability, expected, blend[:, None])
 
 
 def _neighbours(maps: Tensor) -> Tensor:
@@ -154,5 +191,5 @@ def _neighbours(maps: Tensor) -> Tensor:
     A view of the padded maps.
     """
     height, width = maps.shape[-2:]
-    padded = F.pad(maps, [_REACH] * 4, mode='replicate')
+    padded = F.pad(maps, [REACH] * 4, mode='replicate')
     return padded.unfold(2, height, 1).unfold(3, width, 1)

@@ -145,7 +145,7 @@ class DenseBackbone:
         low, similar = (outputs[number][:, 1:].float() for number in (use.low, use.similar))
         fused = torch.stack([outputs[number] for number in use.fused]).sum(0, dtype=torch.float32)
 
-        scores = calibration.outlier_scores(before_last[:, 1:])
+        scores = calibration.outlier_scores(before_last[:, 1:], self.dtype == torch.float32)
         flagged = calibration.flag_outliers(scores)
         both = torch.cat([before_last[:, 1:], similar], -1)
         repaired, repaired_similar = calibration.repair(both, flagged, grid).chunk(2, -1)

@@ -55,17 +55,21 @@ def blocks_for(depth: int) -> Blocks:
     return Blocks(similar, low, range(first, last + 1), published.cls_share)
 
 
-def outlier_scores(patches: Tensor) -> Tensor:
+def outlier_scores(patches: Tensor, is_exact: bool = True) -> Tensor:
     """How far each token is from those like it, relative to how far these are from theirs.
 
     With r_i the squared distance of token i to the farthest of the 30 nearest others, or of all
     where there are fewer, its score is r_i times the mean of their 1 / r_j: the local outlier
     factor of the published code, whose reach is the token's own.
 
+    Args:
+        is_exact: Whether tokens are float32's in all digits, and not from a tower of half
+            precision. Then distances take products of float64, which some GPUs make slowly.
+
     Returns:
         float32 (B, N); NaN for a single token, which has no others.
     """
-    distance = _squared_distances(patches)
+    distance = _squared_distances(patches.double() if is_exact else patches)
     nearest = distance.topk(min(_NEIGHBOURS + 1, distance.shape[-1]), largest=False)
     reach = nearest.values[..., -1].clamp(min=_LEAST_DISTANCE)
     others = nearest.indices[..., 1:]
@@ -131,9 +135,10 @@ def attention_to_similar(cosines: Tensor) -> Tensor:
 
 
 def _squared_distances(patches: Tensor) -> Tensor:
-    """float32 (B, N, N); by products, which in float32 would cancel for tokens that are alike."""
-    precise = patches.double()
-    products = precise @ precise.mT
+    """float32 (B, N, N); by products, which in float32 cancel for tokens that are alike."""
+    # Distances stay the same when the mean is subtracted, and fewer digits cancel.
+    patches = patches - patches.mean(1, keepdim=True)
+    products = patches @ patches.mT
     squares = products.diagonal(dim1=1, dim2=2)
     return (squares[:, :, None] + squares[:, None] - 2 * products).float()
 

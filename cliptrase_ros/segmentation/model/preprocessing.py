@@ -1,6 +1,7 @@
 """Camera pixels to network input, and label images back to camera pixels."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -10,7 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from cliptrase_ros.segmentation.kernels import on_cuda_by
 from cliptrase_ros.segmentation.memo import constant
+from cliptrase_ros.segmentation.model.filter_taps import (
+    BICUBIC_PLACES,
+    Taps,
+    bicubic_taps,
+    bilinear_taps,
+)
 from cliptrase_ros.segmentation.settings import MAX_ASPECT_RATIO, is_too_elongated
 
 #: Most patches of one network input: bounds memory for frames of extreme aspect ratio.
@@ -18,10 +26,6 @@ MAX_PATCHES = 8192
 
 # Longest side after mmcv's resize, pixels: what mmsegmentation's test pipelines give it.
 _LONGEST_SIDE = 2048
-
-# Most that PyTorch's antialiased filter shrinks images by: on CUDA it needs shared memory in
-# proportion, and above 47 there is too little.
-_LARGEST_SCALE = 32
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Framing:
     offset: tuple[int, int]
     crop: tuple[int, int]
     antialias: bool = True
+
+    @property
+    def lines(self) -> Iterator[tuple[int, int, int, int]]:
+        """Source, resized, offset and crop along the height, then along the width."""
+        return zip(self.source, self.resized, self.offset, self.crop, strict=True)
 
 
 def check_aspect_ratio(height: int, width: int) -> None:
@@ -102,11 +111,7 @@ def _round_to_patches(length: float, patch_size: int) -> int:
 
 
 def network_input(frames: Tensor, framing: Framing) -> Tensor:
-    """Resize with the framing's filter, then crop.
-
-    On a CPU the pixels are PIL's or OpenCV's own. Elsewhere the filters are the same, without what
-    these round on the way: of PIL's pixels about one value in six differs by 1, one in a thousand
-    by more; of OpenCV's one in eight, by 1.
+    """Resize with the framing's filter, then crop; the pixels are PIL's or OpenCV's own.
 
     Args:
         frames: uint8 (B, H, W, 3) RGB, of the framing's source size.
@@ -114,55 +119,73 @@ def network_input(frames: Tensor, framing: Framing) -> Tensor:
     Returns:
         uint8 (B, 3, h, w) on the same device, of the size of the framing's crop.
     """
-    if framing.resized == framing.source:
-        resized = frames.permute(0, 3, 1, 2)
-    elif frames.device.type == 'cpu':
+    (top, left), (height, width) = framing.offset, framing.crop
+    if framing.resized != framing.source and frames.device.type != 'cpu':
+        return (resize_bicubic if framing.antialias else resize_bilinear)(frames, framing)
+    if framing.resized != framing.source:
+        # The libraries themselves are faster.
         scale = _scale_by_pillow if framing.antialias else cv2.resize
         pictures = [scale(frame, framing.resized[::-1]) for frame in frames.numpy()]
-        resized = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    else:
-        # In the layout that the filter works in; it would copy others before and after.
-        images = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        if framing.antialias:
-            resized = resize(images, framing.resized)
-        else:
-            resized = F.interpolate(images, framing.resized, mode='bilinear', align_corners=False)
-        resized = resized.round_().clamp_(0, 255).byte()
-    (top, left), (height, width) = framing.offset, framing.crop
-    return resized[..., top : top + height, left : left + width]
+        frames = torch.from_numpy(np.stack(pictures))
+    return frames.permute(0, 3, 1, 2)[..., top : top + height, left : left + width]
 
 
 def _scale_by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    width, height = size
+    # In one call, Pillow 13 scales some tall pictures down first, and rounds other sums.
+    across = Image.fromarray(image).resize((width, len(image)), Image.Resampling.BICUBIC)
+    return np.asarray(across.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """PIL's antialiased bicubic filter without rounding, of float (B, C, H, W), to (h, w)."""
-    scale = max(old / new for old, new in zip(images.shape[-2:], size, strict=True))
-    if scale > _LARGEST_SCALE:
-        return _resize_by_products(images, size)
-    return F.interpolate(images, size=size, mode='bicubic', align_corners=False, antialias=True)
+@on_cuda_by('preprocessing_kernels')
+def resize_bicubic(frames: Tensor, framing: Framing) -> Tensor:
+    """`network_input` by PIL's filter, on any device."""
+    down, across = filter_taps(framing, frames.device)
+
+    def scale(lines: Tensor, taps: Taps) -> Tensor:
+        total = sum(_products(lines, taps)) + (1 << BICUBIC_PLACES - 1)
+        return (total >> BICUBIC_PLACES).clamp(0, 255).byte()
+
+    return scale(scale(frames.permute(0, 3, 1, 2), across).mT, down).mT
 
 
-def _resize_by_products(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same, at any scale."""
-    rows, columns = (
-        _bicubic(old, new, images.device) for old, new in zip(images.shape[-2:], size, strict=True)
-    )
-    return rows @ images @ columns.mT
+@on_cuda_by('preprocessing_kernels')
+def resize_bilinear(frames: Tensor, framing: Framing) -> Tensor:
+    """`network_input` by OpenCV's filter, on any device."""
+    down, across = filter_taps(framing, frames.device)
+    total = sum(_products(frames.permute(0, 3, 1, 2), across))
+    # Of twice 11 binary places 4 go before the second product, 16 after it, and 2 at last.
+    total = sum(product >> 16 for product in _products(total.mT >> 4, down))
+    return (total + 2 >> 2).byte().mT
 
 
-@constant
-def _bicubic(source: int, size: int, device: torch.device) -> Tensor:
-    """What each of `source` pixels along a line counts in each of `size`: (size, source)."""
-    pixel = torch.arange(source, device=device, dtype=torch.float64) + 0.5
-    centre = (torch.arange(size, device=device, dtype=torch.float64) + 0.5) * (source / size)
-    distance = (pixel - centre[:, None]).abs() / max(source / size, 1)
-    # Keys's cubic with a = -0.5, PIL's.
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
-    weight = near.where(distance < 1, far).where(distance < 2, 0)
-    return (weight / weight.sum(1, keepdim=True)).float()
+def filter_taps(framing: Framing, device: torch.device) -> tuple[Taps, Taps]:
+    """How a framing's filter scales down the height, and across the width."""
+    height, width = framing.lines
+    if framing.antialias:
+        return bicubic_taps(*height, device), bicubic_taps(*width, device)
+    return bilinear_taps(*height, False, device), bilinear_taps(*width, True, device)
+
+
+def _products(lines: Tensor, taps: Taps) -> Iterator[Tensor]:
+    """Pixels times weights, tap by tap: int32 (..., N) of (..., length)."""
+    for tap, weights in enumerate(taps.weights):
+        pixel = (taps.first + tap).clamp(0, lines.shape[-1] - 1)
+        yield lines[..., pixel] * weights
+
+
+@on_cuda_by('preprocessing_kernels')
+def normalise(
+    pixels: Tensor, divisor: float, mean: Tensor, std: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Divide, subtract the mean and divide by the deviation, in float32.
+
+    Args:
+        pixels: uint8 (B, 3, H, W).
+        mean, std: float32 (3, 1, 1).
+        dtype: Of the result.
+    """
+    return pixels.float().div_(divisor).sub_(mean).div_(std).to(dtype)
 
 
 def to_camera_size(cropped: Tensor, framing: Framing, outside: int) -> Tensor:
@@ -178,12 +201,7 @@ def to_camera_size(cropped: Tensor, framing: Framing, outside: int) -> Tensor:
     if framing.resized == framing.crop == framing.source:
         return cropped
     bordered = F.pad(cropped, (1, 1, 1, 1), value=outside)
-    rows, columns = (
-        _nearest(*lengths, cropped.device)
-        for lengths in zip(
-            framing.source, framing.resized, framing.offset, framing.crop, strict=True
-        )
-    )
+    rows, columns = (_nearest(*lengths, cropped.device) for lengths in framing.lines)
     return bordered[:, rows[:, None], columns]
 
 

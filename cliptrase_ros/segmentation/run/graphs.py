@@ -8,11 +8,14 @@ and device go through pinned memory, on streams of their own.
 
 import gc
 import logging
+import math
+import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -36,7 +39,7 @@ from cliptrase_ros.segmentation.method.smoothing import (
 )
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
-from cliptrase_ros.segmentation.run.pipeline import Bounds, LabelledFrames, Pipeline
+from cliptrase_ros.segmentation.run.pipeline import Bounds, Pipeline
 from cliptrase_ros.segmentation.settings import Method
 
 #: Most frames of one call; more are labelled in several.
@@ -89,7 +92,6 @@ class HostLabels:
 class EagerQueue:
     """Stands in for a `GraphQueue` on any device: calls the function itself, without a graph."""
 
-    upload_stream = compute_stream = download_stream = nullcontext
     pinned = False
 
     def __init__(self, device: torch.device):
@@ -100,9 +102,25 @@ class EagerQueue:
         function()
         return function
 
-    def record_event(self) -> Callable[[], None]:
+    def begin_upload(self, hands_over: bool) -> AbstractContextManager:
+        """All steps are on the caller's stream."""
+        return nullcontext()
+
+    def begin_compute(self) -> None:
+        """The step before is done."""
+
+    def begin_download(self) -> None:
+        """The step before is done."""
+
+    def new_event(self) -> object:
+        """Stands in for an event."""
+        return None
+
+    def record(self, event: object) -> None:
         """There is nothing to wait for."""
-        return lambda: None
+
+    def wait(self, event: object) -> None:
+        """There is nothing to wait for."""
 
     def synchronise(self) -> None:
         """There is nothing to wait for."""
@@ -130,8 +148,17 @@ class GraphQueue:
 
     pinned = True
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, spin_ms: float = 0.0):
+        """Take a stream of the device.
+
+        Args:
+            spin_ms: How long `wait` polls before it sleeps.
+        """
         self.device = device
+        self._spin_s = spin_ms / 1e3
+        # Recorded anew for every call: a stream that has begun to wait for one goes by what was
+        # recorded until then.
+        self._handed_over, self._uploaded, self._computed = (torch.cuda.Event() for _ in range(3))
         self._graphs: list[torch.cuda.CUDAGraph] = []
         with whole_device:
             streams = _DeviceStreams.of(device)
@@ -203,28 +230,50 @@ class GraphQueue:
             torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
             torch._C._cuda_releasePool(self.device.index, self._pool)
 
-    def upload_stream(self) -> AbstractContextManager:
-        """Frames are copied to the device within it."""
+    def begin_upload(self, hands_over: bool) -> AbstractContextManager:
+        """Frames are copied to the device within it; the steps that follow are begun there, too.
+
+        Args:
+            hands_over: Whether `begin_compute` goes on with tensors of the caller's stream.
+        """
+        assert self._compute is not None  # else nothing could be captured
+        if hands_over:
+            self._handed_over.record(torch.cuda.current_stream(self.device))
+            self._compute.wait_event(self._handed_over)
         return torch.cuda.stream(self._upload)
 
-    def compute_stream(self) -> AbstractContextManager:
-        """Vocabularies are copied and graphs replayed within it, after the uploads so far."""
-        assert self._compute is not None  # else nothing could be captured
-        self._compute.wait_stream(self._upload)
-        self._compute.wait_stream(torch.cuda.current_stream(self.device))
-        return torch.cuda.stream(self._compute)
+    def begin_compute(self) -> None:
+        """From here on vocabularies are copied and graphs replayed, after the uploads so far."""
+        assert self._compute is not None
+        self._uploaded.record(self._upload)
+        self._compute.wait_event(self._uploaded)
+        torch.cuda.set_stream(self._compute)
 
-    def download_stream(self) -> AbstractContextManager:
-        """Labels are copied to the host within it, after what has been computed so far."""
-        self._download.wait_stream(self._compute)
-        return torch.cuda.stream(self._download)
+    def begin_download(self) -> None:
+        """From here on labels are copied to the host, after what has been computed so far."""
+        self._computed.record(self._compute)
+        self._download.wait_event(self._computed)
+        torch.cuda.set_stream(self._download)
 
-    def record_event(self) -> Callable[[], None]:
-        """Mark the downloads so far; returns a function that waits for them."""
+    def new_event(self) -> torch.cuda.Event:
+        """What to `record`; again only after a `wait`."""
         # Blocking: a thread that spins would take a core from the robot's other processes.
-        event = torch.cuda.Event(blocking=True)
+        return torch.cuda.Event(blocking=True)
+
+    def record(self, event: torch.cuda.Event) -> None:
+        """Mark the downloads so far."""
         event.record(self._download)
-        return event.synchronize
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        """Wait for the downloads that an event marks."""
+        if self._spin_s:
+            deadline = time.perf_counter() + self._spin_s
+            while time.perf_counter() < deadline:
+                if event.query():
+                    return
+                # Lets other threads have the interpreter.
+                time.sleep(0)
+        event.synchronize()
 
     def synchronise(self) -> None:
         """Wait for everything so far."""
@@ -322,13 +371,14 @@ class FixedCall:
         self._frames = torch.zeros(shape.batch, height, width, 3, dtype=torch.uint8, device=device)
         self._table = table.clone()
         self._min_confidence = torch.zeros((), device=device)
-        self._output = LabelledFrames(
-            torch.zeros(shape.batch, height, width, dtype=shape.ids, device=device),
-            torch.zeros(shape.batch, height, width, dtype=torch.uint8, device=device),
-            torch.zeros(shape.batch, dtype=torch.bool, device=device),
-        )
         self._host_frames = self._on_host(self._frames)
-        self._host_output = tuple(map(self._on_host, self._output.tensors))
+        # In one memory, so that one copy brings all of it to the host.
+        pixels = shape.batch * height * width
+        self._output = torch.zeros(
+            pixels * (shape.ids.itemsize + 1) + shape.batch, dtype=torch.uint8, device=device
+        )
+        self._host_output = self._on_host(self._output)
+        self._shape, self._downloaded = shape, queue.new_event()
         # For a method that smooths: the history of one frame that none precedes, the one that the
         # call reads, and the one that it writes.
         self._before: History | None = None
@@ -344,6 +394,7 @@ class FixedCall:
         # A graph replays the making of every tensor that it has seen made. These are made in the
         # runs before the capture, so that they are not made again at every replay.
         self._constants: dict = {}
+        output = _split_output(self._output, shape)
 
         def call() -> None:
             with reuse_constants_in(self._constants):
@@ -356,7 +407,7 @@ class FixedCall:
                     bounds,
                     self._before,
                 )
-            for buffer, tensor in zip(self._output.tensors, result.tensors, strict=True):
+            for buffer, tensor in zip(output, result.tensors, strict=True):
                 buffer.copy_(tensor)
             if result.history is not None:
                 self._after.copy_(result.history)
@@ -370,11 +421,16 @@ class FixedCall:
 
     def download(self) -> None:
         """Copy the labels to the host, on the current stream."""
-        for host, buffer in zip(self._host_output, self._output.tensors, strict=True):
-            host.copy_(buffer, non_blocking=True)
+        self._host_output.copy_(self._output, non_blocking=True)
 
     def _on_host(self, tensor: Tensor) -> Tensor:
         return torch.zeros(tensor.shape, dtype=tensor.dtype, pin_memory=self._queue.pinned)
+
+    @cached_property
+    def _host_arrays(self) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """The buffers on the host: frames, and what `LabelledFrames.tensors` has."""
+        output = _split_output(self._host_output, self._shape)
+        return self._host_frames.numpy(), tuple(tensor.numpy() for tensor in output)
 
     def start(
         self,
@@ -395,19 +451,23 @@ class FixedCall:
         if self._pending is not None:
             # The buffers are overwritten now.
             self._pending.result()
-        for row, image in zip(self._host_frames.numpy(), images, strict=True):
+        rows, output = self._host_arrays
+        for row, image in zip(rows, images, strict=True):
             np.copyto(row, image)
-        with self._queue.upload_stream():
+        is_loaded = self._loaded is not None and self._loaded[0] is table
+        with self._queue.begin_upload(hands_over=key is not None or not is_loaded):
             self.upload()
-        with self._queue.compute_stream():
+            self._queue.begin_compute()
             self._load(table, min_confidence)
             if self._before is not None and key is not None:
                 self._before.copy_(stack_histories(histories, key, self._empty))
             self.replay()
             new_histories = None if key is None else split_history(self._after, key)
-        with self._queue.download_stream():
+            self._queue.begin_download()
             self.download()
-        self._pending = PendingLabels(self._queue.record_event(), self._host_output, new_histories)
+            self._queue.record(self._downloaded)
+        wait = partial(self._queue.wait, self._downloaded)
+        self._pending = PendingLabels(wait, output, new_histories)
         return self._pending
 
     def _load(self, table: LabelTable, min_confidence: float) -> None:
@@ -422,13 +482,21 @@ class FixedCall:
         self._loaded = table, min_confidence
 
 
+def _split_output(memory: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of what `LabelledFrames.tensors` has: label, confidence, exact."""
+    size = (shape.batch, *shape.framing.source)
+    pixels = math.prod(size)
+    label, confidence, exact = memory.split([pixels * shape.ids.itemsize, pixels, shape.batch])
+    return label.view(shape.ids).view(size), confidence.view(size), exact.view(torch.bool)
+
+
 class PendingLabels:
     """Labels on their way to the host."""
 
     def __init__(
         self,
         wait: Callable[[], None],
-        output: tuple[Tensor, ...],
+        output: tuple[np.ndarray, ...],
         histories: list[FrameHistory] | None,
     ):
         self._wait = wait
@@ -441,7 +509,7 @@ class PendingLabels:
         if self._result is None:
             self._wait()
             # Copied, because the buffers will hold the next labels.
-            label, confidence, exact = (tensor.numpy().copy() for tensor in self._output)
+            label, confidence, exact = (array.copy() for array in self._output)
             self._result = HostLabels(label, confidence, exact, self._histories)
         return self._result
 
@@ -537,7 +605,8 @@ class FixedCalls:
             self._requests.popitem(last=False)
 
     def _get_or_capture(self, shape: Shape, table: LabelTable) -> FixedCall | None:
-        if shape not in self._calls:
+        call = self._calls.get(shape)
+        if call is None:
             if self._cannot_capture:
                 return None
             self._make_room()
@@ -547,7 +616,7 @@ class FixedCalls:
             self._calls[shape] = call
             self._requests.pop(shape, None)
         self._calls.move_to_end(shape)
-        return self._calls[shape]
+        return call
 
     def _capture(self, shape: Shape, table: LabelTable) -> FixedCall | None:
         """Make a call; None, and no others from now on, where it cannot be captured."""

@@ -51,12 +51,11 @@ class Bounds:
 
     Attributes:
         clusters: Slots for the clusters of one image.
-        steps: Rounds of DBSCAN; each at least halves the way that is left along most chains of
-            core points.
+        steps: Rounds of DBSCAN; images take 4 at most, see `clustering`.
     """
 
     clusters: int = 32
-    steps: int = 8
+    steps: int = 6
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,10 @@ class Pipeline:
         """
         with stage('input'):
             picture = preprocessing.network_input(frames, framing)
-            pixels = self.normalise(picture, method.frame)
+            # At pixels PAMR compares these themselves, not what the tower makes of them.
+            is_compared = method.softmax == 'pixels' and method.refinement == 'pamr'
+            dtype = torch.float32 if is_compared else self.backbone.dtype
+            pixels = self.normalise(picture, method.frame, dtype)
         if method.softmax == 'pixels':
             return self._label_at_pixels(frames, pixels, table, min_confidence, method)
         if method.smoothing and history is None:
@@ -188,12 +190,12 @@ class Pipeline:
         height, width = (side // self.backbone.patch_size for side in framing.crop)
         return empty_history(table.size[1], (height, width), batch, self.mean.device)
 
-    def normalise(self, pixels: Tensor, frame: str) -> Tensor:
-        """uint8 (B, 3, H, W) to float32, normalised; frame as in `Method`."""
+    def normalise(self, pixels: Tensor, frame: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 (B, 3, H, W) to that dtype, normalised in float32; frame as in `Method`."""
         if frame == 'mmcv':
             mean, std = _as_configured(self.mean), _as_configured(self.std)
-            return pixels.float().sub_(mean).div_(std)
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+            return preprocessing.normalise(pixels, 1, mean, std, dtype)
+        return preprocessing.normalise(pixels, 255, self.mean, self.std, dtype)
 
 
 @constant
@@ -394,8 +396,7 @@ def _clusters(correlation: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tenso
     if bounds is None:
         clusters = dbscan(correlation, eps, min_samples)
         return clusters, clusters.new_ones(len(clusters), dtype=torch.bool)
-    clusters, converged = dbscan_bounded(correlation, eps, min_samples, bounds.steps)
-    return clusters, converged & (clusters.amax(1) < bounds.clusters)
+    return dbscan_bounded(correlation, eps, min_samples, bounds.steps, bounds.clusters)
 
 
 def _vote_in_regions(
@@ -408,16 +409,11 @@ def _vote_in_regions(
     bounds: Bounds | None,
 ) -> Tensor:
     """Labels after each cluster's region has voted, in images that have enough clusters."""
-    found = clusters.amax(1) + 1
-    applies = found >= method.fewest_clusters
-    if bounds is not None:
-        slots = bounds.clusters
-        clusters = clusters.clamp(max=slots - 1)
-    elif applies.any():
-        slots = int(found.max())
-    else:
+    slots = int(clusters.max()) + 1 if bounds is None else bounds.clusters
+    if slots < method.fewest_clusters:
         return labels
-    maps = cluster_maps(correlation, clusters, grid, slots)
+    maps, absent = cluster_maps(correlation, clusters, grid, slots)
     regions = largest_enlarged(maps, labels.shape[-2:])
+    too_few = absent[:, method.fewest_clusters - 1]
     classes = table.size[1] + 1
-    return vote(labels, regions, slots, classes, applies, method.min_agreement)
+    return vote(labels, regions, slots, classes, too_few, method.min_agreement)

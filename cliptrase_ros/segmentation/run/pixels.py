@@ -88,7 +88,7 @@ def phrase_maps(
     """Compare frames, whole or in windows, with every phrase.
 
     Args:
-        pixels: float32 (B, 3, H, W), normalised.
+        pixels: float (B, 3, H, W), normalised; float32 for PAMR.
         camera_size: (height, width) of the frames.
     """
     size = pixels.shape[-2:]
