@@ -4,12 +4,14 @@
 """
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from cliptrase_ros.segmentation.method import (
     clustering,
@@ -33,7 +35,8 @@ class KernelCases:
         small: Gives arguments of random, tied, degenerate and odd-sized inputs, small enough for
             the interpreter.
         large: Gives arguments as a frame of 640 x 480 at 336 makes them.
-        check: Compares what kernel and reference give; raises AssertionError.
+        check: Compares what the kernel gives with what the reference gives on the CPU; raises
+            AssertionError.
     """
 
     function: Callable
@@ -50,6 +53,8 @@ def moved(arguments: tuple, device: torch.device) -> tuple:
 def _moved(argument: object, device: torch.device) -> object:
     if isinstance(argument, LabelTable):
         return argument.to(device)
+    if isinstance(argument, nn.Module):
+        return deepcopy(argument).to(device)
     if not isinstance(argument, Tensor):
         return argument
     tensor = argument
@@ -57,6 +62,11 @@ def _moved(argument: object, device: torch.device) -> object:
     stored = tensor.untyped_storage().nbytes() // tensor.element_size()
     elements = tensor.as_strided((stored,), (1,), 0).to(device)
     return elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def on_host(results: object) -> object:
+    """A tensor, or a tuple of them, in host memory."""
+    return tree_map(lambda tensor: tensor.cpu(), results)
 
 
 def equal(found: object, expected: object) -> None:
@@ -97,11 +107,6 @@ def _small_medians(random: torch.Generator) -> Iterator[tuple]:
 
 def _large_medians(random: torch.Generator) -> tuple:
     return torch.rand(1, 32, 84, 112, generator=random), torch.arange(32)[None] % 2 == 1
-
-
-def within_half(found: object, expected: object) -> None:
-    """But for where half precision is rounded on the way."""
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
 def _norm(width: int, random: torch.Generator, dtype: torch.dtype) -> nn.LayerNorm:
@@ -156,7 +161,7 @@ def _small_lengths(random: torch.Generator) -> Iterator[tuple]:
 
 def _projections(random: torch.Generator, batch: int, tokens: int, width: int, heads: int):
     qkv = torch.randn(batch, tokens, 3 * width, generator=random)
-    # Tokens that are alike, and opposite ones.
+    # Tokens that are alike, and opposite ones. Not bfloat16: the interpreter cannot multiply it.
     qkv[:, 1] = qkv[:, 0]
     qkv[:, -1] = -qkv[:, 0]
     return qkv.half(), heads
@@ -167,7 +172,6 @@ def _small_projections(random: torch.Generator) -> Iterator[tuple]:
         for denoising in (True, False):
             yield *_projections(random, *shape), denoising
     qkv, heads = _projections(random, 1, 5, 32, 2)
-    # The interpreter cannot multiply matrices of bfloat16.
     qkv[:, 2] = 0
     yield qkv, heads, True
 
@@ -238,14 +242,6 @@ def _large_pixels(random: torch.Generator) -> tuple:
     return picture, 255, _MEAN, _STD, torch.float16
 
 
-def _equally_normalised(found: Tensor, expected: Tensor) -> None:
-    """To the last bit; but on a GPU PyTorch multiplies by the inverse where the kernel divides."""
-    if found.is_cuda:
-        torch.testing.assert_close(found, expected)
-    else:
-        equal(found, expected)
-
-
 def _small_rows(random: torch.Generator) -> Iterator[tuple]:
     yield (torch.randn(2, 23, 19, generator=random).mT,)
     yield (torch.ones(1, 1, 1),)
@@ -287,7 +283,7 @@ def _small_clusterings(random: torch.Generator) -> Iterator[tuple]:
 
 
 def _large_clusterings(random: torch.Generator) -> tuple:
-    return _chain(random, 588)[None], 1.1, 2, 8, 32
+    return _chain(random, 588)[None], 1.1, 2, 6, 32
 
 
 def _small_means(random: torch.Generator) -> Iterator[tuple]:
@@ -612,19 +608,19 @@ CASES = {
         backbone._embed_tokens,
         _small_embedded,
         lambda random: _embedded(random, 1, 588, 768, torch.float16),
-        within_half,
+        within(1e-2),
     ),
     '_add_and_norm': KernelCases(
         backbone._add_and_norm,
         _small_added,
         lambda random: _added(random, 1, 589, 768, torch.float16),
-        within_half,
+        within(1e-2),
     ),
     '_quick_gelu': KernelCases(
         backbone._quick_gelu,
         _small_gelu,
         lambda random: (torch.randn(1, 589, 3072, generator=random).half(),),
-        within_half,
+        within(1e-2),
     ),
     '_unit_length': KernelCases(
         backbone._unit_length,
@@ -651,13 +647,11 @@ CASES = {
     'resize_bilinear': KernelCases(
         preprocessing.resize_bilinear, _small_frames(False), _large_frames(False), equal
     ),
-    'normalise': KernelCases(
-        preprocessing.normalise, _small_pixels, _large_pixels, _equally_normalised
-    ),
+    'normalise': KernelCases(preprocessing.normalise, _small_pixels, _large_pixels, equal),
     '_centred': KernelCases(clustering._centred, _small_rows, _large_rows, close),
-    '_core_points': KernelCases(clustering._core_points, _small_points, _large_points, close),
+    '_core_points': KernelCases(clustering._core_points, _small_points, _large_points, equal),
     'dbscan_bounded': KernelCases(
-        clustering.dbscan_bounded, _small_clusterings, _large_clusterings, close
+        clustering.dbscan_bounded, _small_clusterings, _large_clusterings, equal
     ),
     '_mean_rows': KernelCases(clustering._mean_rows, _small_means, _large_means, close),
     'vote': KernelCases(clustering.vote, _small_votes, _large_votes, equal),

@@ -36,14 +36,14 @@ def test_dbscan_follows_a_long_chain_whatever_its_order():
     assert (dbscan(rows, eps=1.0, min_samples=2) == 0).all()
 
 
-def test_dbscan_in_bounded_steps_says_whether_they_sufficed():
+def test_dbscan_in_bounded_rounds_says_whether_they_sufficed():
     chain = np.random.RandomState(0).permutation(400)
     rows = torch.zeros(2, 400, 2)
     rows[0, :, 0] = torch.from_numpy(chain).float()
     rows[1] = torch.from_numpy(np.random.RandomState(1).rand(400, 2))
-    _, converged = dbscan_bounded(rows, 1.0, 2, steps=1, most=400)
+    _, converged = dbscan_bounded(rows, 1.0, 2, rounds=1, most=400)
     assert converged.tolist() == [False, True]
-    clusters, converged = dbscan_bounded(rows, 1.0, 2, steps=10, most=400)
+    clusters, converged = dbscan_bounded(rows, 1.0, 2, rounds=10, most=400)
     assert converged.all() and torch.equal(clusters, dbscan(rows, 1.0, 2))
 
 

@@ -123,7 +123,7 @@ def test_vocabularies_and_thresholds_change_without_another_call(segmenter, voca
     assert len(segmenter.fixed_calls) == 1
 
 
-@pytest.mark.parametrize('bounds', [Bounds(clusters=1), Bounds(steps=0)], ids=['slots', 'steps'])
+@pytest.mark.parametrize('bounds', [Bounds(clusters=1), Bounds(rounds=0)], ids=['slots', 'rounds'])
 def test_frames_beyond_the_bounds_are_labelled_exactly(segmenter, vocabularies, fixed, bounds):
     images = [image(0), np.full((96, 128, 3), 127, np.uint8)]
     settings = replace(SETTINGS, preset='paper')

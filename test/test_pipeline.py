@@ -68,10 +68,10 @@ def test_bounded_and_padded_labels_are_the_exact_ones(pipeline, table, method):
     assert (bounded.confidence.int() - exact.confidence.int()).abs().max() <= 1
 
 
-def test_too_few_slots_or_steps_are_reported(pipeline, table):
+def test_too_few_slots_or_rounds_are_reported(pipeline, table):
     method = Method('centre')
     assert not run(pipeline, table, method, Bounds(clusters=1)).exact.all()
-    assert not run(pipeline, table, method, Bounds(steps=0)).exact.all()
+    assert not run(pipeline, table, method, Bounds(rounds=0)).exact.all()
 
 
 def test_a_padded_table_gives_labels_the_same_ids(table):

@@ -63,6 +63,9 @@ _OF_ONE_TYPE = {'cumsum', 'sum'}
 
 _DEVICE = torch.device('cuda', 0)
 
+# Of the vocabulary, each with one phrase.
+_COLUMNS = 16
+
 # What PyTorch calls operations that consist of others.
 _PARTS = torch._C.DispatchKey.CompositeImplicitAutograd
 _has_parts = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -79,39 +82,37 @@ class Cost:
 def count_kernels(
     settings: SegmentationSettings,
     frame: tuple[int, int] = (480, 640),
-    batch: int = 1,
-    phrases: int = 16,
     triton: bool = True,
     architecture: str = ARCHITECTURE,
 ) -> dict[str, Cost]:
-    """Cost of each stage of a replay, in float16, by name; what is in none is 'copies'.
+    """Cost of each stage of a replay for one frame and 16 columns, in float16.
 
     Args:
         frame: (height, width) of the camera, pixels.
-        phrases: Of the vocabulary, each a column.
         triton: Whether with the project's own kernels.
+
+    Returns:
+        By the stage's name; what is in none is 'copies'.
     """
     with _no_contents() as launches, nullcontext() if triton else no_kernels():
-        call = _fixed_call(settings, frame, batch, phrases, architecture)
+        call = _fixed_call(settings, frame, architecture)
         return _count(call.replay, launches)
 
 
-def count_encoder_kernels(
-    size: tuple[int, int], batch: int = 1, architecture: str = ARCHITECTURE
-) -> Cost:
-    """Cost of open_clip's own `encode_image` for images of (height, width), in float16."""
+def count_encoder_kernels(size: tuple[int, int], architecture: str = ARCHITECTURE) -> Cost:
+    """Cost of open_clip's own `encode_image` for one image of (height, width), in float16."""
     config = open_clip.get_model_config(architecture)
     config['vision_cfg'] = {**config['vision_cfg'], 'image_size': size}
     with _no_contents() as launches:
         visual = _half_visual(config)
-        pixels = torch.empty(batch, 3, *size, dtype=torch.float16, device=_DEVICE)
+        pixels = torch.empty(1, 3, *size, dtype=torch.float16, device=_DEVICE)
         return _count(lambda: visual(pixels), launches)['copies']
 
 
-def recorded_kernels(settings: SegmentationSettings, **choices: object) -> list[Launch]:
+def recorded_kernels(settings: SegmentationSettings) -> list[Launch]:
     """The project's own kernels that a call starts, with arguments without contents."""
     with _no_contents() as launches:
-        _fixed_call(settings, **choices)
+        _fixed_call(settings, (480, 640), ARCHITECTURE)
     return launches
 
 
@@ -122,27 +123,23 @@ def _no_contents() -> Iterator[list[Launch]]:
 
 
 def _fixed_call(
-    settings: SegmentationSettings,
-    frame: tuple[int, int] = (480, 640),
-    batch: int = 1,
-    phrases: int = 16,
-    architecture: str = ARCHITECTURE,
+    settings: SegmentationSettings, frame: tuple[int, int], architecture: str
 ) -> FixedCall:
     visual = _half_visual(open_clip.get_model_config(architecture))
     with _DEVICE:
         pixels, number = torch.empty(3, 1, 1), torch.empty((), dtype=torch.int64)
         table = LabelTable(
-            torch.empty(phrases, visual.proj.shape[1]),
-            torch.empty(phrases, dtype=torch.int64),
+            torch.empty(_COLUMNS, visual.proj.shape[1]),
+            torch.empty(_COLUMNS, dtype=torch.int64),
             number,
             number,
-            torch.empty(phrases + 1, dtype=torch.uint8),
+            torch.empty(_COLUMNS + 1, dtype=torch.uint8),
             255,
             100.0,
         )
     method, patch_size = settings.method, visual.conv1.kernel_size[0]
     framing = framing_of(method.frame, frame, settings.resolution, patch_size)
-    shape = Shape(batch, framing, method, table.size, table.ids.dtype, table.unlabelled)
+    shape = Shape(1, framing, method, table.size, table.ids.dtype, table.unlabelled)
     pipeline = Pipeline(DenseBackbone(visual), pixels, pixels)
     return FixedCall(pipeline, shape, Bounds(), table, EagerQueue(_DEVICE))
 

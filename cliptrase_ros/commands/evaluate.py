@@ -74,7 +74,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar='N',
         help='threads that read images (default: %(default)s)',
     )
-    add_settings(command.add_argument_group('model'), ModelSettings, threads=ALL_THREADS)
+    model = command.add_argument_group('model')
+    add_settings(model, ModelSettings, without=('spin_ms',), threads=ALL_THREADS)
     engine = command.add_argument_group('segmentation')
     add_settings(
         engine,

@@ -128,7 +128,9 @@ def parse_words(arguments: argparse.Namespace) -> Vocabulary:
 
 def add_engine(command: argparse.ArgumentParser) -> None:
     """Add what `load_engine` reads, and --rate: all of a command that labels."""
-    add_settings(command.add_argument_group('model'), ModelSettings, threads=ALL_THREADS)
+    # Files do not wait for a label that comes sooner.
+    model = command.add_argument_group('model')
+    add_settings(model, ModelSettings, without=('spin_ms',), threads=ALL_THREADS)
     engine = command.add_argument_group('segmentation')
     add_settings(engine, SegmentationSettings)
     add_batch(engine)

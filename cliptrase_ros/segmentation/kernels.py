@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, wraps
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -31,12 +30,15 @@ _device_types = {'cuda'}
 # Whose compiler takes the kernels: that of PyTorch 2.8.
 _OLDEST_TRITON = (3, 4)
 
+#: Names of the functions that are decorated.
+with_kernels: list[str] = []
+
 # Functions whose kernels have failed, by name of module and function.
 _failed: set[tuple[str, str]] = set()
 
 
 def on_cuda_by(
-    module: str, where: Callable[..., bool] = lambda *arguments: True
+    module: str, where: Callable[..., bool] = lambda *arguments, **named: True
 ) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
     """Let a function be computed by the one of its name in a module of kernels, on CUDA.
 
@@ -51,10 +53,12 @@ def on_cuda_by(
     def decorate(reference: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
         path = f'{reference.__module__.rpartition(".")[0]}.{module}'
         name = reference.__name__.lstrip('_')
+        with_kernels.append(reference.__name__)
 
         @wraps(reference)
         def call(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
-            tensors = [value for value in arguments if isinstance(value, Tensor)]
+            given = (*arguments, *named.values())
+            tensors = [value for value in given if isinstance(value, Tensor)]
             if (
                 tensors[0].device.type not in _device_types
                 or (path, name) in _failed
@@ -84,8 +88,8 @@ def on_cuda_by(
 def _has_triton() -> bool:
     """Whether there is one that compiles the kernels; where not, that is said once."""
     try:
-        installed = version('triton')
-    except PackageNotFoundError:
+        installed = import_module('triton').__version__
+    except ImportError:
         problem = 'Triton is not installed'
     else:
         if tuple(map(int, re.findall(r'\d+', installed)[:2])) >= _OLDEST_TRITON:
@@ -103,22 +107,33 @@ class Launch:
     programs: tuple[int, ...]
     arguments: tuple
     warps: int
+    fused_rounding: bool
 
 
-def launch(kernel: Any, programs: tuple[int, ...], *arguments: object, warps: int = 4) -> None:
+def launch(
+    kernel: Any,
+    programs: tuple[int, ...],
+    *arguments: object,
+    warps: int = 4,
+    fused_rounding: bool = True,
+) -> None:
     """Start a kernel on the device of its first argument, a tensor; all kernels start here.
 
     Args:
         warps: Of 32 threads each, in which a program runs.
+        fused_rounding: Whether a product and the sum it goes into may be rounded once instead of
+            twice.
     """
-    _start(Launch(kernel, programs, arguments, warps))
+    _start(Launch(kernel, programs, arguments, warps, fused_rounding))
 
 
-def _start_on_device(launch: Launch) -> None:
+def _start_on_device(given: Launch) -> None:
     # Triton launches on the current device.
-    tensor = launch.arguments[0]
+    tensor = given.arguments[0]
     with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-        launch.kernel[launch.programs](*launch.arguments, num_warps=launch.warps)
+        given.kernel[given.programs](
+            *given.arguments, num_warps=given.warps, enable_fp_fusion=given.fused_rounding
+        )
 
 
 _start: Callable[[Launch], None] = _start_on_device

@@ -331,8 +331,8 @@ class ModelSettings:
     )
     spin_ms: float = setting(
         0.0,
-        'How long inference on CUDA polls for labels before it sleeps: they come sooner by the '
-        'time that waking up takes, and a core is busy meanwhile. 0 sleeps at once.',
+        'How long inference on CUDA polls for finished labels before it sleeps. Polling saves the '
+        'time of waking up and keeps a core busy; 0 sleeps at once.',
         limits=(0, 10),
         unit='milliseconds',
     )

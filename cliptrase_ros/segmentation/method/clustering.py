@@ -51,20 +51,20 @@ def dbscan(rows: Tensor, eps: float, min_samples: int) -> Tensor:
 
 
 def dbscan_bounded(
-    rows: Tensor, eps: float, min_samples: int, steps: int, most: int
+    rows: Tensor, eps: float, min_samples: int, rounds: int, most: int
 ) -> tuple[Tensor, Tensor]:
-    """`dbscan` in a fixed number of steps, for captured calls, which cannot wait for the device.
+    """`dbscan` in a fixed number of rounds, for captured calls, which cannot wait for the device.
 
     Args:
-        steps: Rounds in which indices are handed on.
+        rounds: How many, see below.
         most: Clusters that an image may have.
 
     Returns:
-        The cluster numbers, and bool (B,), whether the steps sufficed to find them and there are
+        The cluster numbers, and bool (B,), whether the rounds sufficed to find them and there are
         no more than `most`.
     """
     neighbours, core = _core_points(_centred(rows), eps, min_samples)
-    first_core, reached = _rounds(neighbours, core, steps)
+    first_core, reached = _rounds(neighbours, core, rounds)
     return _numbers_within(core, first_core, reached, most)
 
 
@@ -99,7 +99,7 @@ def _core_points(rows: Tensor, eps: float, min_samples: int) -> tuple[Tensor, Te
 
 @on_cuda_by('clustering_kernels')
 def _rounds(neighbours: Tensor, core: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """Which index each point keeps after so many, and the smallest it reaches: int32 (B, N)."""
+    """After so many: the index each point keeps, and the smallest within eps; int32 (B, N)."""
     reaches = _reached_core_points(neighbours, core)
     first_core, none = _indices(core)
     for _ in range(rounds):

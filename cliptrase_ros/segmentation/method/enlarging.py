@@ -20,7 +20,7 @@ _MAPS_AT_ONCE = 32
 
 # Height and width of the tiles that a CPU enlarges one after the other, about, pixels: small enough
 # for few maps to be candidates in one.
-_TILE = (64, 256)
+_TILE_SIZE = (64, 256)
 # Images of which height and width add up to no more than this PyTorch enlarges by another
 # algorithm, whose rounding depends on the number of maps. No tile of a wider image is that small.
 _SMALL_IMAGE = 128
@@ -155,7 +155,7 @@ def _tiles(grid: Sequence[int], size: Sequence[int]) -> Iterable[_Tile]:
     scales = [pixels / patches for patches, pixels in zip(grid, size, strict=True)]
     if size[1] <= _SMALL_IMAGE or not _EXACT_SCALES.issuperset(scales):
         return [_whole_image(grid, size)]
-    rows, columns = map(_cut, grid, size, _TILE)
+    rows, columns = map(_cut, grid, size, _TILE_SIZE)
     return product(rows, columns)
 
 
@@ -187,12 +187,12 @@ def labels_at_camera(
     """What is published of labels at the network's pixels.
 
     Args:
-        labels: int64 (B, h, w) of the framing's crop, up to `LabelTable.foreground`.
-        probability: float32 (B, C, y, x), 0..1, of patches, see `label_probability`.
+        labels: int64 (B, H, W) of the framing's crop, up to `LabelTable.foreground`.
+        probability: float32 (B, C, h, w), 0..1, of patches, see `label_probability`.
         min_confidence: float32 (), 0..1; less probable pixels become unlabelled.
 
     Returns:
-        Ids of the table and uint8 confidence 0..255, (B, H, W) both, of the framing's source size;
+        Ids of the table and uint8 confidence 0..255, both of the framing's source size;
         `unlabelled` and 0 where the network saw nothing.
     """
     label, confidence = ids_and_confidence(

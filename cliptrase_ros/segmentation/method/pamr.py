@@ -33,7 +33,7 @@ def neighbour_weights(picture: Tensor) -> Tensor:
     """How much each of 16 neighbours counts for a pixel, by its colours.
 
     Args:
-        picture: float (B, 3, H, W).
+        picture: float or uint8 (B, 3, H, W), of any scale.
 
     Returns:
         float32 (B, 16, H, W), with the sum 1 over neighbours.

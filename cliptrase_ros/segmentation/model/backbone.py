@@ -381,7 +381,9 @@ def _run_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
 def _are_half(x: Tensor, *others: object) -> bool:
     """Whether kernels of the tower take these: float32 is for exactness, and PyTorch's alone."""
     norms = [other for other in others if isinstance(other, nn.Module)]
-    return x.dtype != torch.float32 and all(isinstance(norm, nn.LayerNorm) for norm in norms)
+    return x.dtype in (torch.float16, torch.bfloat16) and all(
+        isinstance(norm, nn.LayerNorm) for norm in norms
+    )
 
 
 @on_cuda_by('tower_kernels', where=_are_half)

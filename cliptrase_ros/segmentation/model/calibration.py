@@ -63,8 +63,8 @@ def outlier_scores(patches: Tensor, is_exact: bool = True) -> Tensor:
     factor of the published code, whose reach is the token's own.
 
     Args:
-        is_exact: Whether tokens are float32's in all digits, and not from a tower of half
-            precision. Then distances take products of float64, which some GPUs make slowly.
+        is_exact: Whether the tower computes in float32. Distances are then products of float64;
+            half precision does not need it, and some GPUs compute float64 slowly.
 
     Returns:
         float32 (B, N); NaN for a single token, which has no others.

@@ -37,7 +37,8 @@ def denoise_correlation(correlation: Tensor) -> Tensor:
 
 def _heads_are_usual(qkv: Tensor, heads: int, denoising: bool) -> bool:
     """Whether the kernel takes these: half precision, heads of a width that its products have."""
-    return qkv.dtype != torch.float32 and qkv.shape[-1] // (3 * heads) in (16, 32, 64, 128)
+    is_half = qkv.dtype in (torch.float16, torch.bfloat16)
+    return is_half and qkv.shape[-1] // (3 * heads) in (16, 32, 64, 128)
 
 
 @on_cuda_by('correlation_kernels', where=_heads_are_usual)

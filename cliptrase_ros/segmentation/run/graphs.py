@@ -183,6 +183,10 @@ class GraphQueue:
             torch.OutOfMemoryError: The device has too little memory.
             RuntimeError: The function cannot be captured, or nothing can any more.
         """
+        if not GraphQueue._has_failed and self._compute is not None:
+            # Kernels are compiled here, for which nobody else has to wait.
+            with torch.cuda.device(self.device):
+                function()
         with whole_device, torch.cuda.device(self.device):
             if GraphQueue._has_failed:
                 raise RuntimeError('an earlier capture failed in this process')
@@ -231,10 +235,13 @@ class GraphQueue:
             torch._C._cuda_releasePool(self.device.index, self._pool)
 
     def begin_upload(self, hands_over: bool) -> AbstractContextManager:
-        """Frames are copied to the device within it; the steps that follow are begun there, too.
+        """Within it the stream of uploads is the current one.
+
+        `begin_compute` and `begin_download` make theirs the current one, and leaving it restores
+        the caller's.
 
         Args:
-            hands_over: Whether `begin_compute` goes on with tensors of the caller's stream.
+            hands_over: Whether the call reads tensors that the caller's stream may still be making.
         """
         assert self._compute is not None  # else nothing could be captured
         if hands_over:

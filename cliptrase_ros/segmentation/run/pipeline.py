@@ -51,11 +51,11 @@ class Bounds:
 
     Attributes:
         clusters: Slots for the clusters of one image.
-        steps: Rounds of DBSCAN; images take 4 at most, see `clustering`.
+        rounds: Of DBSCAN; images take 4 at most, see `clustering`.
     """
 
     clusters: int = 32
-    steps: int = 6
+    rounds: int = 6
 
 
 @dataclass(frozen=True)
@@ -396,7 +396,7 @@ def _clusters(correlation: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tenso
     if bounds is None:
         clusters = dbscan(correlation, eps, min_samples)
         return clusters, clusters.new_ones(len(clusters), dtype=torch.bool)
-    return dbscan_bounded(correlation, eps, min_samples, bounds.steps, bounds.clusters)
+    return dbscan_bounded(correlation, eps, min_samples, bounds.rounds, bounds.clusters)
 
 
 def _vote_in_regions(
