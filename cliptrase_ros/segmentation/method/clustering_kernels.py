@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
+from cliptrase_ros.segmentation.method.kernel_parts import count_each
 
 # Stands for no region and no bin of a histogram: larger than all.
 _NONE = tl.constexpr(2**31 - 1)
@@ -19,12 +20,12 @@ _NONE = tl.constexpr(2**31 - 1)
 _ROWS, _POINTS = 4, 1024
 _MEMBERS, _OTHERS = 16, 256
 _COLUMNS, _TALL = 16, 256
-# Pixels of a program of one warp, in which a reduction takes the least time.
+# Pixels of a program of one warp, so that a reduction needs no shared memory.
 _PIXELS, _CLASSES = 256, 128
 
 
 def centred(rows: Tensor) -> Tensor:
-    """`clustering._centred`."""
+    """`clustering._centred` on CUDA."""
     rows = rows.contiguous()
     batch, points, width = rows.shape
     result = torch.empty_like(rows)
@@ -34,7 +35,7 @@ def centred(rows: Tensor) -> Tensor:
 
 
 def core_points(rows: Tensor, eps: float, min_samples: int) -> tuple[Tensor, Tensor]:
-    """`clustering._core_points`."""
+    """`clustering._core_points` on CUDA."""
     batch, points, _ = rows.shape
     products = torch.bmm(rows, rows.mT)
     neighbours = torch.empty_like(products, dtype=torch.bool)
@@ -45,16 +46,16 @@ def core_points(rows: Tensor, eps: float, min_samples: int) -> tuple[Tensor, Ten
     return neighbours, core
 
 
-def rounds(neighbours: Tensor, core: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """`clustering._rounds`."""
+def rounds(neighbours: Tensor, core: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`clustering._rounds` on CUDA."""
     batch, points = core.shape
     programs = (batch, triton.cdiv(points, _ROWS))
     first_core = core.new_empty((batch, points), dtype=torch.int32)
     reached = torch.empty_like(first_core)
     # What is handed on in each round is found by atomic minima, from "none" on.
-    kept = first_core.new_full((rounds + 1, batch, points), points)
+    kept = first_core.new_full((count + 1, batch, points), points)
     given = (neighbours, core, kept, first_core, reached)
-    for number in range(rounds + 1):
+    for number in range(count + 1):
         launch(_round, programs, *given, number, points, _ROWS, _POINTS)
     return first_core, reached
 
@@ -62,7 +63,7 @@ def rounds(neighbours: Tensor, core: Tensor, rounds: int) -> tuple[Tensor, Tenso
 def numbers_within(
     core: Tensor, first_core: Tensor, reached: Tensor, most: int
 ) -> tuple[Tensor, Tensor]:
-    """`clustering._numbers_within`."""
+    """`clustering._numbers_within` on CUDA."""
     batch, points = core.shape
     clusters = torch.empty_like(first_core, dtype=torch.int64)
     suffices = core.new_empty(batch)
@@ -73,7 +74,7 @@ def numbers_within(
 
 
 def mean_rows(correlation: Tensor, clusters: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`clustering._mean_rows`."""
+    """`clustering._mean_rows` on CUDA."""
     correlation, clusters = correlation.contiguous(), clusters.contiguous()
     batch, points, width = correlation.shape
     means = correlation.new_empty(batch, count, width)
@@ -92,7 +93,7 @@ def vote(
     spared: Tensor,
     min_agreement: float = 0.0,
 ) -> Tensor:
-    """`clustering.vote`."""
+    """`clustering.vote` on CUDA."""
     labels, regions = labels.contiguous(), regions.contiguous()
     pixels = labels[0].numel()
     programs = (len(labels), triton.cdiv(pixels, _PIXELS))
@@ -299,15 +300,9 @@ def _count(labels, regions, spared, votes, stride, pixels, count, classes, PIXEL
     inside = pixel < pixels
     region = tl.load(regions + pixel, mask=inside, other=0).to(tl.int32)
     label = tl.load(labels + pixel, mask=inside, other=0).to(tl.int32)
-    # Neighbouring pixels mostly have the same region and label. They are counted here and added at
-    # once: additions to one address wait for each other.
+    # Neighbouring pixels mostly have the same region and label.
     place = tl.where(inside, region * classes + label, _NONE)
-    smallest = tl.min(place, 0)
-    while smallest != _NONE:
-        is_same = place == smallest
-        tl.atomic_add(votes + smallest, tl.sum(is_same.to(tl.int32), 0), sem='relaxed')
-        place = tl.where(is_same, _NONE, place)
-        smallest = tl.min(place, 0)
+    count_each(votes, place, _NONE)
 
 
 @triton.jit(do_not_specialize=['stride', 'pixels', 'count', 'classes'])

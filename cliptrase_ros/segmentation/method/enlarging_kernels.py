@@ -13,10 +13,16 @@ import triton.language as tl
 from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
+from cliptrase_ros.segmentation.method.kernel_parts import (
+    STRIDES,
+    corners_around,
+    enlarged,
+    load_corners,
+)
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 
-# Pixels of a program: one for each thread of the four warps that Triton gives it.
+# Pixels of a program: one for each thread of the four warps of `launch`.
 _PIXELS = 128
 
 # Adding it to a float32 of 0..255 leaves no bits for fractions: what is added is rounded as
@@ -102,16 +108,15 @@ def ids_and_confidence(
 
 # One compilation serves all sizes and layouts.
 _SIZES = ['height', 'width', 'rows', 'columns']
-_STRIDES = ['image_stride', 'map_stride', 'row_stride', 'column_stride']
 
 
-@triton.jit(do_not_specialize=['count', *_STRIDES, *_SIZES])
+@triton.jit(do_not_specialize=['count', *STRIDES, *_SIZES])
 def _largest_enlarged(
     maps,
     result,
     count,
     image_stride,
-    map_stride,
+    plane_stride,
     row_stride,
     column_stride,
     height,
@@ -126,22 +131,21 @@ def _largest_enlarged(
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < rows * columns
-    top, bottom, down = between(pixel // columns, down_scale, height)
-    left, right, across = between(pixel % columns, across_scale, width)
+    corners, down, across = corners_around(
+        pixel // columns,
+        pixel % columns,
+        down_scale,
+        across_scale,
+        height,
+        width,
+        row_stride,
+        column_stride,
+    )
     maps += image * image_stride
-    top_left = maps + top * row_stride + left * column_stride
-    top_right = maps + top * row_stride + right * column_stride
-    bottom_left = maps + bottom * row_stride + left * column_stride
-    bottom_right = maps + bottom * row_stride + right * column_stride
     best = tl.full((PIXELS,), float('-inf'), tl.float32)
     largest = tl.zeros((PIXELS,), tl.int32)
     for number in range(count):
-        offset = number * map_stride
-        upper = (1 - across) * tl.load(top_left + offset, mask=inside, other=0.0)
-        upper += across * tl.load(top_right + offset, mask=inside, other=0.0)
-        lower = (1 - across) * tl.load(bottom_left + offset, mask=inside, other=0.0)
-        lower += across * tl.load(bottom_right + offset, mask=inside, other=0.0)
-        value = (1 - down) * upper + down * lower
+        value = enlarged(maps + number * plane_stride, corners, down, across, inside)
         largest = tl.where(value > best, number, largest)
         best = tl.maximum(best, value)
     tl.store(result + image * rows * columns + pixel, largest.to(tl.int64), mask=inside)
@@ -157,7 +161,7 @@ def _largest_enlarged(
         'first_row',
         'first_column',
         *_SIZES,
-        *_STRIDES,
+        *STRIDES,
     ]
 )
 def _labels_at_camera(
@@ -179,7 +183,7 @@ def _labels_at_camera(
     rows,
     columns,
     image_stride,
-    map_stride,
+    plane_stride,
     row_stride,
     column_stride,
     height,
@@ -202,24 +206,19 @@ def _labels_at_camera(
     # Of the background all columns count as one, which is enlarged: it is summed at each patch.
     foreground = tl.load(foreground)
     is_background = seen & (number >= foreground)
-    top, bottom, down = between(row, down_scale, height)
-    left, right, across = between(column, across_scale, width)
+    corners, down, across = corners_around(
+        row, column, down_scale, across_scale, height, width, row_stride, column_stride
+    )
     probability += image * image_stride
-    top_left = probability + top * row_stride + left * column_stride
-    top_right = probability + top * row_stride + right * column_stride
-    bottom_left = probability + bottom * row_stride + left * column_stride
-    bottom_right = probability + bottom * row_stride + right * column_stride
-    place = number * map_stride
-    upper_left = tl.load(top_left + place, mask=seen, other=0.0)
-    upper_right = tl.load(top_right + place, mask=seen, other=0.0)
-    lower_left = tl.load(bottom_left + place, mask=seen, other=0.0)
-    lower_right = tl.load(bottom_right + place, mask=seen, other=0.0)
+    upper_left, upper_right, lower_left, lower_right = load_corners(
+        probability + number * plane_stride, corners, seen
+    )
     for other in range(foreground + 1, tl.load(used)):
-        offset = other * map_stride
-        upper_left += tl.load(top_left + offset, mask=is_background, other=0.0)
-        upper_right += tl.load(top_right + offset, mask=is_background, other=0.0)
-        lower_left += tl.load(bottom_left + offset, mask=is_background, other=0.0)
-        lower_right += tl.load(bottom_right + offset, mask=is_background, other=0.0)
+        more = load_corners(probability + other * plane_stride, corners, is_background)
+        upper_left += more[0]
+        upper_right += more[1]
+        lower_left += more[2]
+        lower_right += more[3]
     upper = _lerp(upper_left, upper_right, across)
     value = _lerp(upper, _lerp(lower_left, lower_right, across), down)
 
@@ -258,14 +257,6 @@ def _published(number, probability, seen, ids, min_confidence, unlabelled):
     label_id = tl.where(is_unlabelled, unlabelled.to(label_id.dtype), label_id)
     level = (probability * 255 + _NO_FRACTIONS) - _NO_FRACTIONS
     return label_id, tl.where(seen, level, 0.0).to(tl.uint8)
-
-
-@triton.jit
-def between(pixel, scale, length):
-    """The two of so many patches that a pixel lies between, and how far along."""
-    position = tl.maximum((pixel.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
-    before = tl.minimum(position.to(tl.int32), length - 1)
-    return before, tl.minimum(before + 1, length - 1), position - before.to(tl.float32)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from torch import Tensor
 from cliptrase_ros.segmentation.kernels import launch
 from cliptrase_ros.segmentation.method.median import SIDE, selection_network, sorting_network
 
-# Pixels of a program: one for each thread of the four warps that Triton gives it.
+# Pixels of a program: one for each thread of the four warps of `launch`.
 _PIXELS = 128
 
 
@@ -40,7 +40,7 @@ _SIDE = tl.constexpr(SIDE)
 
 
 def median_7x7(images: Tensor, absent: Tensor) -> Tensor:
-    """`median.median_7x7` of images on CUDA, of which H and W are at least 3.
+    """`median.median_7x7` on CUDA, of images of which H and W are at least 3.
 
     NaN, which PyTorch's minima and maxima keep, is dropped by these.
     """

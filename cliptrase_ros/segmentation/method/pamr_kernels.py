@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
+from cliptrase_ros.segmentation.method.kernel_parts import STRIDES, nearest_inside
 from cliptrase_ros.segmentation.method.pamr import OFFSETS, TOLERANCE
 
 # Pixels of a program, one a thread.
@@ -23,7 +24,7 @@ _TOLERANCE = tl.constexpr(TOLERANCE)
 
 
 def neighbour_weights(picture: Tensor) -> Tensor:
-    """`pamr.neighbour_weights` of a picture on CUDA, float32 or uint8."""
+    """`pamr.neighbour_weights` on CUDA, of a picture of float32 or uint8."""
     batch, _, height, width = picture.shape
     weights = torch.empty(batch, len(OFFSETS), height, width, device=picture.device)
     programs = (triton.cdiv(height * width, _PIXELS), batch)
@@ -52,21 +53,12 @@ def step(maps: Tensor, weights: Tensor) -> Tensor:
 
 
 # One compilation of each serves all sizes.
-@triton.jit(
-    do_not_specialize=[
-        'image_stride',
-        'channel_stride',
-        'row_stride',
-        'column_stride',
-        'height',
-        'width',
-    ]
-)
+@triton.jit(do_not_specialize=[*STRIDES, 'height', 'width'])
 def _weights(
     picture,
     weights,
     image_stride,
-    channel_stride,
+    plane_stride,
     row_stride,
     column_stride,
     height,
@@ -82,7 +74,9 @@ def _weights(
     # The loops are unrolled, so that what belongs to a neighbour is a register of the thread.
     neighbours, energies = (), ()
     for i in tl.static_range(_NEIGHBOURS):
-        row, column = _neighbour(pixel, i, height, width)
+        row, column = nearest_inside(
+            pixel // width + _DOWN[i], pixel % width + _RIGHT[i], height, width
+        )
         neighbours = neighbours + (row * row_stride + column * column_stride,)
         energies = energies + (tl.zeros((PIXELS,), tl.float32),)
     for _ in tl.static_range(3):
@@ -104,7 +98,7 @@ def _weights(
         for i in tl.static_range(_NEIGHBOURS):
             sums = sums + (energies[i] + tl.abs(differences[i]) / spread,)
         energies = sums
-        picture += channel_stride
+        picture += plane_stride
 
     least = energies[0]
     for i in tl.static_range(1, _NEIGHBOURS):
@@ -119,13 +113,6 @@ def _weights(
         tl.store(weights + i * height * width, shares[i] / total, mask=inside)
 
 
-@triton.jit
-def _neighbour(pixel, i: tl.constexpr, height, width):
-    row, column = pixel // width + _DOWN[i], pixel % width + _RIGHT[i]
-    row = tl.minimum(tl.maximum(row, 0), height - 1)
-    return row, tl.minimum(tl.maximum(column, 0), width - 1)
-
-
 @triton.jit(do_not_specialize=['number', 'height', 'width'])
 def _step(maps, weights, result, number, height, width, PIXELS: tl.constexpr):
     image = tl.program_id(1).to(tl.int64)
@@ -136,7 +123,9 @@ def _step(maps, weights, result, number, height, width, PIXELS: tl.constexpr):
     neighbours, shares = (), ()
     weights += image * _NEIGHBOURS * size + pixel
     for i in tl.static_range(_NEIGHBOURS):
-        row, column = _neighbour(pixel, i, height, width)
+        row, column = nearest_inside(
+            pixel // width + _DOWN[i], pixel % width + _RIGHT[i], height, width
+        )
         neighbours = neighbours + (row * width + column,)
         shares = shares + (tl.load(weights + i * size, mask=inside, other=0.0),)
     maps += image * number * size

@@ -9,7 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
-from cliptrase_ros.segmentation.method.enlarging_kernels import between
+from cliptrase_ros.segmentation.method.kernel_parts import (
+    STRIDES,
+    corners_around,
+    count_each,
+    enlarged,
+    mean_colours,
+    window,
+)
 from cliptrase_ros.segmentation.method.refinement import FLAT_VARIANCE, MOST_LABELS, RADIUS
 
 # Pixels or cells of a program, one a thread.
@@ -144,14 +151,7 @@ def _count_labels(labels, counts, pixels, classes, BLOCK: tl.constexpr):
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     label = tl.load(labels + image * pixels + pixel, mask=pixel < pixels, other=classes)
-    # One sum for each label that is there: additions to one address would queue.
-    smallest = tl.min(label, 0)
-    while smallest < classes:
-        is_smallest = label == smallest
-        count = tl.sum(is_smallest.to(tl.float32), 0)
-        tl.atomic_add(counts + image * classes + smallest, count, sem='relaxed')
-        label = tl.where(is_smallest, classes, label)
-        smallest = tl.min(label, 0)
+    count_each(counts + image * classes, label, classes)
 
 
 @triton.jit(do_not_specialize=['pixels', 'number', 'classes'])
@@ -192,10 +192,7 @@ def _choose(value, label, candidate, counts, winner, best, is_candidate):
 
 @triton.jit(
     do_not_specialize=[
-        'image_stride',
-        'colour_stride',
-        'row_stride',
-        'column_stride',
+        *STRIDES,
         'height',
         'width',
         'rows',
@@ -210,7 +207,7 @@ def _cell_means(
     colours,
     shares,
     image_stride,
-    colour_stride,
+    plane_stride,
     row_stride,
     column_stride,
     height,
@@ -229,7 +226,7 @@ def _cell_means(
     picture += image * image_stride
     colours += image * 3 * cells + cell
     means = mean_colours(
-        picture, colour_stride, row_stride, column_stride, top, bottom, left, right, BLOCK
+        picture, plane_stride, row_stride, column_stride, top, bottom, left, right, BLOCK
     )
     colour = tl.arange(0, 4)
     tl.store(colours + colour * cells, means, mask=colour < 3)
@@ -248,45 +245,6 @@ def _cell_means(
         found += (candidate[:, None] == label[None, :]).to(tl.float32)
     share = tl.sum(found, 1) / pixels
     tl.store(shares + (image * number + which) * cells + cell, share, mask=which < number)
-
-
-@triton.jit
-def window(cell, length, cells):
-    """From which pixel to before which a cell lies, where `cells` divide a `length` of pixels.
-
-    As in `torch.nn.functional.interpolate` of the mode 'area'.
-    """
-    return cell * length // cells, ((cell + 1) * length + cells - 1) // cells
-
-
-@triton.jit
-def mean_colours(
-    picture,
-    colour_stride,
-    row_stride,
-    column_stride,
-    top,
-    bottom,
-    left,
-    right,
-    BLOCK: tl.constexpr,
-):
-    """Mean red, green and blue of a window of a uint8 picture, 0..1, and a fourth value, 0."""
-    colour = tl.arange(0, 4)[:, None]
-    pixels = (bottom - top) * (right - left)
-    total = tl.zeros((4, BLOCK), tl.int32)
-    for first in range(0, pixels, BLOCK):
-        pixel = first + tl.arange(0, BLOCK)
-        row = top + pixel // (right - left)
-        column = left + pixel % (right - left)
-        at = row * row_stride + column * column_stride
-        value = tl.load(
-            picture + colour * colour_stride + at[None, :],
-            mask=(colour < 3) & (pixel[None, :] < pixels),
-            other=0,
-        )
-        total += value.to(tl.int32)
-    return tl.sum(total, 1).to(tl.float32) / (255.0 * pixels)
 
 
 @triton.jit(do_not_specialize=['rows', 'columns', 'number'])
@@ -365,10 +323,7 @@ def _mean_around(maps, means, rows, columns, BLOCK: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=[
-        'image_stride',
-        'colour_stride',
-        'row_stride',
-        'column_stride',
+        *STRIDES,
         'height',
         'width',
         'rows',
@@ -385,7 +340,7 @@ def _choose_filtered(
     counts,
     result,
     image_stride,
-    colour_stride,
+    plane_stride,
     row_stride,
     column_stride,
     height,
@@ -405,13 +360,12 @@ def _choose_filtered(
     picture += image * image_stride
     at = row * row_stride + column * column_stride
     red = tl.load(picture + at, mask=inside, other=0) / 255.0
-    green = tl.load(picture + colour_stride + at, mask=inside, other=0) / 255.0
-    blue = tl.load(picture + 2 * colour_stride + at, mask=inside, other=0) / 255.0
+    green = tl.load(picture + plane_stride + at, mask=inside, other=0) / 255.0
+    blue = tl.load(picture + 2 * plane_stride + at, mask=inside, other=0) / 255.0
 
-    top, bottom, down = between(row, rows_per_pixel, rows)
-    left, right, across = between(column, columns_per_pixel, columns)
-    top_left, top_right = top * columns + left, top * columns + right
-    bottom_left, bottom_right = bottom * columns + left, bottom * columns + right
+    corners, down, across = corners_around(
+        row, column, rows_per_pixel, columns_per_pixel, rows, columns, columns, 1
+    )
 
     first = image * height * width
     label = tl.load(labels + first + pixel, mask=inside, other=0)
@@ -423,27 +377,18 @@ def _choose_filtered(
     for i in range(number):
         value = tl.zeros((BLOCK,), tl.float32)
         for j in tl.static_range(4):
-            coefficient = coefficients + j * step
-            upper = _along(coefficient + top_left, coefficient + top_right, across, inside)
-            lower = _along(coefficient + bottom_left, coefficient + bottom_right, across, inside)
-            enlarged = upper * (1 - down) + lower * down
+            term = enlarged(coefficients + j * step, corners, down, across, inside)
             if j == 0:
-                value += enlarged
+                value += term
             elif j == 1:
-                value += enlarged * red
+                value += term * red
             elif j == 2:
-                value += enlarged * green
+                value += term * green
             else:
-                value += enlarged * blue
+                value += term * blue
         winner, best, is_candidate = _choose(
             value, label, tl.load(candidates + i), counts, winner, best, is_candidate
         )
         coefficients += rows * columns
     chosen = tl.where(is_candidate, winner, label)
     tl.store(result + first + pixel, chosen, mask=inside)
-
-
-@triton.jit
-def _along(left, right, across, inside):
-    left = tl.load(left, mask=inside, other=0.0)
-    return left * (1 - across) + tl.load(right, mask=inside, other=0.0) * across

@@ -9,7 +9,12 @@ import triton.language as tl
 from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
-from cliptrase_ros.segmentation.method.refinement_kernels import mean_colours, window
+from cliptrase_ros.segmentation.method.kernel_parts import (
+    STRIDES,
+    mean_colours,
+    nearest_inside,
+    window,
+)
 from cliptrase_ros.segmentation.method.smoothing import (
     CELLS_PER_PATCH,
     REACH,
@@ -91,10 +96,7 @@ def blend(
 # One compilation of each serves all sizes.
 @triton.jit(
     do_not_specialize=[
-        'image_stride',
-        'colour_stride',
-        'row_stride',
-        'column_stride',
+        *STRIDES,
         'height',
         'width',
         'rows',
@@ -108,7 +110,7 @@ def _compare(
     weights,
     resemblance,
     image_stride,
-    colour_stride,
+    plane_stride,
     row_stride,
     column_stride,
     height,
@@ -130,9 +132,10 @@ def _compare(
     # Each element is an earlier patch.
     which = tl.arange(0, NEIGHBOURS)
     is_one = which < _NEIGHBOURS
-    neighbour = _patch_beside(
-        row, column, which // _SIDE - _REACH, which % _SIDE - _REACH, rows, columns
+    near_row, near_column = nearest_inside(
+        row + which // _SIDE - _REACH, column + which % _SIDE - _REACH, rows, columns
     )
+    neighbour = near_row * columns + near_column
     distance = tl.zeros((NEIGHBOURS,), tl.float32)
     colour = tl.arange(0, 4)
     for down in range(_CELLS):
@@ -140,7 +143,7 @@ def _compare(
             top, bottom = window(row * _CELLS + down, height, rows * _CELLS)
             left, right = window(column * _CELLS + across, width, columns * _CELLS)
             seen = mean_colours(
-                picture, colour_stride, row_stride, column_stride, top, bottom, left, right, BLOCK
+                picture, plane_stride, row_stride, column_stride, top, bottom, left, right, BLOCK
             )
             # In the order of pixel_unshuffle.
             place = ((colour * _CELLS + down) * _CELLS + across) * patches
@@ -159,14 +162,6 @@ def _compare(
     weight = tl.exp((least - distance) / _TELLING_SQUARE)
     weights += (image * _NEIGHBOURS + which) * patches + patch
     tl.store(weights, weight / tl.sum(weight, 0), mask=is_one)
-
-
-@triton.jit
-def _patch_beside(row, column, down, across, rows, columns):
-    # Beyond the border is the nearest.
-    row = tl.minimum(tl.maximum(row + down, 0), rows - 1)
-    column = tl.minimum(tl.maximum(column + across, 0), columns - 1)
-    return row * columns + column
 
 
 @triton.jit(do_not_specialize=['classes', 'rows', 'columns'])
@@ -202,7 +197,8 @@ def _blend(
     for down in range(-_REACH, _REACH + 1):
         for across in tl.static_range(-_REACH, _REACH + 1):
             weight = tl.load(weights, mask=inside, other=0.0)
-            neighbour = _patch_beside(row, column, down, across, rows, columns)
+            near_row, near_column = nearest_inside(row + down, column + across, rows, columns)
+            neighbour = near_row * columns + near_column
             expected += weight * tl.load(earlier + first + neighbour, mask=inside, other=0.0)
             weights += patches
     share = strength * tl.load(resemblance + patch, mask=inside, other=0.0)

@@ -12,7 +12,7 @@ _SIDE = 32
 
 
 def patch_correlation(qkv: Tensor, heads: int, denoising: bool) -> Tensor:
-    """See `correlation`."""
+    """`correlation.patch_correlation` on CUDA."""
     qkv = qkv.contiguous()
     batch, tokens, width = qkv.shape
     patches = tokens - 1

@@ -22,7 +22,7 @@ def patch_logits(
     count: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `label_table`."""
+    """`label_table.patch_logits` on CUDA."""
     batch, patches, phrases = cosines.shape
     logits = cosines.new_empty(batch, count, patches)
     has_prior = image_cosines is not None

@@ -13,7 +13,7 @@ from cliptrase_ros.segmentation.kernels import launch
 from cliptrase_ros.segmentation.model.filter_taps import BICUBIC_PLACES
 from cliptrase_ros.segmentation.model.preprocessing import Framing, filter_taps
 
-# Pixels of a program: one for each thread of the four warps that Triton gives it.
+# Pixels of a program: one for each thread of the four warps of `launch`.
 _PIXELS = 128
 
 _PLACES = tl.constexpr(BICUBIC_PLACES)
@@ -21,23 +21,39 @@ _HALF = tl.constexpr(1 << BICUBIC_PLACES - 1)
 
 
 def resize_bicubic(frames: Tensor, framing: Framing) -> Tensor:
-    """`preprocessing.resize_bicubic`; only rows that the result needs are scaled across."""
+    """`preprocessing.resize_bicubic` on CUDA; only rows that the result needs are scaled across."""
     down, across = filter_taps(framing, frames.device)
     frames, batch = frames.contiguous(), len(frames)
-    (_, *source, _), (height, width), (top, bottom) = frames.shape, framing.crop, down.span
+    (height, width), (top, bottom) = framing.crop, down.span
     lines = frames.new_empty(batch, 3, bottom - top, width)
     launch(
         _scale_across,
         (triton.cdiv((bottom - top) * width, _PIXELS), batch),
-        *(frames, across.first, across.weights, lines, len(across.weights)),
-        *(*source, top, bottom - top, width, _PIXELS),
+        frames,
+        across.first,
+        across.weights,
+        lines,
+        len(across.weights),
+        *frames.shape[1:3],
+        top,
+        bottom - top,
+        width,
+        _PIXELS,
     )
     result = frames.new_empty(batch, 3, height, width)
     launch(
         _scale_down,
         (triton.cdiv(height * width, _PIXELS), 3 * batch),
-        *(lines, down.first, down.weights, result, len(down.weights)),
-        *(top, bottom - top, height, width, _PIXELS),
+        lines,
+        down.first,
+        down.weights,
+        result,
+        len(down.weights),
+        top,
+        bottom - top,
+        height,
+        width,
+        _PIXELS,
     )
     return result
 
@@ -110,15 +126,23 @@ def _in_bytes(total):
 
 
 def resize_bilinear(frames: Tensor, framing: Framing) -> Tensor:
-    """`preprocessing.resize_bilinear`."""
+    """`preprocessing.resize_bilinear` on CUDA."""
     down, across = filter_taps(framing, frames.device)
     frames, batch, (height, width) = frames.contiguous(), len(frames), framing.crop
     result = frames.new_empty(batch, 3, height, width)
     launch(
         _interpolate,
         (triton.cdiv(height * width, _PIXELS), batch),
-        *(frames, down.first, down.weights, across.first, across.weights, result),
-        *(*frames.shape[1:3], height, width, _PIXELS),
+        frames,
+        down.first,
+        down.weights,
+        across.first,
+        across.weights,
+        result,
+        *frames.shape[1:3],
+        height,
+        width,
+        _PIXELS,
     )
     return result
 
@@ -153,12 +177,12 @@ def _interpolate(
     for channel in tl.static_range(3):
         total = tl.full((PIXELS,), 2, tl.int32)
         for tap in tl.static_range(2):
-            # The reference says what goes when.
             line = tl.minimum(tl.maximum(above + tap, 0), source_height - 1) * source_width * 3
             values = frames + channel + line
             between = left_weight * tl.load(values + left, mask=inside, other=0)
             between += right_weight * tl.load(values + right, mask=inside, other=0)
             weight = tl.load(row_weights + tap * height + row, mask=inside, other=0)
+            # Rounded as in `preprocessing.resize_bilinear`.
             total += (between >> 4) * weight >> 16
         value = (total >> 2).to(tl.uint8)
         tl.store(result + channel * height * width + pixel, value, mask=inside)
@@ -167,40 +191,57 @@ def _interpolate(
 def normalise(
     pixels: Tensor, divisor: float, mean: Tensor, std: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """`preprocessing.normalise`."""
+    """`preprocessing.normalise` on CUDA."""
     batch, _, height, width = pixels.shape
     result = pixels.new_empty(pixels.shape, dtype=dtype)
     launch(
         _normalise,
         (triton.cdiv(height * width, _PIXELS), batch * 3),
-        *(pixels, mean, std, result, float(divisor)),
-        *(*pixels.stride(), height, width, _PIXELS),
+        pixels,
+        mean,
+        std,
+        result,
+        float(divisor),
+        *pixels.stride(),
+        height,
+        width,
+        _PIXELS,
     )
     return result
 
 
-@triton.jit(do_not_specialize=['divisor', *(f'stride_{i}' for i in range(4)), 'height', 'width'])
+@triton.jit(
+    do_not_specialize=[
+        'divisor',
+        'image_stride',
+        'plane_stride',
+        'row_stride',
+        'column_stride',
+        'height',
+        'width',
+    ]
+)
 def _normalise(
     pixels,
     mean,
     std,
     result,
     divisor,
-    stride_0,
-    stride_1,
-    stride_2,
-    stride_3,
+    image_stride,
+    plane_stride,
+    row_stride,
+    column_stride,
     height,
     width,
     PIXELS: tl.constexpr,
 ):
     plane = tl.program_id(1)
     channel = plane % 3
-    pixels += (plane // 3).to(tl.int64) * stride_0 + channel * stride_1
+    pixels += (plane // 3).to(tl.int64) * image_stride + channel * plane_stride
     result += plane.to(tl.int64) * height * width
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < height * width
-    place = pixel // width * stride_2 + pixel % width * stride_3
+    place = pixel // width * row_stride + pixel % width * column_stride
     value = tl.load(pixels + place, mask=inside, other=0).to(tl.float32)
     # Triton's own division is not rounded correctly.
     value = tl.div_rn(value, divisor) - tl.load(mean + channel)

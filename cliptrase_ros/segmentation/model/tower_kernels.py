@@ -17,7 +17,7 @@ _VALUES = 1024
 def embed_tokens(
     patches: Tensor, cls_token: Tensor, positions: Tensor, before: nn.LayerNorm, norm: nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
-    """See `backbone`."""
+    """`backbone._embed_tokens` on CUDA."""
     batch, count, width = patches.shape
     tokens = patches.new_empty(batch, count + 1, width)
     normed = torch.empty_like(tokens)
@@ -43,7 +43,7 @@ def embed_tokens(
 
 
 def add_and_norm(x: Tensor, change: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """See `backbone`."""
+    """`backbone._add_and_norm` on CUDA."""
     x, change = x.contiguous(), change.contiguous()
     total, normed = torch.empty_like(x), torch.empty_like(x)
     width = x.shape[-1]
@@ -64,7 +64,7 @@ def add_and_norm(x: Tensor, change: Tensor, norm: nn.LayerNorm) -> tuple[Tensor,
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """See `backbone`."""
+    """`backbone._quick_gelu` on CUDA."""
     x = x.contiguous()
     result = torch.empty_like(x)
     launch(_quick_gelu, (triton.cdiv(x.numel(), _VALUES),), x, result, x.numel(), _VALUES)
@@ -72,7 +72,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """See `backbone`."""
+    """`backbone._unit_length` on CUDA."""
     x = x.contiguous()
     result = torch.empty_like(x, dtype=torch.float32)
     width = x.shape[-1]
