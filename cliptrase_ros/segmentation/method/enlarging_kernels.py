@@ -26,7 +26,7 @@ from cliptrase_ros.segmentation.model.preprocessing import Framing
 _PIXELS = 128
 
 # Adding it to a float32 of 0..255 leaves no bits for fractions: what is added is rounded as
-# PyTorch's round() does.
+# PyTorch's round() does, if the product that it is was rounded before.
 _NO_FRACTIONS = tl.constexpr(float(1 << 23))
 
 
@@ -80,6 +80,7 @@ def labels_at_camera(
         *grid,
         *(patches / pixels for patches, pixels in zip(grid, framing.crop, strict=True)),
         _PIXELS,
+        fused_rounding=False,
     )
     return label, confidence
 
@@ -102,6 +103,7 @@ def ids_and_confidence(
         table.unlabelled,
         labels.numel(),
         _PIXELS,
+        fused_rounding=False,
     )
     return ids, confidence
 
@@ -196,8 +198,12 @@ def _labels_at_camera(
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < source_rows * source_columns
     # The nearest pixel of the crop: the floor of (pixel + 0.5) * resized / source.
-    row = (2 * (pixel // source_columns) + 1) * resized_rows // (2 * source_rows) - first_row
-    column = (2 * (pixel % source_columns) + 1) * resized_columns // (2 * source_columns)
+    row = (2 * (pixel // source_columns) + 1).to(tl.int64) * resized_rows // (
+        2 * source_rows
+    ) - first_row
+    column = (
+        (2 * (pixel % source_columns) + 1).to(tl.int64) * resized_columns // (2 * source_columns)
+    )
     column -= first_column
     seen = inside & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     labels += image * rows * columns

@@ -91,7 +91,8 @@ def _layer_norm(x, weight, bias, eps, width, column, inside):
     return centred * scale * weight + bias
 
 
-@triton.jit(do_not_specialize=['tokens', 'width'])
+# A model has one width; where it is a multiple of 16, rows are read in larger parts.
+@triton.jit(do_not_specialize=['tokens'])
 def _embed_tokens(
     patches,
     cls_token,
@@ -128,7 +129,7 @@ def _embed_tokens(
     tl.store(normed + place, x.to(dtype), mask=inside)
 
 
-@triton.jit(do_not_specialize=['width'])
+@triton.jit
 def _add_and_norm(x, change, weight, bias, total, normed, eps, width, WIDTH: tl.constexpr):
     column = tl.arange(0, WIDTH)
     inside = column < width
@@ -150,7 +151,7 @@ def _quick_gelu(x, result, count, VALUES: tl.constexpr):
     tl.store(result + place, (value.to(tl.float32) * gate).to(value.dtype), mask=inside)
 
 
-@triton.jit(do_not_specialize=['width'])
+@triton.jit
 def _unit_length(x, result, width, WIDTH: tl.constexpr):
     column = tl.arange(0, WIDTH)
     inside = column < width
