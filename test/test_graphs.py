@@ -510,7 +510,8 @@ def test_nobody_else_captures_or_waits_for_the_device_during_a_capture(cuda):
     queue = GraphQueue(DEVICE)
     is_free = []
     queue.capture(lambda: is_free.append(free_for_another_thread(whole_device)))
-    assert is_free == [False] * 4 and free_for_another_thread(whole_device)
+    # The first run is no part of it: kernels are compiled then, which may take long.
+    assert is_free == [True, *[False] * 3] and free_for_another_thread(whole_device)
     # What a capture is protected from takes the lock itself, as `Cuda` asserts.
     queue.synchronise()
     queue.clear()

@@ -1,8 +1,8 @@
 """Functions of tensors that Triton kernels compute on CUDA, and PyTorch's operations elsewhere.
 
 A function decorated with `on_cuda_by` is the reference: it says what is computed, on any device.
-Modules named `..._kernels` import Triton, which comes with PyTorch for CUDA, and nothing else
-imports them.
+Modules named `..._kernels`, and `kernel_parts`, import Triton, which comes with PyTorch for CUDA;
+nothing else imports them.
 """
 
 import logging

@@ -184,7 +184,7 @@ class GraphQueue:
             RuntimeError: The function cannot be captured, or nothing can any more.
         """
         if not GraphQueue._has_failed and self._compute is not None:
-            # Kernels are compiled here, for which nobody else has to wait.
+            # The first run compiles kernels, for which nobody else has to wait.
             with torch.cuda.device(self.device):
                 function()
         with whole_device, torch.cuda.device(self.device):
@@ -195,7 +195,7 @@ class GraphQueue:
             # Not on the stream of the capture, so that the workspace of cuBLAS for that stream is
             # first allocated during the capture. It then lies in the pool and stays as long as the
             # graphs do; PyTorch may free any other when the thread that made it ends.
-            for _ in range(_WARM_UP_RUNS):
+            for _ in range(_WARM_UP_RUNS - 1):
                 function()
             index = len(self._graphs)
             self._graphs.append(torch.cuda.CUDAGraph())
