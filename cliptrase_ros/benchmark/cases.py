@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
+import torch.nn.functional as F
 
 from cliptrase_ros.benchmark.subject import (
     BACKGROUND,
@@ -31,6 +32,7 @@ from cliptrase_ros.benchmark.timing import (
 )
 from cliptrase_ros.segmentation.device_faults import describe
 from cliptrase_ros.segmentation.method.clustering import dbscan, dbscan_parameters
+from cliptrase_ros.segmentation.method.enlarging import largest_enlarged, largest_of_all
 from cliptrase_ros.segmentation.model.preprocessing import framing_of
 from cliptrase_ros.segmentation.model.prompts import PROMPT_TEMPLATES
 from cliptrase_ros.segmentation.model.text import TextEncoder
@@ -259,6 +261,27 @@ def measure_clustering(patches: Sequence[int], runs: int, device: torch.device) 
         run = partial(dbscan, rows, *dbscan_parameters(count))
         taken = interleaved({'dbscan': run}, runs, device)['dbscan']
         results.append({'patches': count, **_figures('ms', taken)})
+    return results
+
+
+def measure_labels(columns: Sequence[int], runs: int, device: torch.device) -> list[dict]:
+    """Time labels of 592 x 336 pixels, from maps whose neighbouring patches are alike.
+
+    Those of trained models are; of random weights they are not. `all_ms` is for enlarging the maps
+    of all columns.
+    """
+    results = []
+    for count in columns:
+        generator = torch.Generator().manual_seed(0)
+        scenery = torch.randn(1, count, 5, 9, generator=generator)
+        maps = F.interpolate(scenery, size=(21, 37), mode='bicubic', align_corners=False)
+        maps = (maps + 0.05 * torch.randn(maps.shape, generator=generator)).to(device)
+        functions = {'ms': largest_enlarged, 'all_ms': largest_of_all}
+        taken = interleaved(
+            {name: partial(f, maps, (336, 592)) for name, f in functions.items()}, runs, device
+        )
+        figures = {name: statistics.median(ms) for name, ms in taken.items()}
+        results.append({'columns': count, **figures})
     return results
 
 

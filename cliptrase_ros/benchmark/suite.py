@@ -14,6 +14,7 @@ from cliptrase_ros.benchmark.cases import (
     measure_agreement,
     measure_clustering,
     measure_engine,
+    measure_labels,
     measure_text,
 )
 from cliptrase_ros.benchmark.subject import ARCHITECTURE, CLASSES
@@ -21,6 +22,9 @@ from cliptrase_ros.benchmark.timing import device_name
 
 _FIGURES = ('encoder ms', 'engine ms', 'ratio', 'MB')
 _VERSIONS = ('torch', 'open_clip_torch', 'numpy')
+
+# Of vocabularies, for labels alone.
+_COLUMNS = (16, 100)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def run_suite(suite: Suite, device: torch.device) -> dict:
                 progress.update()
     report['text'] = measure_text(segmenter, suite.phrases, min(suite.runs, 3))
     report['dbscan'] = measure_clustering(suite.patches, suite.runs, device)
+    report['labels'] = measure_labels(_COLUMNS, suite.runs, device)
     if suite.agreement:
         report['labels_equal_to_float32'] = {
             precision: measure_agreement(
@@ -184,6 +189,15 @@ def table(report: dict) -> str:
         + ', '.join(f'{d["patches"]} patches {d["ms"]:.1f} ms' for d in report['dbscan'])
         + '.',
     ]
+    if report.get('labels'):
+        lines.append(
+            'Labels of 592 x 336 pixels, patches alike: '
+            + ', '.join(
+                f'{r["columns"]} columns {r["ms"]:.1f} ms (all enlarged {r["all_ms"]:.1f})'
+                for r in report['labels']
+            )
+            + '.'
+        )
     for precision, share in report.get('labels_equal_to_float32', {}).items():
         lines.append(f'Labels in {precision} equal to float32: {100 * share:.2f} %.')
     return '\n'.join(lines)

@@ -53,14 +53,14 @@ def largest_enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     """
     is_small = sum(size) <= _SMALL_IMAGE or maps.shape[1] <= _MAPS_AT_ONCE
     if maps.device.type != 'cpu' or is_small:
-        return _largest_of_all(maps, size)
+        return largest_of_all(maps, size)
     result = maps.new_empty(len(maps), *size, dtype=torch.int64)
     for image, largest in zip(maps, result, strict=True):
         _write_largest(image, largest)
     return result
 
 
-def _largest_of_all(maps: Tensor, size: Sequence[int]) -> Tensor:
+def largest_of_all(maps: Tensor, size: Sequence[int]) -> Tensor:
     """`largest_enlarged` with work that does not depend on values, as CUDA graphs need it."""
     best = None
     for number, part in enumerate(maps.split(_MAPS_AT_ONCE, 1)):
@@ -85,7 +85,7 @@ def _write_largest(maps: Tensor, result: Tensor) -> None:
     ]
     for rows, columns, candidates in min(plans, key=_work):
         part = maps[:, rows.patches, columns.patches].index_select(0, candidates)
-        largest = _largest_of_all(part[None], (rows.length, columns.length))[0]
+        largest = largest_of_all(part[None], (rows.length, columns.length))[0]
         result[rows.pixels, columns.pixels] = candidates.take(largest[rows.inner, columns.inner])
 
 
