@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
 from cliptrase_ros.segmentation.method.kernel_parts import (
+    SIZES,
     STRIDES,
     corners_around,
     enlarged,
@@ -109,10 +110,7 @@ def ids_and_confidence(
 
 
 # One compilation serves all sizes and layouts.
-_SIZES = ['height', 'width', 'rows', 'columns']
-
-
-@triton.jit(do_not_specialize=['count', *STRIDES, *_SIZES])
+@triton.jit(do_not_specialize=['count', *STRIDES, *SIZES])
 def _largest_enlarged(
     maps,
     result,
@@ -162,7 +160,7 @@ def _largest_enlarged(
         'resized_columns',
         'first_row',
         'first_column',
-        *_SIZES,
+        *SIZES,
         *STRIDES,
     ]
 )

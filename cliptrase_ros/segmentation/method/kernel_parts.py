@@ -3,8 +3,9 @@
 import triton
 import triton.language as tl
 
-# The strides of a tensor (B, K, H, W), for which no kernel is compiled anew.
+# The strides of a tensor (B, K, H, W), and sizes of images, for which no kernel is compiled anew.
 STRIDES = ['image_stride', 'plane_stride', 'row_stride', 'column_stride']
+SIZES = ['height', 'width', 'rows', 'columns']
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
 from cliptrase_ros.segmentation.method.kernel_parts import (
+    SIZES,
     STRIDES,
     corners_around,
     count_each,
@@ -190,16 +191,7 @@ def _choose(value, label, candidate, counts, winner, best, is_candidate):
     return winner, best, is_candidate | (label == candidate)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *STRIDES,
-        'height',
-        'width',
-        'rows',
-        'columns',
-        'number',
-    ]
-)
+@triton.jit(do_not_specialize=[*STRIDES, *SIZES, 'number'])
 def _cell_means(
     labels,
     picture,
@@ -321,17 +313,7 @@ def _mean_around(maps, means, rows, columns, BLOCK: tl.constexpr):
     tl.store(means + first + cell, total / count, mask=cell < rows * columns)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *STRIDES,
-        'height',
-        'width',
-        'rows',
-        'columns',
-        'number',
-        'classes',
-    ]
-)
+@triton.jit(do_not_specialize=[*STRIDES, *SIZES, 'number', 'classes'])
 def _choose_filtered(
     coefficients,
     labels,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cliptrase_ros.segmentation.kernels import launch
 from cliptrase_ros.segmentation.method.kernel_parts import (
+    SIZES,
     STRIDES,
     mean_colours,
     nearest_inside,
@@ -94,15 +95,7 @@ def blend(
 
 
 # One compilation of each serves all sizes.
-@triton.jit(
-    do_not_specialize=[
-        *STRIDES,
-        'height',
-        'width',
-        'rows',
-        'columns',
-    ]
-)
+@triton.jit(do_not_specialize=[*STRIDES, *SIZES])
 def _compare(
     picture,
     earlier,

@@ -31,7 +31,7 @@ from cliptrase_ros.segmentation.method.propagation import propagate
 from cliptrase_ros.segmentation.method.refinement import refine_edges
 from cliptrase_ros.segmentation.method.smoothing import History, empty_history, smooth
 from cliptrase_ros.segmentation.model import preprocessing
-from cliptrase_ros.segmentation.model.backbone import DenseBackbone, DenseFeatures
+from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
@@ -228,7 +228,10 @@ def trace(
     with stage('tower'):
         whole = pixels if window is None else _shrink_to_window(pixels, backbone, method)
         dense = backbone(whole, method.features)
-        correlation = _correlation(dense, method)
+        correlation = None
+        # Windows propagate along correlations of their own.
+        if method.clustering or (method.propagation and window is None):
+            correlation = dense.patch_correlation(method.denoising)
     with stage('logits'):
         cosines = dense.tokens @ table.features.mT
         image_cosines = cosines[:, 0]
@@ -248,7 +251,6 @@ def trace(
             columns = pamr.refine_present(columns, evidence, picture)
     raw_labels = torch.minimum(columns, table.foreground)
     if correlation is None or not method.clustering:
-        correlation = None
         clusters = torch.full_like(dense.tokens[:, 1:, 0], -1, dtype=torch.int64)
         exact = torch.ones_like(clusters[:, 0], dtype=torch.bool)
         labels = raw_labels
@@ -261,7 +263,7 @@ def trace(
             )
     return Trace(
         dense.tokens,
-        correlation,
+        correlation if method.clustering else None,
         patches.logits,
         probability,
         clusters,
@@ -288,13 +290,6 @@ class _PatchMaps:
     probability: Tensor | None = None
 
 
-def _correlation(dense: DenseFeatures, method: Method) -> Tensor | None:
-    """What is clustered or propagated along; None where nothing is."""
-    if method.clustering or method.propagation:
-        return dense.patch_correlation(method.denoising)
-    return None
-
-
 def _patch_maps(
     cosines: Tensor,
     image_cosines: Tensor,
@@ -303,7 +298,13 @@ def _patch_maps(
     table: LabelTable,
     method: Method,
 ) -> _PatchMaps:
-    """cosines: (B, N, P). image_cosines: (B, P), of whole images, for the image prior."""
+    """What patches show.
+
+    Args:
+        cosines: (B, N, P).
+        image_cosines: (B, P), of whole images, for the image prior.
+        correlation: (B, N, N), needed by a method that propagates.
+    """
     logits, label_logits = (
         maps.unflatten(-1, grid)
         for maps in table.patch_logits(cosines, image_cosines if method.image_prior else None)
@@ -312,7 +313,7 @@ def _patch_maps(
         return _PatchMaps(logits, label_logits)
     probability = label_logits.softmax(1)
     if method.propagation:
-        assert correlation is not None  # see `_correlation`
+        assert correlation is not None
         probability = propagate(probability, correlation)
     return _PatchMaps(logits, label_logits, probability)
 
@@ -338,7 +339,9 @@ def _sliding_patch_maps(
     for window_pixels, prior in zip(windows, priors, strict=True):
         with stage('tower'):
             dense = backbone(window_pixels, method.features)
-            correlation = _correlation(dense, method) if method.propagation else None
+            correlation = None
+            if method.propagation:
+                correlation = dense.patch_correlation(method.denoising)
         with stage('logits'):
             cosines = (dense.tokens @ table.features.mT)[:, 1:]
             maps = _patch_maps(cosines, prior, dense.grid, correlation, table, method)
