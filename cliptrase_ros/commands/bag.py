@@ -46,6 +46,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         '--no-overlay', dest='overlay', action='store_false', help='leave out the large overlays'
     )
     command.add_argument(
+        '--sidecar',
+        action='store_true',
+        help='write the labels alone, to lie beside IN; MCAP and compressed, unless told otherwise',
+    )
+    command.add_argument(
         '--storage', choices=('mcap', 'sqlite3'), help='storage of OUT (default: that of IN)'
     )
     command.add_argument(
@@ -78,15 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
 
             from cliptrase_ros.bag.label import BagSettings, Labeller, label_bag
             from cliptrase_ros.bag.points import BagPoints
+            from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
             settings = BagSettings(
                 arguments.node,
                 arguments.storage,
                 arguments.compress,
                 arguments.rate,
-                batch,
                 arguments.overlay,
+                arguments.sidecar,
             )
+            engine = FaultTolerantEngine(segmenter, batch=batch)
             counts = [camera.topic.count for camera in cameras]
             total = None if None in counts else sum(counts)
             with open_view(arguments) as viewer, progress_bar(total) as progress:
@@ -96,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
                     reader,
                     arguments.output,
                     cameras,
-                    Labeller(segmenter, encoded, segmentation),
+                    Labeller(engine, encoded, segmentation),
                     settings,
                     on_image=progress.update,
                     on_result=_result_shower(viewer, points) if points else lambda *_: None,
@@ -118,7 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for topic, reason in choice.left_out.items():
         print(f'{topic}: not labelled: {reason}')
-    print(f'{summary.copied} messages and the labels are in {arguments.output}')
+    what = 'the' if arguments.sidecar else f'{summary.messages} messages and the'
+    print(f'{what} labels are in {arguments.output}')
     return 1 if summary.damage or refused else 0
 
 
