@@ -25,8 +25,13 @@ _ENCODERS = {'libx264': {'crf': '20', 'preset': 'veryfast'}, 'mpeg4': {'q': '4'}
 
 def write_label(path: Path, segmentation: Segmentation) -> None:
     """Write class ids as a palette PNG in the classes' colours; 255 is unlabelled."""
-    image = Image.fromarray(segmentation.label)
-    image.putpalette(segmentation.vocabulary.palette.ravel().tolist())
+    write_palette_png(path, segmentation.label, segmentation.vocabulary.palette)
+
+
+def write_palette_png(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
+    """Write a label image, uint8 (H, W), with the RGB of its values, uint8 (256, 3)."""
+    image = Image.fromarray(label)
+    image.putpalette(palette.ravel().tolist())
     with whole_file(path) as temporary:
         image.save(temporary, format='PNG')
 
