@@ -79,7 +79,7 @@ class Outcome:
             could not be written.
         areas: Pixels by class id.
         total_area: Pixels of all pictures.
-        write_fault: The first error that kept labels from being written, None while none did.
+        write_fault: The first error that kept results from being written, None while none did.
     """
 
     labelled: int = 0
@@ -246,7 +246,7 @@ class _Labelling:
             try:
                 video.close()
             except Exception as error:
-                self._give_up(source, error)
+                self._give_up_writing(source, error)
 
     def _label(self, batch: Sequence[Picture]) -> None:
         """Label photos of one size, or frames of one video, and have the results written."""
@@ -304,8 +304,7 @@ class _Labelling:
                 entry, drawn = write.result()
             except Exception as error:
                 self.writes.popleft()
-                self.outcome.write_fault = self.outcome.write_fault or error
-                self._give_up(picture.source, error)
+                self._give_up_writing(picture.source, error)
                 continue
             self.entries.append((picture.source, entry))
             self.outcome.count(entry)
@@ -315,8 +314,12 @@ class _Labelling:
                 try:
                     self.video.write(drawn, picture.time_s)
                 except Exception as error:
-                    self._give_up(picture.source, error)
+                    self._give_up_writing(picture.source, error)
                     self._close_video(picture.source)
+
+    def _give_up_writing(self, source: Source, error: Exception) -> None:
+        self.outcome.write_fault = self.outcome.write_fault or error
+        self._give_up(source, error)
 
     def _give_up(self, source: Source, error: Exception) -> None:
         """Note why a source is not done, or not to its end; the first reason counts."""
