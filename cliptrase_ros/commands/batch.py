@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,8 @@ from cliptrase_ros.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from cliptrase_ros.fleet.batch import Summary
     from cliptrase_ros.fleet.engines import Member
-    from cliptrase_ros.fleet.labelling import Labelling, ResultStore
+    from cliptrase_ros.fleet.labelling import Job, Labelling, ResultStore
     from cliptrase_ros.fleet.plan import Plan
 
 # So many inputs with faults are named at the end; all of them are in the storage.
@@ -62,7 +62,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         '--shard',
-        type=shard,
+        type=_shard,
         default=(0, 1),
         metavar='I/N',
         help='do the Ith of N parts of the work, I from 0 to N-1, as one of N jobs of an array',
@@ -83,6 +83,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         '--overlay', action='store_true', help='results have the large overlays as well'
+    )
+    command.add_argument(
+        '--export',
+        type=lambda text: tuple(text.split(',')),
+        default=(),
+        metavar='FORMAT,...',
+        help='make datasets of the results: coco, coco-polygons, yolo, palette, parquet, fiftyone',
+    )
+    command.add_argument(
+        '--export-images',
+        action='store_true',
+        help='have the images in the datasets, too: photos, and frames as JPEG',
     )
     workers = command.add_argument_group('workers')
     workers.add_argument(
@@ -125,38 +137,89 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _label(arguments: argparse.Namespace) -> int:
-    from cliptrase_ros.fleet.batch import describe, label
+    if not arguments.inputs or not arguments.vocabulary:
+        raise CommandError('give at least one INPUT and the words, --vocabulary WORDS')
+
+    from cliptrase_ros.exports.export import check_formats
+    from cliptrase_ros.exports.results import ExportError
+    from cliptrase_ros.fleet.batch import describe
     from cliptrase_ros.fleet.labelling import ResultStore
     from cliptrase_ros.fleet.plan import make_plan
     from cliptrase_ros.fleet.storage import Storage
     from cliptrase_ros.fleet.tasks import find_tasks
 
-    if not arguments.inputs or not arguments.vocabulary:
-        raise CommandError('give at least one INPUT and the words, --vocabulary WORDS')
+    with command_errors(ExportError):
+        check_formats(arguments.export)
     labelling, gpus = _labelling(arguments)
-    digest = labelling.digest
-    store = ResultStore(Storage(arguments.output), digest)
-    found = find_tasks(arguments.inputs, arguments.output, digest)
+    store = ResultStore(Storage(arguments.output), labelling.digest)
+    found = find_tasks(arguments.inputs, arguments.output, labelling.digest)
     with progress_bar(None, 'task') as bar:
         bar.set_description('looking')
         plan = make_plan(found, store, arguments.shard, arguments.retry_failed, bar.update)
     with plan:
-        _print_plan(plan, store.url, arguments)
+        _print_plan(plan, store.url, arguments.shard)
         if arguments.dry_run:
             return 0
         describe(store, labelling, plan)
-        summary = None
-        if plan.states['left']:
-            with (
-                _members(arguments, labelling, gpus) as members,
-                progress_bar(plan.states['left'], 'task') as bar,
-            ):
-                summary = label(
-                    *(plan, store, members),
-                    on_done=bar.update,
-                    on_images=lambda count: bar.set_postfix_str(f'{count} images'),
-                )
-        return _print_summary(summary, plan, store)
+        job = _job(arguments, labelling)
+        has_faults = _run_tasks(arguments, plan, store, job, gpus)
+        if job.formats:
+            has_faults |= _export(arguments, plan, store, job)
+    return 1 if has_faults else 0
+
+
+def _run_tasks(
+    arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', job: 'Job', gpus: int
+) -> bool:
+    """Label what is left and say what came of it; returns whether any input has a fault."""
+    from cliptrase_ros.fleet.batch import label
+
+    if plan.states['failed']:
+        print(
+            f'{plan.states["failed"]} have failed before, see {store.url}/failed/; --retry-failed '
+            'tries them again'
+        )
+    has_faults = bool(plan.states['failed'] or plan.damaged)
+    if not plan.states['left']:
+        return has_faults
+    with (
+        _members(arguments, job, gpus) as members,
+        progress_bar(plan.states['left'], 'task') as bar,
+    ):
+        summary = label(
+            *(plan, store, members),
+            on_done=bar.update,
+            on_images=lambda count: bar.set_postfix_str(f'{count} images'),
+        )
+    _print_faults('not labelled', summary.failed)
+    _print_faults('damaged', [(source, '; '.join(d)) for source, d in summary.damaged])
+    print(
+        f'{summary.states["done"]} tasks done, {summary.images} images labelled, '
+        f'{summary.states["failed"]} failed, {len(summary.damaged)} of damaged inputs'
+    )
+    return has_faults or bool(summary.failed or summary.damaged)
+
+
+def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', job: 'Job') -> bool:
+    """Make the datasets; returns whether one lacks anything."""
+    from cliptrase_ros.fleet.datasets import Datasets
+
+    datasets = Datasets.of(plan, store, job)
+    count = sum(1 for _ in datasets.tasks_left())
+    failed = []
+    if count:
+        job = replace(job, device='cpu', labels=False)
+        with _members(arguments, job, gpus=0) as members, progress_bar(count, 'task') as bar:
+            bar.set_description('exporting')
+            failed = datasets.make_parts(count, members, bar.update)
+    _print_faults('not exported', failed)
+    if arguments.shard[1] > 1:
+        print('the same command without --shard joins the datasets when all shards are done')
+        return bool(failed)
+    datasets.join(job.labelling.vocabulary)
+    for name, path in datasets.paths.items():
+        print(f'{name}: {store.url}/{path}')
+    return bool(failed)
 
 
 def _labelling(arguments: argparse.Namespace) -> 'tuple[Labelling, int]':
@@ -179,37 +242,47 @@ def _labelling(arguments: argparse.Namespace) -> 'tuple[Labelling, int]':
     return labelling, facts.gpus
 
 
-@contextlib.contextmanager
-def _members(
-    arguments: argparse.Namespace, labelling: 'Labelling', gpus: int
-) -> 'Iterator[Sequence[Member]]':
-    """Places for the workers that the options ask for. Raises CommandError."""
-    from cliptrase_ros.fleet.engines import EngineError, local_members, ray_members
+def _job(arguments: argparse.Namespace, labelling: 'Labelling') -> 'Job':
     from cliptrase_ros.fleet.labelling import Job
 
-    device = arguments.device
-    devices = [device]
-    if device in ('auto', 'cuda'):
-        devices = [f'cuda:{number}' for number in range(gpus)] or [device]
-    count = arguments.workers or len(devices)
-    cores = len(os.sched_getaffinity(0))
-    threads = arguments.threads or (2 if arguments.ray else max(1, cores // count))
-    job = Job(
-        *(labelling, labelling.digest, arguments.output, device, threads, arguments.batch),
-        *(arguments.scratch, arguments.scratch_gib),
+    return Job(
+        labelling,
+        labelling.digest,
+        arguments.output,
+        arguments.device,
+        arguments.threads,
+        arguments.batch,
+        arguments.scratch,
+        arguments.scratch_gib,
+        arguments.export,
+        arguments.export_images,
     )
+
+
+@contextlib.contextmanager
+def _members(arguments: argparse.Namespace, job: 'Job', gpus: int) -> 'Iterator[Sequence[Member]]':
+    """Places for the workers that the options ask for. Raises CommandError."""
+    from cliptrase_ros.fleet.engines import EngineError, local_members, ray_members
+
+    devices = [job.device]
+    if job.device in ('auto', 'cuda'):
+        devices = [f'cuda:{number}' for number in range(gpus)] or devices
+    count = arguments.workers or len(devices)
     with command_errors(EngineError):
         if arguments.ray:
+            job = replace(job, threads=job.threads or 2)
             with ray_members(job, arguments.workers, arguments.ray) as members:
                 yield members
         else:
+            cores = len(os.sched_getaffinity(0))
+            job = replace(job, threads=job.threads or max(1, cores // count))
             with local_members(job, count, devices) as members:
                 yield members
 
 
-def _print_plan(plan: 'Plan', url: str, arguments: argparse.Namespace) -> None:
+def _print_plan(plan: 'Plan', url: str, shard: tuple[int, int]) -> None:
     tasks = plan.tasks
-    number, count = arguments.shard
+    number, count = shard
     print(
         f'{tasks["recording"]} recordings, {tasks["video"]} videos, {plan.photos} photos in '
         f'{tasks["photos"]} parts, {_size(plan.bytes)}: {tasks.total()} tasks'
@@ -228,28 +301,7 @@ def _size(count: int) -> str:
     return decimal(count)
 
 
-def _print_summary(summary: 'Summary | None', plan: 'Plan', store: 'ResultStore') -> int:
-    """Say what came of it; returns the exit status."""
-    if summary is not None:
-        _print_faults([(source, reason) for source, reason in summary.failed], 'not labelled')
-        _print_faults(
-            [(source, '; '.join(damage)) for source, damage in summary.damaged], 'damaged'
-        )
-        print(
-            f'{summary.states["done"]} tasks done, {summary.images} images labelled, '
-            f'{summary.states["failed"]} failed, {len(summary.damaged)} of damaged inputs'
-        )
-    failed = plan.states['failed'] + (summary.states['failed'] if summary else 0)
-    damaged = len(summary.damaged) if summary else 0
-    if plan.states['failed']:
-        print(
-            f'{plan.states["failed"]} had failed before, see {store.url}/failed/; --retry-failed '
-            'tries them again'
-        )
-    return 1 if failed or damaged else 0
-
-
-def _print_faults(faults: 'Sequence[tuple[str, str]]', what: str) -> None:
+def _print_faults(what: str, faults: 'Sequence[tuple[str, str]]') -> None:
     for source, reason in faults[:_NAMED]:
         print(f'cliptrase batch: {source}: {what}: {reason}', file=sys.stderr)
     if len(faults) > _NAMED:
@@ -279,12 +331,12 @@ def _show_status(output: str) -> int:
     if not table.row_count:
         raise CommandError(f'{output} has no results of `cliptrase batch`')
     # A file or another program gets all of it.
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table)
     return 0
 
 
-def shard(text: str) -> tuple[int, int]:
+def _shard(text: str) -> tuple[int, int]:
     """Read I/N, I from 0 to N-1; for argparse."""
     number, _, count = text.partition('/')
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):

@@ -28,11 +28,13 @@ class Labels:
         files: Folder with the results.
         images: How many were labelled.
         damage: What is missing, a sentence each.
+        cameras: Image topic by camera name, of a recording.
     """
 
     files: Path
     images: int = 0
     damage: list[str] = field(default_factory=list)
+    cameras: dict[str, str] = field(default_factory=dict)
 
 
 class InputFault(Exception):
@@ -97,7 +99,8 @@ class Labeller:
             *summary.damage,
             *(f'{topic}: {n} not labelled: {reason}' for topic, (n, reason) in refused.items()),
         ]
-        return Labels(folder, summary.labelled.total(), damage)
+        cameras = {camera.name: camera.topic.name for camera in choice.cameras}
+        return Labels(folder, summary.labelled.total(), damage, cameras)
 
     def _label_pictures(self, task: Task, source: Path, folder: Path) -> Labels:
         kind = 'video' if task.kind == 'video' else 'photo'

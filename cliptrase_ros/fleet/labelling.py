@@ -4,7 +4,7 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,9 @@ class Job:
         batch: Images of equal size at a time; None for what suits the device.
         scratch: Folder for what is fetched; None for the system's.
         scratch_gib: Most that fetched inputs take there.
+        formats: Of datasets that results become, see `exports.export.FORMATS`.
+        with_images: Whether datasets have the images too.
+        labels: Whether there is anything to label, for which a worker loads the model.
     """
 
     labelling: Labelling
@@ -92,6 +95,9 @@ class Job:
     batch: int | None
     scratch: Path | None
     scratch_gib: float
+    formats: tuple[str, ...] = ()
+    with_images: bool = False
+    labels: bool = True
 
 
 class ResultStore:
@@ -127,6 +133,11 @@ class ResultStore:
         """Write a JSON file of the folder."""
         text = json.dumps(content, indent=1)
         self.storage.write(f'{self.path}/{name}', text.encode() + b'\n')
+
+    def datasets(self, formats: Sequence[str], with_images: bool) -> dict[str, str]:
+        """Where the datasets of some formats lie, paths in the folder by format."""
+        suffix = '-with-images' if with_images else ''
+        return {name: f'export/{name}{suffix}' for name in formats}
 
     def mark_done(self, task: Task, about: dict[str, Any], damage: list[str]) -> None:
         """Say that the results of a task are there, and what is missing of its input."""

@@ -19,6 +19,7 @@ class Plan:
         bytes: Of all inputs.
         states: How many tasks of the plan's shard are 'done', 'failed' or 'left'.
         bytes_left: Of the inputs of those left.
+        damaged: How many of those done lack something.
     """
 
     tasks: Counter = field(default_factory=Counter)
@@ -26,6 +27,7 @@ class Plan:
     bytes: int = 0
     states: Counter = field(default_factory=Counter)
     bytes_left: int = 0
+    damaged: int = 0
 
     def __post_init__(self) -> None:
         self._file = tempfile.TemporaryFile('w+', encoding='ascii')  # noqa: SIM115
@@ -46,12 +48,12 @@ class Plan:
             self.bytes_left += task.size if state == 'left' else 0
             self._file.write(f'{state} {task.to_json()}\n')
 
-    def of_shard(self, *states: str) -> Iterator[Task]:
-        """The tasks of the plan's shard that are in one of these states."""
+    def of_shard(self, state: str = '') -> Iterator[Task]:
+        """The tasks of the plan's shard, or those in a state."""
         self._file.seek(0)
         for line in self._file:
-            state, _, text = line.partition(' ')
-            if state in states:
+            was, _, text = line.partition(' ')
+            if was == state or not state:
                 yield Task.from_json(text)
 
 
@@ -68,7 +70,7 @@ def make_plan(
         shard: Number of the shard, from 0, and of how many; each has other tasks.
         retry_failed: Whether what has failed before is left to do.
     """
-    done, failed = store.keys('done'), store.keys('failed')
+    done, failed, damaged = (store.keys(of) for of in ('done', 'failed', 'damaged'))
     number, count = shard
     plan = Plan()
     for task in found:
@@ -78,5 +80,6 @@ def make_plan(
             is_failed = key in failed and not retry_failed
             state = 'done' if key in done else 'failed' if is_failed else 'left'
         plan.add(task, state)
+        plan.damaged += state == 'done' and key in damaged
         on_task()
     return plan

@@ -242,13 +242,16 @@ def _tasks_of_folder(folder: str, entries: Iterable[Entry], whole: bool) -> Iter
         if entry.name == _METADATA:
             metadata.append(entry)
         elif kind == 'photos':
+            # Where a part ends, a photo's own name says: parts stay as they are, and what they were
+            # labelled as remains valid, when photos are added before them. Photos whose names
+            # differ in their suffix alone stay together.
+            stem = _stem(entry)
+            if photos and stem != _stem(photos[-1]):
+                ends = zlib.crc32(os.fsencode(_stem(photos[-1]))) % PHOTOS_A_TASK == 0
+                if ends or len(photos) >= 2 * PHOTOS_A_TASK:
+                    yield _Found('photos', folder, tuple(photos), True)
+                    photos = []
             photos.append(entry)
-            # Where a part ends, a photo's own name says: parts stay as they are, and what they are
-            # labelled as remains valid, when photos are added before them.
-            ends = zlib.crc32(os.fsencode(entry.name)) % PHOTOS_A_TASK == 0
-            if ends or len(photos) == 2 * PHOTOS_A_TASK:
-                yield _Found('photos', folder, tuple(photos), True)
-                photos = []
         elif kind == 'recording':
             recordings.append(entry)
         elif kind == 'video':
@@ -260,6 +263,10 @@ def _tasks_of_folder(folder: str, entries: Iterable[Entry], whole: bool) -> Iter
     else:
         for entry in recordings:
             yield _Found('recording', entry.path, (entry,), False)
+
+
+def _stem(entry: Entry) -> str:
+    return entry.name.partition('.')[0]
 
 
 def _kind_of(entry: Entry) -> str:

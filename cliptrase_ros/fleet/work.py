@@ -40,14 +40,14 @@ class Work:
         tasks: Iterator[Task],
         count: int,
         on_outcome: Callable[[Task, Outcome], object],
-        on_tick: Callable[[Sequence[Member]], object],
+        on_tick: Callable[[Sequence[Member]], object] = lambda members: None,
     ):
         """Take over members and tasks.
 
         Args:
             method: Of `Worker`; takes a task and returns an `Outcome`.
             tasks: Taken one by one, when a member has room.
-            count: How many tasks there are.
+            count: How many tasks there are at most.
             on_outcome: Called for every task, with the state 'done' or 'failed'.
             on_tick: Called every second or more often with the members that are ready.
         """
@@ -103,9 +103,11 @@ class Work:
                     self._call_next(place)
 
     def _call_next(self, place: _Place) -> None:
-        if self._left:
-            self._left -= 1
-            self._call(place, next(self._tasks))
+        task = next(self._tasks, None) if self._left else None
+        # Another command may have done some of them meanwhile.
+        self._left = self._left - 1 if task else 0
+        if task:
+            self._call(place, task)
 
     def _call(self, place: _Place, task: Task) -> None:
         place.calls[place.member.call(self._method, task)] = task

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import cliptrase_ros
+from cliptrase_ros.exports.export import write_part
+from cliptrase_ros.exports.results import ExportError, Result
 from cliptrase_ros.fleet.labeller import InputFault, Labeller, WorkerUnfit, sentence
 from cliptrase_ros.fleet.labelling import Job, ResultStore, utc_now
 from cliptrase_ros.fleet.scratch import Scratch, ScratchError
@@ -33,6 +35,7 @@ class Worker:
             WorkerUnfit: It is not the model, or not the version, that the job is about.
         """
         _end_with_parent()
+        self._job = job
         if job.labelling.digest != job.digest:
             raise WorkerUnfit(
                 f'cliptrase_ros on {socket.gethostname()} is {cliptrase_ros.__version__}, another '
@@ -43,17 +46,17 @@ class Worker:
         atexit.register(self._scratch.close)
         # Recordings that are compressed as files are unpacked where there is room.
         tempfile.tempdir = str(self._scratch.path)
-        self._labeller = Labeller(job)
+        self._labeller = Labeller(job) if job.labels else None
         self._fetching = threading.Lock()
         self._labelling = threading.Lock()
-        self._vitals = Vitals(self._store, self._labeller.device)
+        self._vitals = Vitals(self._store, self._labeller.device if self._labeller else 'none')
 
     def ready(self) -> None:
         """Return when the worker is there; for engines that make it later."""
 
     def progress(self) -> int:
         """How many images were labelled so far."""
-        return self._labeller.images
+        return self._labeller.images if self._labeller else 0
 
     def run(self, task: Task) -> Outcome:
         """Fetch, label and store the results of a task, then say that it is done.
@@ -73,6 +76,17 @@ class Worker:
                 outcome = Outcome('again', sentence(error))
             self._vitals.count[outcome.state] += 1
             return outcome
+
+    def export(self, task: Task) -> Outcome:
+        """Make a finished task's part of the datasets of the job."""
+        with self._vitals.task(task.source):
+            try:
+                self._export(task)
+            except (ExportError, InputFault) as error:
+                return Outcome('failed', str(error))
+            except Exception as error:
+                return Outcome('again', sentence(error))
+            return Outcome('done')
 
     def close(self) -> None:
         """Say that the worker has ended, and delete what was fetched."""
@@ -103,6 +117,7 @@ class Worker:
             'bytes': task.size,
             'images': labels.images,
             'damage': labels.damage,
+            'cameras': labels.cameras,
             'result': result,
             'result_bytes': size,
             'seconds': {stage: round(value, 3) for stage, value in seconds.items()},
@@ -155,6 +170,42 @@ class Worker:
         path = f'results/{task.name}/{digest[:16]}'
         self._store.storage.store(folder, f'{self._store.path}/{path}')
         return {'folder': path, 'files': len(files), 'checksums_sha256': digest}, size
+
+    def _export(self, task: Task) -> None:
+        about = self._store.read(f'done/{task.key}.json')
+        if about is None:
+            raise ExportError(f'{self._store.url}/done/{task.key}.json is gone')
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(self._scratch.folder())
+            inputs = None
+            if self._job.with_images:
+                inputs = self._fetch(task, folder / 'input', stack)
+            result = Result(
+                *(task.key, task.kind, task.name, task.source),
+                self._get(about['result'], folder / 'labels'),
+                inputs,
+                about['cameras'],
+            )
+            write_part(result, self._job.formats, folder / 'export')
+            datasets = self._store.datasets(self._job.formats, self._job.with_images)
+            for name, path in datasets.items():
+                files = folder / 'export' / name
+                # What says that a part is there comes last.
+                (files / 'parts').rename(folder / f'parts-{name}')
+                self._store.storage.store(files, f'{self._store.path}/{path}')
+                self._store.storage.store(
+                    folder / f'parts-{name}', f'{self._store.path}/{path}/parts'
+                )
+
+    def _get(self, result: dict[str, Any], folder: Path) -> Path:
+        """Where on this machine stored results are."""
+        storage, path = self._store.storage, f'{self._store.path}/{result["folder"]}'
+        if storage.is_local:
+            return Path(path)
+        checksums = storage.read(f'{path}/{CHECKSUMS}').decode()
+        names = [line.partition('  ')[2] for line in checksums.splitlines()]
+        in_parallel(lambda name: storage.fetch(f'{path}/{name}', folder / name), names)
+        return folder
 
 
 def _end_with_parent() -> None:
