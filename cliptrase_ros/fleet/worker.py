@@ -189,13 +189,14 @@ class Worker:
             write_part(result, self._job.formats, folder / 'export')
             datasets = self._store.datasets(self._job.formats, self._job.with_images)
             for name, path in datasets.items():
-                files = folder / 'export' / name
-                # What says that a part is there comes last.
-                (files / 'parts').rename(folder / f'parts-{name}')
+                files, parts = folder / 'export' / name, folder / f'parts-{name}'
+                if (files / 'parts').is_dir():
+                    (files / 'parts').rename(parts)
                 self._store.storage.store(files, f'{self._store.path}/{path}')
-                self._store.storage.store(
-                    folder / f'parts-{name}', f'{self._store.path}/{path}/parts'
-                )
+                # What says that a part is there comes last. Not every format has anything to join.
+                parts.mkdir(exist_ok=True)
+                (parts / f'{task.key}.jsonl').touch()
+                self._store.storage.store(parts, f'{self._store.path}/{path}/parts')
 
     def _get(self, result: dict[str, Any], folder: Path) -> Path:
         """Where on this machine stored results are."""
