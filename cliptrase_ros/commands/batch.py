@@ -204,7 +204,7 @@ def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', j
     """Make the datasets; returns whether one lacks anything."""
     from cliptrase_ros.fleet.datasets import Datasets
 
-    datasets = Datasets.of(plan, store, job)
+    datasets = Datasets(plan, store, job.datasets)
     count = sum(1 for _ in datasets.tasks_left())
     failed = []
     if count:

@@ -10,7 +10,7 @@ from typing import IO
 
 from cliptrase_ros.exports.export import join_parts
 from cliptrase_ros.fleet.engines import Member
-from cliptrase_ros.fleet.labelling import Job, ResultStore
+from cliptrase_ros.fleet.labelling import ResultStore
 from cliptrase_ros.fleet.plan import Plan
 from cliptrase_ros.fleet.tasks import Outcome, Task
 from cliptrase_ros.fleet.work import Work
@@ -22,7 +22,7 @@ _AHEAD = 8
 
 @dataclass(frozen=True)
 class Datasets:
-    """The datasets that a job makes of the results of a plan.
+    """Datasets of the results of a plan.
 
     Attributes:
         paths: Where they lie, in the folder of the labelling, by format.
@@ -31,11 +31,6 @@ class Datasets:
     plan: Plan
     store: ResultStore
     paths: dict[str, str]
-
-    @classmethod
-    def of(cls, plan: Plan, store: ResultStore, job: Job) -> 'Datasets':
-        """Those that a job names."""
-        return cls(plan, store, store.datasets(job.formats, job.with_images))
 
     def tasks_left(self) -> Iterator[Task]:
         """Finished tasks of which a dataset lacks its part."""

@@ -1,6 +1,7 @@
 """What workers run on: processes of this machine, or actors of a Ray cluster."""
 
 import contextlib
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -161,21 +162,21 @@ def ray_members(job: Job, count: int | None, address: str) -> Iterator[list[Memb
         raise EngineError(f'Ray at {address!r} cannot be reached: {error}') from error
     try:
         resources = ray.cluster_resources()
-        gpus = (
-            0 if job.device == 'cpu' or (job.device == 'auto' and not resources.get('GPU')) else 1
-        )
-        room = resources.get('GPU', 0) if gpus else resources.get('CPU', 0) // job.threads
-        count = count or int(room)
-        if count < 1:
+        cpus, gpus = resources.get('CPU', 0), resources.get('GPU', 0)
+        if job.device == 'cpu' or (job.device == 'auto' and not gpus):
+            gpus = 0
+        count = count or int(gpus or cpus // job.threads)
+        if not count:
             raise EngineError(
-                f'the Ray cluster has {resources.get("CPU", 0):g} CPUs and '
-                f'{resources.get("GPU", 0):g} GPUs; a worker needs {job.threads} CPUs'
-                + (' and 1 GPU' if gpus else '')
+                f'the Ray cluster has {cpus:g} CPUs, and a worker needs {job.threads}; give '
+                '--workers to wait for more'
             )
+        # More workers than GPUs share them, each GPU among as many.
+        share = 1 / math.ceil(max(1, count / gpus)) if gpus else 0
         from cliptrase_ros.fleet.worker import Worker
 
         actor_class = ray.remote(Worker).options(
-            num_cpus=job.threads, num_gpus=gpus, max_concurrency=TASKS_AT_A_TIME + 2
+            num_cpus=job.threads, num_gpus=share, max_concurrency=TASKS_AT_A_TIME + 2
         )
         members = [RayMember(job, actor_class) for _ in range(count)]
         yield members

@@ -4,7 +4,7 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,12 @@ class Job:
     with_images: bool = False
     labels: bool = True
 
+    @property
+    def datasets(self) -> dict[str, str]:
+        """Where the datasets lie, paths in the folder of the labelling by format."""
+        suffix = '-with-images' if self.with_images else ''
+        return {name: f'export/{name}{suffix}' for name in self.formats}
+
 
 class ResultStore:
     """The folder of a labelling's results.
@@ -133,11 +139,6 @@ class ResultStore:
         """Write a JSON file of the folder."""
         text = json.dumps(content, indent=1)
         self.storage.write(f'{self.path}/{name}', text.encode() + b'\n')
-
-    def datasets(self, formats: Sequence[str], with_images: bool) -> dict[str, str]:
-        """Where the datasets of some formats lie, paths in the folder by format."""
-        suffix = '-with-images' if with_images else ''
-        return {name: f'export/{name}{suffix}' for name in formats}
 
     def mark_done(self, task: Task, about: dict[str, Any], damage: list[str]) -> None:
         """Say that the results of a task are there, and what is missing of its input."""

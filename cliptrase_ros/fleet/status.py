@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cliptrase_ros.fleet.labelling import DESCRIPTION, ResultStore
-from cliptrase_ros.fleet.storage import Storage
+from cliptrase_ros.fleet.storage import Storage, in_parallel
 from cliptrase_ros.fleet.vitals import HEARTBEAT_S
 
 # A worker that was silent for so many heartbeats has ended.
@@ -73,8 +73,8 @@ def _status_of(store: ResultStore, about: dict) -> Status:
         first = min(first, entry.changed_s or now)
         recent += now - entry.changed_s < _RATE_OVER_S
     running, images, seconds = 0, 0, {'cuda': 0.0, 'cpu': 0.0}
-    for entry in store.markers('workers'):
-        worker = store.read(f'workers/{entry.name}') or {}
+    names = [f'workers/{entry.name}' for entry in store.markers('workers')]
+    for worker in filter(None, in_parallel(store.read, names)):
         is_alive = not worker.get('ended') and now - worker.get('updated_s', 0) < (
             _SILENT * HEARTBEAT_S
         )

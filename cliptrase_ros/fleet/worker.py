@@ -94,6 +94,10 @@ class Worker:
         self._scratch.close()
 
     def _run(self, task: Task) -> Outcome:
+        done = self._store.read(f'done/{task.key}.json')
+        if done is not None:
+            # By another command, or by a worker that ended right after it.
+            return Outcome('done', damage=tuple(done['damage']), images=done['images'])
         seconds: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(self._scratch.folder())
@@ -187,8 +191,7 @@ class Worker:
                 about['cameras'],
             )
             write_part(result, self._job.formats, folder / 'export')
-            datasets = self._store.datasets(self._job.formats, self._job.with_images)
-            for name, path in datasets.items():
+            for name, path in self._job.datasets.items():
                 files, parts = folder / 'export' / name, folder / f'parts-{name}'
                 if (files / 'parts').is_dir():
                     (files / 'parts').rename(parts)
