@@ -186,11 +186,7 @@ def _run_tasks(
         _members(arguments, job, gpus) as members,
         progress_bar(plan.states['left'], 'task') as bar,
     ):
-        summary = label(
-            *(plan, store, members),
-            on_done=bar.update,
-            on_images=lambda count: bar.set_postfix_str(f'{count} images'),
-        )
+        summary = label(plan, store, members, bar.update, _shower(bar))
     _print_faults('not labelled', summary.failed)
     _print_faults('damaged', [(source, '; '.join(d)) for source, d in summary.damaged])
     print(

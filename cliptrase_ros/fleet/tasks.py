@@ -20,6 +20,9 @@ from cliptrase_ros.photos.sources import PHOTO_SUFFIXES, VIDEO_SUFFIXES
 #: Photos of one task: a thousand on average, and no more than twice as many.
 PHOTOS_A_TASK = 1000
 
+#: Behind the name of an SQLite file: what its recorder wrote last, where it was stopped.
+SQLITE_LOG = '-wal'
+
 _METADATA = 'metadata.yaml'
 
 
@@ -237,10 +240,13 @@ def _tasks_of_folder(folder: str, entries: Iterable[Entry], whole: bool) -> Iter
     photos: list[Entry] = []
     recordings: list[Entry] = []
     metadata: list[Entry] = []
+    logs: dict[str, Entry] = {}
     for entry in entries:
         kind = _kind_of(entry)
         if entry.name == _METADATA:
             metadata.append(entry)
+        elif entry.name.endswith(SQLITE_LOG):
+            logs[entry.path.removesuffix(SQLITE_LOG)] = entry
         elif kind == 'photos':
             # Where a part ends, a photo's own name says: parts stay as they are, and what they were
             # labelled as remains valid, when photos are added before them. Photos whose names
@@ -259,10 +265,11 @@ def _tasks_of_folder(folder: str, entries: Iterable[Entry], whole: bool) -> Iter
     if photos:
         yield _Found('photos', folder, tuple(photos), True)
     if recordings and metadata and whole:
-        yield _Found('recording', folder, (*metadata, *recordings), True)
+        yield _Found('recording', folder, (*metadata, *recordings, *logs.values()), True)
     else:
         for entry in recordings:
-            yield _Found('recording', entry.path, (entry,), False)
+            log = [logs[entry.path]] if entry.path in logs else []
+            yield _Found('recording', entry.path, (entry, *log), False)
 
 
 def _stem(entry: Entry) -> str:
@@ -310,12 +317,3 @@ def _name_of(url: str, common: str) -> str:
     # Results have names that any storage takes.
     name = below.strip('/').encode('utf-8', 'replace').decode('utf-8')
     return '/'.join('_' if part in ('', '.', '..') else part for part in name.split('/'))
-
-
-def check_separate(inputs: Sequence[str], output: str) -> None:
-    """Refuse an output that is itself one of the inputs. Raises TaskError."""
-    place = Storage(output)
-    for text in inputs:
-        given = Storage(text)
-        if given.is_local == place.is_local and given.path == place.path:
-            raise TaskError(f'{text} is the input and the output; choose another --output')

@@ -19,7 +19,7 @@ from cliptrase_ros.fleet.labeller import InputFault, Labeller, WorkerUnfit, sent
 from cliptrase_ros.fleet.labelling import Job, ResultStore, utc_now
 from cliptrase_ros.fleet.scratch import Scratch, ScratchError
 from cliptrase_ros.fleet.storage import Entry, Storage, in_parallel
-from cliptrase_ros.fleet.tasks import Outcome, Task
+from cliptrase_ros.fleet.tasks import SQLITE_LOG, Outcome, Task
 from cliptrase_ros.fleet.vitals import Vitals
 
 CHECKSUMS = 'checksums.txt'
@@ -148,6 +148,9 @@ class Worker:
                 storage.fetch(storage.path, path)
             except FileNotFoundError as error:
                 raise InputFault('it is not there any more') from error
+            if path.suffix == '.db3':
+                with contextlib.suppress(FileNotFoundError):
+                    storage.fetch(storage.path + SQLITE_LOG, path.with_name(path.name + SQLITE_LOG))
             return path
         folder.mkdir()
 
