@@ -5,7 +5,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +22,17 @@ from cliptrase_ros.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from cliptrase_ros.fleet.engines import Member
     from cliptrase_ros.fleet.labelling import Job, Labelling, ResultStore
     from cliptrase_ros.fleet.plan import Plan
 
 # So many inputs with faults are named at the end; all of them are in the storage.
 _NAMED = 20
+
+# Where there is no terminal, progress is a line in so many seconds.
+_LOG_PERIOD_S = 60.0
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -186,7 +192,7 @@ def _run_tasks(
         _members(arguments, job, gpus) as members,
         progress_bar(plan.states['left'], 'task') as bar,
     ):
-        summary = label(plan, store, members, bar.update, _shower(bar))
+        summary = label(plan, store, members, _progress_shower(bar))
     _print_faults('not labelled', summary.failed)
     _print_faults('damaged', [(source, '; '.join(d)) for source, d in summary.damaged])
     print(
@@ -194,6 +200,22 @@ def _run_tasks(
         f'{summary.states["failed"]} failed, {len(summary.damaged)} of damaged inputs'
     )
     return has_faults or bool(summary.failed or summary.damaged)
+
+
+def _progress_shower(bar: 'tqdm') -> 'Callable[[int, int], None]':
+    """What shows how many tasks are done and images labelled: the bar, or lines of a log."""
+    shown_s = time.monotonic()
+
+    def show(tasks: int, images: int) -> None:
+        nonlocal shown_s
+        bar.set_postfix_str(f'{images} images', refresh=False)
+        bar.update(tasks - bar.n)
+        # Without a terminal there is no bar.
+        if bar.disable and time.monotonic() - shown_s >= _LOG_PERIOD_S:
+            shown_s = time.monotonic()
+            print(f'{tasks} of {bar.total} tasks, {images} images', flush=True)
+
+    return show
 
 
 def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', job: 'Job') -> bool:

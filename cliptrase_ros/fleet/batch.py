@@ -99,19 +99,19 @@ def label(
     plan: Plan,
     store: ResultStore,
     members: Sequence[Member],
-    on_done: Callable[[], object] = lambda: None,
-    on_images: Callable[[int], object] = lambda count: None,
+    on_progress: Callable[[int, int], object] = lambda tasks, images: None,
 ) -> Summary:
     """Have members label what is left of a plan.
 
     Args:
-        on_done: Called for every task that is done or has failed.
-        on_images: Called now and then with the number of images that were labelled.
+        on_progress: Called every second or more often with the number of tasks that are done or
+            have failed, and of images that were labelled.
 
     Raises:
         EngineError: No worker can be started.
     """
     summary = Summary()
+    images = _ImageCounter()
 
     def note(task: Task, outcome: Outcome) -> None:
         summary.states[outcome.state] += 1
@@ -121,22 +121,26 @@ def label(
             summary.failed.append((task.source, outcome.reason))
         elif outcome.damage:
             summary.damaged.append((task.source, outcome.damage))
-        on_done()
 
-    progress = _Progress(on_images)
-    work = Work(members, 'run', plan.of_shard('left'), plan.states['left'], note, progress.ask)
-    work.run()
+    def tick(ready: Sequence[Member]) -> None:
+        images.ask(ready)
+        on_progress(summary.states.total(), images.total)
+
+    Work(members, 'run', plan.of_shard('left'), plan.states['left'], note, tick).run()
     return summary
 
 
-class _Progress:
-    """Counts images by asking workers, whose own counts begin anew where one is replaced."""
+class _ImageCounter:
+    """Counts images by asking workers, whose own counts begin anew where one is replaced.
 
-    def __init__(self, on_images: Callable[[int], object]):
-        self._on_images = on_images
+    Attributes:
+        total: Images labelled so far.
+    """
+
+    def __init__(self):
+        self.total = 0
         self._asked: dict[int, Future] = {}
         self._last: Counter[int] = Counter()
-        self._total = 0
 
     def ask(self, members: Sequence[Member]) -> None:
         """Take in what members answer, and ask them again."""
@@ -146,7 +150,6 @@ class _Progress:
                 continue
             if asked is not None and not asked.exception():
                 count, last = asked.result(), self._last[id(member)]
-                self._total += count - last if count >= last else count
+                self.total += count - last if count >= last else count
                 self._last[id(member)] = count
             self._asked[id(member)] = member.call('progress')
-        self._on_images(self._total)
