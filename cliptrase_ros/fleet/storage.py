@@ -87,8 +87,9 @@ class Storage:
         except (ImportError, ValueError) as error:
             # fsspec says which package the protocol needs.
             raise StorageError(f'{url}: {error}') from error
-        self.path = self.path.rstrip('/') or '/'
         self.is_local = isinstance(self._fs, LocalFileSystem)
+        # One place has one name, from wherever it is named.
+        self.path = os.path.normpath(self.path) if self.is_local else self.path.rstrip('/') or '/'
         protocol = self._fs.protocol
         self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         self.is_http = 'http' in self._protocols
@@ -103,6 +104,8 @@ class Storage:
 
     def entry(self, path: str) -> Entry:
         """The entry of a file or folder. Raises FileNotFoundError."""
+        if self.is_local:
+            return _local_entry(path, os.stat(path))  # noqa: PTH116  (paths of fsspec are texts)
         return _entry(self._call(self._fs.info, path), path)
 
     def entries(self, path: str) -> Iterator[Entry]:
@@ -255,17 +258,20 @@ def _local_entries(folder: str) -> Iterator[Entry]:
         except OSError:
             # A broken link or a file that has just gone: reading it says so.
             yield Entry(path, False)
-            continue
-        identity = f'{status.st_size}-{status.st_mtime_ns}'
-        is_folder = stat.S_ISDIR(status.st_mode)
-        yield Entry(path, is_folder, status.st_size, identity, status.st_mtime)
+        else:
+            yield _local_entry(path, status)
+
+
+def _local_entry(path: str, status: os.stat_result) -> Entry:
+    identity = f'{status.st_size}-{status.st_mtime_ns}'
+    is_folder = stat.S_ISDIR(status.st_mode)
+    return Entry(path, is_folder, status.st_size, identity, status.st_mtime)
 
 
 def _entry(info: dict, path: str) -> Entry:
     """Make an entry of what a file system says, which differs from one to the other."""
-    changed = next(
-        (info[key] for key in ('LastModified', 'mtime', 'last_modified') if info.get(key)), 0
-    )
+    times = ('LastModified', 'mtime', 'last_modified', 'Last-Modified')
+    changed = next((info[key] for key in times if info.get(key)), 0)
     changed_s = changed.timestamp() if isinstance(changed, datetime) else changed
     size = info.get('size') or 0
     tag = next((info[key] for key in ('ETag', 'etag', 'md5Hash') if info.get(key)), None)

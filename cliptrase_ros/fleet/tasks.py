@@ -1,5 +1,6 @@
 """What there is to label: recordings, videos and parts of folders of photos, as tasks."""
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -97,15 +98,16 @@ def find_tasks(inputs: Sequence[str], output: str, labelling: str) -> Iterator[T
     common = _common_folder([place.storage.url(place.folder) for place in places])
     seen: set[bytes] = set()
     searched: list[str] = []
-    for place in places:
+    # Folders first: what is named of their files is then known, in whatever order they are given.
+    for place in sorted(places, key=lambda place: not place.is_whole):
         url = place.storage.url(place.folder)
         if any(f'{url}/'.startswith(f'{folder}/') for folder in searched):
             continue  # it was found in a folder that another input names
         if place.is_whole:
             searched.append(url)
         number = 0
-        for folder, entries in place.search(outside):
-            for found in _tasks_of_folder(folder, entries, place.is_whole):
+        for folder, entries, is_whole in place.search(outside):
+            for found in _tasks_of_folder(folder, entries, is_whole):
                 number += 1
                 task = _make_task(found, place.storage, common, labelling)
                 # Two patterns may find the same recording.
@@ -138,16 +140,28 @@ class _Place:
         """Whether all that is in the folder is wanted."""
         return not self.files and not self.pattern
 
-    def search(self, outside: Storage) -> Iterator[tuple[str, Iterable[Entry]]]:
-        """Folders and the files in them that are wanted; what lies in `outside` is not."""
+    def search(self, outside: Storage) -> Iterator[tuple[str, Iterable[Entry], bool]]:
+        """Folders, the files in them that are wanted, and whether these are all.
+
+        What lies in `outside` is not wanted.
+        """
         if self.files:
-            yield self.folder, [self.storage.entry(path) for path in sorted(set(self.files))]
+            yield self.folder, self._named(), False
+        elif self.storage.url(self.folder) == outside.url(outside.path):
+            raise TaskError(f'{self.text} is where results go, too; choose another --output')
         else:
             yield from self._search(self.folder, outside, ())
 
+    def _named(self) -> Iterator[Entry]:
+        for path in sorted(set(self.files)):
+            yield self.storage.entry(path)
+            if path.endswith('.db3'):
+                with contextlib.suppress(FileNotFoundError):
+                    yield self.storage.entry(path + SQLITE_LOG)
+
     def _search(
         self, folder: str, outside: Storage, above: tuple[str, ...]
-    ) -> Iterator[tuple[str, Iterable[Entry]]]:
+    ) -> Iterator[tuple[str, Iterable[Entry], bool]]:
         if self.storage.url(folder) == outside.url(outside.path):
             return
         if self.storage.is_local:
@@ -164,10 +178,12 @@ class _Place:
                     continue
                 if entry.is_folder:
                     folders.append(entry)
-                elif not self.pattern or _matches(entry.path, self.pattern):
+                elif not self.pattern or _matches(
+                    entry.path.removesuffix(SQLITE_LOG), self.pattern
+                ):
                     yield entry
 
-        yield folder, files()
+        yield folder, files(), self.is_whole
         for entry in folders:
             if self.pattern and _matches(entry.path, self.pattern):
                 inside = replace(self, folder=entry.path, pattern='')
@@ -220,7 +236,10 @@ def _places(inputs: Sequence[str]) -> list[_Place]:
 
 @functools.cache
 def _pattern(pattern: str) -> re.Pattern:
-    return re.compile(glob_translate(pattern))
+    try:
+        return re.compile(glob_translate(pattern))
+    except ValueError as error:
+        raise TaskError(f'{pattern}: {error}') from error
 
 
 def _matches(path: str, pattern: str) -> bool:
