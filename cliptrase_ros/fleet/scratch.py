@@ -33,9 +33,11 @@ class Scratch:
         parent = parent or Path(tempfile.gettempdir())
         parent.mkdir(parents=True, exist_ok=True)
         _delete_abandoned(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        self.path = Path(tempfile.mkdtemp(prefix=f'.{_PREFIX}', dir=parent))
         self._lock = (self.path / _LOCK).open('w')
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        # Only now may others find it: one that nobody holds is abandoned.
+        self.path = self.path.rename(parent / self.path.name.removeprefix('.'))
         self._most = int(most_gib * _GIB)
         self._taken = 0
         self._changed = threading.Condition()
