@@ -229,7 +229,7 @@ def large_regions(label, class_id, filled=False):
 @pytest.mark.parametrize('name', ['coco', 'coco-polygons'])
 def test_coco_instances(everything, name, capsys):
     _, exports, expected = everything
-    coco = COCO(exports / name / 'instances.json')
+    coco = COCO(exports / name / 'annotations/instances_default.json')
     assert {c['id']: c['name'] for c in coco.loadCats(coco.getCatIds())} == {
         1: 'Straße',
         2: 'person',
@@ -257,15 +257,17 @@ def test_coco_instances(everything, name, capsys):
 
 def test_coco_panoptic(everything):
     _, exports, expected = everything
-    panoptic = json.loads((exports / 'coco/panoptic.json').read_text())
-    instances = json.loads((exports / 'coco/instances.json').read_text())
+    panoptic = json.loads((exports / 'coco/annotations/panoptic_default.json').read_text())
+    instances = json.loads((exports / 'coco/annotations/instances_default.json').read_text())
     assert panoptic['images'] == instances['images']
     assert [category['isthing'] for category in panoptic['categories']] == [0, 0]
     names = {image['id']: image['file_name'] for image in panoptic['images']}
     assert len(panoptic['annotations']) == len(expected)
     for annotation in panoptic['annotations']:
         label = expected[names[annotation['image_id']]]
-        pixels = np.asarray(Image.open(exports / 'coco/panoptic' / annotation['file_name']))
+        pixels = np.asarray(
+            Image.open(exports / 'coco/annotations/panoptic_default' / annotation['file_name'])
+        )
         ids = pixels.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)
         found = np.full(label.shape, 255, np.uint8)
         for segment in annotation['segments_info']:
@@ -317,6 +319,7 @@ def test_fiftyone(everything):
     assert set(map(stem, masks)) == set(map(stem, expected))
     for name, label in expected.items():
         with Image.open(masks[f'{stem(name)}.png']) as image:
+            assert image.mode == 'L'
             assert (np.asarray(image) == label + np.uint8(1)).all()
 
 
@@ -420,7 +423,7 @@ def test_images(everything):
 def test_without_inputs_photos_have_their_own_paths(everything, tmp_path):
     results, _, expected = everything
     exports = results.export(tmp_path, ('coco', 'yolo', 'parquet'), with_inputs=False)
-    coco = json.loads((exports / 'coco/instances.json').read_text())
+    coco = json.loads((exports / 'coco/annotations/instances_default.json').read_text())
     names = [image['file_name'] for image in coco['images']]
     assert names[:2] == ['Fotos/../Öl/x.jpg', 'Fotos/../Öl/x.png']
     assert 'drives/clip.avi/000002.jpg' in names
@@ -486,9 +489,10 @@ def test_joining_takes_bounded_memory(tmp_path):
     join_parts('coco', fragments(), VOCABULARY, tmp_path)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (tmp_path / 'instances.json').stat().st_size > 10_000_000
+    joined = tmp_path / 'annotations/instances_default.json'
+    assert joined.stat().st_size > 10_000_000
     assert most < 2_000_000
-    ids = [a['id'] for a in json.loads((tmp_path / 'instances.json').read_bytes())['annotations']]
+    ids = [annotation['id'] for annotation in json.loads(joined.read_bytes())['annotations']]
     assert ids == list(range(1, 5_001))
 
 
