@@ -110,6 +110,9 @@ def text_of(name: str | Path) -> str:
 def _read_photos(result: Result) -> Iterator[LabelledImage]:
     entries = _read_report(result.folder)
     files = [PurePosixPath(entry['file']).name for entry in entries]
+    for file, count in Counter(files).items():
+        if count > 1:
+            raise ExportError(f'two photos are called {file}; a result must be of one folder')
     names = distinct_names(files, [PurePosixPath(file).stem for file in files])
     stored = {} if result.inputs is None else {text_of(p.name): p for p in result.inputs.iterdir()}
     folder = portable_path(result.name)
