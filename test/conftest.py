@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from object_storage import ObjectStorage
+from ray_cluster import two_nodes
 from tiny_clip import TINY_CONFIG, add_architecture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,3 +154,28 @@ def tiny_sam(tmp_path_factory):
         size={'longest_edge': 64}, pad_size={'height': 64, 'width': 64}
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope='session')
+def object_storage():
+    """An S3 server on loopback; `failing` makes its requests fail."""
+    pytest.importorskip('moto', reason='a local S3 server needs moto[s3], flask and flask-cors')
+    pytest.importorskip('s3fs', reason='the extra `s3` is not installed')
+    with ObjectStorage() as storage:
+        yield storage
+
+
+@pytest.fixture
+def bucket(object_storage, monkeypatch):
+    """URL of an empty bucket, which this process and those it starts find by their environment."""
+    for name, value in object_storage.environment.items():
+        monkeypatch.setenv(name, value)
+    return f's3://{object_storage.make_bucket()}'
+
+
+@pytest.fixture(scope='module')
+def ray_cluster(object_storage):
+    """Two nodes of Ray, whose workers find the S3 server; takes four seconds."""
+    pytest.importorskip('ray', reason='the extra `fleet` is not installed')
+    with two_nodes(object_storage.environment) as cluster:
+        yield cluster
