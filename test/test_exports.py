@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import shutil
 import tracemalloc
 from pathlib import PurePosixPath
 
@@ -21,7 +22,7 @@ from cliptrase_ros.bag.types import make_typestore
 from cliptrase_ros.exports.export import FORMATS, join_parts, write_part
 from cliptrase_ros.exports.names import distinct_names, portable_path
 from cliptrase_ros.exports.regions import MIN_REGION_AREA
-from cliptrase_ros.exports.results import ExportError, Result
+from cliptrase_ros.exports.results import ExportError, Result, text_of
 from cliptrase_ros.messages.type_names import CLASS_MASKS
 from cliptrase_ros.photos.reading import read_photo
 from cliptrase_ros.photos.results import describe_segmentation, write_json, write_label
@@ -29,8 +30,13 @@ from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 pytest.importorskip('pycocotools', reason='the extra `fleet` is not installed')
+pytest.importorskip('pyarrow', reason='the extra `fleet` is not installed')
+from pyarrow import parquet as pq
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
+
+# Of pycocotools, over NumPy 2.
+pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
 
 VOCABULARY = parse_vocabulary('Straße; person: pedestrian')
 HEIGHT, WIDTH = 48, 64
@@ -76,7 +82,7 @@ class Results:
             path = f'labels/{number}.png'
             write_label(written / path, segmentation(label))
             described = describe_segmentation(segmentation(label))
-            images.append({'file': f'/scratch/{file}', 'label': path, **described})
+            images.append({'file': f'/scratch/{text_of(file)}', 'label': path, **described})
         write_json(written / 'segmentation.json', {'images': images})
         source = f's3://fleet/{name}'
         self.results.append(Result(key, 'photos', name, source, written, inputs))
@@ -156,6 +162,7 @@ def everything(tmp_path_factory):
             'turned.jpg': (labels[3], {'exif': turned}),
             '#1.bmp': (labels[4], {}),
             'nothing.png': (empty, {}),
+            'no\udcfctf8.jpg': (labels[13], {}),
         },
     )
     results.add_photos('a2', 'Fotos/../Öl', {'y.jpg': (labels[5], {})})
@@ -183,7 +190,9 @@ def everything(tmp_path_factory):
     )
     folder = portable_path('Fotos/../Öl')
     x_jpg, x_png = distinct_names(['x.jpg', 'x.png'], ['x', 'x'])
-    (odd,) = distinct_names(['#1.bmp'], ['#1'])
+    odd, no_text = distinct_names(
+        ['#1.bmp', text_of('no\udcfctf8.jpg')], ['#1', text_of('no\udcfctf8')]
+    )
     expected = {
         f'{folder}/{x_jpg}.jpg': labels[0],
         f'{folder}/{x_png}.png': labels[1],
@@ -191,6 +200,7 @@ def everything(tmp_path_factory):
         f'{folder}/turned.jpg': labels[3],
         f'{folder}/{odd}.jpg': labels[4],
         f'{folder}/nothing.png': empty,
+        f'{folder}/{no_text}.jpg': labels[13],
         f'{folder}/y.jpg': labels[5],
         'drives/clip.avi/000000.jpg': labels[6],
         'drives/clip.avi/000002.jpg': labels[7],
@@ -229,7 +239,7 @@ def large_regions(label, class_id, filled=False):
 @pytest.mark.parametrize('name', ['coco', 'coco-polygons'])
 def test_coco_instances(everything, name, capsys):
     _, exports, expected = everything
-    coco = COCO(exports / name / 'instances.json')
+    coco = COCO(exports / name / 'annotations/instances_default.json')
     assert {c['id']: c['name'] for c in coco.loadCats(coco.getCatIds())} == {
         1: 'Straße',
         2: 'person',
@@ -257,15 +267,17 @@ def test_coco_instances(everything, name, capsys):
 
 def test_coco_panoptic(everything):
     _, exports, expected = everything
-    panoptic = json.loads((exports / 'coco/panoptic.json').read_text())
-    instances = json.loads((exports / 'coco/instances.json').read_text())
+    panoptic = json.loads((exports / 'coco/annotations/panoptic_default.json').read_text())
+    instances = json.loads((exports / 'coco/annotations/instances_default.json').read_text())
     assert panoptic['images'] == instances['images']
     assert [category['isthing'] for category in panoptic['categories']] == [0, 0]
     names = {image['id']: image['file_name'] for image in panoptic['images']}
     assert len(panoptic['annotations']) == len(expected)
     for annotation in panoptic['annotations']:
         label = expected[names[annotation['image_id']]]
-        pixels = np.asarray(Image.open(exports / 'coco/panoptic' / annotation['file_name']))
+        pixels = np.asarray(
+            Image.open(exports / 'coco/annotations/panoptic_default' / annotation['file_name'])
+        )
         ids = pixels.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)
         found = np.full(label.shape, 255, np.uint8)
         for segment in annotation['segments_info']:
@@ -317,6 +329,7 @@ def test_fiftyone(everything):
     assert set(map(stem, masks)) == set(map(stem, expected))
     for name, label in expected.items():
         with Image.open(masks[f'{stem(name)}.png']) as image:
+            assert image.mode == 'L'
             assert (np.asarray(image) == label + np.uint8(1)).all()
 
 
@@ -342,9 +355,7 @@ def check_parquet_rows(rows, expected):
 
 def test_parquet(everything):
     _, exports, expected = everything
-    pq = pytest.importorskip('pyarrow.parquet', reason='the extra `fleet` is not installed')
-    table = pq.read_table(exports / 'parquet')
-    rows = table.to_pylist()
+    rows = pq.read_table(exports / 'parquet').to_pylist()
     check_parquet_rows(rows, expected)
     by_path = {row['path']: row for row in rows}
     front = by_path[f'drives/monday/front/{bags.START + 3}.jpg']
@@ -386,6 +397,69 @@ def test_parquet_in_datasets(everything, tmp_path):
     check_parquet_rows(list(loaded['train']), expected)
 
 
+def test_datumaro(everything):
+    _, exports, expected = everything
+    datumaro = pytest.importorskip('datumaro', reason='Datumaro is not installed')
+    labels = {stem(name): label for name, label in expected.items()}
+    for folder, name in (
+        ('coco', 'coco_instances'),
+        ('coco', 'coco_panoptic'),
+        ('palette', 'voc_segmentation'),
+    ):
+        dataset = datumaro.Dataset.import_from(str(exports / folder), name)
+        classes = [entry.name for entry in dataset.categories()[datumaro.AnnotationType.label]]
+        assert {item.id for item in dataset} == set(labels)
+        for item in dataset:
+            label = labels[item.id]
+            assert item.media.data.shape[:2] == label.shape
+            for class_id, word in enumerate(['Straße', 'person']):
+                mask = np.zeros(label.shape, bool)
+                for annotation in item.annotations:
+                    if classes[annotation.label] == word and annotation.type.name == 'mask':
+                        mask |= annotation.image.astype(bool)
+                is_whole = name != 'coco_instances'
+                wanted = label == class_id if is_whole else large_regions(label, class_id)
+                assert (mask == wanted).all()
+
+
+def test_supervision(everything):
+    _, exports, expected = everything
+    supervision = pytest.importorskip('supervision', reason='supervision is not installed')
+    root, file = exports / 'coco/images', exports / 'coco/annotations/instances_default.json'
+    dataset = supervision.DetectionDataset.from_coco(str(root), str(file), force_masks=True)
+    assert len(dataset) == len(expected)
+    for path, _, detections in dataset:
+        label = expected[str(PurePosixPath(path).relative_to(root))]
+        for class_id in (0, 1):
+            mask = np.zeros(label.shape, bool)
+            for found in detections.mask[detections.class_id == class_id] if detections else ():
+                mask |= found.astype(bool)
+            assert (mask == large_regions(label, class_id)).all()
+
+
+def test_ultralytics(everything, monkeypatch, tmp_path):
+    _, exports, expected = everything
+    monkeypatch.setenv('YOLO_CONFIG_DIR', str(tmp_path))
+    monkeypatch.setenv('YOLO_OFFLINE', 'true')
+    pytest.importorskip('ultralytics', reason='Ultralytics is not installed')
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset, polygons2masks
+
+    folder = shutil.copytree(exports / 'yolo', tmp_path / 'yolo')  # it writes beside the labels
+    content = check_det_dataset(str(folder / 'data.yaml'))
+    dataset = YOLODataset(img_path=content['train'], data=content, task='segment', augment=False)
+    assert len(dataset) == len(expected)
+    for entry in dataset.labels:
+        label = expected[str(PurePosixPath(entry['im_file']).relative_to(folder / 'images'))]
+        for class_id in (0, 1):
+            mask = np.zeros(label.shape, np.uint8)
+            for polygon, found in zip(entry['segments'], entry['cls'][:, 0], strict=True):
+                if found == class_id:
+                    points = (polygon * label.shape[::-1]).reshape(-1)
+                    mask |= polygons2masks(label.shape, [points], 1)[0]
+            assert (mask == large_regions(label, class_id, filled=True)).all()
+
+
 def test_images(everything):
     results, exports, expected = everything
     folders = {'coco': 'images', 'yolo': 'images', 'palette': 'JPEGImages', 'fiftyone': 'data'}
@@ -420,7 +494,7 @@ def test_images(everything):
 def test_without_inputs_photos_have_their_own_paths(everything, tmp_path):
     results, _, expected = everything
     exports = results.export(tmp_path, ('coco', 'yolo', 'parquet'), with_inputs=False)
-    coco = json.loads((exports / 'coco/instances.json').read_text())
+    coco = json.loads((exports / 'coco/annotations/instances_default.json').read_text())
     names = [image['file_name'] for image in coco['images']]
     assert names[:2] == ['Fotos/../Öl/x.jpg', 'Fotos/../Öl/x.png']
     assert 'drives/clip.avi/000002.jpg' in names
@@ -463,6 +537,13 @@ def test_unknown_format_and_missing_library(everything, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_photos_of_several_folders_are_refused(tmp_path):
+    images = [{'file': f'{folder}/x.jpg', 'label': 'x.png', 'classes': []} for folder in 'ab']
+    write_json(tmp_path / 'segmentation.json', {'images': images})
+    with pytest.raises(ExportError, match=r'two photos are called x\.jpg'):
+        write_part(Result('k', 'photos', 'n', 's', tmp_path), ['yolo'], tmp_path / 'out')
+
+
 def test_damaged_results_are_refused(tmp_path):
     (tmp_path / 'segmentation.json').write_text('{"images": [')
     for kind in ('photos', 'recording', 'film'):
@@ -486,9 +567,10 @@ def test_joining_takes_bounded_memory(tmp_path):
     join_parts('coco', fragments(), VOCABULARY, tmp_path)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (tmp_path / 'instances.json').stat().st_size > 10_000_000
+    joined = tmp_path / 'annotations/instances_default.json'
+    assert joined.stat().st_size > 10_000_000
     assert most < 2_000_000
-    ids = [a['id'] for a in json.loads((tmp_path / 'instances.json').read_bytes())['annotations']]
+    ids = [annotation['id'] for annotation in json.loads(joined.read_bytes())['annotations']]
     assert ids == list(range(1, 5_001))
 
 

@@ -1,8 +1,9 @@
 """COCO: instances and panoptic segmentation.
 
-`instances.json` has an annotation for each connected region of a class. `panoptic.json` has a
-segment for each class of an image, its pixels in a PNG: a semantic segmentation knows no things, so
-all categories are stuff. Category ids are class ids + 1, as COCO's begin at 1.
+Instances have an annotation for each connected region of a class. In the panoptic segmentation
+there is a segment for each class of an image, its pixels in a PNG: a semantic segmentation knows no
+things, so all categories are stuff. Category ids are class ids + 1, as COCO's begin at 1. The files
+are called as COCO's own are, of a split `default`, as CVAT and Datumaro have it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cliptrase_ros.exports.documents import Append, document, fragment
 from cliptrase_ros.exports.results import LabelledImage
-from cliptrase_ros.photos.whole_files import whole_file
+from cliptrase_ros.photos.results import write_png
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary
+
+_INSTANCES = 'annotations/instances_default.json'
+_PANOPTIC = 'annotations/panoptic_default'
 
 
 @contextmanager
@@ -24,7 +27,7 @@ def write_part(folder: Path, key: str) -> Iterator[Append]:
     with fragment(folder, key) as write:
 
         def add(image: LabelledImage) -> None:
-            _write_panoptic(folder / 'panoptic' / f'{image.name}.png', image.label)
+            _write_panoptic(folder / _PANOPTIC / f'{image.name}.png', image.label)
             segments = [
                 {'id': class_id + 1, 'category_id': class_id + 1, 'iscrowd': 0}
                 | {'area': mask.area, 'bbox': mask.box, 'score': image.confidence[class_id]}
@@ -66,20 +69,19 @@ def _write_panoptic(path: Path, label: np.ndarray) -> None:
     # The id of a segment is R + 256 G + 65536 B; 0 is void.
     pixels = np.zeros((*label.shape, 3), np.uint8)
     pixels[..., 0] = np.where(label == UNLABELLED, 0, label + np.uint8(1))
-    with whole_file(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format='PNG')
+    write_png(path, pixels)
 
 
 def join_parts(parts: Iterable[dict], vocabulary: Vocabulary, folder: Path) -> None:
-    """Write `instances.json` and `panoptic.json`."""
+    """Write `annotations/instances_default.json` and `panoptic_default.json`."""
     stuff = [
         category | {'isthing': 0, 'color': entry.color}
         for category, entry in zip(_categories(vocabulary), vocabulary.classes, strict=True)
     ]
     lists = ('images', 'annotations')
     with (
-        document(folder / 'panoptic.json', _head(stuff), lists) as (add_image, add_segments),
-        document(folder / 'instances.json', _head(_categories(vocabulary)), lists) as instances,
+        document(folder / f'{_PANOPTIC}.json', _head(stuff), lists) as (add_image, add_segments),
+        document(folder / _INSTANCES, _head(_categories(vocabulary)), lists) as instances,
     ):
         for image, part in _number(parts, *instances):
             add_image(image)
@@ -87,9 +89,9 @@ def join_parts(parts: Iterable[dict], vocabulary: Vocabulary, folder: Path) -> N
 
 
 def join_polygons_parts(parts: Iterable[dict], vocabulary: Vocabulary, folder: Path) -> None:
-    """Write `instances.json`."""
+    """Write `annotations/instances_default.json`."""
     head = _head(_categories(vocabulary))
-    with document(folder / 'instances.json', head, ('images', 'annotations')) as instances:
+    with document(folder / _INSTANCES, head, ('images', 'annotations')) as instances:
         for _ in _number(parts, *instances):
             pass
 

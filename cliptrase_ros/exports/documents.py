@@ -24,7 +24,7 @@ def fragment(folder: Path, key: str) -> Iterator[Append]:
         yield lambda entry: file.write(_encode(entry) + b'\n')
 
 
-def read_fragments(parts: Iterable[IO[bytes]]) -> Iterator[Any]:
+def read_fragments(parts: Iterable[Iterable[bytes]]) -> Iterator[Any]:
     """Entries of fragments, one after the other."""
     for part in parts:
         for line in part:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cliptrase_ros.exports import coco, fiftyone, palette, parquet, yolo
 from cliptrase_ros.exports.documents import Append, read_fragments
@@ -89,7 +89,9 @@ def write_part(result: Result, formats: Sequence[str], folder: Path) -> None:
         write_pictures(result, wanted, pictures)
 
 
-def join_parts(name: str, parts: Iterable[IO[bytes]], vocabulary: Vocabulary, folder: Path) -> None:
+def join_parts(
+    name: str, parts: Iterable[Iterable[bytes]], vocabulary: Vocabulary, folder: Path
+) -> None:
     """Write the files of a dataset that are of all its parts.
 
     Fragments are read line by line, one after the other, and what is written goes through files
@@ -97,7 +99,8 @@ def join_parts(name: str, parts: Iterable[IO[bytes]], vocabulary: Vocabulary, fo
 
     Args:
         name: Of the format.
-        parts: The fragments, opened; none where the format has none.
+        parts: The lines of each fragment, as an opened file gives them; none where the format has
+            none.
         folder: Of the dataset.
 
     Raises:

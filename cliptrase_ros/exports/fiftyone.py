@@ -1,7 +1,7 @@
 """What FiftyOne imports as its `ImageSegmentationDirectory`.
 
 Its own `FiftyOneDataset` is a dump of its database, which changes with its versions. Mask values
-are class ids + 1, as FiftyOne does not show 0.
+are class ids + 1, as FiftyOne does not show 0, in grey, as it takes a palette for colours.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,10 +12,8 @@ import numpy as np
 
 from cliptrase_ros.exports.documents import Append
 from cliptrase_ros.exports.results import LabelledImage
-from cliptrase_ros.photos.results import write_json, write_palette_png
-from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary, class_color
-
-_PALETTE = np.array([(0, 0, 0), *map(class_color, range(UNLABELLED))], np.uint8)
+from cliptrase_ros.photos.results import write_json, write_png
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
 
 @contextmanager
@@ -24,8 +22,7 @@ def write_part(folder: Path, key: str) -> Iterator[Append]:
 
     def add(image: LabelledImage) -> None:
         # 255, unlabelled, becomes 0.
-        values = image.label + np.uint8(1)
-        write_palette_png(folder / 'labels' / f'{image.name}.png', values, _PALETTE)
+        write_png(folder / 'labels' / f'{image.name}.png', image.label + np.uint8(1))
 
     yield add
 

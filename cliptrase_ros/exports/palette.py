@@ -13,7 +13,7 @@ import numpy as np
 
 from cliptrase_ros.exports.documents import Append, fragment
 from cliptrase_ros.exports.results import LabelledImage
-from cliptrase_ros.photos.results import write_palette_png
+from cliptrase_ros.photos.results import write_png
 from cliptrase_ros.photos.whole_files import whole_file
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary, class_color
 
@@ -26,9 +26,7 @@ def write_part(folder: Path, key: str) -> Iterator[Append]:
     with fragment(folder, key) as write:
 
         def add(image: LabelledImage) -> None:
-            write_palette_png(
-                folder / 'SegmentationClass' / f'{image.name}.png', image.label, _PALETTE
-            )
+            write_png(folder / 'SegmentationClass' / f'{image.name}.png', image.label, _PALETTE)
             write(image.name)
 
         yield add

@@ -32,8 +32,8 @@ class Result:
         key: Unique, of letters and digits.
         kind: 'recording', 'video' or 'photos'.
         name: Path in the dataset: of a recording or video as `drives/monday`, of photos that of
-            their folder. Unique, but that parts of a folder share one. Photos of a folder whose
-            names differ only in case or suffix must be in one part.
+            their folder. Unique, but that parts of a folder share one. Photos whose names differ in
+            their suffix alone must be in one part, as labels are called by the stem.
         source: Path or URL of the input; of photos, of their folder.
         folder: What was written: `segmentation.json` with label images, or a recording with masks.
         inputs: The recording, the video or the folder of the photos, where the dataset is to
@@ -110,6 +110,9 @@ def text_of(name: str | Path) -> str:
 def _read_photos(result: Result) -> Iterator[LabelledImage]:
     entries = _read_report(result.folder)
     files = [PurePosixPath(entry['file']).name for entry in entries]
+    for file, count in Counter(files).items():
+        if count > 1:
+            raise ExportError(f'two photos are called {file}; a result must be of one folder')
     names = distinct_names(files, [PurePosixPath(file).stem for file in files])
     stored = {} if result.inputs is None else {text_of(p.name): p for p in result.inputs.iterdir()}
     folder = portable_path(result.name)

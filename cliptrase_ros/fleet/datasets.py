@@ -10,7 +10,7 @@ from typing import IO
 
 from cliptrase_ros.exports.export import join_parts
 from cliptrase_ros.fleet.engines import Member
-from cliptrase_ros.fleet.labelling import ResultStore
+from cliptrase_ros.fleet.labelling import ResultStore, parts_of
 from cliptrase_ros.fleet.plan import Plan
 from cliptrase_ros.fleet.tasks import Outcome, Task
 from cliptrase_ros.fleet.work import Work
@@ -78,7 +78,7 @@ class Datasets:
 
         def read(key: str) -> IO[bytes]:
             return io.BytesIO(
-                self.store.storage.read(f'{self.store.path}/{path}/parts/{key}.jsonl')
+                self.store.storage.read(f'{self.store.path}/{parts_of(path)}/{key}.jsonl')
             )
 
         with ThreadPoolExecutor(_AHEAD) as threads:
@@ -86,5 +86,5 @@ class Datasets:
                 yield fragment.result()
 
     def _parts(self, path: str) -> set[bytes]:
-        entries = self.store.storage.entries(f'{self.store.path}/{path}/parts')
+        entries = self.store.storage.entries(f'{self.store.path}/{parts_of(path)}')
         return {bytes.fromhex(entry.name.removesuffix('.jsonl')) for entry in entries}

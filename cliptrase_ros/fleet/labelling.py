@@ -106,6 +106,11 @@ class Job:
         return {name: f'export/{name}{suffix}' for name in self.formats}
 
 
+def parts_of(dataset: str) -> str:
+    """Where the fragments of a dataset's parts lie: beside it, as its readers take in all of it."""
+    return f'{dataset}.parts'
+
+
 class ResultStore:
     """The folder of a labelling's results.
 

@@ -16,7 +16,7 @@ import cliptrase_ros
 from cliptrase_ros.exports.export import write_part
 from cliptrase_ros.exports.results import ExportError, Result
 from cliptrase_ros.fleet.labeller import InputFault, Labeller, WorkerUnfit, sentence
-from cliptrase_ros.fleet.labelling import Job, ResultStore, utc_now
+from cliptrase_ros.fleet.labelling import Job, ResultStore, parts_of, utc_now
 from cliptrase_ros.fleet.scratch import Scratch, ScratchError
 from cliptrase_ros.fleet.storage import Entry, Storage, in_parallel
 from cliptrase_ros.fleet.tasks import SQLITE_LOG, Outcome, Task
@@ -202,7 +202,7 @@ class Worker:
                 # What says that a part is there comes last. Not every format has anything to join.
                 parts.mkdir(exist_ok=True)
                 (parts / f'{task.key}.jsonl').touch()
-                self._store.storage.store(parts, f'{self._store.path}/{path}/parts')
+                self._store.storage.store(parts, f'{self._store.path}/{parts_of(path)}')
 
     def _get(self, result: dict[str, Any], folder: Path) -> Path:
         """Where on this machine stored results are."""

@@ -25,13 +25,18 @@ _ENCODERS = {'libx264': {'crf': '20', 'preset': 'veryfast'}, 'mpeg4': {'q': '4'}
 
 def write_label(path: Path, segmentation: Segmentation) -> None:
     """Write class ids as a palette PNG in the classes' colours; 255 is unlabelled."""
-    write_palette_png(path, segmentation.label, segmentation.vocabulary.palette)
+    write_png(path, segmentation.label, segmentation.vocabulary.palette)
 
 
-def write_palette_png(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
-    """Write a label image, uint8 (H, W), with the RGB of its values, uint8 (256, 3)."""
-    image = Image.fromarray(label)
-    image.putpalette(palette.ravel().tolist())
+def write_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Write pixels, uint8 (H, W) or (H, W, 3).
+
+    Args:
+        palette: RGB of values, uint8 (256, 3), for pixels that are no colours.
+    """
+    image = Image.fromarray(pixels)
+    if palette is not None:
+        image.putpalette(palette.ravel().tolist())
     with whole_file(path) as temporary:
         image.save(temporary, format='PNG')
 
