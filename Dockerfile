@@ -17,7 +17,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv --system-site-packages venv && touch venv/COLCON_IGNORE \
     && venv/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" 'torch>=2.6' torchvision \
-    && venv/bin/pip install --no-cache-dir 'open_clip_torch>=3.0,<4' 'rosbags>=0.11,<0.12' 'mcap>=1.4,<2' 'av>=14.1' 'rich>=13'
+    && venv/bin/pip install --no-cache-dir 'open_clip_torch>=3.0,<4' 'rosbags>=0.11,<0.12' 'mcap>=1.4,<2' 'av>=14.1' 'rich>=13' 'fsspec>=2024.10' 'tenacity>=8.2'
 
 COPY . src/cliptrase_ros
 RUN source "/opt/ros/${ROS_DISTRO}/setup.bash" && source venv/bin/activate \

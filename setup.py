@@ -40,11 +40,17 @@ setup(
     },
     python_requires='>=3.10',
     install_requires=requirements(),
-    # `rerun_viewer`, and --view of the commands; refinement `sam`; HEIC photos.
+    # `rerun_viewer`, and --view of the commands; refinement `sam`; HEIC photos; a cluster and the
+    # exports of `cliptrase batch`, then the storages that it reads and writes.
     extras_require={
         'viewer': ['rerun-sdk>=0.26'],
         'sam': ['transformers>=5'],
         'heif': ['pillow-heif>=0.22'],
+        'fleet': ['ray>=2.40', 'pyarrow>=16', 'pycocotools>=2.0.8'],
+        's3': ['s3fs>=2024.10'],
+        'gs': ['gcsfs>=2024.10'],
+        'az': ['adlfs>=2024.12'],
+        'http': ['aiohttp>=3.9'],
     },
     entry_points={'console_scripts': ['cliptrase = cliptrase_ros.cli:main']},
     # Beside colcon's outputs, not between them.

@@ -6,15 +6,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cliptrase_ros.messages.masks import Box, label_run_lengths
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.segmentation.run_lengths import find_runs
-from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyClass
+
+if TYPE_CHECKING:
+    from cliptrase_ros.segmentation.segmenter import Segmentation
 
 #: What `pip install` takes where the SDK is missing.
 REQUIREMENT = 'rerun-sdk'
@@ -115,7 +118,7 @@ class Viewer:
         self._recording.set_time('photo', sequence=number)
 
     def show_segmentation(
-        self, source: str, picture: np.ndarray, segmentation: Segmentation, title: str = ''
+        self, source: str, picture: np.ndarray, segmentation: 'Segmentation', title: str = ''
     ) -> None:
         """Show a picture and what the engine made of it.
 

@@ -13,7 +13,8 @@ import open_clip
 import torch
 
 from cliptrase_ros.ros.executable import run_node
-from cliptrase_ros.ros.segment_node import NODE_NAME, SegmentNode
+from cliptrase_ros.ros.segment_node import SegmentNode
+from cliptrase_ros.ros.settings import NODE_NAME
 from cliptrase_ros.segmentation.model.weights import LoadedModel
 from cliptrase_ros.segmentation.process_settings import limit_threads, threads_beside_others
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter

@@ -25,8 +25,8 @@ def command_errors(*kinds: type[Exception], before: str = '') -> Iterator[None]:
 def require_ros(why: str, remedy: str) -> None:
     """Raise CommandError where this Python has no ROS 2, saying why it is needed."""
     try:
-        # It needs rclpy, and nothing else that may be missing.
-        import cliptrase_ros.ros.lifecycle  # noqa: F401
+        # It needs rclpy, nothing else that may be missing, and little time.
+        import cliptrase_ros.ros.parameters  # noqa: F401
     except ImportError as error:
         raise CommandError(
             f'{why}, and there is no ROS 2 in this Python ({error}); {remedy}'

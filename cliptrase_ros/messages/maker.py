@@ -7,7 +7,7 @@ arrays. `MessageMaker` takes the two functions that differ, and knows what is in
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,9 +25,11 @@ from cliptrase_ros.messages.type_names import (
 )
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.run_lengths import find_runs
-from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from cliptrase_ros.segmentation.segmenter import Segmentation
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class MessageMaker:
             for name, (kind, offset) in dtype.fields.items()
         ]
 
-    def make_masks(self, result: Segmentation, header: Message) -> Message:
+    def make_masks(self, result: 'Segmentation', header: Message) -> Message:
         """Make a cliptrase_ros/ClassMasks with the mask of every class present."""
         runs = find_runs(result.label)
         lengths_of_value = label_run_lengths(runs)
@@ -189,7 +191,7 @@ class MessageMaker:
 
 #: Makes a message of an image's labels, given the maker, the image's header and its pixels,
 #: uint8 (H, W, 3) RGB.
-MakeOutput = Callable[[MessageMaker, Message, np.ndarray, Segmentation], Message]
+MakeOutput = Callable[[MessageMaker, Message, np.ndarray, 'Segmentation'], Message]
 
 #: By topic below NODE/CAMERA/: the type of its messages, and the function that makes one.
 CAMERA_OUTPUTS: dict[str, tuple[str, MakeOutput]] = {

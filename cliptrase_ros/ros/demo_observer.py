@@ -20,7 +20,7 @@ from cliptrase_ros.messages.images import mono8
 from cliptrase_ros.msg import ClassMasks, Vocabulary
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.outputs import LATCHED_QOS
-from cliptrase_ros.ros.segment_node import NODE_NAME
+from cliptrase_ros.ros.settings import NODE_NAME
 
 
 @dataclass

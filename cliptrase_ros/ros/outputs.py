@@ -1,6 +1,7 @@
 """The publishers of one camera; nothing is made that nobody listens to."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
@@ -14,9 +15,11 @@ from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, MakeOutput, MessageMake
 from cliptrase_ros.messages.type_names import IMAGE, Message
 from cliptrase_ros.ros.conversions import MAKER, message_class
 from cliptrase_ros.ros.settings import mask_topic_name
-from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from cliptrase_ros.segmentation.segmenter import Segmentation
 
 try:
     from vision_msgs.msg import LabelInfo
@@ -31,7 +34,7 @@ LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 def _mask_output(class_name: str) -> tuple[str, MakeOutput]:
     def make(
-        maker: MessageMaker, header: Header, _image: np.ndarray, result: Segmentation
+        maker: MessageMaker, header: Header, _image: np.ndarray, result: 'Segmentation'
     ) -> Message:
         return maker.make_image(class_mask(result, class_name), 'mono8', header)
 
@@ -105,7 +108,7 @@ class CameraOutputs:
         """Whether messages of a topic below ~/NAME are to be published."""
         return self._always_on or self._outputs[topic][0].get_subscription_count() > 0
 
-    def publish(self, header: Header, image: np.ndarray, result: Segmentation) -> list[str]:
+    def publish(self, header: Header, image: np.ndarray, result: 'Segmentation') -> list[str]:
         """Publish what is wanted of an image, uint8 (H, W, 3) RGB; returns the topics."""
         wanted = [topic for topic in self._outputs if self.is_wanted(topic)]
         for topic in wanted:

@@ -26,6 +26,7 @@ from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.lifecycle import SUCCESS, ManagedNode, explain
 from cliptrase_ros.ros.outputs import LATCHED_QOS, LabelInfo
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
+from cliptrase_ros.ros.settings import NODE_NAME
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back
 from cliptrase_ros.segmentation.process_settings import threads_beside_others
@@ -34,8 +35,6 @@ from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.unused_memory import share_memory_between_threads
-
-NODE_NAME = 'cliptrase'
 
 #: Seconds between repetitions of label_info: recorders start late and skip latched topics.
 LABEL_INFO_PERIOD_S = 5.0

@@ -28,6 +28,8 @@ from cliptrase_ros.segmentation.vocabulary import (
     parse_vocabulary,
 )
 
+NODE_NAME = 'cliptrase'
+
 #: How images can come.
 TRANSPORTS = ('raw', 'compressed')
 

@@ -1,12 +1,15 @@
 """What a label image holds: classes, areas, confidences."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cliptrase_ros.segmentation.run_lengths import Runs, find_runs
-from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, VocabularyClass
+
+if TYPE_CHECKING:
+    from cliptrase_ros.segmentation.segmenter import Segmentation
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class ClassPresence:
     confidence: float
 
 
-def classes_present(segmentation: Segmentation, runs: Runs | None = None) -> list[ClassPresence]:
+def classes_present(segmentation: 'Segmentation', runs: Runs | None = None) -> list[ClassPresence]:
     """Every class with a pixel in the label image, by ascending id; never `UNLABELLED`.
 
     Args:
@@ -46,7 +49,7 @@ def classes_present(segmentation: Segmentation, runs: Runs | None = None) -> lis
     ]
 
 
-def class_mask(segmentation: Segmentation, name: str) -> np.ndarray:
+def class_mask(segmentation: 'Segmentation', name: str) -> np.ndarray:
     """Where the class of a name is, for mask images.
 
     Args:

@@ -21,7 +21,8 @@ from rclpy.parameter import Parameter, get_parameter_value, parameter_value_to_p
 from cliptrase_ros.ros import rerun_viewer, toybox_camera
 from cliptrase_ros.ros.arguments import explain_unread_arguments
 from cliptrase_ros.ros.parameters import declare_settings
-from cliptrase_ros.ros.segment_node import NODE_NAME, SegmentNode
+from cliptrase_ros.ros.segment_node import SegmentNode
+from cliptrase_ros.ros.settings import NODE_NAME
 from cliptrase_ros.segmentation.settings import settings_of
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 

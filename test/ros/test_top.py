@@ -53,6 +53,14 @@ def test_prints_what_a_node_reports(context, reported_camera):
     assert '50 (50)' in out
 
 
+def test_only_what_labels_waits_for_pytorch():
+    names = 'top', 'rerun_viewer', 'demo_observer'
+    code = ''.join(f'import cliptrase_ros.ros.{name}\n' for name in names)
+    subprocess.run(
+        [sys.executable, '-c', f'{code}import sys\nassert "torch" not in sys.modules'], check=True
+    )
+
+
 def test_no_node():
     process = top('--once', '--timeout', '0.5')
     out, _ = process.communicate(timeout=60)
