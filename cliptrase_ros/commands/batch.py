@@ -92,7 +92,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         '--export',
-        type=lambda text: tuple(text.split(',')),
+        type=lambda text: tuple(dict.fromkeys(name.strip() for name in text.split(','))),
         default=(),
         metavar='FORMAT,...',
         help='make datasets of the results: coco, coco-polygons, yolo, palette, parquet, fiftyone',
@@ -166,7 +166,8 @@ def _label(arguments: argparse.Namespace) -> int:
         _print_plan(plan, store.url, arguments.shard)
         if arguments.dry_run:
             return 0
-        describe(store, labelling, plan)
+        with command_errors(OSError, before=f'results cannot be written to {store.url}: '):
+            describe(store, labelling, plan)
         job = _job(arguments, labelling)
         has_faults = _run_tasks(arguments, plan, store, job, gpus)
         if job.formats:
@@ -185,6 +186,8 @@ def _run_tasks(
             f'{plan.states["failed"]} have failed before, see {store.url}/failed/; --retry-failed '
             'tries them again'
         )
+    if plan.damaged:
+        print(f'{plan.damaged} of those done are of damaged inputs, see {store.url}/damaged/')
     has_faults = bool(plan.states['failed'] or plan.damaged)
     if not plan.states['left']:
         return has_faults
@@ -252,7 +255,7 @@ def _labelling(arguments: argparse.Namespace) -> 'tuple[Labelling, int]':
 
     with command_errors(BagError, ModelFault):
         check_node(arguments.node)
-        facts = examine(model, vocabulary)
+        facts = examine(model, vocabulary, is_here=not arguments.ray)
     labelling = Labelling(
         *(model, facts.weights, vocabulary, settings, arguments.rate, arguments.overlay),
         *(tuple(arguments.topic), arguments.node),

@@ -7,9 +7,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from cliptrase_ros.fleet.engines import Member
-from cliptrase_ros.fleet.labelling import DESCRIPTION, Labelling, ResultStore, utc_now
+from cliptrase_ros.fleet.labelling import Labelling, ResultStore, utc_now
 from cliptrase_ros.fleet.plan import Plan
-from cliptrase_ros.fleet.tasks import Outcome, Task
+from cliptrase_ros.fleet.tasks import DESCRIPTION, Outcome, Task
 from cliptrase_ros.fleet.work import Work
 from cliptrase_ros.segmentation.settings import ModelSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -49,25 +49,30 @@ class ModelFacts:
     gpus: int
 
 
-def examine(model: ModelSettings, vocabulary: Vocabulary) -> ModelFacts:
+def examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> ModelFacts:
     """Load a model once, in a process of its own, whose memory is given back.
+
+    Args:
+        is_here: Whether it will compute on this machine, whose device is then checked.
 
     Raises:
         ModelFault: The model cannot be had, or a phrase not be encoded.
     """
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        return process.submit(_examine, model, vocabulary).result()
+        return process.submit(_examine, model, vocabulary, is_here).result()
 
 
-def _examine(model: ModelSettings, vocabulary: Vocabulary) -> ModelFacts:
+def _examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> ModelFacts:
     import torch
 
     from cliptrase_ros.segmentation.method.sam import Sam
-    from cliptrase_ros.segmentation.model.weights import ModelError
+    from cliptrase_ros.segmentation.model.weights import ModelError, select_device
     from cliptrase_ros.segmentation.segmenter import load_segmenter
 
     try:
+        if is_here:
+            select_device(model.device)
         segmenter = load_segmenter(
             **vars(replace(model, device='cpu', precision='float32', threads=1))
         )
@@ -118,9 +123,9 @@ def label(
         summary.images += outcome.images
         if outcome.state == 'failed':
             store.mark_failed(task, outcome.reason)
-            summary.failed.append((task.source, outcome.reason))
+            summary.failed.append((task.shown_source, outcome.reason))
         elif outcome.damage:
-            summary.damaged.append((task.source, outcome.damage))
+            summary.damaged.append((task.shown_source, outcome.damage))
 
     def tick(ready: Sequence[Member]) -> None:
         images.ask(ready)

@@ -59,7 +59,7 @@ class Datasets:
 
         def note(task: Task, outcome: Outcome) -> None:
             if outcome.state == 'failed':
-                failed.append((task.source, outcome.reason))
+                failed.append((task.shown_source, outcome.reason))
             on_done()
 
         Work(members, 'export', self.tasks_left(), count, note).run()
@@ -68,9 +68,22 @@ class Datasets:
     def join(self, vocabulary: Vocabulary) -> None:
         """Write what each dataset has of all its parts. Raises ExportError."""
         for name, path in self.paths.items():
+            self._remove_strangers(path)
             with tempfile.TemporaryDirectory() as folder:
                 join_parts(name, self._fragments(path), vocabulary, Path(folder))
                 self.store.storage.store(Path(folder), f'{self.store.path}/{path}')
+
+    def _remove_strangers(self, path: str) -> None:
+        """Remove parts, each a file of its own, of inputs that are no longer there or have changed.
+
+        All Parquet files of a folder are read as one dataset.
+        """
+        folder, storage = f'{self.store.path}/{path}', self.store.storage
+        files = [e.name for e in storage.entries(folder) if e.name.endswith('.parquet')]
+        keys = {name.removesuffix('.parquet') for name in files}
+        for key in keys - {task.key for task in self.plan.of_shard()}:
+            storage.remove(f'{self.store.path}/{parts_of(path)}/{key}.jsonl')
+            storage.remove(f'{folder}/{key}.parquet')
 
     def _fragments(self, path: str) -> Iterator[IO[bytes]]:
         there = self._parts(path)

@@ -92,7 +92,7 @@ class Labeller:
         except BagError as error:
             if isinstance(error.__cause__, OSError):
                 raise  # a full disk, say
-            raise InputFault(str(error).replace(str(source), task.source)) from error
+            raise InputFault(str(error).replace(str(source), task.shown_source)) from error
         _check_device(engine)
         refused = choice.refused | summary.refused
         damage = [
@@ -105,7 +105,7 @@ class Labeller:
     def _label_pictures(self, task: Task, source: Path, folder: Path) -> Labels:
         kind = 'video' if task.kind == 'video' else 'photo'
         paths = [source / name for name in task.files] or [source]
-        shown = [f'{task.source}/{name}' for name in task.files] or [task.source]
+        shown = [f'{task.source}/{name}' for name in task.files] or [task.shown_source]
         relatives = [PurePosixPath(path.name) for path in paths]
         names = unique_names(relatives, paths, [kind] * len(paths))
         sources = [Source(kind, *about) for about in zip(paths, names, shown, strict=True)]

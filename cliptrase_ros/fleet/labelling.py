@@ -15,9 +15,6 @@ from cliptrase_ros.fleet.tasks import Task
 from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
-#: What describes a labelling in its folder.
-DESCRIPTION = 'labelling.json'
-
 #: Of the way that results are laid out; another one is another labelling.
 _LAYOUT = 1
 
@@ -150,7 +147,7 @@ class ResultStore:
         if damage:
             self.write(
                 f'damaged/{task.key}.json',
-                {'source': task.source, 'kind': task.kind, 'damage': damage},
+                {'source': task.shown_source, 'kind': task.kind, 'damage': damage},
             )
         self.write(f'done/{task.key}.json', about)
         self.storage.remove(f'{self.path}/failed/{task.key}.json')
@@ -162,7 +159,7 @@ class ResultStore:
         self.write(
             name,
             {
-                'source': task.source,
+                'source': task.shown_source,
                 'kind': task.kind,
                 'reason': reason,
                 'tries': earlier.get('tries', 0) + 1,

@@ -41,7 +41,7 @@ class Plan:
     def add(self, task: Task, state: str | None) -> None:
         """Take in a task; one of no state is of another shard."""
         self.tasks[task.kind] += 1
-        self.photos += len(task.files) if task.kind == 'photos' else 0
+        self.photos += (len(task.files) or 1) if task.kind == 'photos' else 0
         self.bytes += task.size
         if state is not None:
             self.states[state] += 1

@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cliptrase_ros.fleet.labelling import DESCRIPTION, ResultStore
+from cliptrase_ros.fleet.labelling import ResultStore
 from cliptrase_ros.fleet.storage import Storage, in_parallel
+from cliptrase_ros.fleet.tasks import DESCRIPTION
 from cliptrase_ros.fleet.vitals import HEARTBEAT_S
 
 # A worker that was silent for so many heartbeats has ended.

@@ -64,10 +64,13 @@ class Entry:
     @property
     def name(self) -> str:
         """The last part of the path; of a web address, without the query."""
-        path = self.path
-        if path.startswith(('http://', 'https://')):
-            path = path.partition('?')[0]
-        return path.rpartition('/')[2]
+        return without_query(self.path).rpartition('/')[2]
+
+
+def without_query(path: str) -> str:
+    """A web address without what follows its path; other paths as they are."""
+    is_address = path.startswith(('http://', 'https://'))
+    return path.partition('?')[0] if is_address else path
 
 
 class Storage:

@@ -15,11 +15,14 @@ from pathlib import PurePath, PurePosixPath
 from fsspec.utils import glob_translate
 
 from cliptrase_ros.bag.folder import storage_of
-from cliptrase_ros.fleet.storage import Entry, Storage
+from cliptrase_ros.fleet.storage import Entry, Storage, without_query
 from cliptrase_ros.photos.sources import PHOTO_SUFFIXES, VIDEO_SUFFIXES
 
 #: Photos of one task: a thousand on average, and no more than twice as many.
 PHOTOS_A_TASK = 1000
+
+#: What describes a labelling in the folder of its results.
+DESCRIPTION = 'labelling.json'
 
 #: Behind the name of an SQLite file: what its recorder wrote last, where it was stopped.
 SQLITE_LOG = '-wal'
@@ -40,7 +43,7 @@ class Task:
         kind: 'recording', 'video' or 'photos'.
         name: Where its results go, a relative path: of the recording or video, or of the photos'
             folder.
-        source: URL or absolute path of the same.
+        source: URL or absolute path of the same, or of a single photo.
         files: Names in it of the photos, or of the files of a recording that is a folder; empty for
             a single file.
         size: Bytes.
@@ -52,6 +55,11 @@ class Task:
     source: str
     files: tuple[str, ...]
     size: int
+
+    @property
+    def shown_source(self) -> str:
+        """The source for people: what follows a web address may be secret."""
+        return without_query(self.source)
 
     def to_json(self) -> str:
         """All of it in a line."""
@@ -171,9 +179,13 @@ class _Place:
                 return
             above = (*above, real)
         folders: list[Entry] = []
+        is_labelling = False
 
         def files() -> Iterator[Entry]:
+            nonlocal is_labelling
             for entry in self.storage.entries(folder):
+                # The results of another batch are no input.
+                is_labelling |= entry.name == DESCRIPTION
                 if entry.name.startswith('.'):
                     continue
                 if entry.is_folder:
@@ -184,7 +196,7 @@ class _Place:
                     yield entry
 
         yield folder, files(), self.is_whole
-        for entry in folders:
+        for entry in [] if is_labelling else folders:
             if self.pattern and _matches(entry.path, self.pattern):
                 inside = replace(self, folder=entry.path, pattern='')
                 yield from inside._search(entry.path, outside, above)
@@ -221,7 +233,7 @@ def _places(inputs: Sequence[str]) -> list[_Place]:
         elif not _kind_of(entry):
             raise TaskError(f'{text} is no recording, video or photo by its suffix')
         else:
-            folder = storage.path.rpartition('/')[0]
+            folder = without_query(storage.path).rpartition('/')[0]
             url = storage.url(folder)
             if url not in files:
                 places.append(_Place(text, storage, folder, (storage.path,)))
@@ -262,7 +274,9 @@ def _tasks_of_folder(folder: str, entries: Iterable[Entry], whole: bool) -> Iter
     logs: dict[str, Entry] = {}
     for entry in entries:
         kind = _kind_of(entry)
-        if entry.name == _METADATA:
+        if kind == 'photos' and entry.path != without_query(entry.path):
+            yield _Found('photos', entry.path, (entry,), False)
+        elif entry.name == _METADATA:
             metadata.append(entry)
         elif entry.name.endswith(SQLITE_LOG):
             logs[entry.path.removesuffix(SQLITE_LOG)] = entry
@@ -308,12 +322,13 @@ def _kind_of(entry: Entry) -> str:
 
 def _make_task(found: _Found, storage: Storage, common: str, labelling: str) -> Task:
     url = storage.url(found.path)
+    address = without_query(url)
     identity = [[entry.name, entry.size, entry.identity] for entry in found.entries]
-    content = json.dumps([labelling, found.kind, url, identity])
+    content = json.dumps([labelling, found.kind, address, identity])
     return Task(
         hashlib.sha256(content.encode()).hexdigest()[:32],
         found.kind,
-        _name_of(url, common),
+        _name_of(address, common),
         url,
         tuple(entry.name for entry in found.entries) if found.is_folder else (),
         sum(entry.size for entry in found.entries),

@@ -72,7 +72,7 @@ class Work:
             if not calls and not self._left and not self._suspects:
                 return
             if not self._places:
-                raise EngineError(f'no worker can be started: {self._last_error}')
+                raise EngineError(f'no worker can be started: {_last_line(self._last_error)}')
             done, _ = wait([*calls, *self._starts], _TICK_S, FIRST_COMPLETED)
             for future in done:
                 if future in self._starts:
@@ -143,7 +143,7 @@ class Work:
         if others:
             self._suspects += [task, *others]
         else:
-            self._try_again(task, f'the worker ended ({type(error).__name__}: {error})')
+            self._try_again(task, f'the worker ended: {_last_line(error)}')
         self._start(place)
 
     def _try_again(self, task: Task, reason: str) -> None:
@@ -152,3 +152,9 @@ class Work:
             self._suspects.append(task)
         else:
             self._on_outcome(task, Outcome('failed', reason))
+
+
+def _last_line(error: BaseException | None) -> str:
+    """What an error says, without the trace of another process before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(' -')]
+    return lines[-1] if lines else type(error).__name__

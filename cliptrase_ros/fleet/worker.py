@@ -64,7 +64,7 @@ class Worker:
         Raises:
             WorkerUnfit: The task is to be done by another worker, and all others as well.
         """
-        with self._vitals.task(task.source):
+        with self._vitals.task(task.shown_source):
             try:
                 outcome = self._run(task)
             except InputFault as error:
@@ -79,7 +79,7 @@ class Worker:
 
     def export(self, task: Task) -> Outcome:
         """Make a finished task's part of the datasets of the job."""
-        with self._vitals.task(task.source):
+        with self._vitals.task(task.shown_source):
             try:
                 self._export(task)
             except (ExportError, InputFault) as error:
@@ -117,7 +117,7 @@ class Worker:
             'key': task.key,
             'kind': task.kind,
             'name': task.name,
-            'source': task.source,
+            'source': task.shown_source,
             'bytes': task.size,
             'images': labels.images,
             'damage': labels.damage,
@@ -188,7 +188,7 @@ class Worker:
             if self._job.with_images:
                 inputs = self._fetch(task, folder / 'input', stack)
             result = Result(
-                *(task.key, task.kind, task.name, task.source),
+                *(task.key, task.kind, task.name, task.shown_source),
                 self._get(about['result'], folder / 'labels'),
                 inputs,
                 about['cameras'],
