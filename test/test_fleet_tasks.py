@@ -72,23 +72,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def memory():
-    url = 'memory://fleet'
-    yield put_files(url)
     fsspec.filesystem('memory').store.clear()
-
-
-@pytest.fixture(scope='module')
-def object_storage():
-    pytest.importorskip('moto', reason='moto is not installed; `make test` brings it')
-    from object_storage import ObjectStorage
-
-    with ObjectStorage() as storage, pytest.MonkeyPatch.context() as patch:
-        for name, value in storage.environment.items():
-            patch.setenv(name, value)
-        # Instances of fsspec's are kept, and know the server of another module.
-        fsspec.filesystem('s3').clear_instance_cache()
-        yield storage
-        fsspec.filesystem('s3').clear_instance_cache()
+    return put_files('memory://fleet')
 
 
 ALL = [
@@ -272,12 +257,13 @@ def test_labelling_changes_with_the_version(monkeypatch):
     assert labelling() != before
 
 
-@pytest.mark.parametrize('output', ['fleet/out', '.', 'fleet/../fleet/photos/out'])
+@pytest.mark.parametrize('output', ['fleet/out', '.', 'fleet/../fleet/photos/out', 'another'])
 def test_results_are_no_input(folder, monkeypatch, output):
-    """Wherever the output is, what lies in it is not labelled."""
+    """Neither those in the output, wherever that is, nor those of another batch."""
     before = keys(find(folder))
     monkeypatch.chdir(folder.parent)
-    make_files(Path(output, '0123456789ab', 'results', 'fleet', 'photos', 'abc'), ['labels/1.png'])
+    labelling = Path('fleet/out' if output == 'another' else output, '0123456789ab')
+    make_files(labelling, ['labelling.json', 'results/fleet/photos/abc/labels/1.png'])
     assert keys(find(folder, output=output)) == before
 
 
@@ -381,9 +367,9 @@ def test_photos_that_are_added_change_the_part_they_fall_into():
     assert parts_of([*photos, '30000.jpg'])[: len(before) - 1] == before[:-1]
 
 
-def test_same_tasks_from_object_storage(folder, memory, object_storage):
+def test_same_tasks_from_object_storage(folder, memory, bucket):
     local = find(folder)
-    bucket = put_files(f's3://{object_storage.make_bucket()}/fleet')
+    bucket = put_files(f'{bucket}/fleet')
     for url in (memory, bucket):
         tasks = find(url)
         assert names(tasks) == names(local)
@@ -410,15 +396,9 @@ def test_same_tasks_from_object_storage(folder, memory, object_storage):
     assert len(find(bucket, output=f'{bucket}/out/')) == len(tasks)
 
 
-def test_listing_goes_page_by_page(object_storage):
-    from moto.core import DEFAULT_ACCOUNT_ID
-    from moto.s3.models import s3_backends
-
-    bucket = object_storage.make_bucket()
-    backend = s3_backends[DEFAULT_ACCOUNT_ID]['aws']
-    for number in range(2500):
-        backend.put_object(bucket, f'photos/{number:04d}.jpg', b'')
-    storage = Storage(f's3://{bucket}/photos')
+def test_listing_goes_page_by_page(object_storage, bucket):
+    object_storage.put(f'{bucket}/photos', {f'{n:04d}.jpg': b'' for n in range(2500)})
+    storage = Storage(f'{bucket}/photos')
     with object_storage.failing(0) as requests:
         entries = storage.entries(storage.path)
         next(entries)
@@ -437,7 +417,7 @@ def test_inputs_that_are_not_there(request, where):
         find(f'{root}/notes.txt')
 
 
-def test_nothing_to_label(tmp_path, object_storage):
+def test_nothing_to_label(tmp_path, bucket):
     make_files(tmp_path, ['notes.txt'])
     with pytest.raises(TaskError, match=f'{tmp_path}: no recordings, videos or photos found there'):
         find(tmp_path)
@@ -476,15 +456,22 @@ def web(folder):
 
 def test_files_of_a_web_server(web, folder, tmp_path):
     pytest.importorskip('aiohttp', reason='aiohttp is not installed; `make test` brings it')
-    urls = [f'{web}/single/a.mcap?token=1/2', f'{web}/photos/1.jpg', f'{web}/photos/2.png']
+    urls = [f'{web}/single/a.mcap', f'{web}/photos/1.jpg', f'{web}/photos/2.png']
     recording, photos = find(*urls)
     assert (recording.kind, recording.source) == ('recording', urls[0])
     assert recording.size == len('single/a.mcap')
     assert photos.files == ('1.jpg', '2.png') and photos.source == f'{web}/photos'
     assert keys(find(*urls)) == keys([recording, photos])
-    storage = Storage(recording.source)
-    storage.fetch(storage.path, tmp_path / 'a.mcap')
-    assert (tmp_path / 'a.mcap').read_text() == 'single/a.mcap'
+
+    # Signed for an hour, it is the same file.
+    signed, photo = find(f'{urls[0]}?token=1/2', f'{urls[1]}?token=3/4')
+    assert (signed.key, signed.name) == (recording.key, 'single/a.mcap')
+    assert '?' not in signed.shown_source and signed.source.endswith('?token=1/2')
+    assert (photo.kind, photo.name, photo.files) == ('photos', 'photos/1.jpg', ())
+    for task, content in ((signed, 'single/a.mcap'), (photo, 'photos/1.jpg')):
+        storage = Storage(task.source)
+        storage.fetch(storage.path, tmp_path / 'fetched')
+        assert (tmp_path / 'fetched').read_text() == content
     later = folder / 'photos' / '1.jpg'
     os.utime(later, (1, later.stat().st_mtime + 10))
     assert keys(find(urls[0])) == [recording.key]
