@@ -143,9 +143,7 @@ def test_whatever_happens_good_tasks_are_done_once_and_bad_ones_named(
     assert set(failed) == {task for task in tasks if task.key in bad}
     for task, reason in failed.items():
         is_killer = task.key in world.killers
-        assert reason == (
-            'the worker ended (WorkerEnded: killed)' if is_killer else 'the storage is slow'
-        )
+        assert reason == ('the worker ended: killed' if is_killer else 'the storage is slow')
         # Once among others, before it is known which of them it was.
         assert MOST_TRIES <= world.runs[task.key] <= MOST_TRIES + is_killer
     assert len(world.outcomes) == count
