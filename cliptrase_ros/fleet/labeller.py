@@ -10,6 +10,7 @@ from cliptrase_ros.bag.label import BagSettings, label_bag
 from cliptrase_ros.bag.label import Labeller as BagLabeller
 from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import make_typestore
+from cliptrase_ros.fleet.faults import InputFault, WorkerUnfit, sentence
 from cliptrase_ros.fleet.labelling import Job
 from cliptrase_ros.fleet.tasks import Task
 from cliptrase_ros.photos.output_names import unique_names
@@ -35,14 +36,6 @@ class Labels:
     images: int = 0
     damage: list[str] = field(default_factory=list)
     cameras: dict[str, str] = field(default_factory=dict)
-
-
-class InputFault(Exception):
-    """An input that cannot be labelled, however often it is tried; the message says why."""
-
-
-class WorkerUnfit(RuntimeError):
-    """A worker that can go on no more, as when its GPU is lost; the message says why."""
 
 
 class Labeller:
@@ -132,8 +125,3 @@ def _check_device(engine: FaultTolerantEngine) -> None:
     """Raise WorkerUnfit where images have no labels because of the device."""
     if engine.gave_up:
         raise WorkerUnfit(f'{engine.segmenter.device}: {sentence(engine.gave_up)}')
-
-
-def sentence(error: Exception) -> str:
-    """What an error says, and of which kind it is, in a line."""
-    return f'{type(error).__name__}: {" ".join(str(error).split())}'

@@ -10,17 +10,20 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cliptrase_ros
 from cliptrase_ros.exports.export import write_part
 from cliptrase_ros.exports.results import ExportError, Result
-from cliptrase_ros.fleet.labeller import InputFault, Labeller, WorkerUnfit, sentence
+from cliptrase_ros.fleet.faults import InputFault, WorkerUnfit, sentence
 from cliptrase_ros.fleet.labelling import Job, ResultStore, parts_of, utc_now
 from cliptrase_ros.fleet.scratch import Scratch, ScratchError
 from cliptrase_ros.fleet.storage import Entry, Storage, in_parallel
 from cliptrase_ros.fleet.tasks import SQLITE_LOG, Outcome, Task
 from cliptrase_ros.fleet.vitals import Vitals
+
+if TYPE_CHECKING:
+    from cliptrase_ros.fleet.labeller import Labeller
 
 CHECKSUMS = 'checksums.txt'
 
@@ -46,7 +49,7 @@ class Worker:
         atexit.register(self._scratch.close)
         # Recordings that are compressed as files are unpacked where there is room.
         tempfile.tempdir = str(self._scratch.path)
-        self._labeller = Labeller(job) if job.labels else None
+        self._labeller = _load(job) if job.labels else None
         self._fetching = threading.Lock()
         self._labelling = threading.Lock()
         self._vitals = Vitals(self._store, self._labeller.device if self._labeller else 'none')
@@ -213,6 +216,13 @@ class Worker:
         names = [line.partition('  ')[2] for line in checksums.splitlines()]
         in_parallel(lambda name: storage.fetch(f'{path}/{name}', folder / name), names)
         return folder
+
+
+def _load(job: Job) -> 'Labeller':
+    # Datasets are made without PyTorch.
+    from cliptrase_ros.fleet.labeller import Labeller
+
+    return Labeller(job)
 
 
 def _end_with_parent() -> None:
