@@ -64,9 +64,9 @@ def test_settings_and_words_do_without_pytorch():
 
 def test_works_beside_the_messages():
     pytest.importorskip('cliptrase_ros.msg', reason='needs the messages that colcon generates')
-    lines = ('from cliptrase_ros import load', 'from cliptrase_ros import msg')
+    lines = ('from cliptrase_ros import segmentation', 'from cliptrase_ros import msg')
     for first, second in (lines, lines[::-1]):
-        imported(f'{first}\n{second}\nmsg.Vocabulary, load')
+        imported(f'{first}\n{second}\nmsg.Vocabulary, segmentation.ModelSettings')
 
 
 def test_every_exported_name_is_there():

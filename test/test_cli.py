@@ -265,10 +265,12 @@ def test_verify_published_method(capsys, shared, tmp_path):
         from golden_weights import golden_tensor
     finally:
         sys.path.pop(0)
-    names = open_clip.CLIP(**open_clip.get_model_config('ViT-B-16-quickgelu')).state_dict()
+    # For names and shapes of the weights alone.
+    with torch.device('meta'):
+        model = open_clip.CLIP(**open_clip.get_model_config('ViT-B-16-quickgelu'))
     state = {
         name: torch.from_numpy(np.asarray(golden_tensor(name, tuple(tensor.shape)), np.float32))
-        for name, tensor in names.items()
+        for name, tensor in model.state_dict().items()
     }
     safetensors.torch.save_file(state, tmp_path / 'golden.safetensors')
     files = [

@@ -18,7 +18,7 @@ MODULE = 'import sys; from cliptrase_ros.cli import main; sys.exit(main())'
 def demo_output(tmp_path_factory):
     folder = tmp_path_factory.mktemp('demo')
     done = subprocess.run(
-        [sys.executable, '-c', MODULE, 'demo', '--output', str(folder), '--phase', '3'],
+        [sys.executable, '-c', MODULE, 'demo', '--output', str(folder), '--phase', '2'],
         capture_output=True,
         text=True,
         timeout=240,

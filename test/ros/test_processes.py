@@ -13,37 +13,42 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from cliptrase_ros.messages.depth import POINT
+from cliptrase_ros.ros.executable import StartFailure
 from cliptrase_ros.toybox.scenes import CLASSES
 
 #: Seconds a process may take on a busy machine.
 PATIENCE = 90.0
 
 
+def test_what_cannot_be_made_says_why_and_ends(processes):
+    status, output = processes.run('segment_node', cameras=['front', 'front'])
+    assert status == 1
+    assert 'cannot start' in output and "'front' 2 times" in output, output
+    # The reason is given once.
+    assert output.count("'front'") == 1 and 'Traceback' not in output
+
+
+def test_what_cannot_be_configured_says_why_and_ends(processes, tmp_path):
+    path = tmp_path / 'weights.pt'
+    path.write_bytes(np.random.default_rng(0).bytes(100_000))
+    status, output = processes.run('segment_node', model='ViT-B-16', pretrained=str(path))
+    assert status == 1
+    assert 'cannot start' in output and 'Traceback' not in output
+    assert output.count(str(path)) == 1, output
+
+
 @pytest.mark.parametrize(
     ('parameters', 'words'),
     [
-        ({'cameras': ['front', 'front']}, ["'front' 2 times"]),
         ({'model': 'no-such-model'}, ['no-such-model', 'toybox']),
         ({'model': 'ViT-B-16', 'pretrained': '/no/such/file.safetensors'}, ['/no/such/file']),
         ({'model': 'toybox', 'device': 'cuda:99'}, ['cuda:99']),
     ],
 )
-def test_what_cannot_start_says_why_and_ends(processes, parameters, words):
-    status, output = processes.run('segment_node', **parameters)
-    assert status == 1
-    assert 'cannot start' in output and all(word in output for word in words), output
-    # The reason is given once.
-    assert output.count(words[-1]) == 1 and 'Traceback' not in output
-
-
-@pytest.mark.parametrize('name', ['weights.safetensors', 'weights.pt'])
-def test_corrupt_weights_say_so_and_the_node_ends(processes, tmp_path, name):
-    path = tmp_path / name
-    path.write_bytes(np.random.default_rng(0).bytes(100_000))
-    status, output = processes.run('segment_node', model='ViT-B-16', pretrained=str(path))
-    assert status == 1
-    assert 'cannot start' in output and str(path) in output, output
-    assert 'Traceback' not in output
+def test_models_that_cannot_be_loaded_are_named(start_node, parameters, words):
+    with pytest.raises(StartFailure) as caught:
+        start_node(segmenter=None, **parameters)
+    assert all(str(caught.value).count(word) == 1 for word in words), caught.value
 
 
 @pytest.mark.parametrize(('parameter', 'value'), [('split', 'nonsense'), ('camera', 'a b')])
