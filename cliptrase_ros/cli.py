@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from cliptrase_ros import __version__
-from cliptrase_ros.commands import bag, bench, demo, evaluate, explain, segment, top, verify
+from cliptrase_ros.commands import bag, batch, bench, demo, evaluate, explain, segment, top, verify
 from cliptrase_ros.commands.common import CommandError
 
 PACKAGE = 'cliptrase_ros'
@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   cliptrase segment photos/ -v 'red ball; floor; wall' --model toybox    (needs no download)
 """
 #: In the order `--help` lists them.
-COMMANDS = (segment, bag, top, demo, evaluate, explain, verify, bench)
+COMMANDS = (segment, bag, batch, top, demo, evaluate, explain, verify, bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -94,12 +94,25 @@ class ObjectStorage:
 
     def make_bucket(self):
         """Returns the name of a new bucket."""
-        from moto.core import DEFAULT_ACCOUNT_ID
-        from moto.s3.models import s3_backends
-
         name = f'bucket-{next(self._numbers)}'
-        s3_backends[DEFAULT_ACCOUNT_ID]['aws'].create_bucket(name, 'us-east-1')
+        _backend().create_bucket(name, 'us-east-1')
         return name
+
+    def put(self, url, contents):
+        """Put files below a URL, without requests; `contents`: their contents by path."""
+        bucket, _, folder = url.removeprefix('s3://').partition('/')
+        for path, content in contents.items():
+            _backend().put_object(bucket, f'{folder}/{path}', content)
+
+    def contents(self, url):
+        """Contents by path of all files below a URL, without requests."""
+        bucket, _, folder = url.removeprefix('s3://').partition('/')
+        objects = _backend().buckets[bucket].keys.items()
+        return {
+            key.removeprefix(f'{folder}/'): entry.value
+            for key, entry in objects
+            if key.startswith(f'{folder}/')
+        }
 
     @contextlib.contextmanager
     def failing(self, probability, kinds=KINDS, seed=0):
@@ -129,3 +142,10 @@ class ObjectStorage:
             yield body[: len(body) // 2]
         environ['werkzeug.socket'].shutdown(socket.SHUT_RDWR)
         raise ConnectionAbortedError
+
+
+def _backend():
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    return s3_backends[DEFAULT_ACCOUNT_ID]['aws']

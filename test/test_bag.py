@@ -71,7 +71,8 @@ def typestore():
 def run(capsys, tiny_model):
     def run(*arguments, words=WORDS):
         status = main(
-            ['bag', '-v', words, '--model', tiny_model, '--resolution', '64', '--device', 'cpu']
+            ['bag', '--model', tiny_model, '--resolution', '64', '--device', 'cpu']
+            + ([] if words is None else ['-v', words])
             + [str(argument) for argument in arguments]
         )
         return status, *capsys.readouterr()
@@ -885,6 +886,126 @@ def test_truncated_is_labelled_up_to_the_break(run, tmp_path, storage):
     assert 3 <= len(copied) < 8
     assert copied == expected[: len(copied)]
     assert sum(name == '/cliptrase/camera/label' for name, _, _ in messages) == len(copied)
+
+
+def labels_of(messages):
+    return [row for row in messages if row[0].startswith('/cliptrase/')]
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_sidecar_has_the_labels_alone_and_merges_into_the_whole(run, tmp_path, storage):
+    source = bags.write_bag(tmp_path / 'in', storage=storage)
+    assert run(source, tmp_path / 'whole')[0] == 0
+    status, out, err = run(source, tmp_path / 'labels', '--sidecar', '--batch', '3')
+    assert (status, err) == (0, '')
+    assert out.endswith(f'the labels are in {tmp_path}/labels\n')
+    topics, messages = read(tmp_path / 'whole')
+    assert read(tmp_path / 'labels') == (
+        {name: topic for name, topic in topics.items() if name.startswith('/cliptrase/')},
+        labels_of(messages),
+    )
+    metadata = yaml.safe_load((tmp_path / 'labels' / 'metadata.yaml').read_text())
+    information = metadata['rosbag2_bagfile_information']
+    assert information['storage_identifier'] == 'mcap' and not information['custom_data']
+
+    status, out, err = run(source, tmp_path / 'out', '--merge', tmp_path / 'labels', words=None)
+    assert (status, err) == (0, '')
+    assert out == f'17 messages and 27 of {tmp_path}/labels are in {tmp_path}/out\n'
+    merged_topics, merged = read(tmp_path / 'out')
+    assert merged_topics == topics
+    assert Counter(merged) == Counter(messages)
+    assert [row for row in merged if row not in labels_of(merged)] == read(source)[1]
+    assert labels_of(merged) == labels_of(messages)
+    image_at = {row[1]: place for place, row in enumerate(merged) if 'image_raw' in row[0]}
+    for place, (name, stamp, _) in enumerate(merged):
+        if name.startswith('/cliptrase/') and name != '/cliptrase/vocabulary':
+            assert place > image_at[stamp]
+
+
+def test_merged_with_all_that_only_mcap_has(run, tmp_path):
+    source = write_mcap(tmp_path / 'in.mcap')
+    assert run(source, tmp_path / 'labels', '--sidecar')[0] == 0
+    content = (tmp_path / 'labels' / 'labels.mcap').read_bytes()
+    # Compressed, and without the attachment.
+    assert b'zstd' in content and b'fx: 100' not in content
+    labels = tmp_path / 'labels' / 'labels.mcap'
+    assert run(source, tmp_path / 'out', '--merge', labels, words=None)[0] == 0
+    assert read_mcap(tmp_path / 'out' / 'out.mcap') == read_mcap(source)
+
+
+def test_sidecars_of_one_recording_are_equal_byte_for_byte(run, tmp_path):
+    source = bags.write_bag(tmp_path / 'in')
+    contents = []
+    for folder in ('one', 'another'):
+        assert run(source, tmp_path / folder / 'labels', '--sidecar')[0] == 0
+        files = (tmp_path / folder / 'labels').iterdir()
+        contents.append({file.name: file.read_bytes() for file in files})
+    assert sorted(contents[0]) == ['labels.mcap', 'metadata.yaml']
+    assert contents[0] == contents[1]
+
+
+def test_sidecar_keeps_no_messages_while_a_batch_comes_together(run, tmp_path, monkeypatch):
+    text = bags.make('std_msgs/msg/String', data='x' * 100_000)
+    clutter = [(bags.START + 1, text), (bags.START + bags.STEP + 1, text)]
+    source = bags.write_bag(
+        tmp_path / 'in', [bags.contents()[1], ('/log', 'std_msgs/msg/String', [], clutter)]
+    )
+    monkeypatch.setattr('cliptrase_ros.bag.label._MAX_PENDING_BYTES', 100_000)
+    counts = []
+    segment = Segmenter.segment
+
+    def counted(self, images, *arguments):
+        counts.append(len(images))
+        return segment(self, images, *arguments)
+
+    monkeypatch.setattr(Segmenter, 'segment', counted)
+    assert run(source, tmp_path / 'labels', '--sidecar', '--batch', '4')[0] == 0
+    assert counts == [4]
+
+
+def test_damage_is_said_of_a_sidecar_and_of_what_it_is_merged_with(run, tmp_path):
+    """Also damage where no image lies."""
+    # Each ends a chunk; the images are in the first.
+    noise = np.random.default_rng(0).bytes(2_000_000)
+    late = [(bags.START + i * bags.STEP, noise) for i in (8, 9)]
+    topics = [bags.contents()[1], ('/log', 'std_msgs/msg/String', [], late)]
+    source = bags.write_bag(tmp_path / 'in', topics, compression=CompressionMode.STORAGE)
+    (file,) = source.glob('*.mcap')
+    content = bytearray(file.read_bytes())
+    content[3_000_000:3_300_000] = bytes(300_000)
+    file.write_bytes(content)
+    status, out, err = run(source, tmp_path / 'labels', '--sidecar')
+    assert status == 1
+    assert '/front/image_raw: 4 images labelled' in out
+    assert 'is damaged' in err and '5 messages could be read, metadata.yaml counts 6' in err
+
+    (tmp_path / 'labels' / 'metadata.yaml').unlink()
+    status, _, err = run(source, tmp_path / 'out', '--merge', tmp_path / 'labels', words=None)
+    assert status == 1
+    assert f'{source}: in.mcap' in err
+    assert f'{tmp_path}/labels: metadata.yaml is missing' in err
+    assert sum(name.endswith('/label') for name, _, _ in read(tmp_path / 'out')[1]) == 4
+
+
+@pytest.mark.parametrize(
+    ('words', 'options', 'message'),
+    [
+        (None, [], '-v WORDS'),
+        (WORDS, ['--merge', 'labels'], 'leave out --vocabulary'),
+        (None, ['--merge', 'labels', '--sidecar'], 'leave out --sidecar'),
+        (None, ['--merge', 'labels', '--view'], 'leave out --view'),
+        (None, ['--merge', 'nothing'], 'nothing does not exist'),
+        (None, ['--merge', 'in'], '/front/depth/image_raw, /front/image_raw'),
+    ],
+)
+def test_what_cannot_be_merged(run, tmp_path, monkeypatch, words, options, message):
+    monkeypatch.chdir(tmp_path)
+    bags.write_bag(tmp_path / 'in', bags.contents(1))
+    status, out, err = run('in', 'out', *options, words=words)
+    assert (status, out) == (2, '')
+    assert err.startswith('cliptrase bag: error: ') and err.count('\n') == 1
+    assert message in err
+    assert_nothing_left(tmp_path, 'in')
 
 
 @pytest.mark.parametrize('stamp', [2**62, 2**31 * 10**9])

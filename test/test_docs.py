@@ -116,6 +116,10 @@ def inputs(tmp_path_factory):
     bags.write_bag(folder / 'drive', bags.contents(2))
     shutil.copytree(folder / 'drive', folder / 'recording')
     shutil.copy(folder / 'drive' / 'drive.mcap', folder / 'drive.mcap')
+    label = bags.image(bags.picture(0)[..., 0], 'mono8')
+    topic = ('/cliptrase/front/label', 'sensor_msgs/msg/Image', [], [(bags.START, label)])
+    bags.write_bag(folder / 'recording_labels', [topic])
+    (folder / 'words.txt').write_text('road\nperson = pedestrian\n')
     return folder
 
 

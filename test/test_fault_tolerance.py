@@ -130,6 +130,7 @@ def test_out_of_memory_makes_batches_smaller_and_labels_all_the_same(engine, ima
         assert isinstance(result, Segmentation)
         np.testing.assert_array_equal(result.label, wanted.label)
     assert segmenter.calls == (6, 3, 1, 1, 1, 1, 1, 1)
+    assert engine.gave_up is None
     fault, matters = engine.fault
     assert matters and type(error).__name__ in fault and '\n' not in fault
 
@@ -153,9 +154,12 @@ def test_without_permission_the_cpu_stays_free(engine, images, error):
     engine.segmenter.error = error
     assert engine.segment_each(images[:2], vocabulary, SETTINGS) == [error] * 2
     assert engine.fault[1]
+    assert engine.gave_up is error
     # It may have been another process.
     engine.segmenter.error = None
     assert isinstance(engine.segment_each(images[:1], vocabulary, SETTINGS)[0], Segmentation)
+    # What was lost then stays so.
+    assert engine.gave_up is error
 
 
 @pytest.mark.parametrize('error', OUT_OF_MEMORY + LOST, ids=str)
@@ -171,6 +175,7 @@ def test_cpu_takes_over_where_it_may(failing, healthy, images, error):
         assert result.vocabulary is vocabulary.vocabulary
     fault, matters = engine.fault
     assert matters and type(error).__name__ in fault
+    assert engine.gave_up is None
 
 
 @pytest.mark.parametrize('error', OUT_OF_MEMORY + LOST, ids=str)
@@ -264,6 +269,7 @@ def test_one_bad_image_costs_itself_alone(engine, images):
     results = engine.segment_each(images, encode(engine), SETTINGS)
     assert [isinstance(r, Segmentation) for r in results] == [True, True, False, True, True, True]
     assert 'unlucky' in str(results[2]) and engine.fault == ('', False)
+    assert engine.gave_up is None
 
 
 @pytest.mark.parametrize('error', PASSING, ids=str)
@@ -280,7 +286,7 @@ def test_an_error_after_which_the_device_goes_on_costs_its_images_alone(
     failing.most = 0
     assert engine.segment_each(images[:1], vocabulary, SETTINGS) == [error]
     assert engine.segmenter is failing and engine.fault == ('', False)
-    assert engine.largest_batch == 8
+    assert engine.largest_batch == 8 and engine.gave_up is None
 
 
 def test_a_device_that_this_program_cannot_use_is_left_to_the_cpu(failing, healthy, images):

@@ -26,11 +26,13 @@ from cliptrase_ros.cli import main
 from cliptrase_ros.photos.output_names import output_files, unique_names
 from cliptrase_ros.photos.reading import UnreadableError, read_photo
 from cliptrase_ros.photos.results import OverlayVideo, coco_run_lengths
-from cliptrase_ros.photos.sources import find_sources
+from cliptrase_ros.photos.segment import OutputSettings, segment_sources
+from cliptrase_ros.photos.sources import Source, find_sources
 from cliptrase_ros.photos.videos import read_video
 from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import class_color, parse_vocabulary
+from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
 WORDS = 'red ball; box: crate, carton'
 
@@ -867,6 +869,83 @@ def test_engine_that_fails_on_one(run, in_folder, monkeypatch):
     assert err == 'cliptrase segment: photos/1.png: out of memory\n'
 
 
+def test_without_overlays(run, in_folder):
+    save('x.png', picture(1))
+    save_video('v.avi', [picture(seed) for seed in range(2)], code='MJPG')
+    assert run('x.png', 'v.avi', '-o', 'out', '--no-overlay')[0] == 0
+    assert files_in(in_folder / 'out') == [
+        'labels/v/000000.png',
+        'labels/v/000001.png',
+        'labels/x.png',
+        'segmentation.json',
+    ]
+    assert [list(entry)[:4] for entry in report(in_folder / 'out')['images']] == [
+        ['file', 'label', 'height', 'width'],
+        ['file', 'frame', 'time_s', 'label'],
+        ['file', 'frame', 'time_s', 'label'],
+    ]
+
+
+@pytest.fixture(scope='module')
+def label(tiny_model):
+    """A function that labels sources into a folder."""
+    segmenter = load_segmenter(tiny_model, device='cpu')
+    vocabulary = segmenter.encode_vocabulary(parse_vocabulary(WORDS))
+
+    def label(sources, folder, **options):
+        engine = FaultTolerantEngine(segmenter)
+        settings = SegmentationSettings(resolution=64)
+        outcome = segment_sources(
+            sources, engine, vocabulary, settings, OutputSettings(folder, **options)
+        )
+        return outcome, engine
+
+    return label
+
+
+def test_files_that_were_fetched_are_called_what_they_were(label, tmp_path):
+    """Where the copies lay is nowhere in the results, which are equal byte for byte."""
+    results = []
+    for scratch in (tmp_path / 'one', tmp_path / 'another'):
+        save(scratch / 'a.png', picture(1))
+        (scratch / 'b.png').write_bytes(b'\x89PNG\r\n\x1a\n')
+        save_video(scratch / 'v.avi', [picture(seed) for seed in range(2)], code='MJPG')
+        sources = [
+            Source(kind, scratch / name, Path(name).stem, f's3://fleet/{name}')
+            for kind, name in (('photo', 'a.png'), ('photo', 'b.png'), ('video', 'v.avi'))
+        ]
+        outcome, _ = label(sources, scratch / 'out', overlay=False)
+        assert outcome.labelled == 3 and outcome.write_fault is None
+        ((file, reason),) = outcome.unreadable
+        assert file == 's3://fleet/b.png' and 's3://fleet/b.png' in reason
+        files = files_in(scratch / 'out')
+        results.append({name: (scratch / 'out' / name).read_bytes() for name in files})
+    assert results[0] == results[1]
+    content = report(tmp_path / 'one' / 'out')
+    assert {entry['file'] for entry in content['images']} == {
+        's3://fleet/a.png',
+        's3://fleet/v.avi',
+    }
+    assert str(tmp_path) not in str(content)
+
+
+def test_callers_learn_what_the_input_is_not_to_blame_for(label, tmp_path, monkeypatch):
+    source = Source('photo', save(tmp_path / 'a.png', picture(1)), 'a')
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'labels').touch()
+    outcome, engine = label([source], tmp_path / 'full')
+    assert isinstance(outcome.write_fault, OSError) and engine.gave_up is None
+    error = torch.OutOfMemoryError('CUDA out of memory')
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Segmenter, 'segment', fail)
+    outcome, engine = label([source], tmp_path / 'out')
+    assert outcome.unreadable == [(str(source), 'CUDA out of memory')]
+    assert engine.gave_up is error and outcome.write_fault is None
+
+
 def test_names_that_are_no_text(run, in_folder):
     for name in (b'caf\xe9.png', b'caf\xe8.png', b'caf_.png'):
         save(Path('in', os.fsdecode(name)), picture(0))
@@ -997,6 +1076,44 @@ def test_bad_vocabulary(run, in_folder, words):
     assert status == 2
     assert err.count('\n') == 1
     assert files_in(in_folder) == ['x.png']
+
+
+@pytest.mark.parametrize('before', ['', '\ufeff'], ids=['', 'byte order mark'])
+def test_words_from_files(run, in_folder, before):
+    save('x.png', picture(1))
+    text = f'{before}# the site\n\n  red ball \r\nbox = crate, carton;\n # 2\nlane #2; fence\n'
+    Path('words.txt').write_bytes(text.encode())
+    Path('rest.txt').write_text('sky\nwall')
+    assert run('x.png', '-o', 'out', '--background', 'rest.txt', words='words.txt')[0] == 0
+    vocabulary = report(in_folder / 'out')['vocabulary']
+    assert [(c['name'], c['synonyms']) for c in vocabulary['classes']] == [
+        ('red ball', []),
+        ('box', ['crate', 'carton']),
+        ('lane #2', []),
+        ('fence', []),
+    ]
+    assert vocabulary['background'] == ['sky', 'wall']
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'No such file'),
+        (b'', 'has no words'),
+        (b'# road\n\n ;\n', 'has no words'),
+        ('caf\u00e9'.encode('latin-1'), 'no text in UTF-8'),
+    ],
+)
+@pytest.mark.parametrize('option', ['--vocabulary', '--background'])
+def test_words_from_files_that_have_none(run, in_folder, content, message, option):
+    save('x.png', picture(1))
+    if content is not None:
+        Path('list.txt').write_bytes(content)
+    # Of the same options given twice the last counts.
+    status, _, err = run('x.png', option, 'list.txt')
+    assert status == 2
+    assert err.startswith('cliptrase segment: error: ') and err.count('\n') == 1
+    assert 'list.txt' in err and message in err
 
 
 @pytest.mark.parametrize('option', [['--rate', '-1'], ['--batch', '0'], ['--rate', 'x'], []])

@@ -1,17 +1,12 @@
 """A recording with labels added, under the names the node publishes them by."""
 
-import contextlib
-import shutil
-import sqlite3
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import WriterError
 from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera
@@ -24,11 +19,11 @@ from cliptrase_ros.bag.types import (
     VOCABULARY_TOPIC,
     output_qos,
 )
-from cliptrase_ros.bag.writer import BagWriter
+from cliptrase_ros.bag.writer import BagWriter, new_recording
 from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to_rgb
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 from cliptrase_ros.messages.type_names import IMAGE, LABEL_INFO, VOCABULARY, Message
-from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
@@ -43,9 +38,14 @@ _MAX_PENDING_BYTES = 256_000_000
 
 @dataclass(frozen=True)
 class Labeller:
-    """What images are labelled with."""
+    """What images are labelled with.
 
-    segmenter: Segmenter
+    Attributes:
+        engine: Its `gave_up` says whether an image without labels is the device's fault rather
+            than the image's.
+    """
+
+    engine: FaultTolerantEngine
     vocabulary: EncodedVocabulary
     settings: SegmentationSettings
 
@@ -56,18 +56,19 @@ class BagSettings:
 
     Attributes:
         node: Full name of the node the topics go under.
-        storage: 'mcap' or 'sqlite3', None for that of the input.
-        compress: None as the input is.
+        storage: 'mcap' or 'sqlite3', None for that of the input; of a sidecar, MCAP.
+        compress: None as the input is; a sidecar is.
         rate: Most images labelled a second and camera, 0 = all.
         overlay: Whether to add pictures for people.
+        sidecar: Whether it has the labels alone, and nothing of the input.
     """
 
     node: str = DEFAULT_NODE
     storage: str | None = None
     compress: bool | None = None
     rate: float = 0.0
-    batch: int = 1
     overlay: bool = True
+    sidecar: bool = False
 
 
 @dataclass
@@ -75,14 +76,14 @@ class BagSummary:
     """What came of a recording.
 
     Attributes:
-        copied: Number of messages.
+        messages: Number of those of the input.
         labelled: Number of images by camera name.
         refused: Number of images that could not be labelled and the first reason, by topic.
         damage: What of the input is missing, a sentence each.
         not_kept: What of the input the storage has no place for, '' if nothing.
     """
 
-    copied: int = 0
+    messages: int = 0
     labelled: Counter = field(default_factory=Counter)
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
     damage: tuple[str, ...] = ()
@@ -131,7 +132,8 @@ def label_bag(
     """Write a recording with everything of the input and the labels of its images.
 
     Every message keeps its bytes, times and place in the order; an image's labels follow it, with
-    its time and header. Attachments and metadata of MCAP are kept where the output is MCAP.
+    its time and header. Attachments and metadata of MCAP are kept where the output is MCAP. A
+    sidecar has the labels alone, as they would stand there.
 
     Args:
         reader: The input.
@@ -146,55 +148,31 @@ def label_bag(
     Raises:
         BagError: The recording holds no messages, or the destination could not be written.
     """
-    storage = settings.storage or reader.storage
-    compress = reader.compressed if settings.compress is None else settings.compress
-    try:
-        with _all_or_nothing(destination) as folder:
-            writer = BagWriter(folder, storage, compress)
-            for key, value in reader.custom_data.items():
-                writer.set_custom_data(key, value)
-            with writer:
-                labelling = _Labelling(
-                    reader, writer, cameras, labeller, settings, on_image, on_result
-                )
-                for message in reader.messages():
-                    on_message(message)
-                    labelling.add(message)
-                labelling.write_pending()
-                for extra in reader.extras():
-                    writer.copy_extra(extra)
-            summary = labelling.summary
-            if summary.copied == 0:
-                raise BagError('the recording holds no messages')
-    except (OSError, sqlite3.Error, WriterError) as error:
-        raise BagError(f'{destination} could not be written: {error}') from error
+    storage, compress = settings.storage, settings.compress
+    if settings.sidecar:
+        storage, compress = storage or 'mcap', compress is not False
+    with new_recording(destination, reader, storage, compress) as writer:
+        labelling = _Labelling(reader, writer, cameras, labeller, settings, on_image, on_result)
+        # All topics also for a sidecar: only so is all damage found, and the vocabulary has the
+        # time of the first message.
+        for message in reader.messages():
+            on_message(message)
+            labelling.add(message)
+        labelling.write_pending()
+        summary = labelling.summary
+        if summary.messages == 0:
+            raise BagError('the recording holds no messages')
+        if not settings.sidecar:
+            writer.copy_extras(reader)
     summary.damage = tuple(reader.damage)
     summary.not_kept = writer.not_kept()
     return summary
 
 
-@contextlib.contextmanager
-def _all_or_nothing(destination: Path) -> Iterator[Path]:
-    """A folder to write to that takes its place when all has gone well, and vanishes otherwise."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    # The writer names its files after the folder, so it has the final name from the beginning.
-    hidden = tempfile.mkdtemp(
-        prefix=f'.{destination.name}.', suffix='.partial', dir=destination.parent
-    )
-    try:
-        folder = Path(hidden) / destination.name
-        yield folder
-        if destination.exists():
-            raise BagError(f'{destination} has come into being meanwhile')
-        folder.rename(destination)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
 class _Labelling:
     """Copies messages in their order, and writes the labels of images after them.
 
-    Messages are pending while a batch of images comes together.
+    Messages are pending while a batch of images comes together. A sidecar keeps none of them.
     """
 
     def __init__(
@@ -211,26 +189,27 @@ class _Labelling:
         self._writer = writer
         self._typestore = reader.typestore
         self._labeller = labeller
-        self._batch = settings.batch
-        self._engine = FaultTolerantEngine(labeller.segmenter, batch=settings.batch)
+        self._engine = labeller.engine
         self._on_image = on_image
         self._on_result = on_result
-        for topic in reader.topics.values():
-            writer.add_topic(topic)
+        self._copies = not settings.sidecar
+        if self._copies:
+            for topic in reader.topics.values():
+                writer.add_topic(topic)
         self._outputs = _LabelTopics(writer, reader.typestore, cameras, labeller, settings)
         self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
         self._rate = settings.rate
         self._limiters = {c.name: RateLimiter() for c in cameras}
         self._histories = CameraHistories()
-        self._pending: list[tuple[BagMessage, CameraImage | None]] = []
+        self._pending: list[BagMessage | CameraImage] = []
         self._pending_images: list[CameraImage] = []
         self._pending_bytes = 0
 
     def add(self, message: BagMessage) -> None:
         """Take in the next message of the input; `write_pending` has to follow the last one."""
-        if self.summary.copied == 0:
+        if self.summary.messages == 0:
             self._outputs.write_vocabulary(message.stamp_ns)
-        self.summary.copied += 1
+        self.summary.messages += 1
         image = self._decode_image(message)
         if image is not None:
             if self._labeller.settings.smoothing and any(
@@ -240,10 +219,15 @@ class _Labelling:
                 self.write_pending()
             self._pending_images.append(image)
             self._pending_bytes += image.picture.nbytes
-        self._pending.append((message, image))
-        self._pending_bytes += len(message.data)
+        if self._copies:
+            self._pending.append(message)
+            self._pending_bytes += len(message.data)
+        if image is not None:
+            self._pending.append(image)
+        count = len(self._pending_images)
         if (
-            len(self._pending_images) in (0, self._batch)
+            count == 0
+            or count >= self._engine.largest_batch
             or self._pending_bytes > _MAX_PENDING_BYTES
         ):
             self.write_pending()
@@ -259,10 +243,11 @@ class _Labelling:
                 [self._histories.before(image.camera.name, image.stamp_ns) for image in images],
             )
         )
-        for message, image in self._pending:
-            self._writer.copy(message)
-            if image is not None:
-                self._write_labels(image, next(results))
+        for entry in self._pending:
+            if isinstance(entry, CameraImage):
+                self._write_labels(entry, next(results))
+            else:
+                self._writer.copy(entry)
         self._pending.clear()
         self._pending_images.clear()
         self._pending_bytes = 0

@@ -3,16 +3,22 @@
 That keeps what rosbags' own leaves out: publish times, sequence numbers, attachments, metadata.
 """
 
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mcap.records import Attachment, Metadata
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
 
+from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.mcap_file import HASH_KEY, QOS_KEY, ROSBAG2_METADATA
-from cliptrase_ros.bag.reader import BagMessage, Topic
+from cliptrase_ros.bag.reader import BagMessage, BagReader, Topic
 
 # For types of which no definition is known: rosbags insists on a hash.
 _UNKNOWN_HASH = f'RIHS01_{"0" * 64}'
@@ -124,8 +130,14 @@ class BagWriter(Writer):
         connection = self._copies[message.topic.name, message.topic.type]
         self.write(connection, message.stamp_ns, message.data)
 
-    def copy_extra(self, extra: Attachment | Metadata) -> None:
-        """Write an attachment or metadata of another recording."""
+    def copy_extras(self, reader: BagReader) -> None:
+        """Write attachments, metadata and custom data of another recording."""
+        for key, value in reader.custom_data.items():
+            self.set_custom_data(key, value)
+        for extra in reader.extras():
+            self._copy_extra(extra)
+
+    def _copy_extra(self, extra: Attachment | Metadata) -> None:
         if not isinstance(self.storage, _McapStorage):
             self._extras_lost.append(extra.name)
         elif isinstance(extra, Attachment):
@@ -143,3 +155,49 @@ class BagWriter(Writer):
         if self._extras_lost:
             lost.append(f'attachments and metadata ({", ".join(self._extras_lost)})')
         return ' and '.join(lost)
+
+
+@contextlib.contextmanager
+def new_recording(
+    destination: Path, like: BagReader, storage: str | None = None, compress: bool | None = None
+) -> Iterator[BagWriter]:
+    """A recording to write that appears, complete, when all has gone well; or else not at all.
+
+    Args:
+        destination: Its folder.
+        like: The input, which says what is not given.
+        storage: 'mcap' or 'sqlite3'.
+
+    Raises:
+        BagError: It could not be written.
+    """
+    try:
+        with (
+            _all_or_nothing(destination) as folder,
+            BagWriter(
+                folder,
+                storage or like.storage,
+                like.compressed if compress is None else compress,
+            ) as writer,
+        ):
+            yield writer
+    except (OSError, sqlite3.Error, WriterError) as error:
+        raise BagError(f'{destination} could not be written: {error}') from error
+
+
+@contextlib.contextmanager
+def _all_or_nothing(destination: Path) -> Iterator[Path]:
+    """A folder to write to that takes its place when all has gone well, and vanishes otherwise."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    # The writer names its files after the folder, so it has the final name from the beginning.
+    hidden = tempfile.mkdtemp(
+        prefix=f'.{destination.name}.', suffix='.partial', dir=destination.parent
+    )
+    try:
+        folder = Path(hidden) / destination.name
+        yield folder
+        if destination.exists():
+            raise BagError(f'{destination} has come into being meanwhile')
+        folder.rename(destination)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)

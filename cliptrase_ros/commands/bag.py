@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from cliptrase_ros.commands.common import command_errors, progress_bar
+from cliptrase_ros.commands.common import CommandError, command_errors, progress_bar
 from cliptrase_ros.commands.options import (
     add_engine,
     add_view,
@@ -20,14 +21,21 @@ def add(commands: argparse._SubParsersAction) -> None:
     description = (
         'Label the images of a rosbag2 recording (MCAP or SQLite, compressed or not). The new '
         'recording has everything of the old one, and the topics of the node: '
-        'NODE/CAMERA/label, label_info, masks and overlay, and NODE/vocabulary. No ROS needed. '
+        'NODE/CAMERA/label, label_info, masks and overlay, and NODE/vocabulary; or, with '
+        '--sidecar, these alone. No ROS needed. '
         'Exit status: 0, or 1 if the recording is damaged or an image could not be labelled (the '
         'rest is done), or 2 if nothing was written.'
     )
     command = commands.add_parser('bag', help='label a recording', description=description)
     command.add_argument('input', type=Path, metavar='IN', help='folder, .mcap or .db3 file')
     command.add_argument('output', type=Path, metavar='OUT', help='folder; must not exist yet')
-    add_words(command)
+    add_words(command, required=False)
+    command.add_argument(
+        '--merge',
+        type=Path,
+        metavar='LABELS',
+        help='label nothing, but put IN and what --sidecar has written for it together',
+    )
     command.add_argument(
         '--topic',
         action='append',
@@ -46,6 +54,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         '--no-overlay', dest='overlay', action='store_false', help='leave out the large overlays'
     )
     command.add_argument(
+        '--sidecar',
+        action='store_true',
+        help='write the labels alone, to lie beside IN; MCAP and compressed, unless told otherwise',
+    )
+    command.add_argument(
         '--storage', choices=('mcap', 'sqlite3'), help='storage of OUT (default: that of IN)'
     )
     command.add_argument(
@@ -59,6 +72,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.merge:
+        return _merge(arguments)
+    if arguments.vocabulary is None:
+        raise CommandError(
+            'name what to label: -v WORDS; or the labels to put into the recording: --merge LABELS'
+        )
     vocabulary = parse_words(arguments)
     check_view(arguments)
 
@@ -78,15 +97,17 @@ def run(arguments: argparse.Namespace) -> int:
 
             from cliptrase_ros.bag.label import BagSettings, Labeller, label_bag
             from cliptrase_ros.bag.points import BagPoints
+            from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
             settings = BagSettings(
                 arguments.node,
                 arguments.storage,
                 arguments.compress,
                 arguments.rate,
-                batch,
                 arguments.overlay,
+                arguments.sidecar,
             )
+            engine = FaultTolerantEngine(segmenter, batch=batch)
             counts = [camera.topic.count for camera in cameras]
             total = None if None in counts else sum(counts)
             with open_view(arguments) as viewer, progress_bar(total) as progress:
@@ -96,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
                     reader,
                     arguments.output,
                     cameras,
-                    Labeller(segmenter, encoded, segmentation),
+                    Labeller(engine, encoded, segmentation),
                     settings,
                     on_image=progress.update,
                     on_result=_result_shower(viewer, points) if points else lambda *_: None,
@@ -107,10 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
     warnings += [f'{topic}: {n} not labelled: {reason}' for topic, (n, reason) in refused.items()]
     if points:
         warnings += [f'{name}: no points to view: {why}' for name, why in points.refused.items()]
-    if summary.not_kept:
-        warnings.append(f'SQLite has no place for {summary.not_kept}; --storage mcap keeps them')
-    for warning in warnings:
-        print(f'cliptrase bag: {warning}', file=sys.stderr)
+    warnings += _not_kept(summary.not_kept)
+    _warn(warnings)
     for camera in cameras:
         print(
             f'{camera.topic.name}: {summary.labelled[camera.name]} images labelled, in '
@@ -118,8 +137,50 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for topic, reason in choice.left_out.items():
         print(f'{topic}: not labelled: {reason}')
-    print(f'{summary.copied} messages and the labels are in {arguments.output}')
+    what = 'the' if arguments.sidecar else f'{summary.messages} messages and the'
+    print(f'{what} labels are in {arguments.output}')
     return 1 if summary.damage or refused else 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    for option in ('vocabulary', 'sidecar', 'view'):
+        if getattr(arguments, option) not in (None, False):
+            raise CommandError(f'--merge labels nothing; leave out --{option}, or --merge')
+
+    from cliptrase_ros.bag.cameras import check_destination
+    from cliptrase_ros.bag.folder import BagError
+    from cliptrase_ros.bag.merge import merge_bags
+    from cliptrase_ros.bag.reader import BagReader
+    from cliptrase_ros.bag.types import make_typestore
+
+    with command_errors(BagError, FileNotFoundError):
+        for path in (arguments.input, arguments.merge):
+            check_destination(path, arguments.output)
+        typestore = make_typestore()
+        with (
+            BagReader(arguments.input, typestore) as reader,
+            BagReader(arguments.merge, typestore) as labels,
+        ):
+            summary = merge_bags(
+                reader, labels, arguments.output, arguments.storage, arguments.compress
+            )
+    warnings = [f'{arguments.input}: {note}' for note in (*reader.notes, *reader.damage)]
+    warnings += [f'{arguments.merge}: {note}' for note in (*labels.notes, *labels.damage)]
+    _warn(warnings + _not_kept(summary.not_kept))
+    print(
+        f'{summary.messages} messages and {summary.labels} of {arguments.merge} are in '
+        f'{arguments.output}'
+    )
+    return 1 if reader.damage or labels.damage else 0
+
+
+def _not_kept(what: str) -> list[str]:
+    return [f'SQLite has no place for {what}; --storage mcap keeps them'] if what else []
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f'cliptrase bag: {warning}', file=sys.stderr)
 
 
 def _result_shower(viewer, points):

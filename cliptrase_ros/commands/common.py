@@ -38,9 +38,9 @@ def quiet_pillow() -> None:
     warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
-def progress_bar(total: int | None) -> 'tqdm':
-    """A tqdm bar with rate and time left, over so many images; None where that is not known."""
+def progress_bar(total: int | None, unit: str = 'image') -> 'tqdm':
+    """A tqdm bar with rate and time left, over so many units; None where that is not known."""
     from tqdm import tqdm
 
     # None: shown on a terminal only.
-    return tqdm(total=total, unit='image', disable=None, dynamic_ncols=True)
+    return tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True)

@@ -110,20 +110,38 @@ def add_words(command: argparse.ArgumentParser, required: bool = True) -> None:
         '--vocabulary',
         required=required,
         metavar='WORDS',
-        help="the classes: 'road; person = pedestrian, worker'",
+        help="the classes: 'road; person = pedestrian, worker'; or FILE.txt, a class a line",
     )
     command.add_argument(
         '--background',
         default='; '.join(DEFAULT_BACKGROUND),
         metavar='WORDS',
-        help="what is none of the classes; '' for nothing (default: '%(default)s')",
+        help="what is none of the classes, or FILE.txt; '' for nothing (default: '%(default)s')",
     )
 
 
 def parse_words(arguments: argparse.Namespace) -> Vocabulary:
     """Classes and background as the options of `add_words` say. Raises CommandError."""
+    vocabulary, background = map(_read_words, (arguments.vocabulary, arguments.background))
     with command_errors(VocabularyError):
-        return parse_vocabulary(arguments.vocabulary, arguments.background)
+        return parse_vocabulary(vocabulary, background)
+
+
+def _read_words(given: str) -> str:
+    """Words as they are given, or of the text file that is given. Raises CommandError."""
+    if not given.endswith('.txt'):
+        return given
+    try:
+        text = Path(given).read_text(encoding='utf-8-sig')
+    except OSError as error:
+        raise CommandError(f'the words in {given} cannot be read: {error.strerror}') from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f'{given} is no text in UTF-8; save it as such') from error
+    lines = [line.strip().rstrip(';') for line in text.splitlines()]
+    words = '; '.join(line for line in lines if line and not line.startswith('#'))
+    if not words:
+        raise CommandError(f'{given} has no words in it; write a class in each line')
+    return words
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:

@@ -47,6 +47,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         '--rle', action='store_true', help='masks as COCO run lengths in segmentation.json'
     )
+    command.add_argument(
+        '--no-overlay', dest='overlay', action='store_false', help='leave out the overlays'
+    )
     add_view(command, 'pictures and labels')
     add_engine(command)
     command.set_defaults(run=run)
@@ -69,9 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
     segmenter, encoded, settings, batch = load_engine(arguments, vocabulary)
 
     from cliptrase_ros.photos.segment import OutputSettings, segment_sources
+    from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
     counts = [_count(source, arguments.rate) for source in sources]
-    output = OutputSettings(arguments.output, batch, arguments.rate, arguments.rle)
+    output = OutputSettings(
+        arguments.output, arguments.rate, coco=arguments.rle, overlay=arguments.overlay
+    )
+    engine = FaultTolerantEngine(segmenter, batch=batch)
     total = None if None in counts else sum(counts)
     with (
         open_view(arguments) as viewer,
@@ -79,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         command_errors(OSError, before='results could not be written: '),
     ):
         outcome = segment_sources(
-            *(sources, segmenter, encoded, settings, output),
+            *(sources, engine, encoded, settings, output),
             on_image=progress.update,
             on_result=_make_shower(viewer) if viewer else lambda *_: None,
         )

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -84,6 +85,23 @@ def is_photo(path: Path) -> bool:
         return True
     except Exception:
         return _read_brand(path) in _HEIC_BRANDS + _AVIF_BRANDS
+
+
+def photo_format(photo: Path | IO[bytes]) -> str | None:
+    """'JPEG' or 'PNG' of a photo that any program shows as `read_photo` reads it; else None.
+
+    Such photos are upright, and have 8 bits a sample.
+    """
+    try:
+        with Image.open(photo, formats=['JPEG', 'PNG']) as image:
+            is_deep = image.mode.startswith('I') or _has_deep_colours(image)
+            if is_deep or _turn_to_upright(image) is not None:
+                return None
+            # A JPEG with further pictures behind it, which others do not see.
+            return 'JPEG' if image.format == 'MPO' else image.format
+    except Exception:
+        # Decoders raise nearly anything over damaged files.
+        return None
 
 
 @functools.cache

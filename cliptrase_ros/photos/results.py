@@ -4,6 +4,7 @@ import contextlib
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,9 +12,12 @@ from PIL import Image
 
 from cliptrase_ros.messages.masks import run_lengths
 from cliptrase_ros.photos.whole_files import whole_file
-from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary
+
+if TYPE_CHECKING:
+    # What only reads results needs no PyTorch.
+    from cliptrase_ros.segmentation.segmenter import Segmentation
 
 _JPEG_QUALITY = 90
 # Unit of time, seconds: frames of all usual rates last whole numbers of it, and MPEG-4 allows at
@@ -23,10 +27,20 @@ _TICK = Fraction(1, 60000)
 _ENCODERS = {'libx264': {'crf': '20', 'preset': 'veryfast'}, 'mpeg4': {'q': '4'}}
 
 
-def write_label(path: Path, segmentation: Segmentation) -> None:
+def write_label(path: Path, segmentation: 'Segmentation') -> None:
     """Write class ids as a palette PNG in the classes' colours; 255 is unlabelled."""
-    image = Image.fromarray(segmentation.label)
-    image.putpalette(segmentation.vocabulary.palette.ravel().tolist())
+    write_png(path, segmentation.label, segmentation.vocabulary.palette)
+
+
+def write_png(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Write pixels, uint8 (H, W) or (H, W, 3).
+
+    Args:
+        palette: RGB of values, uint8 (256, 3), for pixels that are no colours.
+    """
+    image = Image.fromarray(pixels)
+    if palette is not None:
+        image.putpalette(palette.ravel().tolist())
     with whole_file(path) as temporary:
         image.save(temporary, format='PNG')
 
@@ -111,7 +125,7 @@ def describe_vocabulary(vocabulary: Vocabulary) -> dict:
     }
 
 
-def describe_segmentation(segmentation: Segmentation, coco: bool = False) -> dict:
+def describe_segmentation(segmentation: 'Segmentation', coco: bool = False) -> dict:
     """Size of an image, and area, share and confidence of every class present.
 
     Args:

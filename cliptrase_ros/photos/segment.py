@@ -23,7 +23,7 @@ from cliptrase_ros.photos.results import (
 from cliptrase_ros.photos.sources import Source
 from cliptrase_ros.photos.videos import read_video, read_webcam
 from cliptrase_ros.segmentation.overlay import draw_overlay
-from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation, Segmenter
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.ahead import submit_ahead
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
@@ -58,15 +58,15 @@ class OutputSettings:
     """What is written, and how.
 
     Attributes:
-        batch: Pictures of equal size that go through the engine together.
         rate: Most frames a second of a video or webcam, by its own time; 0 for all.
         coco: Whether the report has masks as COCO run lengths.
+        overlay: Whether to draw pictures for people.
     """
 
     folder: Path
-    batch: int = 1
     rate: float = 0.0
     coco: bool = False
+    overlay: bool = True
 
 
 @dataclass
@@ -79,12 +79,14 @@ class Outcome:
             could not be written.
         areas: Pixels by class id.
         total_area: Pixels of all pictures.
+        write_fault: The first error that kept results from being written, None while none did.
     """
 
     labelled: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     areas: Counter[int] = field(default_factory=Counter)
     total_area: int = 0
+    write_fault: Exception | None = None
 
     def count(self, entry: dict) -> None:
         """Take in the description of a labelled picture."""
@@ -96,7 +98,7 @@ class Outcome:
 
 def segment_sources(
     sources: Sequence[Source],
-    segmenter: Segmenter,
+    engine: FaultTolerantEngine,
     vocabulary: EncodedVocabulary,
     settings: SegmentationSettings,
     output: OutputSettings,
@@ -110,6 +112,8 @@ def segment_sources(
     interruption.
 
     Args:
+        engine: What labels; its `gave_up` says whether a picture without labels is the device's
+            fault rather than the picture's.
         on_image: Called for every picture that is done with.
         on_result: Called for every picture that was labelled.
 
@@ -125,8 +129,7 @@ def segment_sources(
     try:
         with ThreadPoolExecutor(_THREADS) as threads:
             labelling = _Labelling(
-                FaultTolerantEngine(segmenter, batch=output.batch),
-                *(vocabulary, settings, output, on_image, on_result),
+                *(engine, vocabulary, settings, output, on_image, on_result),
                 *(threads, outcome, entries),
             )
             try:
@@ -140,7 +143,7 @@ def segment_sources(
         places = {source: place for place, source in enumerate(sources)}
         entries.sort(key=lambda item: (places[item[0]], item[1].get('frame', 0)))
         report = {
-            'model': segmenter.name,
+            'model': engine.segmenter.name,
             **asdict(settings),
             'vocabulary': describe_vocabulary(vocabulary.vocabulary),
             'images': [entry for _, entry in entries],
@@ -188,9 +191,9 @@ class _Labelling:
             size = picture.pixels.shape[:2]
             batch = by_size.setdefault(size, [])
             batch.append(picture)
-            if len(batch) >= self.output.batch:
+            if len(batch) >= self.engine.largest_batch:
                 self._label(by_size.pop(size))
-            elif sum(map(len, by_size.values())) >= 4 * self.output.batch:
+            elif sum(map(len, by_size.values())) >= 4 * self.engine.largest_batch:
                 # Sizes that hardly ever occur must not pile up.
                 self._label(by_size.pop(next(iter(by_size))))
         for batch in by_size.values():
@@ -198,13 +201,13 @@ class _Labelling:
 
     def label_video(self, source: Source) -> None:
         # With smoothing, a frame needs the labels of the one before.
-        batch_size = 1 if self.settings.smoothing else self.output.batch
+        one_by_one = self.settings.smoothing > 0
         batch: list[Picture] = []
         overlay = self.output.folder / output_files(source.name, source.kind)[1]
         try:
             for frame in self._read_frames(source, overlay):
                 batch.append(frame)
-                if len(batch) >= batch_size:
+                if one_by_one or len(batch) >= self.engine.largest_batch:
                     self._label(batch)
                     batch = []
                 if source in self.given_up:
@@ -218,7 +221,7 @@ class _Labelling:
                 if not overlay.is_file():
                     for labelled, entry in self.entries:
                         if labelled == source:
-                            del entry['overlay']
+                            entry.pop('overlay', None)
 
     def _read_frames(self, source: Source, overlay: Path) -> Iterator[Picture]:
         """Frames of a video or webcam, up to what goes wrong with it, which is noted."""
@@ -228,7 +231,8 @@ class _Labelling:
             for frame in read(source.location, self.output.rate):
                 if size is None:
                     size = frame.picture.shape[:2]
-                    self.video = OverlayVideo(overlay, *size)
+                    if self.output.overlay:
+                        self.video = OverlayVideo(overlay, *size)
                 elif frame.picture.shape[:2] != size:
                     raise UnreadableError(f'frame {frame.number} is of another size')
                 yield Picture(source, frame.picture, frame.number, frame.time_s)
@@ -242,7 +246,7 @@ class _Labelling:
             try:
                 video.close()
             except Exception as error:
-                self._give_up(source, error)
+                self._give_up_writing(source, error)
 
     def _label(self, batch: Sequence[Picture]) -> None:
         """Label photos of one size, or frames of one video, and have the results written."""
@@ -258,7 +262,7 @@ class _Labelling:
         results = self.engine.segment_each(pixels, self.vocabulary, settings, histories)
         for picture, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                self._note(str(picture), result)
+                self._note(picture, result)
                 continue
             if is_video:
                 self.histories.keep(str(picture.source), _stamp_ns(picture), result.history)
@@ -266,23 +270,29 @@ class _Labelling:
             self.writes.append((picture, self.threads.submit(self._write, picture, result)))
         self.finish_writes(_AHEAD)
 
-    def _write(self, picture: Picture, segmentation: Segmentation) -> tuple[dict, np.ndarray]:
+    def _write(
+        self, picture: Picture, segmentation: Segmentation
+    ) -> tuple[dict, np.ndarray | None]:
         """Write the results of a picture; returns its entry in the report, and the overlay."""
         label, overlay = output_files(picture.source.name, picture.source.kind)
-        drawn = draw_overlay(picture.pixels, segmentation.label, segmentation.vocabulary)
+        drawn = None
+        if self.output.overlay:
+            drawn = draw_overlay(picture.pixels, segmentation.label, segmentation.vocabulary)
         entry = {'file': str(picture.source)}
         if picture.number is not None:
             label = f'{label}/{picture.number:06d}.png'
             entry |= {'frame': picture.number, 'time_s': round(picture.time_s, 3)}
         label_path = self.output.folder / label
         write_label(label_path, segmentation)
-        if picture.number is None:
+        if picture.number is None and drawn is not None:
             try:
                 write_overlay(self.output.folder / overlay, drawn)
             except BaseException:
                 label_path.unlink(missing_ok=True)  # of what is not in the report nothing stays
                 raise
-        entry |= {'label': label, 'overlay': overlay}
+        entry['label'] = label
+        if drawn is not None:
+            entry['overlay'] = overlay
         return entry | describe_segmentation(segmentation, self.output.coco), drawn
 
     def finish_writes(self, most_left: int = 0) -> None:
@@ -294,7 +304,7 @@ class _Labelling:
                 entry, drawn = write.result()
             except Exception as error:
                 self.writes.popleft()
-                self._give_up(picture.source, error)
+                self._give_up_writing(picture.source, error)
                 continue
             self.entries.append((picture.source, entry))
             self.outcome.count(entry)
@@ -304,18 +314,26 @@ class _Labelling:
                 try:
                     self.video.write(drawn, picture.time_s)
                 except Exception as error:
-                    self._give_up(picture.source, error)
+                    self._give_up_writing(picture.source, error)
                     self._close_video(picture.source)
+
+    def _give_up_writing(self, source: Source, error: Exception) -> None:
+        self.outcome.write_fault = self.outcome.write_fault or error
+        self._give_up(source, error)
 
     def _give_up(self, source: Source, error: Exception) -> None:
         """Note why a source is not done, or not to its end; the first reason counts."""
         if source not in self.given_up:
             self.given_up.add(source)
-            self._note(str(source), error)
+            self._note(source, error)
 
-    def _note(self, what: str, error: Exception) -> None:
+    def _note(self, what: Source | Picture, error: Exception) -> None:
         reason = ' '.join(str(error).split()) or type(error).__name__
-        self.outcome.unreadable.append((what, reason))
+        source = what.source if isinstance(what, Picture) else what
+        if source.shown:
+            # Decoders name the file that they were given.
+            reason = reason.replace(str(source.location), source.shown)
+        self.outcome.unreadable.append((str(what), reason))
         self.on_image()
 
 

@@ -36,17 +36,20 @@ class Source:
         kind: 'photo', 'video' or 'webcam'.
         location: The file, or the webcam's number.
         name: What its results are called, a relative path without suffix; unique.
+        shown: What messages and the report call it, '' for its location.
     """
 
     kind: str
     location: Path | int
     name: str
+    shown: str = ''
 
     def __str__(self) -> str:
         if self.kind == 'webcam':
             return f'webcam {self.location}'
         # Bytes of a file's name that are not text are shown as \udc80 to \udcff.
-        return str(self.location).encode('utf-8', 'backslashreplace').decode('utf-8')
+        shown = self.shown or str(self.location)
+        return shown.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 @dataclass(frozen=True)

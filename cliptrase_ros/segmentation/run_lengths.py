@@ -10,7 +10,7 @@ class Runs:
     """The R runs of a label image, row by row; one ends where its value does, or its row.
 
     Attributes:
-        value: uint8 (R,), the label.
+        value: (R,), the label; of its type.
         begin: int64 (R,), the first pixel, counted over all rows.
         length: int64 (R,), pixels.
     """
@@ -22,7 +22,7 @@ class Runs:
 
 
 def find_runs(label: np.ndarray) -> Runs:
-    """Runs of a label image, uint8 (H, W), in one pass over its pixels."""
+    """Runs of a label image, integers (H, W), in one pass over its pixels."""
     width = label.shape[1]
     flat = np.ascontiguousarray(label).ravel()
     is_first = np.empty(flat.size, bool)

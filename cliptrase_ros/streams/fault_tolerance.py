@@ -57,6 +57,8 @@ class FaultTolerantEngine:
 
     Attributes:
         largest_batch: Most images of one call at the moment.
+        gave_up: The first fault of the device that cost an image its labels, None while none did.
+            Elsewhere the image may well be labelled; it is not to blame.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class FaultTolerantEngine:
         """
         self.segmenter = segmenter
         self.largest_batch = batch or default_batch(segmenter)
+        self.gave_up: Exception | None = None
         self._full_batch = self.largest_batch
         self._make_cpu_segmenter = make_cpu_segmenter
         self._is_on_cpu = False
@@ -194,6 +197,8 @@ class FaultTolerantEngine:
                         results += self.segment_each([image], vocabulary, settings, [history])
                 elif fault is None or not self._try_remedy(fault, count, attempts):
                     results += [error] * count
+                    if fault is not None:
+                        self.gave_up = self.gave_up or error
         return results
 
     def _try_remedy(self, fault: _Fault, count: int, attempts: _Attempts) -> bool:

@@ -1,0 +1,160 @@
+"""A batch: inputs and words in, results in storage out."""
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from cliptrase_ros.fleet.engines import Member
+from cliptrase_ros.fleet.labelling import Labelling, ResultStore, utc_now
+from cliptrase_ros.fleet.plan import Plan
+from cliptrase_ros.fleet.tasks import DESCRIPTION, Outcome, Task
+from cliptrase_ros.fleet.work import Work
+from cliptrase_ros.segmentation.settings import ModelSettings
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
+
+
+@dataclass
+class Summary:
+    """What came of a batch.
+
+    Attributes:
+        states: How many tasks are 'done' or 'failed'.
+        images: How many were labelled.
+        failed: (input, why) of tasks that could not be done.
+        damaged: (input, what is missing of it) of tasks that were.
+    """
+
+    states: Counter = field(default_factory=Counter)
+    images: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    damaged: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+
+
+class ModelFault(Exception):
+    """A model that cannot be had, or words that it cannot read; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is to be known of a model, and of where it is to compute.
+
+    Attributes:
+        weights: Digests of the weights of CLIP and, where there is one, of SAM.
+        gpus: How many this machine has.
+    """
+
+    weights: tuple[str, ...]
+    gpus: int
+
+
+def examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> ModelFacts:
+    """Load a model once, in a process of its own, whose memory is given back.
+
+    Args:
+        is_here: Whether it will compute on this machine, whose device is then checked.
+
+    Raises:
+        ModelFault: The model cannot be had, or a phrase not be encoded.
+    """
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        return process.submit(_examine, model, vocabulary, is_here).result()
+
+
+def _examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> ModelFacts:
+    import torch
+
+    from cliptrase_ros.segmentation.method.sam import Sam
+    from cliptrase_ros.segmentation.model.weights import ModelError, select_device
+    from cliptrase_ros.segmentation.segmenter import load_segmenter
+
+    try:
+        if is_here:
+            select_device(model.device)
+        segmenter = load_segmenter(
+            **vars(replace(model, device='cpu', precision='float32', threads=1))
+        )
+        segmenter.check_vocabulary(vocabulary)
+    except (ModelError, ValueError) as error:
+        raise ModelFault(str(error)) from None
+    sam = segmenter.mask_source
+    sam_digests = [sam.weights_digest] if isinstance(sam, Sam) else []
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ModelFacts((segmenter.weights_digest, *sam_digests), gpus)
+
+
+def describe(store: ResultStore, labelling: Labelling, plan: Plan) -> None:
+    """Write what is labelled as what, and how much there is of it."""
+    store.write(
+        DESCRIPTION,
+        {
+            **labelling.describe(),
+            'tasks': plan.tasks.total(),
+            'kinds': dict(plan.tasks),
+            'photos': plan.photos,
+            'bytes': plan.bytes,
+            'listed': utc_now(),
+        },
+    )
+
+
+def label(
+    plan: Plan,
+    store: ResultStore,
+    members: Sequence[Member],
+    on_progress: Callable[[int, int], object] = lambda tasks, images: None,
+) -> Summary:
+    """Have members label what is left of a plan.
+
+    Args:
+        on_progress: Called every second, and at the end, with the number of tasks that are done or
+            have failed, and of images that were labelled.
+
+    Raises:
+        EngineError: No worker can be started.
+    """
+    summary = Summary()
+    images = _ImageCounter()
+
+    def note(task: Task, outcome: Outcome) -> None:
+        summary.states[outcome.state] += 1
+        summary.images += outcome.images
+        if outcome.state == 'failed':
+            store.mark_failed(task, outcome.reason)
+            summary.failed.append((task.shown_source, outcome.reason))
+        elif outcome.damage:
+            summary.damaged.append((task.shown_source, outcome.damage))
+
+    def tick(ready: Sequence[Member]) -> None:
+        images.ask(ready)
+        on_progress(summary.states.total(), images.total)
+
+    Work(members, 'run', plan.of_shard('left'), plan.states['left'], note, tick).run()
+    return summary
+
+
+class _ImageCounter:
+    """Counts images by asking workers, whose own counts begin anew where one is replaced.
+
+    Attributes:
+        total: Images labelled so far.
+    """
+
+    def __init__(self):
+        self.total = 0
+        self._asked: dict[int, Future] = {}
+        self._last: Counter[int] = Counter()
+
+    def ask(self, members: Sequence[Member]) -> None:
+        """Take in what members answer, and ask them again."""
+        for member in members:
+            asked = self._asked.get(id(member))
+            if asked is not None and not asked.done():
+                continue
+            if asked is not None and not asked.exception():
+                count, last = asked.result(), self._last[id(member)]
+                self.total += count - last if count >= last else count
+                self._last[id(member)] = count
+            self._asked[id(member)] = member.call('progress')

@@ -1,0 +1,103 @@
+"""Finished results of a plan into datasets: their parts by workers, then what joins them."""
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from cliptrase_ros.exports.export import join_parts
+from cliptrase_ros.fleet.engines import Member
+from cliptrase_ros.fleet.labelling import ResultStore, parts_of
+from cliptrase_ros.fleet.plan import Plan
+from cliptrase_ros.fleet.tasks import Outcome, Task
+from cliptrase_ros.fleet.work import Work
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
+from cliptrase_ros.streams.ahead import submit_ahead
+
+_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Datasets of the results of a plan.
+
+    Attributes:
+        paths: Where they lie, in the folder of the labelling, by format.
+    """
+
+    plan: Plan
+    store: ResultStore
+    paths: dict[str, str]
+
+    def tasks_left(self) -> Iterator[Task]:
+        """Finished tasks of which a dataset lacks its part."""
+        done = self.store.keys('done')
+        there = [self._parts(path) for path in self.paths.values()]
+        for task in self.plan.of_shard():
+            key = bytes.fromhex(task.key)
+            if key in done and not all(key in parts for parts in there):
+                yield task
+
+    def make_parts(
+        self, count: int, members: Sequence[Member], on_done: Callable[[], object] = lambda: None
+    ) -> list[tuple[str, str]]:
+        """Have members make the parts that lack.
+
+        Args:
+            count: How many `tasks_left` gives.
+
+        Returns:
+            (input, why) of those that could not be made.
+
+        Raises:
+            EngineError: No worker can be started.
+        """
+        failed: list[tuple[str, str]] = []
+
+        def note(task: Task, outcome: Outcome) -> None:
+            if outcome.state == 'failed':
+                failed.append((task.shown_source, outcome.reason))
+            on_done()
+
+        Work(members, 'export', self.tasks_left(), count, note).run()
+        return failed
+
+    def join(self, vocabulary: Vocabulary) -> None:
+        """Write what each dataset has of all its parts. Raises ExportError."""
+        for name, path in self.paths.items():
+            self._remove_strangers(path)
+            with tempfile.TemporaryDirectory() as folder:
+                join_parts(name, self._fragments(path), vocabulary, Path(folder))
+                self.store.storage.store(Path(folder), f'{self.store.path}/{path}')
+
+    def _remove_strangers(self, path: str) -> None:
+        """Remove parts, each a file of its own, of inputs that are no longer there or have changed.
+
+        All Parquet files of a folder are read as one dataset.
+        """
+        folder, storage = f'{self.store.path}/{path}', self.store.storage
+        files = [e.name for e in storage.entries(folder) if e.name.endswith('.parquet')]
+        keys = {name.removesuffix('.parquet') for name in files}
+        for key in keys - {task.key for task in self.plan.of_shard()}:
+            storage.remove(f'{self.store.path}/{parts_of(path)}/{key}.jsonl')
+            storage.remove(f'{folder}/{key}.parquet')
+
+    def _fragments(self, path: str) -> Iterator[IO[bytes]]:
+        there = self._parts(path)
+        keys = (task.key for task in self.plan.of_shard() if bytes.fromhex(task.key) in there)
+
+        def read(key: str) -> IO[bytes]:
+            return io.BytesIO(
+                self.store.storage.read(f'{self.store.path}/{parts_of(path)}/{key}.jsonl')
+            )
+
+        with ThreadPoolExecutor(_AHEAD) as threads:
+            for fragment in submit_ahead(threads, read, keys, _AHEAD):
+                yield fragment.result()
+
+    def _parts(self, path: str) -> set[bytes]:
+        entries = self.store.storage.entries(f'{self.store.path}/{parts_of(path)}')
+        return {bytes.fromhex(entry.name.removesuffix('.jsonl')) for entry in entries}

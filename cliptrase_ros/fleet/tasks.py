@@ -1,0 +1,355 @@
+"""What there is to label: recordings, videos and parts of folders of photos, as tasks."""
+
+import contextlib
+import functools
+import glob
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePath, PurePosixPath
+
+from fsspec.utils import glob_translate
+
+from cliptrase_ros.bag.folder import storage_of
+from cliptrase_ros.fleet.storage import Entry, Storage, without_query
+from cliptrase_ros.photos.sources import PHOTO_SUFFIXES, VIDEO_SUFFIXES
+
+#: Photos of one task: a thousand on average, and no more than twice as many.
+PHOTOS_A_TASK = 1000
+
+#: What describes a labelling in the folder of its results.
+DESCRIPTION = 'labelling.json'
+
+#: Behind the name of an SQLite file: what its recorder wrote last, where it was stopped.
+SQLITE_LOG = '-wal'
+
+_METADATA = 'metadata.yaml'
+
+
+class TaskError(Exception):
+    """Inputs that mean nothing; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One recording, one video, or some photos of one folder: what a worker does at a time.
+
+    Attributes:
+        key: Of the input's identity and of everything that its labels depend on.
+        kind: 'recording', 'video' or 'photos'.
+        name: Where its results go, a relative path: of the recording or video, or of the photos'
+            folder.
+        source: URL or absolute path of the same, or of a single photo.
+        files: Names in it of the photos, or of the files of a recording that is a folder; empty for
+            a single file.
+        size: Bytes.
+    """
+
+    key: str
+    kind: str
+    name: str
+    source: str
+    files: tuple[str, ...]
+    size: int
+
+    @property
+    def shown_source(self) -> str:
+        """The source for people: what follows a web address may be secret."""
+        return without_query(self.source)
+
+    def to_json(self) -> str:
+        """All of it in a line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> 'Task':
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**fields | {'files': tuple(fields['files'])})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task.
+
+    Attributes:
+        state: 'done'; 'failed' where the input is at fault; 'again' where something else may be.
+        reason: Why it was not done.
+        damage: What of the input is missing, a sentence each.
+    """
+
+    state: str
+    reason: str = ''
+    damage: tuple[str, ...] = ()
+    images: int = 0
+
+
+def find_tasks(inputs: Sequence[str], output: str, labelling: str) -> Iterator[Task]:
+    """Find what inputs stand for, folder by folder; no more of it is held than a folder's names.
+
+    Args:
+        inputs: Paths or URLs of files and folders, and patterns with `*`, `?`, `[...]` and `**`.
+            Folders are searched; hidden files and folders are left out, links are followed.
+        output: Where results go; what lies there is no input.
+        labelling: Digest of what labels depend on beside the input.
+
+    Raises:
+        TaskError: An input is not there or has nothing to label.
+        StorageError: It cannot be reached.
+    """
+    places = _places(inputs)
+    outside = Storage(output)
+    common = _common_folder([place.storage.url(place.folder) for place in places])
+    seen: set[bytes] = set()
+    searched: list[str] = []
+    # Folders first: what is named of their files is then known, in whatever order they are given.
+    for place in sorted(places, key=lambda place: not place.is_whole):
+        url = place.storage.url(place.folder)
+        if any(f'{url}/'.startswith(f'{folder}/') for folder in searched):
+            continue  # it was found in a folder that another input names
+        if place.is_whole:
+            searched.append(url)
+        number = 0
+        for folder, entries, is_whole in place.search(outside):
+            for found in _tasks_of_folder(folder, entries, is_whole):
+                number += 1
+                task = _make_task(found, place.storage, common, labelling)
+                # Two patterns may find the same recording.
+                if bytes.fromhex(task.key) not in seen:
+                    seen.add(bytes.fromhex(task.key))
+                    yield task
+        if not number:
+            raise TaskError(f'{place.text}: no recordings, videos or photos found there')
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder, and what is wanted of it.
+
+    Attributes:
+        text: As the user gave it.
+        folder: Its path, without protocol; what names of results begin with is its last part.
+        files: Paths of files in it that were named; empty where it is searched.
+        pattern: What the paths of files or folders below it have to match, '' for anything.
+    """
+
+    text: str
+    storage: Storage
+    folder: str
+    files: tuple[str, ...] = ()
+    pattern: str = ''
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that is in the folder is wanted."""
+        return not self.files and not self.pattern
+
+    def search(self, outside: Storage) -> Iterator[tuple[str, Iterable[Entry], bool]]:
+        """Folders, the files in them that are wanted, and whether these are all.
+
+        What lies in `outside` is not wanted.
+        """
+        if self.files:
+            yield self.folder, self._named(), False
+        elif self.storage.url(self.folder) == outside.url(outside.path):
+            raise TaskError(f'{self.text} is where results go, too; choose another --output')
+        else:
+            yield from self._search(self.folder, outside, ())
+
+    def _named(self) -> Iterator[Entry]:
+        for path in sorted(set(self.files)):
+            yield self.storage.entry(path)
+            if path.endswith('.db3'):
+                with contextlib.suppress(FileNotFoundError):
+                    yield self.storage.entry(path + SQLITE_LOG)
+
+    def _search(
+        self, folder: str, outside: Storage, above: tuple[str, ...]
+    ) -> Iterator[tuple[str, Iterable[Entry], bool]]:
+        if self.storage.url(folder) == outside.url(outside.path):
+            return
+        if self.storage.is_local:
+            # A link may lead back to where the search has been.
+            real = os.path.realpath(folder)
+            if real in above:
+                return
+            above = (*above, real)
+        folders: list[Entry] = []
+        is_labelling = False
+
+        def files() -> Iterator[Entry]:
+            nonlocal is_labelling
+            for entry in self.storage.entries(folder):
+                # The results of another batch are no input.
+                is_labelling |= entry.name == DESCRIPTION
+                if entry.name.startswith('.'):
+                    continue
+                if entry.is_folder:
+                    folders.append(entry)
+                elif not self.pattern or _matches(
+                    entry.path.removesuffix(SQLITE_LOG), self.pattern
+                ):
+                    yield entry
+
+        yield folder, files(), self.is_whole
+        for entry in [] if is_labelling else folders:
+            if self.pattern and _matches(entry.path, self.pattern):
+                inside = replace(self, folder=entry.path, pattern='')
+                yield from inside._search(entry.path, outside, above)
+            elif not self.pattern or self._may_hold(entry.path):
+                yield from self._search(entry.path, outside, above)
+
+    def _may_hold(self, folder: str) -> bool:
+        """Whether something in a folder may match the pattern."""
+        parts = self.pattern.split('/')
+        depth = len(folder.split('/'))
+        return '**' in parts[:depth] or (
+            depth < len(parts) and _matches(folder, '/'.join(parts[:depth]))
+        )
+
+
+def _places(inputs: Sequence[str]) -> list[_Place]:
+    """What texts of the user stand for; files of one folder are one place."""
+    places: list[_Place] = []
+    files: dict[str, list[str]] = {}
+    for text in inputs:
+        storage = Storage(text)
+        if glob.has_magic(text) and not storage.is_http and not os.path.lexists(text):
+            fixed = glob.magic_check.split(storage.path, maxsplit=1)[0].rpartition('/')[0] or '/'
+            places.append(_Place(text, storage, fixed, pattern=storage.path))
+            continue
+        try:
+            entry = storage.entry(storage.path)
+        except FileNotFoundError as error:
+            # What the web says about it is the cause.
+            why = f': {error.__cause__}' if error.__cause__ else ''
+            raise TaskError(f'{text} does not exist{why}') from None
+        except OSError as error:
+            raise TaskError(f'{text} cannot be read: {error}') from error
+        if entry.is_folder:
+            places.append(_Place(text, storage, storage.path))
+        elif not _kind_of(entry):
+            raise TaskError(f'{text} is no recording, video or photo by its suffix')
+        else:
+            folder = without_query(storage.path).rpartition('/')[0]
+            url = storage.url(folder)
+            if url not in files:
+                places.append(_Place(text, storage, folder, (storage.path,)))
+            files.setdefault(url, []).append(storage.path)
+    return [
+        replace(place, files=tuple(files[place.storage.url(place.folder)]))
+        if place.files
+        else place
+        for place in places
+    ]
+
+
+@functools.cache
+def _pattern(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(glob_translate(pattern))
+    except ValueError as error:
+        raise TaskError(f'{pattern}: {error}') from error
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return _pattern(pattern).fullmatch(path) is not None
+
+
+@dataclass(frozen=True)
+class _Found:
+    kind: str
+    path: str
+    entries: tuple[Entry, ...]
+    is_folder: bool
+
+
+def _tasks_of_folder(folder: str, entries: Iterable[Entry], whole: bool) -> Iterator[_Found]:
+    """Photos in parts as they come, then videos and recordings."""
+    photos: list[Entry] = []
+    recordings: list[Entry] = []
+    metadata: list[Entry] = []
+    logs: dict[str, Entry] = {}
+    for entry in entries:
+        kind = _kind_of(entry)
+        if kind == 'photos' and entry.path != without_query(entry.path):
+            yield _Found('photos', entry.path, (entry,), False)
+        elif entry.name == _METADATA:
+            metadata.append(entry)
+        elif entry.name.endswith(SQLITE_LOG):
+            logs[entry.path.removesuffix(SQLITE_LOG)] = entry
+        elif kind == 'photos':
+            # Where a part ends, a photo's own name says: parts stay as they are, and what they were
+            # labelled as remains valid, when photos are added before them. Photos whose names
+            # differ in their suffix alone stay together.
+            stem = _stem(entry)
+            if photos and stem != _stem(photos[-1]):
+                ends = zlib.crc32(os.fsencode(_stem(photos[-1]))) % PHOTOS_A_TASK == 0
+                if ends or len(photos) >= 2 * PHOTOS_A_TASK:
+                    yield _Found('photos', folder, tuple(photos), True)
+                    photos = []
+            photos.append(entry)
+        elif kind == 'recording':
+            recordings.append(entry)
+        elif kind == 'video':
+            yield _Found('video', entry.path, (entry,), False)
+    if photos:
+        yield _Found('photos', folder, tuple(photos), True)
+    if recordings and metadata and whole:
+        yield _Found('recording', folder, (*metadata, *recordings, *logs.values()), True)
+    else:
+        for entry in recordings:
+            log = [logs[entry.path]] if entry.path in logs else []
+            yield _Found('recording', entry.path, (entry, *log), False)
+
+
+def _stem(entry: Entry) -> str:
+    return entry.name.partition('.')[0]
+
+
+def _kind_of(entry: Entry) -> str:
+    """'recording', 'video' or 'photos', by the suffix of a file; '' for others."""
+    suffix = PurePosixPath(entry.name).suffix.lower()
+    # Of ROS 1, too: reading it says how to convert it.
+    if storage_of(PurePath(entry.name)) or suffix == '.bag':
+        return 'recording'
+    if suffix in PHOTO_SUFFIXES:
+        return 'photos'
+    return 'video' if suffix in VIDEO_SUFFIXES else ''
+
+
+def _make_task(found: _Found, storage: Storage, common: str, labelling: str) -> Task:
+    url = storage.url(found.path)
+    address = without_query(url)
+    identity = [[entry.name, entry.size, entry.identity] for entry in found.entries]
+    content = json.dumps([labelling, found.kind, address, identity])
+    return Task(
+        hashlib.sha256(content.encode()).hexdigest()[:32],
+        found.kind,
+        _name_of(address, common),
+        url,
+        tuple(entry.name for entry in found.entries) if found.is_folder else (),
+        sum(entry.size for entry in found.entries),
+    )
+
+
+def _common_folder(urls: Sequence[str]) -> str:
+    """What names of results leave out: the path down to above the deepest common folder."""
+    parts = [url.split('/')[:-1] for url in urls]
+    common = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return '/'.join(common)
+
+
+def _name_of(url: str, common: str) -> str:
+    below = url[len(common) :] if common else url.partition('://')[2] or url
+    # Results have names that any storage takes.
+    name = below.strip('/').encode('utf-8', 'replace').decode('utf-8')
+    return '/'.join('_' if part in ('', '.', '..') else part for part in name.split('/'))

@@ -1,0 +1,246 @@
+"""A worker: holds the model and does one task after the other, each from input to `done`."""
+
+import atexit
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cliptrase_ros
+from cliptrase_ros.exports.export import write_part
+from cliptrase_ros.exports.results import ExportError, Result
+from cliptrase_ros.fleet.faults import InputFault, WorkerUnfit, sentence
+from cliptrase_ros.fleet.labelling import Job, ResultStore, parts_of, utc_now
+from cliptrase_ros.fleet.scratch import Scratch, ScratchError
+from cliptrase_ros.fleet.storage import Entry, Storage, in_parallel
+from cliptrase_ros.fleet.tasks import SQLITE_LOG, Outcome, Task
+from cliptrase_ros.fleet.vitals import Vitals
+
+if TYPE_CHECKING:
+    from cliptrase_ros.fleet.labeller import Labeller
+
+CHECKSUMS = 'checksums.txt'
+
+
+class Worker:
+    """Does tasks of a job, several at a time in threads of their own, at different stages."""
+
+    def __init__(self, job: Job):
+        """Load the model.
+
+        Raises:
+            WorkerUnfit: It is not the model, or not the version, that the job is about.
+        """
+        _end_with_parent()
+        self._job = job
+        if job.labelling.digest != job.digest:
+            raise WorkerUnfit(
+                f'cliptrase_ros on {socket.gethostname()} is {cliptrase_ros.__version__}, another '
+                'version than where the command runs'
+            )
+        self._store = ResultStore(Storage(job.output), job.digest)
+        self._scratch = Scratch(job.scratch, job.scratch_gib)
+        atexit.register(self._scratch.close)
+        # Recordings that are compressed as files are unpacked where there is room.
+        tempfile.tempdir = str(self._scratch.path)
+        self._labeller = _load(job) if job.labels else None
+        self._fetching = threading.Lock()
+        self._labelling = threading.Lock()
+        self._vitals = Vitals(self._store, self._labeller.device if self._labeller else 'none')
+
+    def ready(self) -> None:
+        """Return when the worker is there; for engines that make it later."""
+
+    def progress(self) -> int:
+        """How many images were labelled so far."""
+        return self._labeller.images if self._labeller else 0
+
+    def run(self, task: Task) -> Outcome:
+        """Fetch, label and store the results of a task, then say that it is done.
+
+        Raises:
+            WorkerUnfit: The task is to be done by another worker, and all others as well.
+        """
+        with self._vitals.task(task.shown_source):
+            try:
+                outcome = self._run(task)
+            except InputFault as error:
+                outcome = Outcome('failed', str(error))
+            except WorkerUnfit:
+                raise
+            except Exception as error:
+                # Storage that does not answer, a full disk, whatever libraries make of odd files.
+                outcome = Outcome('again', sentence(error))
+            self._vitals.count[outcome.state] += 1
+            return outcome
+
+    def export(self, task: Task) -> Outcome:
+        """Make a finished task's part of the datasets of the job."""
+        with self._vitals.task(task.shown_source):
+            try:
+                self._export(task)
+            except (ExportError, InputFault) as error:
+                return Outcome('failed', str(error))
+            except Exception as error:
+                return Outcome('again', sentence(error))
+            return Outcome('done')
+
+    def close(self) -> None:
+        """Say that the worker has ended, and delete what was fetched."""
+        self._vitals.close()
+        self._scratch.close()
+
+    def _run(self, task: Task) -> Outcome:
+        done = self._store.read(f'done/{task.key}.json')
+        if done is not None:
+            # By another command, or by a worker that ended right after it.
+            return Outcome('done', damage=tuple(done['damage']), images=done['images'])
+        seconds: dict[str, float] = {}
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(self._scratch.folder())
+            with contextlib.ExitStack() as fetched:
+                with self._fetching:
+                    began = time.monotonic()
+                    source = self._fetch(task, folder / 'input', fetched)
+                    seconds['fetch'] = time.monotonic() - began
+                with self._labelling:
+                    began = time.monotonic()
+                    labels = self._labeller.label(task, source, folder / 'labels')
+                    seconds['label'] = time.monotonic() - began
+            began = time.monotonic()
+            result, size = self._put(task, labels.files)
+            seconds['store'] = time.monotonic() - began
+        about = {
+            'key': task.key,
+            'kind': task.kind,
+            'name': task.name,
+            'source': task.shown_source,
+            'bytes': task.size,
+            'images': labels.images,
+            'damage': labels.damage,
+            'cameras': labels.cameras,
+            'result': result,
+            'result_bytes': size,
+            'seconds': {stage: round(value, 3) for stage, value in seconds.items()},
+            'device': self._labeller.device,
+            'worker': self._vitals.name,
+            'finished': utc_now(),
+        }
+        self._store.mark_done(task, about, labels.damage)
+        self._vitals.add(labels.images, seconds['label'])
+        return Outcome('done', damage=tuple(labels.damage), images=labels.images)
+
+    def _fetch(self, task: Task, folder: Path, stack: contextlib.ExitStack) -> Path:
+        """Where on this machine the input of a task is."""
+        storage = Storage(task.source)
+        if storage.is_local:
+            return Path(storage.path)
+        try:
+            stack.enter_context(self._scratch.room(task.size))
+        except ScratchError as error:
+            raise InputFault(str(error)) from error
+        if not task.files:
+            path = folder / Entry(storage.path, False).name
+            try:
+                storage.fetch(storage.path, path)
+            except FileNotFoundError as error:
+                raise InputFault('it is not there any more') from error
+            if path.suffix == '.db3':
+                with contextlib.suppress(FileNotFoundError):
+                    storage.fetch(storage.path + SQLITE_LOG, path.with_name(path.name + SQLITE_LOG))
+            return path
+        folder.mkdir()
+
+        def fetch(name: str) -> None:
+            # One that is not there any more is missed when it is read.
+            with contextlib.suppress(FileNotFoundError):
+                storage.fetch(storage.child(name), folder / name)
+
+        in_parallel(fetch, list(task.files))
+        return folder
+
+    def _put(self, task: Task, folder: Path) -> tuple[dict[str, Any], int]:
+        """Store results under a name that says what is in them; returns where, and bytes.
+
+        Whoever does the same task, and stops anywhere, stores equal files at equal places, or
+        others elsewhere: what `done` points to is never written to again.
+        """
+        files = sorted(file for file in folder.rglob('*') if file.is_file())
+        size = sum(file.stat().st_size for file in files)
+        lines = [f'{_sha256(file)}  {file.relative_to(folder).as_posix()}\n' for file in files]
+        checksums = ''.join(lines).encode()
+        (folder / CHECKSUMS).write_bytes(checksums)
+        digest = hashlib.sha256(checksums).hexdigest()
+        path = f'results/{task.name}/{digest[:16]}'
+        self._store.storage.store(folder, f'{self._store.path}/{path}')
+        return {'folder': path, 'files': len(files), 'checksums_sha256': digest}, size
+
+    def _export(self, task: Task) -> None:
+        about = self._store.read(f'done/{task.key}.json')
+        if about is None:
+            raise ExportError(f'{self._store.url}/done/{task.key}.json is gone')
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(self._scratch.folder())
+            inputs = None
+            if self._job.with_images:
+                inputs = self._fetch(task, folder / 'input', stack)
+            result = Result(
+                *(task.key, task.kind, task.name, task.shown_source),
+                self._get(about['result'], folder / 'labels'),
+                inputs,
+                about['cameras'],
+            )
+            write_part(result, self._job.formats, folder / 'export')
+            for name, path in self._job.datasets.items():
+                files, parts = folder / 'export' / name, folder / f'parts-{name}'
+                if (files / 'parts').is_dir():
+                    (files / 'parts').rename(parts)
+                self._store.storage.store(files, f'{self._store.path}/{path}')
+                # What says that a part is there comes last. Not every format has anything to join.
+                parts.mkdir(exist_ok=True)
+                (parts / f'{task.key}.jsonl').touch()
+                self._store.storage.store(parts, f'{self._store.path}/{parts_of(path)}')
+
+    def _get(self, result: dict[str, Any], folder: Path) -> Path:
+        """Where on this machine stored results are."""
+        storage, path = self._store.storage, f'{self._store.path}/{result["folder"]}'
+        if storage.is_local:
+            return Path(path)
+        checksums = storage.read(f'{path}/{CHECKSUMS}').decode()
+        names = [line.partition('  ')[2] for line in checksums.splitlines()]
+        in_parallel(lambda name: storage.fetch(f'{path}/{name}', folder / name), names)
+        return folder
+
+
+def _load(job: Job) -> 'Labeller':
+    # Datasets are made without PyTorch.
+    from cliptrase_ros.fleet.labeller import Labeller
+
+    return Labeller(job)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
