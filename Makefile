@@ -19,7 +19,8 @@ MINUTES ?= 5
 FUZZ ?= 10000
 # More arguments for the node's figures, e.g. RELIABILITY_ARGS=--quick.
 RELIABILITY_ARGS ?=
-# Tests run in this many processes, each file in one.
+# Tests run in this many processes, each file in one. Files go in the order of their names: the
+# shortest last, as pytest-xdist would have it, are those of a single test, which is the soak.
 TEST_WORKERS ?= 2
 
 setup_python := $(or $(PYTHON),python3)
@@ -35,7 +36,7 @@ demo: build  ## two simulated cameras, segmented by words that change half-way (
 	@source tools/env.sh && cliptrase demo $(DEMO_ARGS)
 
 test: build  ## the tests (PYTEST_ARGS='...' goes to pytest)
-	@source tools/env.sh && pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@source tools/env.sh && pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: build  ## the engine's time against the bare encoder's (BENCH_ARGS='--json FILE')
 	@source tools/env.sh && cliptrase bench $(BENCH_ARGS)

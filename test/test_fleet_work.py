@@ -74,6 +74,8 @@ class World:
         self.runs = Counter()
         self.outcomes = []
         monkeypatch.setattr(work, 'wait', self.wait)
+        # After every event.
+        monkeypatch.setattr(work, '_TICK_S', 0.0)
 
     def wait(self, futures, timeout, when):
         assert self.events, 'everything waits, and nothing goes on'

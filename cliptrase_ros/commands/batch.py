@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -123,7 +124,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     workers.add_argument(
         '--scratch-gib',
-        type=float,
+        type=_positive,
         default=20.0,
         metavar='GIB',
         help='most that fetched inputs of a worker take there (default: %(default)g)',
@@ -138,12 +139,14 @@ def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.fleet.storage import StorageError
     from cliptrase_ros.fleet.tasks import TaskError
 
+    if not arguments.output:
+        raise CommandError('--output is empty; give a path or URL')
     with command_errors(StorageError, TaskError, OSError):
         return _show_status(arguments.output) if arguments.status else _label(arguments)
 
 
 def _label(arguments: argparse.Namespace) -> int:
-    if not arguments.inputs or not arguments.vocabulary:
+    if not all((arguments.inputs, *arguments.inputs, arguments.vocabulary)):
         raise CommandError('give at least one INPUT and the words, --vocabulary WORDS')
 
     from cliptrase_ros.exports.export import check_formats
@@ -167,6 +170,7 @@ def _label(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             return 0
         with command_errors(OSError, before=f'results cannot be written to {store.url}: '):
+            store.storage.remove_abandoned()
             describe(store, labelling, plan)
         job = _job(arguments, labelling)
         has_faults = _run_tasks(arguments, plan, store, job, gpus)
@@ -363,3 +367,11 @@ def _shard(text: str) -> tuple[int, int]:
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise argparse.ArgumentTypeError(f'{text!r} is not I/N with I from 0 to N-1, such as 0/64')
     return int(number), int(count)
+
+
+def _positive(text: str) -> float:
+    """Read a number above 0; for argparse."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f'{text} is not above 0')
+    return number

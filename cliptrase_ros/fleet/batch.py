@@ -109,7 +109,7 @@ def label(
     """Have members label what is left of a plan.
 
     Args:
-        on_progress: Called every second or more often with the number of tasks that are done or
+        on_progress: Called every second, and at the end, with the number of tasks that are done or
             have failed, and of images that were labelled.
 
     Raises:

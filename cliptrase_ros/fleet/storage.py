@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _OBJECT_STORES = {'s3', 's3a', 'gs', 'gcs', 'az', 'abfs', 'abfss', 'memory'}
 
 # Where to write what is then renamed into place.
 _PARTIAL = '.partial'
+# Nobody writes any more to a file there that has not changed for so long.
+_ABANDONED_S = 3600.0
 
 # Asking again does not help against these; all else may be the network's or the server's weather.
 _FINAL = (
@@ -129,6 +132,13 @@ class Storage:
                     (entry for entry in entries if entry.path != path.rstrip('/')),
                     key=lambda entry: entry.name,
                 )
+
+    def remove_abandoned(self) -> None:
+        """Delete what processes that were killed have left half-written; of local places."""
+        if self.is_local:
+            for entry in self.entries(self.child(_PARTIAL)):
+                if time.time() - entry.changed_s > _ABANDONED_S:
+                    self.remove(entry.path)
 
     def read(self, path: str) -> bytes:
         """All of a file."""

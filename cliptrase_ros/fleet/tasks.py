@@ -224,8 +224,10 @@ def _places(inputs: Sequence[str]) -> list[_Place]:
             continue
         try:
             entry = storage.entry(storage.path)
-        except FileNotFoundError:
-            raise TaskError(f'{text} does not exist') from None
+        except FileNotFoundError as error:
+            # What the web says about it is the cause.
+            why = f': {error.__cause__}' if error.__cause__ else ''
+            raise TaskError(f'{text} does not exist{why}') from None
         except OSError as error:
             raise TaskError(f'{text} cannot be read: {error}') from error
         if entry.is_folder:

@@ -1,5 +1,6 @@
 """Tasks to workers, a few at a time; again where a worker or the storage failed them."""
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -49,7 +50,7 @@ class Work:
             tasks: Taken one by one, when a member has room.
             count: How many tasks there are at most.
             on_outcome: Called for every task, with the state 'done' or 'failed'.
-            on_tick: Called every second or more often with the members that are ready.
+            on_tick: Called every second, and at the end, with the members that are ready.
         """
         self._places = [_Place(member) for member in members]
         self._method = method
@@ -66,10 +67,15 @@ class Work:
         """Have all tasks done. Raises EngineError where no worker can be started."""
         for place in self._places:
             self._start(place)
+        next_tick_s = 0.0
         while True:
             self._hand_out()
             calls = {future: place for place in self._places for future in place.calls}
-            if not calls and not self._left and not self._suspects:
+            has_ended = not calls and not self._left and not self._suspects
+            if has_ended or time.monotonic() >= next_tick_s:
+                next_tick_s = time.monotonic() + _TICK_S
+                self._on_tick([place.member for place in self._places if place.is_ready])
+            if has_ended:
                 return
             if not self._places:
                 raise EngineError(f'no worker can be started: {_last_line(self._last_error)}')
@@ -79,7 +85,6 @@ class Work:
                     self._note_start(self._starts.pop(future), future)
                 elif future in calls[future].calls:
                     self._note_call(calls[future], future)
-            self._on_tick([place.member for place in self._places if place.is_ready])
 
     def _start(self, place: _Place) -> None:
         place.is_ready = False
@@ -94,13 +99,12 @@ class Work:
                 else:
                     place.is_suspicious = False
                     self._call_next(place)
-        for _ in range(1, TASKS_AT_A_TIME):
-            for place in self._places:
-                # What is fetched here before its turn, a member with nothing to do could begin.
-                idle = sum(not other.calls for other in self._places)
-                takes_more = place.is_ready and not place.is_suspicious
-                if takes_more and len(place.calls) < TASKS_AT_A_TIME and self._left > idle:
-                    self._call_next(place)
+        idle = sum(not place.calls for place in self._places)
+        for place in self._places:
+            # What is fetched here before its turn, a member with nothing to do could begin.
+            takes_more = place.is_ready and not place.is_suspicious and place.calls
+            while takes_more and len(place.calls) < TASKS_AT_A_TIME and self._left > idle:
+                self._call_next(place)
 
     def _call_next(self, place: _Place) -> None:
         task = next(self._tasks, None) if self._left else None
