@@ -79,7 +79,7 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 def overhead(folder: Path, quick: bool) -> dict:
     """All that is not labelling, of two workers with a core each, from a disk and from S3."""
-    photos, tasks, recordings = (6, 4, 2) if quick else (100, 24, 4)
+    photos, tasks, recordings = (6, 4, 2) if quick else (50, 24, 4)
     image = _picture(480, 640)
     for number in range(tasks):
         part = folder / 'inputs' / f'photos{number:02}'
