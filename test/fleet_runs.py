@@ -5,6 +5,7 @@ import hashlib
 import json
 import signal
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +87,25 @@ def in_memory(folder):
     for path, content in contents(folder).items():
         system.pipe_file(f'/{Path(folder).name}/{path}', content)
     return f'memory://{Path(folder).name}'
+
+
+def processes_of(variable):
+    """Command lines by process id, of those with a variable, NAME=VALUE, in their environment."""
+    found = {}
+    for folder in Path('/proc').glob('[0-9]*'):
+        # Others end meanwhile.
+        with contextlib.suppress(OSError):
+            if variable.encode() in (folder / 'environ').read_bytes().split(b'\0'):
+                found[int(folder.name)] = (folder / 'cmdline').read_text()
+    # Those that have ended, and that nobody has asked for yet, have no command line any more.
+    return {pid: line for pid, line in found.items() if line}
+
+
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def contents(url):
