@@ -118,6 +118,8 @@ def contents(url):
 
 def only_labelling(files):
     """Files of the only labelling in an output, by their paths in it."""
+    # What was being written when its process was killed is nowhere else to be seen.
+    files = {path: content for path, content in files.items() if not path.startswith('.partial/')}
     (name,) = {path.partition('/')[0] for path in files}
     return {path.removeprefix(f'{name}/'): content for path, content in files.items()}
 
