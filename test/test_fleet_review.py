@@ -20,8 +20,10 @@ pytest.importorskip('av', reason='PyAV is not installed; `make test` brings it')
 import fleet_runs
 import fsspec
 
+from cliptrase_ros.commands import batch
 from cliptrase_ros.fleet import engines
 from cliptrase_ros.fleet.labelling import ResultStore
+from cliptrase_ros.fleet.status import read_status
 from cliptrase_ros.fleet.storage import Storage
 from cliptrase_ros.fleet.tasks import find_tasks
 from cliptrase_ros.fleet.worker import _checksum, _name_in
@@ -160,6 +162,18 @@ def test_room_on_nodes():
     assert engines._room(nodes, 2, with_gpu=False) == 1 + 4 + 1
     assert engines._room(nodes, 2, with_gpu=True) == 2 + 1
     assert engines._room(nodes, 9, with_gpu=False) == 0
+
+
+def test_what_is_left_of_inputs_that_have_changed(tmp_path, tiny_model):
+    save(tmp_path / 'in/1.png')
+    output = tmp_path / 'out'
+    assert fleet_runs.run_batch(tiny_model, tmp_path / 'in', '-o', output) == 0
+    save(tmp_path / 'in/1.png', seed=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, '_run_tasks', lambda *_: False)
+        fleet_runs.run_batch(tiny_model, tmp_path / 'in', '-o', output)
+    (status,) = read_status(str(output))
+    assert (status.tasks, status.done, status.left) == (1, 1, 1)
 
 
 _PARENT = """

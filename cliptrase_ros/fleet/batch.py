@@ -92,6 +92,7 @@ def describe(store: ResultStore, labelling: Labelling, plan: Plan) -> None:
         {
             **labelling.describe(),
             'tasks': plan.tasks.total(),
+            'others': plan.others,
             'kinds': dict(plan.tasks),
             'photos': plan.photos,
             'bytes': plan.bytes,
