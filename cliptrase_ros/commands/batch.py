@@ -173,8 +173,8 @@ def _label(arguments: argparse.Namespace) -> int:
         with command_errors(OSError, before=f'results cannot be written to {store.url}: '):
             store.storage.remove_abandoned()
             describe(store, labelling, plan)
-        job = _job(arguments, labelling, store.storage)
-        has_faults = _run_tasks(arguments, plan, store, job, gpus)
+            job = _job(arguments, labelling, store.storage)
+            has_faults = _run_tasks(arguments, plan, store, job, gpus)
         if job.formats:
             has_faults |= _export(arguments, plan, store, job)
     return 1 if has_faults else 0
