@@ -1,8 +1,10 @@
 """What workers run on: processes of this machine, or actors of a Ray cluster."""
 
+import atexit
 import contextlib
 import math
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -52,6 +54,9 @@ class _Manager(BaseManager):
 
 
 def _make_worker(job: Job) -> Any:
+    # After all else that is done at the end of the process: PyTorch would abort it, and say so,
+    # where a thread still computes, as after Ctrl-C.
+    atexit.register(os._exit, 0)
     # PyTorch is for the processes that compute.
     from cliptrase_ros.fleet.worker import Worker
 
