@@ -264,7 +264,9 @@ def test_damaged_inputs(run, damaged, tmp_path):
         path for path in after if path.endswith('/labelling.json')
     } or before.keys() == after.keys()
     state, out, err = run('--status', '-o', output)
-    assert out.splitlines()[1].split()[:6] == ['8', '3', '2', '5', '0', '0']
+    status = dict(line.rsplit(maxsplit=1) for line in out.splitlines())
+    states = ('tasks', 'done', 'damaged', 'failed', 'running', 'left')
+    assert [int(status[state]) for state in states] == [8, 3, 2, 5, 0, 0]
 
     state, out, err = run(damaged, '-o', output, '--retry-failed')
     assert state == 1 and '5 failed' in out
