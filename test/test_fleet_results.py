@@ -27,7 +27,7 @@ from fleet_runs import (
 )
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.fleet import labeller, status, vitals
+from cliptrase_ros.fleet import heartbeat, labeller, status
 from cliptrase_ros.fleet.status import read_status
 
 
@@ -330,7 +330,7 @@ def test_status_while_a_batch_is_going(run, tmp_path, monkeypatch):
     output = tmp_path / 'out'
     for seed in range(3):
         save(tmp_path / 'photos' / str(seed) / 'a.png', seed)
-    monkeypatch.setattr(vitals, 'HEARTBEAT_S', 0.02)
+    monkeypatch.setattr(heartbeat, 'HEARTBEAT_S', 0.02)
     monkeypatch.setattr(status, 'HEARTBEAT_S', 100.0)
     seen = []
     label = labeller.Labeller.label

@@ -235,7 +235,7 @@ def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', j
     count = sum(1 for _ in datasets.tasks_left())
     failed = []
     if count:
-        job = replace(job, device='cpu', labels=False)
+        job = replace(job, device='cpu', needs_model=False)
         with (
             _members(arguments, job, gpus=0) as members,
             progress_bar(count, 'task', 'exporting') as bar,

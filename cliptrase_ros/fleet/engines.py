@@ -23,11 +23,11 @@ _METHODS = ('ready', 'progress', 'run', 'export', 'close')
 
 
 class EngineError(Exception):
-    """Workers that cannot be had; the message says why."""
+    """No workers can be had; the message says why."""
 
 
 class Member(Protocol):
-    """A worker's place: the worker there may end, and another one be started."""
+    """Where a worker is: a process or an actor; one that ended is replaced by another."""
 
     def start(self) -> Future:
         """Start a worker, ending the one before; the future says when it is there."""
