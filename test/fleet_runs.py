@@ -5,6 +5,7 @@ import hashlib
 import json
 import signal
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,6 +89,25 @@ def in_memory(folder):
     return f'memory://{Path(folder).name}'
 
 
+def processes_of(variable):
+    """Command lines by process id, of those with a variable, NAME=VALUE, in their environment."""
+    found = {}
+    for folder in Path('/proc').glob('[0-9]*'):
+        # Others end meanwhile.
+        with contextlib.suppress(OSError):
+            if variable.encode() in (folder / 'environ').read_bytes().split(b'\0'):
+                found[int(folder.name)] = (folder / 'cmdline').read_text()
+    # Those that have ended, and that nobody has asked for yet, have no command line any more.
+    return {pid: line for pid, line in found.items() if line}
+
+
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def contents(url):
     """Content by path of all files below a folder of any storage."""
     system, root = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
@@ -98,6 +118,8 @@ def contents(url):
 
 def only_labelling(files):
     """Files of the only labelling in an output, by their paths in it."""
+    # What was being written when its process was killed is nowhere else to be seen.
+    files = {path: content for path, content in files.items() if not path.startswith('.partial/')}
     (name,) = {path.partition('/')[0] for path in files}
     return {path.removeprefix(f'{name}/'): content for path, content in files.items()}
 

@@ -54,16 +54,12 @@ class ObjectStorage:
     """
 
     def __init__(self):
-        from moto.server import (
-            DomainDispatcherApplication,
-            MotoRequestHandler,
-            create_backend_app,
-        )
+        from moto.server import MotoRequestHandler, create_backend_app
         from werkzeug.serving import make_server
 
         # It writes a line for each request.
         logging.getLogger('werkzeug').setLevel(logging.ERROR)
-        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._moto = create_backend_app('s3')
         self._failures = Failures(0)
         self._numbers = itertools.count()
         self._server = make_server(

@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 _ENVIRONMENT = {
     'RAY_USAGE_STATS_ENABLED': '0',
+    # Of the token that a user's own clusters ask for, `Cluster` tells its nodes nothing.
+    'RAY_AUTH_MODE': 'disabled',
     # It ends workers where other processes have filled the machine's memory.
     'RAY_memory_monitor_refresh_ms': '0',
 }

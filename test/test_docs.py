@@ -17,6 +17,7 @@ import bags
 import cv2
 import pytest
 import yaml
+from fleet_runs import in_threads
 from packaging.requirements import Requirement
 from pages import PAGES, ROOT, commands, every, ids, python_blocks
 from PIL import Image
@@ -34,6 +35,8 @@ NEEDS = {
     'sudo': 'a machine of its own',
     'docker': 'a registry',
     'pip': 'a network',
+    'yolo': 'a network',
+    'ray': 'a cluster',
     'hf': 'a network',
     'git': 'a network',
     'scp': 'a robot',
@@ -51,6 +54,8 @@ NOT_RUN = {
     'verify': 'recordings; test/test_cli.py runs it',
     'evaluate': 'datasets, or minutes; test/test_evaluate_command.py runs it',
     'segment 0': 'a webcam',
+    'batch': 'storage and processes; below, and test/test_fleet_*.py',
+    'bag drives/monday labelled --merge': 'results; test/test_bag.py runs it',
 }
 #: Shell words that are no commands of anybody.
 SHELL = {'source', 'export', 'touch', 'cd', 'mkdir'}
@@ -187,7 +192,8 @@ def executables():
     ].split()
 
 
-PAGES_WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
+FLEET = ROOT / 'docs' / 'fleet.md'
+PAGES_WITH_PYTHON = [page for page in PAGES if python_blocks(page) and page != FLEET]
 
 
 @pytest.mark.parametrize('page', PAGES_WITH_PYTHON, ids=lambda page: page.name)
@@ -204,6 +210,27 @@ def test_python(page, tmp_path, monkeypatch):
     for block in python_blocks(page):
         exec(block, names)
     assert (names['result'].label < 255).any()
+
+
+# Of pycocotools, over NumPy 2.
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
+def test_first_steps_with_a_fleet(tmp_path, monkeypatch, capsys):
+    for library in ('duckdb', 'pandas', 'pyarrow', 'pycocotools'):
+        pytest.importorskip(library, reason='reads datasets; `make test` brings it')
+    (tmp_path / 'docs' / 'images').mkdir(parents=True)
+    shutil.copy(ROOT / 'docs' / 'images' / 'output_image.jpg', tmp_path / 'docs' / 'images')
+    monkeypatch.chdir(tmp_path)
+    first, second = [arguments for name, arguments in commands(FLEET) if name == 'cliptrase'][:2]
+    with in_threads():
+        assert cli.main([*first, '--device', 'cpu', '--threads', '1', '--resolution', '64']) == 0
+    assert cli.main(second) == 0
+    for block in python_blocks(FLEET):
+        exec(block, {})
+    shown = capsys.readouterr()
+    assert 'damage' in shown.out  # DuckDB's table of what is done
+    assert shown.out.count('output_image.jpg') == 1  # pandas
+    assert shown.out.count('floor') >= 2  # DuckDB, pycocotools
+    assert shown.err == ''
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)

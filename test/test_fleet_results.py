@@ -1,9 +1,13 @@
 """`cliptrase batch`: results, markers, reports and datasets of all kinds of inputs."""
 
+import itertools
 import json
+import os
 import shutil
 import subprocess
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import bags
@@ -29,6 +33,8 @@ from fleet_runs import (
 from cliptrase_ros.cli import main
 from cliptrase_ros.fleet import heartbeat, labeller, status
 from cliptrase_ros.fleet.status import read_status
+
+FORMATS = 'coco,parquet'
 
 
 def save(path, seed):
@@ -274,6 +280,80 @@ def test_damaged_inputs(run, damaged, tmp_path):
     assert {name: about['tries'] for name, about in failed.items()} == dict.fromkeys(FAILED, 2)
 
 
+def test_datasets_have_what_could_be_labelled(run, damaged, tmp_path):
+    from pycocotools.coco import COCO
+
+    output = tmp_path / 'out'
+    state, out, err = run(damaged, '-o', output, '--export', 'coco')
+    assert state == 1 and 'not exported' not in err
+    (document,) = output.glob('*/export/coco/annotations/instances_default.json')
+    done = markers(only_labelling(contents(output)))
+    assert len(COCO(document).imgs) == sum(about['images'] for about in done.values())
+
+
+def test_odd_names(run, tmp_path):
+    photos = tmp_path / 'photos'
+    for number, name in enumerate(['x.png', 'x.jpg', 'X.png', 'a b%20#?.png', 'Straße.png']):
+        save(photos / name, number)
+    for name in (os.fsdecode(b'caf\xe9'), os.fsdecode(b'caf\xe8')):
+        (photos / name).mkdir()
+        shutil.copy(photos / 'x.png', photos / name / f'{name}.png')
+    output = tmp_path / 'out'
+    state, out, err = run(photos, '-o', output, '--export', FORMATS)
+    assert (state, err) == (0, '')
+    files = only_labelling(contents(output))
+    assert_whole(files)
+    assert sum(about['images'] for about in markers(files).values()) == 7
+    (document,) = output.glob('*/export/coco/annotations/instances_default.json')
+    names = [image['file_name'] for image in json.loads(document.read_text())['images']]
+    assert len(set(names)) == 7
+
+
+def test_two_workers_with_the_same_task_end_with_one_result(run, fleet, tmp_path, monkeypatch):
+    label = fleet_runs.batch.label
+
+    def twice(plan, store, members, *arguments):
+        for member in members:
+            member.start().result()
+        task = next(plan.of_shard())
+        calls = [member.call('run', task) for member in members]
+        assert [call.result().state for call in calls] == ['done', 'done']
+        return label(plan, store, members, *arguments)
+
+    # Both begin before either is done.
+    monkeypatch.setattr(fleet_runs.Worker, '_run', together(fleet_runs.Worker._run, 2))
+    monkeypatch.setattr(fleet_runs.batch, 'label', twice)
+    photo = fleet / 'photos' / 'below'
+    assert run(photo, '-o', tmp_path / 'out', '--workers', '2')[0] == 0
+    files = only_labelling(contents(tmp_path / 'out'))
+    assert_whole(files)
+    assert len([path for path in files if path.endswith('checksums.txt')]) == 1
+
+
+def together(function, count):
+    begun = threading.Barrier(count)
+    calls = itertools.count()
+
+    def together(self, task):
+        if next(calls) < count:
+            begun.wait(60)
+        return function(self, task)
+
+    return together
+
+
+def test_worker_of_another_version_does_nothing(run, fleet, tmp_path, monkeypatch):
+    members = fleet_runs.thread_members
+
+    def others(job, *arguments):
+        return members(replace(job, digest='of another version'), *arguments)
+
+    monkeypatch.setattr(fleet_runs, 'thread_members', others)
+    state, out, err = run(fleet, '-o', tmp_path / 'out')
+    assert state == 2 and len(err.splitlines()) == 1
+    assert 'another version than where the command runs' in err
+
+
 def test_retried_where_the_machine_was_at_fault(run, tmp_path):
     """An input for which there was no room is labelled where there is."""
     for seed in range(2):
@@ -414,9 +494,6 @@ def test_words_are_needed(tmp_path, capfd, tiny_model):
     assert capfd.readouterr().err == (
         'cliptrase batch: error: give at least one INPUT and the words, --vocabulary WORDS\n'
     )
-
-
-FORMATS = 'coco,parquet'
 
 
 @pytest.fixture(scope='module')

@@ -29,9 +29,7 @@ def test_one_request_in_twenty_fails_and_no_task_does(
         status = run_batch(
             *(tiny_model, inputs, '-o', output, '--workers', '2', '--scratch', scratch),
         )
-    print(failures.requests, len(failures.failed))
     out, err = capfd.readouterr()
-    print(out)
     assert (status, err) == (0, '')
     assert f'{TASKS} tasks done, {TASKS} images labelled, 0 failed, 0 of damaged inputs' in out
     assert len(failures.failed) > failures.requests / 30

@@ -73,12 +73,15 @@ class World:
         self.again = Counter(again or {})
         self.runs = Counter()
         self.outcomes = []
+        self.most_open = Counter()
         monkeypatch.setattr(work, 'wait', self.wait)
         # After every event.
         monkeypatch.setattr(work, '_TICK_S', 0.0)
 
     def wait(self, futures, timeout, when):
         assert self.events, 'everything waits, and nothing goes on'
+        for member in self.members:
+            self.most_open[member] = max(self.most_open[member], len(member.open))
         member, future, what = self.events.pop(self.random.randrange(len(self.events)))
         if not isinstance(what, Task):
             if what == 'works':
@@ -185,31 +188,25 @@ def test_start_that_never_completes_does_not_keep_the_others(monkeypatch):
 def test_few_tasks_are_spread_over_members(monkeypatch, count, each):
     """What waits behind another task could be begun by a member that has none."""
     world = World(monkeypatch, [[], [], []])
-    open_at_most = Counter()
-
-    def note(members):
-        for member in members:
-            open_at_most[member] = max(open_at_most[member], len(member.open))
-
     # All are there before the first answers.
     world.events.sort(key=lambda event: isinstance(event[2], Task))
     world.random.randrange = lambda n: 0
-    world.do(make_tasks(count), on_tick=note)
+    world.do(make_tasks(count))
     assert sorted(len(member.done) for member in world.members) == each
-    assert max(open_at_most.values()) == max(each)
+    assert max(world.most_open.values()) == max(each)
 
 
 def test_members_have_a_task_in_reserve(monkeypatch):
     world = World(monkeypatch, [[], []])
-    most = Counter()
+    world.do(make_tasks(20))
+    assert list(world.most_open.values()) == [TASKS_AT_A_TIME] * 2
 
-    def note(members):
-        assert all(member.ready for member in members)
-        for member in members:
-            most[member] = max(most[member], len(member.open))
 
-    world.do(make_tasks(20), on_tick=note)
-    assert list(most.values()) == [TASKS_AT_A_TIME] * 2
+def test_members_that_are_ready_are_looked_at(monkeypatch):
+    world = World(monkeypatch, [['never'], []])
+    seen = []
+    world.do(make_tasks(2), on_tick=seen.append)
+    assert seen[0] == [] and seen[-1] == [world.members[1]]
 
 
 def test_tasks_that_another_command_did_meanwhile(monkeypatch):

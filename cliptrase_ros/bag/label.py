@@ -1,7 +1,8 @@
 """A recording with labels added, under the names the node publishes them by."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,10 @@ LABEL_INFO_PERIOD_NS = 5_000_000_000
 
 # Messages wait for a batch of images, but no more of them than this.
 _MAX_PENDING_BYTES = 256_000_000
+
+# Images are decoded beside the engine; so many at a time, and so many before their turn.
+_THREADS = 4
+_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,10 @@ def label_bag(
         labelling = _Labelling(reader, writer, cameras, labeller, settings, on_image, on_result)
         # All topics also for a sidecar: only so is all damage found, and the vocabulary has the
         # time of the first message.
-        for message in reader.messages():
-            on_message(message)
-            labelling.add(message)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for message, decoding in labelling.decode_ahead(reader.messages(), threads):
+                on_message(message)
+                labelling.add(message, decoding)
         labelling.write_pending()
         summary = labelling.summary
         if summary.messages == 0:
@@ -205,12 +211,42 @@ class _Labelling:
         self._pending_images: list[CameraImage] = []
         self._pending_bytes = 0
 
-    def add(self, message: BagMessage) -> None:
+    def decode_ahead(
+        self, messages: Iterable[BagMessage], threads: Executor
+    ) -> Iterator[tuple[BagMessage, Future | None]]:
+        """Messages in their order, each with the decoding of its image, if it is to be labelled.
+
+        Threads are at work on the images that come next.
+        """
+        waiting: deque[tuple[BagMessage, Future | None]] = deque()
+        images = 0
+        for message in messages:
+            camera = self._cameras.get((message.topic.name, message.topic.type))
+            decoding = None
+            if camera and self._limiters[camera.name].take(message.stamp_ns, self._rate):
+                decoding = threads.submit(self._decode, message, camera)
+                images += 1
+            elif camera:
+                self._on_image()
+            waiting.append((message, decoding))
+            while waiting and (images > _AHEAD or waiting[0][1] is None):
+                images -= waiting[0][1] is not None
+                yield waiting.popleft()
+        yield from waiting
+
+    def add(self, message: BagMessage, decoding: Future | None) -> None:
         """Take in the next message of the input; `write_pending` has to follow the last one."""
         if self.summary.messages == 0:
             self._outputs.write_vocabulary(message.stamp_ns)
         self.summary.messages += 1
-        image = self._decode_image(message)
+        image = None
+        if decoding is not None:
+            try:
+                image = decoding.result()
+            except Exception as error:
+                # One message that is no image must not end the rest; it is copied and counted.
+                self.summary.refuse(message.topic.name, error)
+                self._on_image()
         if image is not None:
             if self._labeller.settings.smoothing and any(
                 earlier.camera is image.camera for earlier in self._pending_images
@@ -252,22 +288,12 @@ class _Labelling:
         self._pending_images.clear()
         self._pending_bytes = 0
 
-    def _decode_image(self, message: BagMessage) -> CameraImage | None:
-        """The image in a message, None where there is none to be labelled."""
-        topic = message.topic
-        camera = self._cameras.get((topic.name, topic.type))
-        if camera is None:
-            return None
-        if self._limiters[camera.name].take(message.stamp_ns, self._rate):
-            try:
-                image = self._typestore.deserialize_cdr(message.data, topic.type)
-                picture = to_rgb(image) if topic.type == IMAGE else decompress_to_rgb(image)
-                return CameraImage(camera, message.stamp_ns, image.header, picture)
-            except Exception as error:
-                # One message that is no image must not end the rest; it is copied and counted.
-                self.summary.refuse(topic.name, error)
-        self._on_image()
-        return None
+    def _decode(self, message: BagMessage, camera: BagCamera) -> CameraImage:
+        """The image in a message of a camera; raises whatever decoders do."""
+        kind = message.topic.type
+        image = self._typestore.deserialize_cdr(message.data, kind)
+        picture = to_rgb(image) if kind == IMAGE else decompress_to_rgb(image)
+        return CameraImage(camera, message.stamp_ns, image.header, picture)
 
     def _write_labels(self, image: CameraImage, result: Segmentation | Exception) -> None:
         camera = image.camera
