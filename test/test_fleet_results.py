@@ -31,7 +31,7 @@ from fleet_runs import (
 )
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.fleet import labeller, status, vitals
+from cliptrase_ros.fleet import heartbeat, labeller, status
 from cliptrase_ros.fleet.status import read_status
 
 FORMATS = 'coco,parquet'
@@ -270,7 +270,9 @@ def test_damaged_inputs(run, damaged, tmp_path):
         path for path in after if path.endswith('/labelling.json')
     } or before.keys() == after.keys()
     state, out, err = run('--status', '-o', output)
-    assert out.splitlines()[1].split()[:6] == ['8', '3', '2', '5', '0', '0']
+    status = dict(line.rsplit(maxsplit=1) for line in out.splitlines())
+    states = ('tasks', 'done', 'damaged', 'failed', 'running', 'left')
+    assert [int(status[state]) for state in states] == [8, 3, 2, 5, 0, 0]
 
     state, out, err = run(damaged, '-o', output, '--retry-failed')
     assert state == 1 and '5 failed' in out
@@ -408,7 +410,7 @@ def test_status_while_a_batch_is_going(run, tmp_path, monkeypatch):
     output = tmp_path / 'out'
     for seed in range(3):
         save(tmp_path / 'photos' / str(seed) / 'a.png', seed)
-    monkeypatch.setattr(vitals, 'HEARTBEAT_S', 0.02)
+    monkeypatch.setattr(heartbeat, 'HEARTBEAT_S', 0.02)
     monkeypatch.setattr(status, 'HEARTBEAT_S', 100.0)
     seen = []
     label = labeller.Labeller.label

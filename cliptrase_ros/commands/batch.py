@@ -87,10 +87,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         '--node',
         default='/cliptrase',
         metavar='NAME',
-        help='node name that topics of recordings are under (default: %(default)s)',
+        help='node name that the new topics of recordings are under (default: %(default)s)',
     )
     command.add_argument(
-        '--overlay', action='store_true', help='results have the large overlays as well'
+        '--overlay',
+        action='store_true',
+        help='results have overlays as well: pictures for people, and large',
     )
     command.add_argument(
         '--export',
@@ -102,14 +104,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         '--export-images',
         action='store_true',
-        help='have the images in the datasets, too: photos, and frames as JPEG',
+        help='copy the images into the datasets as well: photos as they are, where any program '
+        'reads them, all others as JPEG',
     )
     workers = command.add_argument_group('workers')
     workers.add_argument(
         '--workers',
         type=at_least_one,
         metavar='N',
-        help='how many (default: one for each GPU, or one)',
+        help='how many; those of this machine share its cores (default: one for each GPU, or one)',
     )
     workers.add_argument(
         '--ray',
@@ -163,8 +166,7 @@ def _label(arguments: argparse.Namespace) -> int:
     labelling, gpus = _labelling(arguments)
     store = ResultStore(Storage(arguments.output), labelling.digest)
     found = find_tasks(arguments.inputs, arguments.output, labelling.digest)
-    with progress_bar(None, 'task') as bar:
-        bar.set_description('looking')
+    with progress_bar(None, 'task', 'looking') as bar:
         plan = make_plan(found, store, arguments.shard, arguments.retry_failed, bar.update)
     with plan:
         _print_plan(plan, store.url, arguments.shard)
@@ -234,9 +236,11 @@ def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', j
     count = sum(1 for _ in datasets.tasks_left())
     failed = []
     if count:
-        job = replace(job, device='cpu', labels=False)
-        with _members(arguments, job, gpus=0) as members, progress_bar(count, 'task') as bar:
-            bar.set_description('exporting')
+        job = replace(job, device='cpu', needs_model=False)
+        with (
+            _members(arguments, job, gpus=0) as members,
+            progress_bar(count, 'task', 'exporting') as bar,
+        ):
             failed = datasets.make_parts(count, members, bar.update)
     _print_faults('not exported', failed)
     if arguments.shard[1] > 1:
@@ -343,26 +347,27 @@ def _show_status(output: str) -> int:
 
     from cliptrase_ros.fleet.status import read_status
 
-    table = Table(box=None, pad_edge=False)
-    counts = ('tasks', 'done', 'damaged', 'failed', 'running', 'left', 'images')
-    for column in (*counts, 'tasks/h', 'h left', 'GPU h', 'CPU h'):
-        table.add_column(column, justify='right', no_wrap=True)
-    for column in ('labelling', 'words'):
-        table.add_column(column, no_wrap=True)
-    for status in read_status(output):
-        hours_left = '?' if status.hours_left is None else f'{status.hours_left:.1f}'
-        table.add_row(
-            *(str(getattr(status, column)) for column in counts),
-            *(f'{status.per_hour:.0f}', hours_left),
-            *(f'{status.gpu_hours:.2f}', f'{status.cpu_hours:.2f}'),
-            *(status.name, ', '.join(status.words)),
-        )
-    if not table.row_count:
+    labellings = list(read_status(output))
+    if not labellings:
         raise CommandError(f'{output} has no results of `cliptrase batch`')
+    # A column for each: of one there is mostly, and a terminal has few columns.
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row('labelling', *(status.name for status in labellings))
+    table.add_row('words', *(', '.join(status.words) for status in labellings))
+    for count in ('tasks', 'done', 'damaged', 'failed', 'running', 'left', 'images'):
+        table.add_row(count, *(str(getattr(status, count)) for status in labellings))
+    table.add_row('tasks an hour', *(f'{status.per_hour:.0f}' for status in labellings))
+    table.add_row('hours left', *(_hours(status.hours_left) for status in labellings))
+    table.add_row('GPU hours', *(_hours(status.gpu_hours) for status in labellings))
+    table.add_row('CPU hours', *(_hours(status.cpu_hours) for status in labellings))
     # A file or another program gets all of it.
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table)
+    console.print(table, highlight=False)
     return 0
+
+
+def _hours(hours: float | None) -> str:
+    return '?' if hours is None else f'{hours:.2f}'
 
 
 def _shard(text: str) -> tuple[int, int]:

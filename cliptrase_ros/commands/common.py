@@ -38,9 +38,14 @@ def quiet_pillow() -> None:
     warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
-def progress_bar(total: int | None, unit: str = 'image') -> 'tqdm':
-    """A tqdm bar with rate and time left, over so many units; None where that is not known."""
+def progress_bar(total: int | None, unit: str = 'image', what: str | None = None) -> 'tqdm':
+    """A tqdm bar with rate and time left.
+
+    Args:
+        total: How many units there are; None where that is not known.
+        what: Stands before the bar.
+    """
     from tqdm import tqdm
 
     # None: shown on a terminal only.
-    return tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True)
+    return tqdm(desc=what, total=total, unit=unit, disable=None, dynamic_ncols=True)

@@ -132,7 +132,7 @@ def label(
         images.ask(ready)
         on_progress(summary.states.total(), images.total)
 
-    Work(members, 'run', plan.of_shard('left'), plan.states['left'], note, tick).run()
+    Work(members, 'run', plan.shard_tasks('left'), plan.states['left'], note, tick).run()
     return summary
 
 

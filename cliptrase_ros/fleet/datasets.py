@@ -36,7 +36,7 @@ class Datasets:
         """Finished tasks of which a dataset lacks its part."""
         done = self.store.keys('done')
         there = [self._parts(path) for path in self.paths.values()]
-        for task in self.plan.of_shard():
+        for task in self.plan.shard_tasks():
             key = bytes.fromhex(task.key)
             if key in done and not all(key in parts for parts in there):
                 yield task
@@ -81,13 +81,13 @@ class Datasets:
         folder, storage = f'{self.store.path}/{path}', self.store.storage
         files = [e.name for e in storage.entries(folder) if e.name.endswith('.parquet')]
         keys = {name.removesuffix('.parquet') for name in files}
-        for key in keys - {task.key for task in self.plan.of_shard()}:
+        for key in keys - {task.key for task in self.plan.shard_tasks()}:
             storage.remove(f'{self.store.path}/{parts_of(path)}/{key}.jsonl')
             storage.remove(f'{folder}/{key}.parquet')
 
     def _fragments(self, path: str) -> Iterator[IO[bytes]]:
         there = self._parts(path)
-        keys = (task.key for task in self.plan.of_shard() if bytes.fromhex(task.key) in there)
+        keys = (task.key for task in self.plan.shard_tasks() if bytes.fromhex(task.key) in there)
 
         def read(key: str) -> IO[bytes]:
             return io.BytesIO(

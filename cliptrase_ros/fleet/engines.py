@@ -1,5 +1,6 @@
 """What workers run on: processes of this machine, or actors of a Ray cluster."""
 
+import atexit
 import contextlib
 import math
 import multiprocessing
@@ -23,11 +24,11 @@ _METHODS = ('ready', 'progress', 'run', 'export', 'close')
 
 
 class EngineError(Exception):
-    """Workers that cannot be had; the message says why."""
+    """No workers can be had; the message says why."""
 
 
 class Member(Protocol):
-    """A worker's place: the worker there may end, and another one be started."""
+    """Where a worker is: a process or an actor; one that ended is replaced by another."""
 
     def start(self) -> Future:
         """Start a worker, ending the one before; the future says when it is there."""
@@ -54,6 +55,9 @@ class _Manager(BaseManager):
 
 
 def _make_worker(job: Job) -> Any:
+    # After all else that is done at the end of the process: PyTorch would abort it, and say so,
+    # where a thread still computes, as after Ctrl-C.
+    atexit.register(os._exit, 0)
     # PyTorch is for the processes that compute.
     from cliptrase_ros.fleet.worker import Worker
 

@@ -66,8 +66,10 @@ class Labeller:
         """Label an input into a new folder. Raises InputFault or WorkerUnfit."""
         label = self._label_recording if task.kind == 'recording' else self._label_pictures
         labels = label(task, source, folder)
+        labels.damage = [_without_source(text, task.shown_source) for text in labels.damage]
         if not labels.images and labels.damage:
-            raise InputFault(labels.damage[0])
+            first, *others = labels.damage
+            raise InputFault(f'{first}; and {len(others)} more' if others else first)
         return labels
 
     def _label_recording(self, task: Task, source: Path, folder: Path) -> Labels:
@@ -123,6 +125,13 @@ class Labeller:
 
     def _count(self) -> None:
         self.images += 1
+
+
+def _without_source(text: str, source: str) -> str:
+    """What is said of an input or something in it, for those who know which input it is."""
+    for mark in (': ', ', ', '/'):
+        text = text.removeprefix(f'{source}{mark}')
+    return text
 
 
 def _check_device(engine: FaultTolerantEngine) -> None:

@@ -16,7 +16,7 @@ from cliptrase_ros.fleet.tasks import Task
 from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
-#: Of the way that results are laid out; another one is another labelling.
+# Version of how results are laid out; results of another one lie in another folder.
 _LAYOUT = 1
 
 
@@ -63,14 +63,14 @@ class Labelling:
 
     @property
     def digest(self) -> str:
-        """A name for it."""
+        """Name of its folder; equal for labellings that give equal labels."""
         content = {**self.describe(), 'pretrained': ''}  # the weights say what it is
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is to do, and with what.
+    """What workers are to do, and with what.
 
     Attributes:
         digest: Of the labelling, as it is where the command runs.
@@ -82,7 +82,7 @@ class Job:
         scratch_gib: Most that fetched inputs take there.
         formats: Of datasets that results become, see `exports.export.FORMATS`.
         with_images: Whether datasets have the images too.
-        labels: Whether there is anything to label, for which a worker loads the model.
+        needs_model: Whether there is anything to label; datasets are made without a model.
     """
 
     labelling: Labelling
@@ -95,7 +95,7 @@ class Job:
     scratch_gib: float
     formats: tuple[str, ...] = ()
     with_images: bool = False
-    labels: bool = True
+    needs_model: bool = True
 
     @property
     def datasets(self) -> dict[str, str]:

@@ -50,8 +50,8 @@ class Plan:
             self.bytes_left += task.size if state == 'left' else 0
             self._file.write(f'{state} {task.to_json()}\n')
 
-    def of_shard(self, state: str = '') -> Iterator[Task]:
-        """The tasks of the plan's shard, or those in a state."""
+    def shard_tasks(self, state: str = '') -> Iterator[Task]:
+        """The tasks of the plan's shard: all, or those that are 'done', 'failed' or 'left'."""
         self._file.seek(0)
         for line in self._file:
             was, _, text = line.partition(' ')

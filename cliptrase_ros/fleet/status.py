@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cliptrase_ros.fleet.heartbeat import HEARTBEAT_S
 from cliptrase_ros.fleet.labelling import ResultStore
 from cliptrase_ros.fleet.storage import Storage, in_parallel
 from cliptrase_ros.fleet.tasks import DESCRIPTION
-from cliptrase_ros.fleet.vitals import HEARTBEAT_S
 
 # A worker that was silent for so many heartbeats has ended.
 _SILENT = 4

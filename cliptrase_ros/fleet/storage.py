@@ -77,13 +77,13 @@ def without_query(path: str) -> str:
 
 
 class Storage:
-    """A place that fsspec knows: the root of a local folder, of a bucket, of a server.
+    """A folder or file that fsspec knows, and all else in its file system, bucket or server.
 
-    Everything raises StorageError for a place that cannot be reached, FileNotFoundError for a file
+    Everything raises StorageError where nothing can be reached, FileNotFoundError for a file
     that is not there, and what fsspec raises for one that may not be read or written.
 
     Attributes:
-        path: The place itself, without protocol.
+        path: Of the folder or file, without protocol.
     """
 
     def __init__(self, url: str):

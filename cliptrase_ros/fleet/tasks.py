@@ -101,33 +101,32 @@ def find_tasks(inputs: Sequence[str], output: str, labelling: str) -> Iterator[T
         TaskError: An input is not there or has nothing to label.
         StorageError: It cannot be reached.
     """
-    places = _places(inputs)
-    outside = Storage(output)
-    common = _common_folder([place.storage.url(place.folder) for place in places])
+    selections = _select(inputs)
+    results = Storage(output)
+    common = _common_folder([selection.url for selection in selections])
     seen: set[bytes] = set()
     searched: list[str] = []
     # Folders first: what is named of their files is then known, in whatever order they are given.
-    for place in sorted(places, key=lambda place: not place.is_whole):
-        url = place.storage.url(place.folder)
-        if any(f'{url}/'.startswith(f'{folder}/') for folder in searched):
+    for selection in sorted(selections, key=lambda selection: not selection.is_whole):
+        if any(f'{selection.url}/'.startswith(f'{folder}/') for folder in searched):
             continue  # it was found in a folder that another input names
-        if place.is_whole:
-            searched.append(url)
+        if selection.is_whole:
+            searched.append(selection.url)
         number = 0
-        for folder, entries, is_whole in place.search(outside):
+        for folder, entries, is_whole in selection.search(results):
             for found in _tasks_of_folder(folder, entries, is_whole):
                 number += 1
-                task = _make_task(found, place.storage, common, labelling)
+                task = _make_task(found, selection.storage, common, labelling)
                 # Two patterns may find the same recording.
                 if bytes.fromhex(task.key) not in seen:
                     seen.add(bytes.fromhex(task.key))
                     yield task
         if not number:
-            raise TaskError(f'{place.text}: no recordings, videos or photos found there')
+            raise TaskError(f'{selection.text}: no recordings, videos or photos found there')
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Selection:
     """A folder, and what is wanted of it.
 
     Attributes:
@@ -144,21 +143,26 @@ class _Place:
     pattern: str = ''
 
     @property
+    def url(self) -> str:
+        """Of the folder."""
+        return self.storage.url(self.folder)
+
+    @property
     def is_whole(self) -> bool:
         """Whether all that is in the folder is wanted."""
         return not self.files and not self.pattern
 
-    def search(self, outside: Storage) -> Iterator[tuple[str, Iterable[Entry], bool]]:
+    def search(self, results: Storage) -> Iterator[tuple[str, Iterable[Entry], bool]]:
         """Folders, the files in them that are wanted, and whether these are all.
 
-        What lies in `outside` is not wanted.
+        What lies in `results` is not wanted.
         """
         if self.files:
             yield self.folder, self._named(), False
-        elif self.storage.url(self.folder) == outside.url(outside.path):
+        elif self.url == results.url(results.path):
             raise TaskError(f'{self.text} is where results go, too; choose another --output')
         else:
-            yield from self._search(self.folder, outside, ())
+            yield from self._search(self.folder, results, ())
 
     def _named(self) -> Iterator[Entry]:
         for path in sorted(set(self.files)):
@@ -168,9 +172,9 @@ class _Place:
                     yield self.storage.entry(path + SQLITE_LOG)
 
     def _search(
-        self, folder: str, outside: Storage, above: tuple[str, ...]
+        self, folder: str, results: Storage, above: tuple[str, ...]
     ) -> Iterator[tuple[str, Iterable[Entry], bool]]:
-        if self.storage.url(folder) == outside.url(outside.path):
+        if self.storage.url(folder) == results.url(results.path):
             return
         if self.storage.is_local:
             # A link may lead back to where the search has been.
@@ -199,9 +203,9 @@ class _Place:
         for entry in [] if is_labelling else folders:
             if self.pattern and _matches(entry.path, self.pattern):
                 inside = replace(self, folder=entry.path, pattern='')
-                yield from inside._search(entry.path, outside, above)
+                yield from inside._search(entry.path, results, above)
             elif not self.pattern or self._may_hold(entry.path):
-                yield from self._search(entry.path, outside, above)
+                yield from self._search(entry.path, results, above)
 
     def _may_hold(self, folder: str) -> bool:
         """Whether something in a folder may match the pattern."""
@@ -212,15 +216,15 @@ class _Place:
         )
 
 
-def _places(inputs: Sequence[str]) -> list[_Place]:
-    """What texts of the user stand for; files of one folder are one place."""
-    places: list[_Place] = []
+def _select(inputs: Sequence[str]) -> list[_Selection]:
+    """What texts of the user stand for; files of one folder are one selection."""
+    selections: list[_Selection] = []
     files: dict[str, list[str]] = {}
     for text in inputs:
         storage = Storage(text)
         if glob.has_magic(text) and not storage.is_http and not os.path.lexists(text):
             fixed = glob.magic_check.split(storage.path, maxsplit=1)[0].rpartition('/')[0] or '/'
-            places.append(_Place(text, storage, fixed, pattern=storage.path))
+            selections.append(_Selection(text, storage, fixed, pattern=storage.path))
             continue
         try:
             entry = storage.entry(storage.path)
@@ -231,20 +235,18 @@ def _places(inputs: Sequence[str]) -> list[_Place]:
         except OSError as error:
             raise TaskError(f'{text} cannot be read: {error}') from error
         if entry.is_folder:
-            places.append(_Place(text, storage, storage.path))
+            selections.append(_Selection(text, storage, storage.path))
         elif not _kind_of(entry):
             raise TaskError(f'{text} is no recording, video or photo by its suffix')
         else:
             folder = without_query(storage.path).rpartition('/')[0]
             url = storage.url(folder)
             if url not in files:
-                places.append(_Place(text, storage, folder, (storage.path,)))
+                selections.append(_Selection(text, storage, folder, (storage.path,)))
             files.setdefault(url, []).append(storage.path)
     return [
-        replace(place, files=tuple(files[place.storage.url(place.folder)]))
-        if place.files
-        else place
-        for place in places
+        replace(selection, files=tuple(files[selection.url])) if selection.files else selection
+        for selection in selections
     ]
 
 
@@ -262,13 +264,21 @@ def _matches(path: str, pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class _Found:
+    """What becomes a task.
+
+    Attributes:
+        path: Of the task's source.
+        entries: Files that belong to it.
+        is_folder: Whether the source is the folder of the files, and not the first of them.
+    """
+
     kind: str
     path: str
     entries: tuple[Entry, ...]
     is_folder: bool
 
 
-def _tasks_of_folder(folder: str, entries: Iterable[Entry], whole: bool) -> Iterator[_Found]:
+def _tasks_of_folder(folder: str, entries: Iterable[Entry], is_whole: bool) -> Iterator[_Found]:
     """Photos in parts as they come, then videos and recordings."""
     photos: list[Entry] = []
     recordings: list[Entry] = []
@@ -299,7 +309,7 @@ def _tasks_of_folder(folder: str, entries: Iterable[Entry], whole: bool) -> Iter
             yield _Found('video', entry.path, (entry,), False)
     if photos:
         yield _Found('photos', folder, tuple(photos), True)
-    if recordings and metadata and whole:
+    if recordings and metadata and is_whole:
         yield _Found('recording', folder, (*metadata, *recordings, *logs.values()), True)
     else:
         for entry in recordings:

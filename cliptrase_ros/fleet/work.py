@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from cliptrase_ros.fleet.engines import TASKS_AT_A_TIME, EngineError, Member
 from cliptrase_ros.fleet.tasks import Outcome, Task
 
-#: So often a task is tried in a run, and a worker is started that does no task.
+#: How often a task is tried in a run, and how often a worker is started that does no task.
 MOST_TRIES = 3
 
 _TICK_S = 1.0
@@ -83,6 +83,7 @@ class Work:
             for future in done:
                 if future in self._starts:
                     self._note_start(self._starts.pop(future), future)
+                # Calls of a worker that has just been found ended are gone already.
                 elif future in calls[future].calls:
                     self._note_call(calls[future], future)
 
@@ -101,7 +102,7 @@ class Work:
                     self._call_next(place)
         idle = sum(not place.calls for place in self._places)
         for place in self._places:
-            # What is fetched here before its turn, a member with nothing to do could begin.
+            # Fetched ahead, a task waits for its turn: not where an idle member could begin it.
             takes_more = place.is_ready and not place.is_suspicious and place.calls
             while takes_more and len(place.calls) < TASKS_AT_A_TIME and self._left > idle:
                 self._call_next(place)

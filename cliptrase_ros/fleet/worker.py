@@ -16,15 +16,16 @@ import cliptrase_ros
 from cliptrase_ros.exports.export import write_part
 from cliptrase_ros.exports.results import ExportError, Result
 from cliptrase_ros.fleet.faults import InputFault, WorkerUnfit, sentence
+from cliptrase_ros.fleet.heartbeat import Heartbeat
 from cliptrase_ros.fleet.labelling import Job, ResultStore, parts_of, utc_now
 from cliptrase_ros.fleet.scratch import Scratch, ScratchError
 from cliptrase_ros.fleet.storage import Entry, Storage, in_parallel
 from cliptrase_ros.fleet.tasks import DESCRIPTION, SQLITE_LOG, Outcome, Task
-from cliptrase_ros.fleet.vitals import Vitals
 
 if TYPE_CHECKING:
     from cliptrase_ros.fleet.labeller import Labeller
 
+#: In the folder of a result: digests of its files, as `sha256sum --check` takes them.
 CHECKSUMS = 'checksums.txt'
 
 
@@ -54,10 +55,11 @@ class Worker:
         atexit.register(self._scratch.close)
         # Recordings that are compressed as files are unpacked where there is room.
         tempfile.tempdir = str(self._scratch.path)
-        self._labeller = _load(job) if job.labels else None
+        self._labeller = _load(job) if job.needs_model else None
         self._fetching = threading.Lock()
         self._labelling = threading.Lock()
-        self._vitals = Vitals(self._store, self._labeller.device if self._labeller else 'none')
+        device = self._labeller.device if self._labeller else 'none'
+        self._heartbeat = Heartbeat(self._store, device)
 
     def ready(self) -> None:
         """Return when the worker is there; for engines that make it later."""
@@ -72,7 +74,7 @@ class Worker:
         Raises:
             WorkerUnfit: The task is to be done by another worker, and all others as well.
         """
-        with self._vitals.task(task.shown_source):
+        with self._heartbeat.task(task.shown_source):
             try:
                 outcome = self._run(task)
             except InputFault as error:
@@ -82,12 +84,12 @@ class Worker:
             except Exception as error:
                 # Storage that does not answer, a full disk, whatever libraries make of odd files.
                 outcome = Outcome('again', sentence(error))
-            self._vitals.count[outcome.state] += 1
+            self._heartbeat.count[outcome.state] += 1
             return outcome
 
     def export(self, task: Task) -> Outcome:
         """Make a finished task's part of the datasets of the job."""
-        with self._vitals.task(task.shown_source):
+        with self._heartbeat.task(task.shown_source):
             try:
                 self._export(task)
             except (ExportError, InputFault) as error:
@@ -98,7 +100,7 @@ class Worker:
 
     def close(self) -> None:
         """Say that the worker has ended, and delete what was fetched."""
-        self._vitals.close()
+        self._heartbeat.close()
         self._scratch.close()
 
     def _run(self, task: Task) -> Outcome:
@@ -134,11 +136,11 @@ class Worker:
             'result_bytes': size,
             'seconds': {stage: round(value, 3) for stage, value in seconds.items()},
             'device': self._labeller.device,
-            'worker': self._vitals.name,
+            'worker': self._heartbeat.name,
             'finished': utc_now(),
         }
         self._store.mark_done(task, about, labels.damage)
-        self._vitals.add(labels.images, seconds['label'])
+        self._heartbeat.add(labels.images, seconds['label'])
         return Outcome('done', damage=tuple(labels.damage), images=labels.images)
 
     def _fetch(self, task: Task, folder: Path, stack: contextlib.ExitStack) -> Path:

@@ -15,8 +15,13 @@ from cliptrase_ros.fleet.labelling import ResultStore, utc_now
 HEARTBEAT_S = 20.0
 
 
-class Vitals:
-    """Tells the storage, from a thread of its own, that a worker is alive and what it does."""
+class Heartbeat:
+    """Tells the storage, from a thread of its own, that a worker is alive and what it does.
+
+    Attributes:
+        name: Of the worker; unique.
+        count: How many tasks came to each state.
+    """
 
     def __init__(self, store: ResultStore, device: str):
         host = socket.gethostname()
