@@ -315,7 +315,7 @@ def test_two_workers_with_the_same_task_end_with_one_result(run, fleet, tmp_path
     def twice(plan, store, members, *arguments):
         for member in members:
             member.start().result()
-        task = next(plan.of_shard())
+        task = next(plan.shard_tasks())
         calls = [member.call('run', task) for member in members]
         assert [call.result().state for call in calls] == ['done', 'done']
         return label(plan, store, members, *arguments)
@@ -564,7 +564,7 @@ def test_shards_are_joined_into_what_one_command_makes(run, exported, fleet, tmp
 def test_export_that_cannot_be_made_is_named(run, exported, fleet, tmp_path):
     """A result that was deleted from the storage."""
     output = shutil.copytree(exported, tmp_path / 'out')
-    for path in output.glob('*/results/fleet/photos/below/*/segmentation.json'):
+    for path in output.glob('*/results/**/photos/below/*/segmentation.json'):
         path.unlink()
     state, out, err = run(fleet, '-o', output, '--export', 'yolo')
     assert state == 1

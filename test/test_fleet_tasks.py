@@ -4,6 +4,7 @@ import functools
 import http.server
 import itertools
 import os
+import re
 import threading
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from cliptrase_ros.fleet import tasks as fleet_tasks
 from cliptrase_ros.fleet.labelling import Labelling
 from cliptrase_ros.fleet.storage import Storage, StorageError
-from cliptrase_ros.fleet.tasks import Task, TaskError, find_tasks
+from cliptrase_ros.fleet.tasks import SOURCE_BYTES, Task, TaskError, find_tasks
 from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
@@ -57,8 +58,13 @@ def find(*inputs, output='/nowhere/out', labelling='words'):
     return list(find_tasks([str(text) for text in inputs], str(output), labelling))
 
 
+def below_fleet(task):
+    """Where the results of a task go, below what comes before the folder `fleet`."""
+    return re.sub('^.*?/(?=fleet(/|$))', '', task.name)
+
+
 def names(tasks):
-    return sorted((task.kind, task.name, task.files) for task in tasks)
+    return sorted((task.kind, below_fleet(task), task.files) for task in tasks)
 
 
 def keys(tasks):
@@ -89,7 +95,7 @@ ALL = [
 def test_folder(folder):
     tasks = find(folder)
     assert names(tasks) == ALL
-    by_name = {task.name: task for task in tasks}
+    by_name = {below_fleet(task): task for task in tasks}
     drive = by_name['fleet/drive']
     assert drive.source == f'{folder}/drive'
     assert drive.size == len('drive/metadata.yaml') + 2 * len('drive/drive_0.mcap')
@@ -193,8 +199,8 @@ def test_keys_do_not_depend_on_where_the_command_runs(folder, monkeypatch):
 
 
 def test_keys_change_with_content_and_labelling(folder):
-    before = {task.name: task.key for task in find(folder)}
-    assert not before.keys() - {task.name for task in find(folder, labelling='other words')}
+    before = {below_fleet(task): task.key for task in find(folder)}
+    assert not before.keys() - {below_fleet(task) for task in find(folder, labelling='other words')}
     assert not set(before.values()) & set(keys(find(folder, labelling='other words')))
 
     (folder / 'single' / 'a.mcap').write_text('more of it than before')
@@ -203,7 +209,7 @@ def test_keys_change_with_content_and_labelling(folder):
     os.utime(photo, ns=(1, photo.stat().st_mtime_ns + 1))
     (folder / 'drive' / 'drive_2.mcap').write_text('a third part')
     (folder / 'single' / 'b.db3-wal').unlink()
-    after = {task.name: task.key for task in find(folder)}
+    after = {below_fleet(task): task.key for task in find(folder)}
     assert {name for name in before if before[name] != after[name]} == {
         'fleet/single/a.mcap',
         'fleet/photos/below',
@@ -281,7 +287,7 @@ def test_links_are_followed_and_may_lead_round_in_a_circle(tmp_path):
     (tmp_path / 'fleet' / 'broken').symlink_to(tmp_path / 'nowhere')
     (tmp_path / 'elsewhere' / 'below' / 'back').symlink_to(tmp_path / 'fleet')
     (tmp_path / 'elsewhere' / 'itself').symlink_to('.')
-    assert [task.name for task in find(tmp_path / 'fleet')] == [
+    assert [below_fleet(task) for task in find(tmp_path / 'fleet')] == [
         'fleet',
         'fleet/link',
         'fleet/link/below',
@@ -298,20 +304,31 @@ def test_names_that_are_no_text(tmp_path):
     assert photos.files == (odd,)
     assert recording.source == f'{tmp_path}/in/{os.fsdecode(bytes([*b"caf", 0xE9]))}/a.mcap'
     # What it is called in storage is text.
-    assert recording.name == 'in/caf%E9/a.mcap'
+    assert recording.name == f'{tmp_path}/in/caf%E9/a.mcap'[1:]
     assert Task.from_json(recording.to_json()) == recording
 
 
-def test_names_of_results(tmp_path):
+def test_names_of_results(tmp_path, bucket):
+    """They are whole paths, whatever else a command is given."""
     make_files(tmp_path, ['a/x/1.jpg', 'b/x/1.jpg', 'b/x/y.mcap', 'b/z.mcap'])
 
     def found(*inputs):
         return [task.name for task in find(*(tmp_path / text for text in inputs))]
 
-    assert found('a/x', 'b/x', 'b/z.mcap') == ['a/x', 'b/x', 'b/x/y.mcap', 'b/z.mcap']
-    assert found('a/x') == ['x']
-    assert found('b/z.mcap') == ['b/z.mcap']
-    assert found('a') == ['a/x']
+    root = str(tmp_path)[1:]
+    expected = [f'{root}/{name}' for name in ('a/x', 'b/x', 'b/x/y.mcap', 'b/z.mcap')]
+    assert found('a/x', 'b/x', 'b/z.mcap') == expected
+    assert found('a') == expected[:1] and found('b/z.mcap') == expected[3:]
+    put_files(f'{bucket}/drives', ['1.mcap'])
+    assert [task.name for task in find(bucket)] == [f'{bucket}/drives/1.mcap'.replace('://', '/')]
+
+
+def test_keys_tell_sources_apart(folder):
+    sources = {task.key[: 2 * SOURCE_BYTES] for task in find(folder)}
+    assert len(sources) == len(ALL)
+    (folder / 'photos' / 'new.jpg').write_text('new')
+    (folder / 'single' / 'a.mcap').write_text('another')
+    assert {task.key[: 2 * SOURCE_BYTES] for task in find(folder, labelling='new')} == sources
 
 
 @pytest.fixture
@@ -378,7 +395,7 @@ def test_same_tasks_from_object_storage(folder, memory, bucket):
         assert [task.source.removeprefix(prefix) for task in tasks] == [
             task.source.removeprefix(str(folder.parent)) for task in local
         ]
-    before = {task.name: task.key for task in tasks}
+    before = {below_fleet(task): task.key for task in tasks}
     files = ['single/a.mcap', 'single/b.db3', 'single/clip.mp4']
     assert keys(find(*(f'{bucket}/{name}' for name in files))) == sorted(
         key for name, key in before.items() if '/single/' in name
@@ -387,9 +404,9 @@ def test_same_tasks_from_object_storage(folder, memory, bucket):
     assert names(find(f'{bucket}/**/*.mcap')) == names(find(f'{folder}/**/*.mcap'))
     # Put there again, equal content is known again, and other content is new.
     put_files(bucket)
-    assert {task.name: task.key for task in find(bucket)} == before
+    assert {below_fleet(task): task.key for task in find(bucket)} == before
     fsspec.filesystem('s3').pipe_file(f'{bucket}/single/a.mcap', b'SINGLE/A.MCAP')
-    changed = {task.name: task.key for task in find(bucket)}
+    changed = {below_fleet(task): task.key for task in find(bucket)}
     assert [name for name in before if before[name] != changed[name]] == ['fleet/single/a.mcap']
     # Results beside them.
     put_files(f'{bucket}/out/0123456789ab/results', ['1.png'])
@@ -465,9 +482,11 @@ def test_files_of_a_web_server(web, folder, tmp_path):
 
     # Signed for an hour, it is the same file.
     signed, photo = find(f'{urls[0]}?token=1/2', f'{urls[1]}?token=3/4')
-    assert (signed.key, signed.name) == (recording.key, 'single/a.mcap')
+    assert (signed.key, signed.name) == (recording.key, recording.name)
     assert '?' not in signed.shown_source and signed.source.endswith('?token=1/2')
-    assert (photo.kind, photo.name, photo.files) == ('photos', 'photos/1.jpg', ())
+    assert recording.name == f'{web}/single/a.mcap'.replace('://', '/')
+    assert (photo.kind, photo.files) == ('photos', ())
+    assert photo.name == f'{web}/photos/1.jpg'.replace('://', '/')
     for task, content in ((signed, 'single/a.mcap'), (photo, 'photos/1.jpg')):
         storage = Storage(task.source)
         storage.fetch(storage.path, tmp_path / 'fetched')

@@ -246,7 +246,7 @@ def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', j
     if arguments.shard[1] > 1:
         print('the same command without --shard joins the datasets when all shards are done')
         return bool(failed)
-    datasets.join(job.labelling.vocabulary)
+    datasets.join(job.labelling.vocabulary, job.scratch)
     for name, path in datasets.paths.items():
         print(f'{name}: {store.url}/{path}')
     return bool(failed)

@@ -65,34 +65,39 @@ class Datasets:
         Work(members, 'export', self.tasks_left(), count, note).run()
         return failed
 
-    def join(self, vocabulary: Vocabulary) -> None:
-        """Write what each dataset has of all its parts. Raises ExportError."""
+    def join(self, vocabulary: Vocabulary, scratch: Path | None = None) -> None:
+        """Write what each dataset has of all its parts, those of other commands as well.
+
+        Args:
+            scratch: Folder for files that are not there yet; None for the system's.
+
+        Raises:
+            ExportError: A format cannot be written.
+        """
+        done = self.store.keys('done')
         for name, path in self.paths.items():
-            self._remove_strangers(path)
-            with tempfile.TemporaryDirectory() as folder:
-                join_parts(name, self._fragments(path), vocabulary, Path(folder))
+            there = self._parts(path)
+            superseded = self.plan.superseded(there)
+            self._remove(path, superseded)
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                keys = sorted((there & done) - superseded)
+                join_parts(name, self._fragments(path, keys), vocabulary, Path(folder))
                 self.store.storage.store(Path(folder), f'{self.store.path}/{path}')
 
-    def _remove_strangers(self, path: str) -> None:
-        """Remove parts, each a file of its own, of inputs that are no longer there or have changed.
+    def _remove(self, path: str, keys: set[bytes]) -> None:
+        """Remove parts of inputs that have changed since.
 
-        All Parquet files of a folder are read as one dataset.
+        Where a part is a file of its own, as in Parquet, all files of the folder are the dataset.
         """
-        folder, storage = f'{self.store.path}/{path}', self.store.storage
-        files = [e.name for e in storage.entries(folder) if e.name.endswith('.parquet')]
-        keys = {name.removesuffix('.parquet') for name in files}
-        for key in keys - {task.key for task in self.plan.shard_tasks()}:
-            storage.remove(f'{self.store.path}/{parts_of(path)}/{key}.jsonl')
-            storage.remove(f'{folder}/{key}.parquet')
+        for key in keys:
+            # The fragment last: while it is there, the other is looked for again.
+            self.store.storage.remove(f'{self.store.path}/{path}/{key.hex()}.parquet')
+            self.store.storage.remove(f'{self.store.path}/{parts_of(path)}/{key.hex()}.jsonl')
 
-    def _fragments(self, path: str) -> Iterator[IO[bytes]]:
-        there = self._parts(path)
-        keys = (task.key for task in self.plan.shard_tasks() if bytes.fromhex(task.key) in there)
-
-        def read(key: str) -> IO[bytes]:
-            return io.BytesIO(
-                self.store.storage.read(f'{self.store.path}/{parts_of(path)}/{key}.jsonl')
-            )
+    def _fragments(self, path: str, keys: Sequence[bytes]) -> Iterator[IO[bytes]]:
+        def read(key: bytes) -> IO[bytes]:
+            file = f'{self.store.path}/{parts_of(path)}/{key.hex()}.jsonl'
+            return io.BytesIO(self.store.storage.read(file))
 
         with ThreadPoolExecutor(_AHEAD) as threads:
             for fragment in submit_ahead(threads, read, keys, _AHEAD):

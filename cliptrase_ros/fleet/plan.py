@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from cliptrase_ros.fleet.labelling import ResultStore
-from cliptrase_ros.fleet.tasks import Task
+from cliptrase_ros.fleet.tasks import SOURCE_BYTES, Task
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Plan:
         bytes_left: Of the inputs of those left.
         damaged: How many of those done lack something.
         others: How many are done or have failed of inputs that were changed, or not asked for.
+        keys: Of all tasks, those of other shards as well.
     """
 
     tasks: Counter = field(default_factory=Counter)
@@ -30,6 +31,7 @@ class Plan:
     bytes_left: int = 0
     damaged: int = 0
     others: int = 0
+    keys: set[bytes] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._file = tempfile.TemporaryFile('w+', encoding='ascii')  # noqa: SIM115
@@ -42,6 +44,7 @@ class Plan:
 
     def add(self, task: Task, state: str | None) -> None:
         """Take in a task; one of no state is of another shard."""
+        self.keys.add(bytes.fromhex(task.key))
         self.tasks[task.kind] += 1
         self.photos += (len(task.files) or 1) if task.kind == 'photos' else 0
         self.bytes += task.size
@@ -49,6 +52,11 @@ class Plan:
             self.states[state] += 1
             self.bytes_left += task.size if state == 'left' else 0
             self._file.write(f'{state} {task.to_json()}\n')
+
+    def superseded(self, keys: set[bytes]) -> set[bytes]:
+        """Those keys whose sources have changed since: the plan has others of the same sources."""
+        sources = {key[:SOURCE_BYTES] for key in self.keys}
+        return {key for key in keys - self.keys if key[:SOURCE_BYTES] in sources}
 
     def shard_tasks(self, state: str = '') -> Iterator[Task]:
         """The tasks of the plan's shard: all, or those that are 'done', 'failed' or 'left'."""
@@ -78,7 +86,7 @@ def make_plan(
     for task in found:
         key = bytes.fromhex(task.key)
         state = None
-        if int.from_bytes(key[:8], 'big') % count == number:
+        if int.from_bytes(key[-8:], 'big') % count == number:
             is_failed = key in failed and not retry_failed
             state = 'done' if key in done else 'failed' if is_failed else 'left'
         plan.add(task, state)

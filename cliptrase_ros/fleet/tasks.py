@@ -21,6 +21,9 @@ from cliptrase_ros.photos.sources import PHOTO_SUFFIXES, VIDEO_SUFFIXES
 #: Photos of one task: a thousand on average, and no more than twice as many.
 PHOTOS_A_TASK = 1000
 
+#: So many bytes of a key say which the source is, and not what it contains.
+SOURCE_BYTES = 6
+
 #: What describes a labelling in the folder of its results.
 DESCRIPTION = 'labelling.json'
 
@@ -39,7 +42,8 @@ class Task:
     """One recording, one video, or some photos of one folder: what a worker does at a time.
 
     Attributes:
-        key: Of the input's identity and of everything that its labels depend on.
+        key: Hexadecimal; the first `SOURCE_BYTES` bytes are of the source, the others of its
+            identity and everything that its labels depend on.
         kind: 'recording', 'video' or 'photos'.
         name: Where its results go, a relative path: of the recording or video, or of the photos'
             folder.
@@ -103,7 +107,6 @@ def find_tasks(inputs: Sequence[str], output: str, labelling: str) -> Iterator[T
     """
     selections = _select(inputs)
     results = Storage(output)
-    common = _common_folder([selection.url for selection in selections])
     seen: set[bytes] = set()
     searched: list[str] = []
     # Folders first: what is named of their files is then known, in whatever order they are given.
@@ -116,7 +119,7 @@ def find_tasks(inputs: Sequence[str], output: str, labelling: str) -> Iterator[T
         for folder, entries, is_whole in selection.search(results):
             for found in _tasks_of_folder(folder, entries, is_whole):
                 number += 1
-                task = _make_task(found, selection.storage, common, labelling)
+                task = _make_task(found, selection.storage, labelling)
                 # Two patterns may find the same recording.
                 if bytes.fromhex(task.key) not in seen:
                     seen.add(bytes.fromhex(task.key))
@@ -332,34 +335,28 @@ def _kind_of(entry: Entry) -> str:
     return 'video' if suffix in VIDEO_SUFFIXES else ''
 
 
-def _make_task(found: _Found, storage: Storage, common: str, labelling: str) -> Task:
+def _make_task(found: _Found, storage: Storage, labelling: str) -> Task:
     url = storage.url(found.path)
     address = without_query(url)
     identity = [[entry.name, entry.size, entry.identity] for entry in found.entries]
     content = json.dumps([labelling, found.kind, address, identity])
     return Task(
-        hashlib.sha256(content.encode()).hexdigest()[:32],
+        _sha256(address)[: 2 * SOURCE_BYTES] + _sha256(content)[: 32 - 2 * SOURCE_BYTES],
         found.kind,
-        _name_of(address, common),
+        _name_of(address),
         url,
         tuple(entry.name for entry in found.entries) if found.is_folder else (),
         sum(entry.size for entry in found.entries),
     )
 
 
-def _common_folder(urls: Sequence[str]) -> str:
-    """What names of results leave out: the path down to above the deepest common folder."""
-    parts = [url.split('/')[:-1] for url in urls]
-    common = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    return '/'.join(common)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
-def _name_of(url: str, common: str) -> str:
-    below = url[len(common) :] if common else url.partition('://')[2] or url
+def _name_of(url: str) -> str:
+    """The whole path: no two inputs of any command share it, and none has another in the next."""
     # Results have names that any storage takes. What is no text there are bytes, see os.fsdecode.
-    name = re.sub('[\udc80-\udcff]', lambda byte: f'%{ord(byte[0]) - 0xDC00:X}', below.strip('/'))
-    return '/'.join('_' if part in ('', '.', '..') else part for part in name.split('/'))
+    name = re.sub('[\udc80-\udcff]', lambda byte: f'%{ord(byte[0]) - 0xDC00:X}', url)
+    parts = name.replace('://', '/').strip('/').split('/')
+    return '/'.join('_' if part in ('', '.', '..') else part for part in parts)
