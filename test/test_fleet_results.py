@@ -315,7 +315,7 @@ def test_two_workers_with_the_same_task_end_with_one_result(run, fleet, tmp_path
     def twice(plan, store, members, *arguments):
         for member in members:
             member.start().result()
-        task = next(plan.of_shard())
+        task = next(plan.shard_tasks())
         calls = [member.call('run', task) for member in members]
         assert [call.result().state for call in calls] == ['done', 'done']
         return label(plan, store, members, *arguments)
