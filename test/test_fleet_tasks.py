@@ -298,7 +298,7 @@ def test_names_that_are_no_text(tmp_path):
     assert photos.files == (odd,)
     assert recording.source == f'{tmp_path}/in/{os.fsdecode(bytes([*b"caf", 0xE9]))}/a.mcap'
     # What it is called in storage is text.
-    assert recording.name == 'in/caf?/a.mcap'
+    assert recording.name == 'in/caf%E9/a.mcap'
     assert Task.from_json(recording.to_json()) == recording
 
 

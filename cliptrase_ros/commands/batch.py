@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cliptrase_ros.fleet.engines import Member
     from cliptrase_ros.fleet.labelling import Job, Labelling, ResultStore
     from cliptrase_ros.fleet.plan import Plan
+    from cliptrase_ros.fleet.storage import Storage
 
 # So many inputs with faults are named at the end; all of them are in the storage.
 _NAMED = 20
@@ -174,8 +175,8 @@ def _label(arguments: argparse.Namespace) -> int:
         with command_errors(OSError, before=f'results cannot be written to {store.url}: '):
             store.storage.remove_abandoned()
             describe(store, labelling, plan)
-        job = _job(arguments, labelling)
-        has_faults = _run_tasks(arguments, plan, store, job, gpus)
+            job = _job(arguments, labelling, store.storage)
+            has_faults = _run_tasks(arguments, plan, store, job, gpus)
         if job.formats:
             has_faults |= _export(arguments, plan, store, job)
     return 1 if has_faults else 0
@@ -271,17 +272,20 @@ def _labelling(arguments: argparse.Namespace) -> 'tuple[Labelling, int]':
     return labelling, facts.gpus
 
 
-def _job(arguments: argparse.Namespace, labelling: 'Labelling') -> 'Job':
+def _job(arguments: argparse.Namespace, labelling: 'Labelling', storage: 'Storage') -> 'Job':
     from cliptrase_ros.fleet.labelling import Job
 
+    # Workers on a cluster are in other working directories.
+    output = storage.path if storage.is_local else arguments.output
+    scratch = arguments.scratch and arguments.scratch.absolute()
     return Job(
         labelling,
         labelling.digest,
-        arguments.output,
+        output,
         arguments.device,
         arguments.threads,
         arguments.batch,
-        arguments.scratch,
+        scratch,
         arguments.scratch_gib,
         arguments.export,
         arguments.export_images,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from cliptrase_ros.fleet.engines import Member
+from cliptrase_ros.fleet.engines import Member, end_with_parent
 from cliptrase_ros.fleet.labelling import Labelling, ResultStore, utc_now
 from cliptrase_ros.fleet.plan import Plan
 from cliptrase_ros.fleet.tasks import DESCRIPTION, Outcome, Task
@@ -59,7 +59,7 @@ def examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> Mode
         ModelFault: The model cannot be had, or a phrase not be encoded.
     """
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=context) as process:
+    with ProcessPoolExecutor(1, context, end_with_parent) as process:
         return process.submit(_examine, model, vocabulary, is_here).result()
 
 
@@ -92,6 +92,7 @@ def describe(store: ResultStore, labelling: Labelling, plan: Plan) -> None:
         {
             **labelling.describe(),
             'tasks': plan.tasks.total(),
+            'others': plan.others,
             'kinds': dict(plan.tasks),
             'photos': plan.photos,
             'bytes': plan.bytes,

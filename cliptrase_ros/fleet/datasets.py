@@ -99,5 +99,4 @@ class Datasets:
                 yield fragment.result()
 
     def _parts(self, path: str) -> set[bytes]:
-        entries = self.store.storage.entries(f'{self.store.path}/{parts_of(path)}')
-        return {bytes.fromhex(entry.name.removesuffix('.jsonl')) for entry in entries}
+        return self.store.keys_in(f'{self.store.path}/{parts_of(path)}', '.jsonl')

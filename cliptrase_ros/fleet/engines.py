@@ -5,6 +5,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -72,6 +73,7 @@ class LocalMember:
 
     job: Job
     threads: ThreadPoolExecutor
+    is_over: threading.Event
     _manager: _Manager | None = None
     _worker: Any = None
 
@@ -91,11 +93,26 @@ class LocalMember:
 
     def _start(self) -> None:
         self.stop()
-        # A forked process cannot use the GPU, and has the locks of threads that it lacks.
-        manager = _Manager(ctx=multiprocessing.get_context('spawn'))
-        manager.start()
+        # A forked process cannot use the GPU, and has the locks of threads that it lacks. A socket
+        # in the folder for temporary files could have too long a path.
+        manager = _Manager(('127.0.0.1', 0), ctx=multiprocessing.get_context('spawn'))
+        manager.start(end_with_parent)
         self._manager = manager
-        self._worker = manager.Worker(self.job)
+        if self.is_over.is_set():
+            self.stop()  # instead of loading a model that nobody wants any more
+        else:
+            self._worker = manager.Worker(self.job)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+
+    def wait_for_end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -105,15 +122,17 @@ def local_members(job: Job, count: int, devices: list[str]) -> Iterator[list[Mem
     Args:
         devices: Where workers compute, in turn.
     """
+    is_over = threading.Event()
     with ThreadPoolExecutor(count * (TASKS_AT_A_TIME + 2)) as threads:
         members = [
-            LocalMember(replace(job, device=devices[number % len(devices)]), threads)
+            LocalMember(replace(job, device=devices[number % len(devices)]), threads, is_over)
             for number in range(count)
         ]
         try:
             yield members
             _say_goodbye(members)
         finally:
+            is_over.set()
             for member in members:
                 member.stop()
 
@@ -145,6 +164,14 @@ class RayMember:
         self._actor = None
 
 
+def _room(nodes: Sequence[dict[str, float]], threads: int, with_gpu: bool) -> int:
+    """How many workers find room on nodes: what one needs must be on one of them."""
+    return sum(
+        int(min(node.get('CPU', 0) // threads, node.get('GPU', 0) if with_gpu else math.inf))
+        for node in nodes
+    )
+
+
 @contextlib.contextmanager
 def ray_members(job: Job, count: int | None, address: str) -> Iterator[list[Member]]:
     """Places for workers as actors of a Ray cluster; they end with the block.
@@ -166,18 +193,18 @@ def ray_members(job: Job, count: int | None, address: str) -> Iterator[list[Memb
     except Exception as error:
         raise EngineError(f'Ray at {address!r} cannot be reached: {error}') from error
     try:
-        resources = ray.cluster_resources()
-        cpus, gpus = resources.get('CPU', 0), resources.get('GPU', 0)
-        if job.device == 'cpu' or (job.device == 'auto' and not gpus):
-            gpus = 0
-        count = count or int(gpus or cpus // job.threads)
+        nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
+        gpus = sum(node.get('GPU', 0) for node in nodes)
+        with_gpu = job.device.startswith('cuda') or (job.device == 'auto' and gpus > 0)
+        count = count or _room(nodes, job.threads, with_gpu)
         if not count:
             raise EngineError(
-                f'the Ray cluster has {cpus:g} CPUs, and a worker needs {job.threads}; give '
-                '--workers to wait for more'
+                f'no node of the Ray cluster has the {job.threads} CPUs'
+                f'{" and the GPU" if with_gpu else ""} that a worker needs; give fewer --threads, '
+                'or --workers to wait for such a node'
             )
         # More workers than GPUs share them, each GPU among as many.
-        share = 1 / math.ceil(max(1, count / gpus)) if gpus else 0
+        share = 1 / math.ceil(max(1, count / (gpus or count))) if with_gpu else 0
         from cliptrase_ros.fleet.worker import Worker
 
         actor_class = ray.remote(Worker).options(

@@ -16,6 +16,7 @@ from cliptrase_ros.fleet.tasks import Task
 from cliptrase_ros.photos.output_names import unique_names
 from cliptrase_ros.photos.segment import OutputSettings, segment_sources
 from cliptrase_ros.photos.sources import Source
+from cliptrase_ros.segmentation.method.sam import Sam
 from cliptrase_ros.segmentation.model.weights import load_model, weights_digest
 from cliptrase_ros.segmentation.segmenter import load_segmenter
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine, default_batch
@@ -44,14 +45,17 @@ class Labeller:
     def __init__(self, job: Job):
         labelling = job.labelling
         model = labelling.model
-        digest = weights_digest(load_model(model.model, model.pretrained, model.cache_dir).model)
-        if digest != labelling.weights[0]:
-            raise WorkerUnfit(
-                f'the weights of {model.model} on {socket.gethostname()} are not those that the '
-                'command was given'
-            )
+        clip = weights_digest(load_model(model.model, model.pretrained, model.cache_dir).model)
         settings = vars(replace(model, device=job.device, threads=job.threads))
         self._segmenter = load_segmenter(**settings)
+        sam = self._segmenter.mask_source
+        weights = (clip, sam.weights_digest) if isinstance(sam, Sam) else (clip,)
+        if weights != labelling.weights:
+            names = ' or '.join(filter(None, (model.model, model.sam_model)))
+            raise WorkerUnfit(
+                f'the weights of {names} on {socket.gethostname()} are not those that the command '
+                'was given'
+            )
         self._vocabulary = self._segmenter.encode_vocabulary(labelling.vocabulary)
         self._labelling = labelling
         self._batch = job.batch or default_batch(self._segmenter)

@@ -1,5 +1,6 @@
 """What inputs are labelled as: model, words and settings; and where its results lie."""
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -122,7 +123,16 @@ class ResultStore:
 
     def keys(self, of: str) -> set[bytes]:
         """Keys of tasks that are `done`, `failed` or `damaged`."""
-        return {bytes.fromhex(entry.name.removesuffix('.json')) for entry in self.markers(of)}
+        return self.keys_in(f'{self.path}/{of}', '.json')
+
+    def keys_in(self, folder: str, suffix: str) -> set[bytes]:
+        """Keys of tasks that files of a folder are called after; other files count for nothing."""
+        keys = set()
+        for entry in self.storage.entries(folder):
+            if entry.name.endswith(suffix):
+                with contextlib.suppress(ValueError):
+                    keys.add(bytes.fromhex(entry.name.removesuffix(suffix)))
+        return keys
 
     def markers(self, of: str) -> Iterator[Entry]:
         """Files of tasks that are `done`, `failed` or `damaged`, or of `workers`."""

@@ -20,6 +20,7 @@ class Plan:
         states: How many tasks of the plan's shard are 'done', 'failed' or 'left'.
         bytes_left: Of the inputs of those left.
         damaged: How many of those done lack something.
+        others: How many are done or have failed of inputs that were changed, or not asked for.
     """
 
     tasks: Counter = field(default_factory=Counter)
@@ -28,6 +29,7 @@ class Plan:
     states: Counter = field(default_factory=Counter)
     bytes_left: int = 0
     damaged: int = 0
+    others: int = 0
 
     def __post_init__(self) -> None:
         self._file = tempfile.TemporaryFile('w+', encoding='ascii')  # noqa: SIM115
@@ -72,7 +74,7 @@ def make_plan(
     """
     done, failed, damaged = (store.keys(of) for of in ('done', 'failed', 'damaged'))
     number, count = shard
-    plan = Plan()
+    plan = Plan(others=len(done) + len(failed))
     for task in found:
         key = bytes.fromhex(task.key)
         state = None
@@ -81,5 +83,6 @@ def make_plan(
             state = 'done' if key in done else 'failed' if is_failed else 'left'
         plan.add(task, state)
         plan.damaged += state == 'done' and key in damaged
+        plan.others -= (key in done) + (key in failed)
         on_task()
     return plan

@@ -22,7 +22,8 @@ class Status:
         name: Of its folder.
         words: Names of its classes.
         tasks: How many there are, as the last command that listed the inputs counted.
-        done: Of them; also those whose inputs are no longer there.
+        others: Done and failed ones that were not among them then.
+        done: Of all.
         damaged: Of those done, how many inputs miss something.
         running: At work.
         per_hour: Tasks done in the last hour, or since the first, whichever is shorter.
@@ -33,6 +34,7 @@ class Status:
     name: str
     words: tuple[str, ...]
     tasks: int
+    others: int
     done: int
     damaged: int
     failed: int
@@ -45,7 +47,7 @@ class Status:
     @property
     def left(self) -> int:
         """Tasks not done and not failed."""
-        return max(0, self.tasks - self.done - self.failed)
+        return max(0, self.tasks + self.others - self.done - self.failed)
 
     @property
     def hours_left(self) -> float | None:
@@ -88,6 +90,7 @@ def _status_of(store: ResultStore, about: dict) -> Status:
         store.name,
         tuple(entry['name'] for entry in about['vocabulary']['classes']),
         about['tasks'],
+        about['others'],
         done,
         len(store.keys('damaged')),
         len(store.keys('failed')),

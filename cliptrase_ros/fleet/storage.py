@@ -88,8 +88,8 @@ class Storage:
 
     def __init__(self, url: str):
         try:
-            # Listings that fsspec remembers would hide what other workers do.
-            self._fs, self.path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            self._fs = _file_system(url)
+            self.path = self._fs._strip_protocol(url)
         except (ImportError, ValueError) as error:
             # fsspec says which package the protocol needs.
             raise StorageError(f'{url}: {error}') from error
@@ -201,8 +201,9 @@ class Storage:
 
     def _s3_entries(self, path: str) -> Iterator[Entry]:
         # s3fs itself returns a listing when it has all of it: gigabytes for a million objects.
-        bucket, _, prefix = path.strip('/').partition('/')
-        prefix = f'{prefix}/' if prefix else ''
+        # A folder's name may be empty, or end with a slash of its own.
+        bucket, slash, prefix = path.partition('/')
+        prefix += slash
         more: dict[str, str] = {}
         while True:
             page = self._call(
@@ -214,7 +215,7 @@ class Storage:
                 **more,
             )
             for folder in page.get('CommonPrefixes', ()):
-                yield Entry(f'{bucket}/{folder["Prefix"].rstrip("/")}', True)
+                yield Entry(f'{bucket}/{folder["Prefix"].removesuffix("/")}', True)
             for info in page.get('Contents', ()):
                 if info['Key'] != prefix:
                     yield _entry(info | {'size': info['Size']}, f'{bucket}/{info["Key"]}')
@@ -234,6 +235,21 @@ class Storage:
             # Each storage has its own kinds, and not all are OSError.
             reason = ' '.join(str(error).split()) or type(error).__name__
             raise StorageError(f'{self.url(self.path)}: {reason}') from error
+
+
+def _file_system(url: str) -> fsspec.AbstractFileSystem:
+    # `fsspec.url_to_fs` takes `::`, which may be in any name, for the way into an archive.
+    protocol = None if url.startswith('/') else fsspec.core.split_protocol(url)[0]
+    kind = fsspec.get_filesystem_class(protocol)
+    # Listings that fsspec remembers would hide what other workers do.
+    options = kind._get_kwargs_from_urls(url) | {'use_listings_cache': False}
+    if protocol in ('http', 'https'):
+        import aiohttp
+
+        # aiohttp gives a file five minutes in all, in which a recording need not come.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+        options['client_kwargs'] = {'timeout': timeout}
+    return kind(**options)
 
 
 def in_parallel(function: Callable[[Any], _Result], items: list) -> list[_Result]:

@@ -360,6 +360,6 @@ def _common_folder(urls: Sequence[str]) -> str:
 
 def _name_of(url: str, common: str) -> str:
     below = url[len(common) :] if common else url.partition('://')[2] or url
-    # Results have names that any storage takes.
-    name = below.strip('/').encode('utf-8', 'replace').decode('utf-8')
+    # Results have names that any storage takes. What is no text there are bytes, see os.fsdecode.
+    name = re.sub('[\udc80-\udcff]', lambda byte: f'%{ord(byte[0]) - 0xDC00:X}', below.strip('/'))
     return '/'.join('_' if part in ('', '.', '..') else part for part in name.split('/'))

@@ -3,8 +3,8 @@
 import atexit
 import contextlib
 import hashlib
-import multiprocessing
-import os
+import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -20,7 +20,7 @@ from cliptrase_ros.fleet.heartbeat import Heartbeat
 from cliptrase_ros.fleet.labelling import Job, ResultStore, parts_of, utc_now
 from cliptrase_ros.fleet.scratch import Scratch, ScratchError
 from cliptrase_ros.fleet.storage import Entry, Storage, in_parallel
-from cliptrase_ros.fleet.tasks import SQLITE_LOG, Outcome, Task
+from cliptrase_ros.fleet.tasks import DESCRIPTION, SQLITE_LOG, Outcome, Task
 
 if TYPE_CHECKING:
     from cliptrase_ros.fleet.labeller import Labeller
@@ -36,9 +36,8 @@ class Worker:
         """Load the model.
 
         Raises:
-            WorkerUnfit: It is not the model, or not the version, that the job is about.
+            WorkerUnfit: It is not the model, the version or the output that the job is about.
         """
-        _end_with_parent()
         self._job = job
         if job.labelling.digest != job.digest:
             raise WorkerUnfit(
@@ -46,6 +45,12 @@ class Worker:
                 'version than where the command runs'
             )
         self._store = ResultStore(Storage(job.output), job.digest)
+        if self._store.read(DESCRIPTION) is None:
+            # The command has written it: this would be a folder of the same name elsewhere.
+            raise WorkerUnfit(
+                f'{socket.gethostname()} does not see what is in {self._store.url}; workers of '
+                'several machines need an output that all of them reach'
+            )
         self._scratch = Scratch(job.scratch, job.scratch_gib)
         atexit.register(self._scratch.close)
         # Recordings that are compressed as files are unpacked where there is room.
@@ -147,6 +152,8 @@ class Worker:
             stack.enter_context(self._scratch.room(task.size))
         except ScratchError as error:
             raise InputFault(str(error)) from error
+        # Before others have the room.
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         if not task.files:
             path = folder / Entry(storage.path, False).name
             try:
@@ -175,7 +182,7 @@ class Worker:
         """
         files = sorted(file for file in folder.rglob('*') if file.is_file())
         size = sum(file.stat().st_size for file in files)
-        lines = [f'{_sha256(file)}  {file.relative_to(folder).as_posix()}\n' for file in files]
+        lines = [_checksum(file, file.relative_to(folder).as_posix()) for file in files]
         checksums = ''.join(lines).encode()
         (folder / CHECKSUMS).write_bytes(checksums)
         digest = hashlib.sha256(checksums).hexdigest()
@@ -189,11 +196,15 @@ class Worker:
             raise ExportError(f'{self._store.url}/done/{task.key}.json is gone')
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(self._scratch.folder())
-            inputs = None
+            inputs, source = None, task.shown_source
             if self._job.with_images:
                 inputs = self._fetch(task, folder / 'input', stack)
+            if task.kind == 'photos' and not task.files:
+                # A single one, of which its folder is wanted.
+                source = source.rpartition('/')[0]
+                inputs = inputs and inputs.parent
             result = Result(
-                *(task.key, task.kind, task.name, task.shown_source),
+                *(task.key, task.kind, task.name, source),
                 self._get(about['result'], folder / 'labels'),
                 inputs,
                 about['cameras'],
@@ -215,7 +226,7 @@ class Worker:
         if storage.is_local:
             return Path(path)
         checksums = storage.read(f'{path}/{CHECKSUMS}').decode()
-        names = [line.partition('  ')[2] for line in checksums.splitlines()]
+        names = [_name_in(line) for line in checksums.split('\n')[:-1]]
         in_parallel(lambda name: storage.fetch(f'{path}/{name}', folder / name), names)
         return folder
 
@@ -227,17 +238,19 @@ def _load(job: Job) -> 'Labeller':
     return Labeller(job)
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+def _checksum(file: Path, name: str) -> str:
+    """A line for `sha256sum --check`, which begins with a backslash where the name has escapes."""
+    escaped = name.replace('\\', r'\\').replace('\n', r'\n').replace('\r', r'\r')
+    mark = '' if escaped == name else '\\'
+    return f'{mark}{_sha256(file)}  {escaped}\n'
 
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+def _name_in(line: str) -> str:
+    """The name in a line of checksums."""
+    name = line.partition('  ')[2]
+    if not line.startswith('\\'):
+        return name
+    return re.sub(r'\\(.)', lambda match: {'n': '\n', 'r': '\r'}.get(match[1], match[1]), name)
 
 
 def _sha256(path: Path) -> str:
