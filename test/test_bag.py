@@ -910,7 +910,7 @@ def test_sidecar_has_the_labels_alone_and_merges_into_the_whole(run, tmp_path, s
 
     status, out, err = run(source, tmp_path / 'out', '--merge', tmp_path / 'labels', words=None)
     assert (status, err) == (0, '')
-    assert out == f'17 messages and 27 of {tmp_path}/labels are in {tmp_path}/out\n'
+    assert out == f'17 messages and 27 messages of labels are in {tmp_path}/out\n'
     merged_topics, merged = read(tmp_path / 'out')
     assert merged_topics == topics
     assert Counter(merged) == Counter(messages)

@@ -34,7 +34,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         '--merge',
         type=Path,
         metavar='LABELS',
-        help='label nothing, but put IN and what --sidecar has written for it together',
+        help='label nothing, but put IN together with its labels, which --sidecar or '
+        '`cliptrase batch` has written',
     )
     command.add_argument(
         '--topic',
@@ -168,7 +169,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     warnings += [f'{arguments.merge}: {note}' for note in (*labels.notes, *labels.damage)]
     _warn(warnings + _not_kept(summary.not_kept))
     print(
-        f'{summary.messages} messages and {summary.labels} of {arguments.merge} are in '
+        f'{summary.messages} messages and {summary.labels} messages of labels are in '
         f'{arguments.output}'
     )
     return 1 if reader.damage or labels.damage else 0
