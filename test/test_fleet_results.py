@@ -1,5 +1,7 @@
 """`cliptrase batch`: results, markers, reports and datasets of all kinds of inputs."""
 
+import errno
+import glob
 import itertools
 import json
 import os
@@ -15,6 +17,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip('av', reason='PyAV is not installed; `make test` brings it')
 pytest.importorskip('pycocotools', reason='the extra `fleet` is not installed')
@@ -334,10 +337,10 @@ def together(function, count):
     begun = threading.Barrier(count)
     calls = itertools.count()
 
-    def together(self, task):
+    def together(self, *arguments):
         if next(calls) < count:
             begun.wait(60)
-        return function(self, task)
+        return function(self, *arguments)
 
     return together
 
@@ -529,7 +532,7 @@ def test_exports_go_on_where_they_stopped(run, exported, fleet, tmp_path, monkey
     monkeypatch.setattr(
         fleet_runs.Worker,
         'export',
-        lambda self, task: exports.append(task.name) or export(self, task),
+        lambda self, task, *last: exports.append(task.name) or export(self, task, *last),
     )
     (parts,) = output.glob('*/export/coco.parts')
     assert len(list(parts.iterdir())) == 4
@@ -570,3 +573,68 @@ def test_export_that_cannot_be_made_is_named(run, exported, fleet, tmp_path):
     assert state == 1
     assert f'{fleet}/photos/below: not exported: ' in err
     assert len(err.splitlines()) == 1
+
+
+def test_datasets_are_of_all_commands_and_not_of_what_has_changed(run, tmp_path):
+    monday = save(tmp_path / 'monday' / '1.png', 1)
+    save(tmp_path / 'tuesday' / '1.png', 2)
+    output = tmp_path / 'out'
+    rows = f'{output}/*/export/parquet/*.parquet'
+
+    def labelled_of(*inputs):
+        named = [tmp_path / name for name in inputs]
+        assert run(*named, '-o', output, '--export', FORMATS)[0] == 0
+        (document,) = output.glob('*/export/coco/annotations/instances_default.json')
+        images = json.loads(document.read_text())['images']
+        assert len(glob.glob(rows)) == len(images)  # noqa: PTH207
+        return sorted(Path(image['file_name']).parent.name for image in images)
+
+    assert labelled_of('monday') == ['monday']
+    assert labelled_of('tuesday') == ['monday', 'tuesday']
+    save(monday, 3)
+    assert labelled_of('monday') == ['monday', 'tuesday']
+
+
+@pytest.mark.parametrize('fault', ['always', 'once'])
+def test_photo_that_is_too_large_for_the_device(run, fleet, tmp_path, monkeypatch, fault):
+    """It costs itself alone, and only where the device lacks memory in every try."""
+    from cliptrase_ros.segmentation.segmenter import Segmenter
+
+    segment = Segmenter.segment
+    faults = itertools.count()
+
+    def lack_memory(self, images, *arguments):
+        is_first = (images[0][0, 0] == first).all()
+        if is_first and (fault == 'always' or next(faults) < 2):
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        return segment(self, images, *arguments)
+
+    first = cv2.imread(str(fleet / 'photos' / '1.png'))[0, 0, ::-1]
+    monkeypatch.setattr(Segmenter, 'segment', lack_memory)
+    photos = [fleet / 'photos' / name for name in ('1.png', '2.jpg')]
+    state, out, err = run(*photos, '-o', tmp_path / 'out')
+    if fault == 'once':
+        assert (state, err) == (0, '') and '2 images labelled' in out
+        return
+    assert state == 1 and '1 images labelled, 0 failed, 1 of damaged inputs' in out
+    assert 'damaged: 1.png: ' in err and 'memory' in err
+
+
+def test_what_storage_keeps_from_being_done_is_left_and_stops_the_batch(run, tmp_path, monkeypatch):
+    for number in range(30):
+        save(tmp_path / 'in' / str(number) / '1.png', number)
+    output = tmp_path / 'out'
+    with monkeypatch.context() as patch:
+        patch.setattr(fleet_runs.Worker, '_put', raise_full)
+        state, out, err = run(tmp_path / 'in', '-o', output)
+    assert state == 1
+    assert err.count('not finished: OSError: [Errno 28] No space left on device') == 10
+    assert 'stopped after 10 such inputs in a row' in err
+    assert not list(output.glob('*/failed/*'))
+    # The next command goes on, and needs no option for it.
+    state, out, err = run(tmp_path / 'in', '-o', output)
+    assert (state, err) == (0, '') and '30 tasks done' in out
+
+
+def raise_full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')

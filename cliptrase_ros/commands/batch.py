@@ -204,12 +204,19 @@ def _run_tasks(
     ):
         summary = label(plan, store, members, _progress_shower(bar))
     _print_faults('not labelled', summary.failed)
+    _print_faults('not finished', summary.unfinished)
+    if summary.was_stopped:
+        print(
+            f'cliptrase batch: stopped after {len(summary.unfinished)} such inputs in a row; the '
+            'same command goes on when their cause is mended',
+            file=sys.stderr,
+        )
     _print_faults('damaged', [(source, '; '.join(d)) for source, d in summary.damaged])
     print(
         f'{summary.states["done"]} tasks done, {summary.images} images labelled, '
         f'{summary.states["failed"]} failed, {len(summary.damaged)} of damaged inputs'
     )
-    return has_faults or bool(summary.failed or summary.damaged)
+    return has_faults or bool(summary.failed or summary.unfinished or summary.damaged)
 
 
 def _progress_shower(bar: 'tqdm') -> 'Callable[[int, int], None]':

@@ -14,21 +14,28 @@ from cliptrase_ros.fleet.work import Work
 from cliptrase_ros.segmentation.settings import ModelSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
+#: After so many tasks in a row that storage or machines did not let be done, others are not begun.
+MOST_UNFINISHED = 10
+
 
 @dataclass
 class Summary:
     """What came of a batch.
 
     Attributes:
-        states: How many tasks are 'done' or 'failed'.
+        states: How many tasks are 'done', 'failed' or 'unfinished'.
         images: How many were labelled.
-        failed: (input, why) of tasks that could not be done.
+        failed: (input, why) of tasks that cannot be done.
+        unfinished: (input, why) of tasks that are left because of something else.
+        was_stopped: Whether too many in a row were, for the others to be begun.
         damaged: (input, what is missing of it) of tasks that were.
     """
 
     states: Counter = field(default_factory=Counter)
     images: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    unfinished: list[tuple[str, str]] = field(default_factory=list)
+    was_stopped: bool = False
     damaged: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
 
 
@@ -118,13 +125,21 @@ def label(
     """
     summary = Summary()
     images = _ImageCounter()
+    in_a_row = 0
 
     def note(task: Task, outcome: Outcome) -> None:
+        nonlocal in_a_row
         summary.states[outcome.state] += 1
+        in_a_row = in_a_row + 1 if outcome.state == 'unfinished' else 0
         summary.images += outcome.images
         if outcome.state == 'failed':
             store.mark_failed(task, outcome.reason)
             summary.failed.append((task.shown_source, outcome.reason))
+        elif outcome.state == 'unfinished':
+            summary.unfinished.append((task.shown_source, outcome.reason))
+            if in_a_row == MOST_UNFINISHED:
+                summary.was_stopped = True
+                work.stop()
         elif outcome.damage:
             summary.damaged.append((task.shown_source, outcome.damage))
 
@@ -132,7 +147,8 @@ def label(
         images.ask(ready)
         on_progress(summary.states.total(), images.total)
 
-    Work(members, 'run', plan.shard_tasks('left'), plan.states['left'], note, tick).run()
+    work = Work(members, 'run', plan.shard_tasks('left'), plan.states['left'], note, tick)
+    work.run()
     return summary
 
 

@@ -58,7 +58,7 @@ class Datasets:
         failed: list[tuple[str, str]] = []
 
         def note(task: Task, outcome: Outcome) -> None:
-            if outcome.state == 'failed':
+            if outcome.state != 'done':
                 failed.append((task.shown_source, outcome.reason))
             on_done()
 

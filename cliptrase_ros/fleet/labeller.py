@@ -16,6 +16,7 @@ from cliptrase_ros.fleet.tasks import Task
 from cliptrase_ros.photos.output_names import unique_names
 from cliptrase_ros.photos.segment import OutputSettings, segment_sources
 from cliptrase_ros.photos.sources import Source
+from cliptrase_ros.segmentation.device_faults import is_device_lost
 from cliptrase_ros.segmentation.method.sam import Sam
 from cliptrase_ros.segmentation.model.weights import load_model, weights_digest
 from cliptrase_ros.segmentation.segmenter import load_segmenter
@@ -31,12 +32,14 @@ class Labels:
         images: How many were labelled.
         damage: What is missing, a sentence each.
         cameras: Image topic by camera name, of a recording.
+        fault: Of the device, for want of whose memory images have no labels.
     """
 
     files: Path
     images: int = 0
     damage: list[str] = field(default_factory=list)
     cameras: dict[str, str] = field(default_factory=dict)
+    fault: Exception | None = None
 
 
 class Labeller:
@@ -67,7 +70,7 @@ class Labeller:
         label = self._label_recording if task.kind == 'recording' else self._label_pictures
         labels = label(task, source, folder)
         labels.damage = [_without_source(text, task.shown_source) for text in labels.damage]
-        if not labels.images and labels.damage:
+        if not labels.images and labels.damage and not labels.fault:
             first, *others = labels.damage
             raise InputFault(f'{first}; and {len(others)} more' if others else first)
         return labels
@@ -92,14 +95,13 @@ class Labeller:
             if isinstance(error.__cause__, OSError):
                 raise  # a full disk, say
             raise InputFault(str(error).replace(str(source), task.shown_source)) from error
-        _check_device(engine)
         refused = choice.refused | summary.refused
         damage = [
             *summary.damage,
             *(f'{topic}: {n} not labelled: {reason}' for topic, (n, reason) in refused.items()),
         ]
         cameras = {camera.name: camera.topic.name for camera in choice.cameras}
-        return Labels(folder, summary.labelled.total(), damage, cameras)
+        return Labels(folder, summary.labelled.total(), damage, cameras, _fault_of(engine))
 
     def _label_pictures(self, task: Task, source: Path, folder: Path) -> Labels:
         kind = 'video' if task.kind == 'video' else 'photo'
@@ -114,11 +116,10 @@ class Labeller:
             OutputSettings(folder, labelling.rate, overlay=labelling.overlay),
             on_image=self._count,
         )
-        _check_device(engine)
         if outcome.write_fault:
             raise outcome.write_fault
         damage = [f'{file}: {reason}' for file, reason in outcome.unreadable]
-        return Labels(folder, outcome.labelled, damage)
+        return Labels(folder, outcome.labelled, damage, fault=_fault_of(engine))
 
     def _engine(self) -> FaultTolerantEngine:
         return FaultTolerantEngine(self._segmenter, batch=self._batch)
@@ -134,7 +135,9 @@ def _without_source(text: str, source: str) -> str:
     return text
 
 
-def _check_device(engine: FaultTolerantEngine) -> None:
-    """Raise WorkerUnfit where images have no labels because of the device."""
-    if engine.gave_up:
-        raise WorkerUnfit(f'{engine.segmenter.device}: {sentence(engine.gave_up)}')
+def _fault_of(engine: FaultTolerantEngine) -> Exception | None:
+    """What of the device cost images their labels; raises WorkerUnfit where the device is lost."""
+    error, device = engine.gave_up, engine.segmenter.device
+    if error is not None and is_device_lost(error, device):
+        raise WorkerUnfit(f'{device}: {sentence(error)}')
+    return error

@@ -81,7 +81,8 @@ class Outcome:
     """What came of a task.
 
     Attributes:
-        state: 'done'; 'failed' where the input is at fault; 'again' where something else may be.
+        state: 'done'; 'failed' where the input is at fault; 'again' where something else may be;
+            'unfinished' where that stayed so.
         reason: Why it was not done.
         damage: What of the input is missing, a sentence each.
     """

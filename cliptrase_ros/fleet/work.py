@@ -46,10 +46,12 @@ class Work:
         """Take over members and tasks.
 
         Args:
-            method: Of `Worker`; takes a task and returns an `Outcome`.
+            method: Of `Worker`; takes a task and whether it is its last try, and returns an
+                `Outcome`.
             tasks: Taken one by one, when a member has room.
             count: How many tasks there are at most.
-            on_outcome: Called for every task, with the state 'done' or 'failed'.
+            on_outcome: Called for every task, with the state 'done', 'failed' where it ended
+                workers by itself as well, or 'unfinished' where other things were in its way.
             on_tick: Called every second, and at the end, with the members that are ready.
         """
         self._places = [_Place(member) for member in members]
@@ -87,6 +89,11 @@ class Work:
                 elif future in calls[future].calls:
                     self._note_call(calls[future], future)
 
+    def stop(self) -> None:
+        """Begin no more tasks."""
+        self._left = 0
+        self._suspects.clear()
+
     def _start(self, place: _Place) -> None:
         place.is_ready = False
         self._starts[place.member.start()] = place
@@ -115,7 +122,8 @@ class Work:
             self._call(place, task)
 
     def _call(self, place: _Place, task: Task) -> None:
-        place.calls[place.member.call(self._method, task)] = task
+        is_last_try = self._tries[task.key] == MOST_TRIES - 1
+        place.calls[place.member.call(self._method, task, is_last_try)] = task
 
     def _note_start(self, place: _Place, start: Future) -> None:
         self._last_error = start.exception()
@@ -136,7 +144,7 @@ class Work:
             outcome = call.result()
             if outcome.state == 'again':
                 place.is_suspicious = True
-                self._try_again(task, outcome.reason)
+                self._try_again(task, Outcome('unfinished', outcome.reason))
             else:
                 self._on_outcome(task, outcome)
             return
@@ -148,15 +156,16 @@ class Work:
         if others:
             self._suspects += [task, *others]
         else:
-            self._try_again(task, f'the worker ended: {_last_line(error)}')
+            self._try_again(task, Outcome('failed', f'the worker ended: {_last_line(error)}'))
         self._start(place)
 
-    def _try_again(self, task: Task, reason: str) -> None:
+    def _try_again(self, task: Task, otherwise: Outcome) -> None:
+        """Have a task done again; after the last try, this is what came of it."""
         self._tries[task.key] += 1
         if self._tries[task.key] < MOST_TRIES:
             self._suspects.append(task)
         else:
-            self._on_outcome(task, Outcome('failed', reason))
+            self._on_outcome(task, otherwise)
 
 
 def _last_line(error: BaseException | None) -> str:

@@ -68,15 +68,18 @@ class Worker:
         """How many images were labelled so far."""
         return self._labeller.images if self._labeller else 0
 
-    def run(self, task: Task) -> Outcome:
+    def run(self, task: Task, is_last_try: bool = False) -> Outcome:
         """Fetch, label and store the results of a task, then say that it is done.
+
+        Args:
+            is_last_try: Whether to make do without images that are too large for the device.
 
         Raises:
             WorkerUnfit: The task is to be done by another worker, and all others as well.
         """
         with self._heartbeat.task(task.shown_source):
             try:
-                outcome = self._run(task)
+                outcome = self._run(task, is_last_try)
             except InputFault as error:
                 outcome = Outcome('failed', str(error))
             except WorkerUnfit:
@@ -87,8 +90,8 @@ class Worker:
             self._heartbeat.count[outcome.state] += 1
             return outcome
 
-    def export(self, task: Task) -> Outcome:
-        """Make a finished task's part of the datasets of the job."""
+    def export(self, task: Task, is_last_try: bool = False) -> Outcome:
+        """Make a finished task's part of the datasets of the job; all tries are alike."""
         with self._heartbeat.task(task.shown_source):
             try:
                 self._export(task)
@@ -103,7 +106,7 @@ class Worker:
         self._heartbeat.close()
         self._scratch.close()
 
-    def _run(self, task: Task) -> Outcome:
+    def _run(self, task: Task, is_last_try: bool) -> Outcome:
         done = self._store.read(f'done/{task.key}.json')
         if done is not None:
             # By another command, or by a worker that ended right after it.
@@ -120,6 +123,8 @@ class Worker:
                     began = time.monotonic()
                     labels = self._labeller.label(task, source, folder / 'labels')
                     seconds['label'] = time.monotonic() - began
+                if labels.fault and not is_last_try:
+                    raise labels.fault
             began = time.monotonic()
             result, size = self._put(task, labels.files)
             seconds['store'] = time.monotonic() - began

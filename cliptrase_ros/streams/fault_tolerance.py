@@ -57,7 +57,7 @@ class FaultTolerantEngine:
 
     Attributes:
         largest_batch: Most images of one call at the moment.
-        gave_up: The first fault of the device that cost an image its labels, None while none did.
+        gave_up: The last fault of the device that cost an image its labels, None while none did.
             Elsewhere the image may well be labelled; it is not to blame.
     """
 
@@ -198,7 +198,7 @@ class FaultTolerantEngine:
                 elif fault is None or not self._try_remedy(fault, count, attempts):
                     results += [error] * count
                     if fault is not None:
-                        self.gave_up = self.gave_up or error
+                        self.gave_up = error
         return results
 
     def _try_remedy(self, fault: _Fault, count: int, attempts: _Attempts) -> bool:
