@@ -42,10 +42,12 @@ sys.path[:0] = [str(ROOT / 'test')]
 
 import bags  # noqa: E402
 
-from cliptrase_ros.fleet.batch import describe, examine, label  # noqa: E402
-from cliptrase_ros.fleet.engines import Member, local_members  # noqa: E402
-from cliptrase_ros.fleet.labelling import Job, Labelling, ResultStore  # noqa: E402
+from cliptrase_ros.fleet.batch import describe, label  # noqa: E402
+from cliptrase_ros.fleet.engines import Slot, local_slots  # noqa: E402
+from cliptrase_ros.fleet.labelling import Job, Labelling  # noqa: E402
+from cliptrase_ros.fleet.model_check import examine  # noqa: E402
 from cliptrase_ros.fleet.plan import make_plan  # noqa: E402
+from cliptrase_ros.fleet.result_store import ResultStore  # noqa: E402
 from cliptrase_ros.fleet.storage import Storage  # noqa: E402
 from cliptrase_ros.fleet.tasks import Outcome, Task, find_tasks  # noqa: E402
 from cliptrase_ros.fleet.work import Work  # noqa: E402
@@ -127,28 +129,28 @@ def _job(output: str) -> tuple[Job, float]:
 
 @dataclass
 class _TimedMember:
-    """Notes when a member was ready, had its first task and was through with its last."""
+    """Notes when a slot was ready, had its first task and was through with its last."""
 
-    member: Member
+    slot: Slot
     start_s: float = 0.0
     began: float = math.inf
     ended: float = 0.0
 
     def start(self) -> Future:
         asked = time.monotonic()
-        future = self.member.start()
+        future = self.slot.start()
         future.add_done_callback(lambda _: setattr(self, 'start_s', time.monotonic() - asked))
         return future
 
     def call(self, method: str, *arguments) -> Future:
-        future = self.member.call(method, *arguments)
+        future = self.slot.call(method, *arguments)
         if method == 'run':
             self.began = min(self.began, time.monotonic())
             future.add_done_callback(lambda _: setattr(self, 'ended', time.monotonic()))
         return future
 
     def stop(self) -> None:
-        self.member.stop()
+        self.slot.stop()
 
 
 def _batch(inputs: str, job: Job, examine_s: float) -> dict:
@@ -159,15 +161,15 @@ def _batch(inputs: str, job: Job, examine_s: float) -> dict:
     with plan:
         describe(store, job.labelling, plan)
         driver_s = time.process_time()
-        with local_members(job, WORKERS, ['cpu']) as members:
-            timed = [_TimedMember(member) for member in members]
+        with local_slots(job, WORKERS, gpus=0) as slots:
+            timed = [_TimedMember(slot) for slot in slots]
             summary = label(plan, store, timed)
             driver_s = time.process_time() - driver_s
         assert summary.states['done'] == plan.tasks.total(), summary
     done = [store.read(f'done/{entry.name}') for entry in store.markers('done')]
     seconds = {s: sum(d['seconds'][s] for d in done) for s in ('fetch', 'label', 'store')}
-    end = max(member.ended for member in timed)
-    available = sum(end - member.began for member in timed)
+    end = max(slot.ended for slot in timed)
+    available = sum(end - slot.began for slot in timed)
     return {
         'wall_s': round(available / WORKERS, 2),
         'overhead_percent': round(100 * (1 - seconds['label'] / available), 2),
@@ -176,7 +178,7 @@ def _batch(inputs: str, job: Job, examine_s: float) -> dict:
         'start_s': {
             'model_and_words_examined': round(examine_s, 2),
             'listed_and_looked_up': round(plan_s, 2),
-            'workers_started': round(max(member.start_s for member in timed), 2),
+            'workers_started': round(max(slot.start_s for slot in timed), 2),
         },
         'driver_cpu_ms_a_task': round(1000 * driver_s / len(done), 1),
         'result_bytes_an_image': {
@@ -258,7 +260,7 @@ def scheduling(folder: Path, quick: bool) -> dict:
 def _schedule(workers: int, count: int) -> dict:
     count += 2 * workers
     running: queue.Queue = queue.Queue()
-    members = [_Idle(running) for _ in range(workers)]
+    slots = [_Idle(running) for _ in range(workers)]
     tasks = (Task(f'{number:032x}', 'photos', 'a', 'a', (), 0) for number in range(count))
 
     def finish() -> None:
@@ -270,7 +272,7 @@ def _schedule(workers: int, count: int) -> dict:
     thread = threading.Thread(target=finish)
     thread.start()
     began, cpu_s = time.monotonic(), time.thread_time()
-    Work(members, 'run', tasks, count, lambda task, outcome: None).run()
+    Work(slots, 'run', tasks, count, lambda task, outcome: None).run()
     cpu_s, wall_s = time.thread_time() - cpu_s, time.monotonic() - began
     thread.join()
     return {'cpu_ms_a_task': round(1000 * cpu_s / count, 2), 'tasks_a_second': count / wall_s}
@@ -278,7 +280,7 @@ def _schedule(workers: int, count: int) -> dict:
 
 @dataclass
 class _Idle:
-    """A member whose tasks someone else ends."""
+    """A slot whose tasks someone else ends."""
 
     running: queue.Queue
 

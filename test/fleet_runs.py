@@ -14,14 +14,14 @@ from unittest.mock import patch
 import fsspec
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.fleet import batch, engines
+from cliptrase_ros.fleet import engines, model_check
 from cliptrase_ros.fleet.worker import Worker
 
 WORDS = 'red ball; box: crate, carton'
 
 
 @dataclass
-class ThreadMember:
+class ThreadSlot:
     """A worker in this process."""
 
     job: object
@@ -42,18 +42,18 @@ class ThreadMember:
 
 
 @contextlib.contextmanager
-def thread_members(job, count, devices):
-    """As `engines.local_members`."""
+def thread_slots(job, count, gpus):
+    """As `engines.local_slots`."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        ThreadPoolExecutor(4 * count) as threads,
+        ThreadPoolExecutor(4 * (count or 1)) as threads,
         # Workers have the temporary files of their process in their scratch.
         patch.object(tempfile, 'tempdir'),
     ):
-        job = replace(job, scratch=job.scratch or Path(scratch), device=devices[0])
-        members = [ThreadMember(job, threads) for _ in range(count)]
-        yield members
-        engines._say_goodbye(members)
+        job = replace(job, scratch=job.scratch or Path(scratch), threads=job.threads or 1)
+        slots = [ThreadSlot(job, threads) for _ in range(count or 1)]
+        yield slots
+        engines._say_goodbye(slots)
 
 
 @contextlib.contextmanager
@@ -61,8 +61,8 @@ def in_threads():
     """Commands need no processes meanwhile."""
     handler = signal.getsignal(signal.SIGTERM)
     with (
-        patch.object(engines, 'local_members', thread_members),
-        patch.object(batch, 'examine', batch._examine),
+        patch.object(engines, 'local_slots', thread_slots),
+        patch.object(model_check, 'examine', model_check._examine),
     ):
         yield
     signal.signal(signal.SIGTERM, handler)

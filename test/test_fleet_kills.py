@@ -32,9 +32,9 @@ KILLS = int(os.environ.get('TEST_KILLS', '2'))
 COMMAND = """
 import sys
 from cliptrase_ros.cli import main
-from cliptrase_ros.fleet import batch
+from cliptrase_ros.fleet import model_check
 if __name__ == '__main__':
-    batch.examine = lambda *_, **__: batch.ModelFacts((sys.argv[1],), 0)
+    model_check.examine = lambda *_, **__: model_check.ModelFacts((sys.argv[1],), 0)
     sys.exit(main(sys.argv[2:]))
 """
 EXPORTS = ('coco', 'parquet')

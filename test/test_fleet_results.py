@@ -34,7 +34,7 @@ from fleet_runs import (
 )
 
 from cliptrase_ros.cli import main
-from cliptrase_ros.fleet import heartbeat, labeller, status
+from cliptrase_ros.fleet import batch, heartbeat, labeller, status
 from cliptrase_ros.fleet.status import read_status
 
 FORMATS = 'coco,parquet'
@@ -173,7 +173,7 @@ def test_what_is_done_is_not_done_again(run, fleet, labelled, monkeypatch, tmp_p
     before = lasting(only_labelling(contents(output)))
     with monkeypatch.context() as patch:
         # No worker is needed.
-        patch.setattr(fleet_runs, 'thread_members', None)
+        patch.setattr(fleet_runs, 'thread_slots', None)
         state, out, err = run(fleet, '-o', output)
     assert state == 0 and '4 are done, 0 have failed, 0 are left' in out
     assert lasting(only_labelling(contents(output))) == before
@@ -313,19 +313,19 @@ def test_odd_names(run, tmp_path):
 
 
 def test_two_workers_with_the_same_task_end_with_one_result(run, fleet, tmp_path, monkeypatch):
-    label = fleet_runs.batch.label
+    label = batch.label
 
-    def twice(plan, store, members, *arguments):
-        for member in members:
-            member.start().result()
+    def twice(plan, store, slots, *arguments):
+        for slot in slots:
+            slot.start().result()
         task = next(plan.shard_tasks())
-        calls = [member.call('run', task) for member in members]
+        calls = [slot.call('run', task) for slot in slots]
         assert [call.result().state for call in calls] == ['done', 'done']
-        return label(plan, store, members, *arguments)
+        return label(plan, store, slots, *arguments)
 
     # Both begin before either is done.
     monkeypatch.setattr(fleet_runs.Worker, '_run', together(fleet_runs.Worker._run, 2))
-    monkeypatch.setattr(fleet_runs.batch, 'label', twice)
+    monkeypatch.setattr(batch, 'label', twice)
     photo = fleet / 'photos' / 'below'
     assert run(photo, '-o', tmp_path / 'out', '--workers', '2')[0] == 0
     files = only_labelling(contents(tmp_path / 'out'))
@@ -346,12 +346,12 @@ def together(function, count):
 
 
 def test_worker_of_another_version_does_nothing(run, fleet, tmp_path, monkeypatch):
-    members = fleet_runs.thread_members
+    slots = fleet_runs.thread_slots
 
     def others(job, *arguments):
-        return members(replace(job, digest='of another version'), *arguments)
+        return slots(replace(job, digest='of another version'), *arguments)
 
-    monkeypatch.setattr(fleet_runs, 'thread_members', others)
+    monkeypatch.setattr(fleet_runs, 'thread_slots', others)
     state, out, err = run(fleet, '-o', tmp_path / 'out')
     assert state == 2 and len(err.splitlines()) == 1
     assert 'another version than where the command runs' in err
@@ -394,14 +394,14 @@ def test_object_storage_gives_the_same_results(run, fleet, files, tmp_path):
 
 def test_inputs_that_are_gone_when_their_turn_comes(run, fleet, tmp_path, monkeypatch):
     inputs, memory = in_memory(fleet), fsspec.filesystem('memory')
-    label = fleet_runs.batch.label
+    label = batch.label
 
     def gone(*arguments):
         memory.rm_file('/fleet/clip.mp4')
         memory.rm_file('/fleet/photos/2.jpg')
         return label(*arguments)
 
-    monkeypatch.setattr(fleet_runs.batch, 'label', gone)
+    monkeypatch.setattr(batch, 'label', gone)
     state, out, err = run(inputs, '-o', tmp_path / 'out')
     assert state == 1
     files = only_labelling(contents(tmp_path / 'out'))

@@ -22,7 +22,7 @@ import fsspec
 
 from cliptrase_ros.commands import batch
 from cliptrase_ros.fleet import engines
-from cliptrase_ros.fleet.labelling import ResultStore
+from cliptrase_ros.fleet.result_store import ResultStore
 from cliptrase_ros.fleet.status import read_status
 from cliptrase_ros.fleet.storage import Storage
 from cliptrase_ros.fleet.tasks import find_tasks
@@ -133,13 +133,13 @@ def test_output_is_where_the_command_runs(tmp_path, tiny_model, monkeypatch):
     save(tmp_path / 'in/1.png')
     (tmp_path / 'elsewhere').mkdir()
     monkeypatch.chdir(tmp_path)
-    start = fleet_runs.ThreadMember._start
+    start = fleet_runs.ThreadSlot._start
 
-    def start_elsewhere(member):
+    def start_elsewhere(slot):
         os.chdir('elsewhere')
-        start(member)
+        start(slot)
 
-    monkeypatch.setattr(fleet_runs.ThreadMember, '_start', start_elsewhere)
+    monkeypatch.setattr(fleet_runs.ThreadSlot, '_start', start_elsewhere)
     assert fleet_runs.run_batch(tiny_model, 'in', '-o', 'out') == 0
     assert list(tmp_path.glob('out/*/done/*.json'))
     assert not list(tmp_path.glob('elsewhere/*'))
@@ -147,13 +147,13 @@ def test_output_is_where_the_command_runs(tmp_path, tiny_model, monkeypatch):
 
 def test_machine_that_does_not_have_the_output_is_named(tmp_path, tiny_model, monkeypatch, capfd):
     save(tmp_path / 'in/1.png')
-    start = fleet_runs.ThreadMember._start
+    start = fleet_runs.ThreadSlot._start
 
-    def start_on_another_machine(member):
-        member.job = engines.replace(member.job, output=str(tmp_path / 'its own'))
-        start(member)
+    def start_on_another_machine(slot):
+        slot.job = engines.replace(slot.job, output=str(tmp_path / 'its own'))
+        start(slot)
 
-    monkeypatch.setattr(fleet_runs.ThreadMember, '_start', start_on_another_machine)
+    monkeypatch.setattr(fleet_runs.ThreadSlot, '_start', start_on_another_machine)
     assert fleet_runs.run_batch(tiny_model, tmp_path / 'in', '-o', tmp_path / 'out') == 2
     assert 'does not see what is in' in capfd.readouterr().err
 
@@ -210,7 +210,7 @@ def test_workers_that_are_stopped_while_they_start_load_no_model():
     is_over = threading.Event()
     is_over.set()
     with engines.ThreadPoolExecutor(1) as threads:
-        member = engines.LocalMember(None, threads, is_over)
-        member.start().result()
-        assert member._manager is None and member._worker is None
+        slot = engines.LocalSlot(None, threads, is_over)
+        slot.start().result()
+        assert slot._manager is None and slot._worker is None
     assert not multiprocessing.active_children()

@@ -30,8 +30,8 @@ class WorkerEnded(Exception):
     pass
 
 
-class StubMember:
-    """A member whose worker answers when the world has it answer."""
+class StubSlot:
+    """A slot whose worker answers when the world has it answer."""
 
     def __init__(self, world, starts=()):
         self.world = world
@@ -64,11 +64,11 @@ class StubMember:
 
 
 class World:
-    """Members and what becomes of tasks; one thing at a time happens, in an order by chance."""
+    """Slots and what becomes of tasks; one thing at a time happens, in an order by chance."""
 
     def __init__(self, monkeypatch, starts, seed=0, killers=(), again=None):
         self.events = []
-        self.members = [StubMember(self, how) for how in starts]
+        self.slots = [StubSlot(self, how) for how in starts]
         self.random = random.Random(seed)
         self.killers = killers
         # How often a task is to be done again, by key.
@@ -82,40 +82,40 @@ class World:
 
     def wait(self, futures, timeout, when):
         assert self.events, 'everything waits, and nothing goes on'
-        for member in self.members:
-            self.most_open[member] = max(self.most_open[member], len(member.open))
-        member, future, what = self.events.pop(self.random.randrange(len(self.events)))
+        for slot in self.slots:
+            self.most_open[slot] = max(self.most_open[slot], len(slot.open))
+        slot, future, what = self.events.pop(self.random.randrange(len(self.events)))
         if not isinstance(what, Task):
             if what == 'works':
-                member.ready = True
+                slot.ready = True
                 future.set_result(None)
             else:
                 future.set_exception(RuntimeError(what))
-        elif future in member.open:
-            self.run(member, future, what)
+        elif future in slot.open:
+            self.run(slot, future, what)
         return {future for future in futures if future.done()}, set()
 
-    def run(self, member, future, task):
+    def run(self, slot, future, task):
         self.runs[task.key] += 1
         if task.key in self.killers:
-            for lost in member.open:
+            for lost in slot.open:
                 lost.set_exception(WorkerEnded('killed'))
-            member.open, member.ready = {}, False
+            slot.open, slot.ready = {}, False
             return
-        del member.open[future]
+        del slot.open[future]
         if self.again[task.key]:
             self.again[task.key] -= 1
             future.set_result(Outcome('again', 'the storage is slow'))
         else:
-            member.done.append(task)
+            slot.done.append(task)
             future.set_result(Outcome('done'))
 
-    def do(self, tasks, count=None, on_tick=lambda members: None):
+    def do(self, tasks, count=None, on_tick=lambda slots: None):
         def note(task, outcome):
             self.outcomes.append((task, outcome))
 
         count = len(tasks) if count is None else count
-        Work(self.members, 'run', iter(tasks), count, note, on_tick).run()
+        Work(self.slots, 'run', iter(tasks), count, note, on_tick).run()
         return self.outcomes
 
     def done(self):
@@ -151,7 +151,7 @@ def test_whatever_happens_good_tasks_are_done_once_and_bad_ones_named(
         assert reason == ('the worker ended: killed' if is_killer else 'the storage is slow')
         # Once among others, before it is known which of them it was.
         assert MOST_TRIES <= world.runs[task.key] <= MOST_TRIES + is_killer
-        assert sum(member.last_tries[task.key] for member in world.members) == 1
+        assert sum(slot.last_tries[task.key] for slot in world.slots) == 1
     assert len(world.outcomes) == count
     # Others are at most begun again.
     assert all(
@@ -167,8 +167,8 @@ def test_members_that_cannot_start_leave_the_work_to_others(monkeypatch):
     tasks = make_tasks(10)
     world.do(tasks)
     assert world.done() == Counter(tasks)
-    assert [member.started for member in world.members] == [MOST_TRIES, 1, MOST_TRIES]
-    assert len(world.members[1].done) == 10
+    assert [slot.started for slot in world.slots] == [MOST_TRIES, 1, MOST_TRIES]
+    assert len(world.slots[1].done) == 10
 
 
 def test_no_member_can_start(monkeypatch):
@@ -182,18 +182,18 @@ def test_start_that_never_completes_does_not_keep_the_others(monkeypatch):
     """As of a worker that waits for room in a cluster."""
     world = World(monkeypatch, [['never'], []])
     world.do(make_tasks(5))
-    assert len(world.members[1].done) == 5
+    assert len(world.slots[1].done) == 5
 
 
 @pytest.mark.parametrize(('count', 'each'), [(3, [1, 1, 1]), (2, [0, 1, 1]), (4, [1, 1, 2])])
 def test_few_tasks_are_spread_over_members(monkeypatch, count, each):
-    """What waits behind another task could be begun by a member that has none."""
+    """What waits behind another task could be begun by a slot that has none."""
     world = World(monkeypatch, [[], [], []])
     # All are there before the first answers.
     world.events.sort(key=lambda event: isinstance(event[2], Task))
     world.random.randrange = lambda n: 0
     world.do(make_tasks(count))
-    assert sorted(len(member.done) for member in world.members) == each
+    assert sorted(len(slot.done) for slot in world.slots) == each
     assert max(world.most_open.values()) == max(each)
 
 
@@ -207,7 +207,7 @@ def test_members_that_are_ready_are_looked_at(monkeypatch):
     world = World(monkeypatch, [['never'], []])
     seen = []
     world.do(make_tasks(2), on_tick=seen.append)
-    assert seen[0] == [] and seen[-1] == [world.members[1]]
+    assert seen[0] == [] and seen[-1] == [world.slots[1]]
 
 
 def test_tasks_that_another_command_did_meanwhile(monkeypatch):

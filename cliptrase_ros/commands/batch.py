@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import math
-import os
 import signal
 import sys
 import time
@@ -25,9 +24,10 @@ from cliptrase_ros.commands.options import (
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from cliptrase_ros.fleet.engines import Member
-    from cliptrase_ros.fleet.labelling import Job, Labelling, ResultStore
+    from cliptrase_ros.fleet.engines import Slot
+    from cliptrase_ros.fleet.labelling import Job, Labelling
     from cliptrase_ros.fleet.plan import Plan
+    from cliptrase_ros.fleet.result_store import ResultStore
     from cliptrase_ros.fleet.storage import Storage
 
 # So many inputs with faults are named at the end; all of them are in the storage.
@@ -156,8 +156,8 @@ def _label(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.exports.export import check_formats
     from cliptrase_ros.exports.results import ExportError
     from cliptrase_ros.fleet.batch import describe
-    from cliptrase_ros.fleet.labelling import ResultStore
     from cliptrase_ros.fleet.plan import make_plan
+    from cliptrase_ros.fleet.result_store import ResultStore
     from cliptrase_ros.fleet.storage import Storage
     from cliptrase_ros.fleet.tasks import find_tasks
 
@@ -199,10 +199,10 @@ def _run_tasks(
     if not plan.states['left']:
         return has_faults
     with (
-        _members(arguments, job, gpus) as members,
+        _slots(arguments, job, gpus) as slots,
         progress_bar(plan.states['left'], 'task') as bar,
     ):
-        summary = label(plan, store, members, _progress_shower(bar))
+        summary = label(plan, store, slots, _progress_shower(bar))
     _print_faults('not labelled', summary.failed)
     _print_faults('not finished', summary.unfinished)
     if summary.was_stopped:
@@ -245,10 +245,10 @@ def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', j
     if count:
         job = replace(job, device='cpu', needs_model=False)
         with (
-            _members(arguments, job, gpus=0) as members,
+            _slots(arguments, job, gpus=0) as slots,
             progress_bar(count, 'task', 'exporting') as bar,
         ):
-            failed = datasets.make_parts(count, members, bar.update)
+            failed = datasets.make_parts(count, slots, bar.update)
     _print_faults('not exported', failed)
     if arguments.shard[1] > 1:
         print('the same command without --shard joins the datasets when all shards are done')
@@ -266,8 +266,8 @@ def _labelling(arguments: argparse.Namespace) -> 'tuple[Labelling, int]':
 
     from cliptrase_ros.bag.cameras import check_node
     from cliptrase_ros.bag.folder import BagError
-    from cliptrase_ros.fleet.batch import ModelFault, examine
     from cliptrase_ros.fleet.labelling import Labelling
+    from cliptrase_ros.fleet.model_check import ModelFault, examine
 
     with command_errors(BagError, ModelFault):
         check_node(arguments.node)
@@ -300,24 +300,16 @@ def _job(arguments: argparse.Namespace, labelling: 'Labelling', storage: 'Storag
 
 
 @contextlib.contextmanager
-def _members(arguments: argparse.Namespace, job: 'Job', gpus: int) -> 'Iterator[Sequence[Member]]':
-    """Places for the workers that the options ask for. Raises CommandError."""
-    from cliptrase_ros.fleet.engines import EngineError, local_members, ray_members
+def _slots(arguments: argparse.Namespace, job: 'Job', gpus: int) -> 'Iterator[list[Slot]]':
+    """Slots for the workers that the options ask for. Raises CommandError."""
+    from cliptrase_ros.fleet.engines import EngineError, local_slots, ray_slots
 
-    devices = [job.device]
-    if job.device in ('auto', 'cuda'):
-        devices = [f'cuda:{number}' for number in range(gpus)] or devices
-    count = arguments.workers or len(devices)
-    with command_errors(EngineError):
-        if arguments.ray:
-            job = replace(job, threads=job.threads or 2)
-            with ray_members(job, arguments.workers, arguments.ray) as members:
-                yield members
-        else:
-            cores = len(os.sched_getaffinity(0))
-            job = replace(job, threads=job.threads or max(1, cores // count))
-            with local_members(job, count, devices) as members:
-                yield members
+    where = ray_slots if arguments.ray else local_slots
+    with (
+        command_errors(EngineError),
+        where(job, arguments.workers, arguments.ray or gpus) as slots,
+    ):
+        yield slots
 
 
 def _print_plan(plan: 'Plan', url: str, shard: tuple[int, int]) -> None:

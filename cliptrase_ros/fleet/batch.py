@@ -1,18 +1,16 @@
 """A batch: inputs and words in, results in storage out."""
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 
-from cliptrase_ros.fleet.engines import Member, end_with_parent
-from cliptrase_ros.fleet.labelling import Labelling, ResultStore, utc_now
+from cliptrase_ros.fleet.engines import Slot
+from cliptrase_ros.fleet.labelling import Labelling
 from cliptrase_ros.fleet.plan import Plan
+from cliptrase_ros.fleet.result_store import ResultStore, utc_now
 from cliptrase_ros.fleet.tasks import DESCRIPTION, Outcome, Task
 from cliptrase_ros.fleet.work import Work
-from cliptrase_ros.segmentation.settings import ModelSettings
-from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
 #: After so many tasks in a row that storage or machines did not let be done, others are not begun.
 MOST_UNFINISHED = 10
@@ -39,59 +37,6 @@ class Summary:
     damaged: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
 
 
-class ModelFault(Exception):
-    """A model that cannot be had, or words that it cannot read; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is to be known of a model, and of where it is to compute.
-
-    Attributes:
-        weights: Digests of the weights of CLIP and, where there is one, of SAM.
-        gpus: How many this machine has.
-    """
-
-    weights: tuple[str, ...]
-    gpus: int
-
-
-def examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> ModelFacts:
-    """Load a model once, in a process of its own, whose memory is given back.
-
-    Args:
-        is_here: Whether it will compute on this machine, whose device is then checked.
-
-    Raises:
-        ModelFault: The model cannot be had, or a phrase not be encoded.
-    """
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, context, end_with_parent) as process:
-        return process.submit(_examine, model, vocabulary, is_here).result()
-
-
-def _examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> ModelFacts:
-    import torch
-
-    from cliptrase_ros.segmentation.method.sam import Sam
-    from cliptrase_ros.segmentation.model.weights import ModelError, select_device
-    from cliptrase_ros.segmentation.segmenter import load_segmenter
-
-    try:
-        if is_here:
-            select_device(model.device)
-        segmenter = load_segmenter(
-            **vars(replace(model, device='cpu', precision='float32', threads=1))
-        )
-        segmenter.check_vocabulary(vocabulary)
-    except (ModelError, ValueError) as error:
-        raise ModelFault(str(error)) from None
-    sam = segmenter.mask_source
-    sam_digests = [sam.weights_digest] if isinstance(sam, Sam) else []
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return ModelFacts((segmenter.weights_digest, *sam_digests), gpus)
-
-
 def describe(store: ResultStore, labelling: Labelling, plan: Plan) -> None:
     """Write what is labelled as what, and how much there is of it."""
     store.write(
@@ -111,10 +56,10 @@ def describe(store: ResultStore, labelling: Labelling, plan: Plan) -> None:
 def label(
     plan: Plan,
     store: ResultStore,
-    members: Sequence[Member],
+    slots: Sequence[Slot],
     on_progress: Callable[[int, int], object] = lambda tasks, images: None,
 ) -> Summary:
-    """Have members label what is left of a plan.
+    """Have slots label what is left of a plan.
 
     Args:
         on_progress: Called every second, and at the end, with the number of tasks that are done or
@@ -143,11 +88,11 @@ def label(
         elif outcome.damage:
             summary.damaged.append((task.shown_source, outcome.damage))
 
-    def tick(ready: Sequence[Member]) -> None:
+    def tick(ready: Sequence[Slot]) -> None:
         images.ask(ready)
         on_progress(summary.states.total(), images.total)
 
-    work = Work(members, 'run', plan.shard_tasks('left'), plan.states['left'], note, tick)
+    work = Work(slots, 'run', plan.shard_tasks('left'), plan.states['left'], note, tick)
     work.run()
     return summary
 
@@ -164,14 +109,14 @@ class _ImageCounter:
         self._asked: dict[int, Future] = {}
         self._last: Counter[int] = Counter()
 
-    def ask(self, members: Sequence[Member]) -> None:
-        """Take in what members answer, and ask them again."""
-        for member in members:
-            asked = self._asked.get(id(member))
+    def ask(self, slots: Sequence[Slot]) -> None:
+        """Take in what slots answer, and ask them again."""
+        for slot in slots:
+            asked = self._asked.get(id(slot))
             if asked is not None and not asked.done():
                 continue
             if asked is not None and not asked.exception():
-                count, last = asked.result(), self._last[id(member)]
+                count, last = asked.result(), self._last[id(slot)]
                 self.total += count - last if count >= last else count
-                self._last[id(member)] = count
-            self._asked[id(member)] = member.call('progress')
+                self._last[id(slot)] = count
+            self._asked[id(slot)] = slot.call('progress')

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import IO
 
 from cliptrase_ros.exports.export import join_parts
-from cliptrase_ros.fleet.engines import Member
-from cliptrase_ros.fleet.labelling import ResultStore, parts_of
+from cliptrase_ros.fleet.engines import Slot
 from cliptrase_ros.fleet.plan import Plan
+from cliptrase_ros.fleet.result_store import ResultStore, parts_of
 from cliptrase_ros.fleet.tasks import Outcome, Task
 from cliptrase_ros.fleet.work import Work
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -42,9 +42,9 @@ class Datasets:
                 yield task
 
     def make_parts(
-        self, count: int, members: Sequence[Member], on_done: Callable[[], object] = lambda: None
+        self, count: int, slots: Sequence[Slot], on_done: Callable[[], object] = lambda: None
     ) -> list[tuple[str, str]]:
-        """Have members make the parts that lack.
+        """Have slots make the parts that lack.
 
         Args:
             count: How many `tasks_left` gives.
@@ -62,7 +62,7 @@ class Datasets:
                 failed.append((task.shown_source, outcome.reason))
             on_done()
 
-        Work(members, 'export', self.tasks_left(), count, note).run()
+        Work(slots, 'export', self.tasks_left(), count, note).run()
         return failed
 
     def join(self, vocabulary: Vocabulary, scratch: Path | None = None) -> None:

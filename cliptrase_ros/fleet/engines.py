@@ -18,6 +18,8 @@ from cliptrase_ros.fleet.labelling import Job
 TASKS_AT_A_TIME = 2
 
 _GOODBYE_S = 10.0
+# Processor cores of a worker on a cluster: one computes or feeds the GPU, one fetches and stores.
+_RAY_THREADS = 2
 
 #: Methods of `Worker` that are called from elsewhere.
 _METHODS = ('ready', 'progress', 'run', 'export', 'close')
@@ -27,7 +29,7 @@ class EngineError(Exception):
     """No workers can be had; the message says why."""
 
 
-class Member(Protocol):
+class Slot(Protocol):
     """Where a worker is: a process or an actor; one that ended is replaced by another."""
 
     def start(self) -> Future:
@@ -40,13 +42,13 @@ class Member(Protocol):
         """End the worker at once."""
 
 
-def _say_goodbye(members: Sequence[Member]) -> None:
+def _say_goodbye(slots: Sequence[Slot]) -> None:
     """Let workers end in order."""
     calls = []
-    for member in members:
+    for slot in slots:
         # One that has ended already, or never began.
         with contextlib.suppress(Exception):
-            calls.append(member.call('close'))
+            calls.append(slot.call('close'))
     wait(calls, _GOODBYE_S)
 
 
@@ -68,7 +70,7 @@ _Manager.register('Worker', _make_worker, exposed=_METHODS)
 
 
 @dataclass
-class LocalMember:
+class LocalSlot:
     """A worker in a process of this machine."""
 
     job: Job
@@ -78,15 +80,15 @@ class LocalMember:
     _worker: Any = None
 
     def start(self) -> Future:
-        """See `Member`."""
+        """See `Slot`."""
         return self.threads.submit(self._start)
 
     def call(self, method: str, *arguments: Any) -> Future:
-        """See `Member`."""
+        """See `Slot`."""
         return self.threads.submit(getattr(self._worker, method), *arguments)
 
     def stop(self) -> None:
-        """See `Member`."""
+        """See `Slot`."""
         if self._manager is not None:
             self._manager.shutdown()
         self._manager = self._worker = None
@@ -116,29 +118,36 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def local_members(job: Job, count: int, devices: list[str]) -> Iterator[list[Member]]:
-    """Places for workers in processes of this machine; they end with the block.
+def local_slots(job: Job, count: int | None, gpus: int) -> Iterator[list[Slot]]:
+    """Slots for workers in processes of this machine; they end with the block.
 
     Args:
-        devices: Where workers compute, in turn.
+        count: How many; None for one for each GPU, or one.
+        gpus: How many this machine has.
     """
+    devices = [job.device]
+    if job.device in ('auto', 'cuda'):
+        devices = [f'cuda:{number}' for number in range(gpus)] or devices
+    count = count or len(devices)
+    # The cores that this process may use are fewer than the machine's on many clusters.
+    job = replace(job, threads=job.threads or max(1, len(os.sched_getaffinity(0)) // count))
     is_over = threading.Event()
     with ThreadPoolExecutor(count * (TASKS_AT_A_TIME + 2)) as threads:
-        members = [
-            LocalMember(replace(job, device=devices[number % len(devices)]), threads, is_over)
+        slots = [
+            LocalSlot(replace(job, device=devices[number % len(devices)]), threads, is_over)
             for number in range(count)
         ]
         try:
-            yield members
-            _say_goodbye(members)
+            yield slots
+            _say_goodbye(slots)
         finally:
             is_over.set()
-            for member in members:
-                member.stop()
+            for slot in slots:
+                slot.stop()
 
 
 @dataclass
-class RayMember:
+class RaySlot:
     """A worker as an actor of a Ray cluster."""
 
     job: Job
@@ -146,17 +155,17 @@ class RayMember:
     _actor: Any = None
 
     def start(self) -> Future:
-        """See `Member`."""
+        """See `Slot`."""
         self.stop()
         self._actor = self.actor_class.remote(self.job)
         return self.call('ready')
 
     def call(self, method: str, *arguments: Any) -> Future:
-        """See `Member`."""
+        """See `Slot`."""
         return getattr(self._actor, method).remote(*arguments).future()
 
     def stop(self) -> None:
-        """See `Member`."""
+        """See `Slot`."""
         import ray
 
         if self._actor is not None:
@@ -173,8 +182,8 @@ def _room(nodes: Sequence[dict[str, float]], threads: int, with_gpu: bool) -> in
 
 
 @contextlib.contextmanager
-def ray_members(job: Job, count: int | None, address: str) -> Iterator[list[Member]]:
-    """Places for workers as actors of a Ray cluster; they end with the block.
+def ray_slots(job: Job, count: int | None, address: str) -> Iterator[list[Slot]]:
+    """Slots for workers as actors of a Ray cluster; they end with the block.
 
     Args:
         count: How many; None for as many as the cluster has GPUs, or processors for.
@@ -188,6 +197,7 @@ def ray_members(job: Job, count: int | None, address: str) -> Iterator[list[Memb
         import ray
     except ImportError as error:
         raise EngineError("--ray needs Ray: pip install 'ray>=2.40'") from error
+    job = replace(job, threads=job.threads or _RAY_THREADS)
     try:
         ray.init(address, log_to_driver=False, logging_level='ERROR')
     except Exception as error:
@@ -210,8 +220,8 @@ def ray_members(job: Job, count: int | None, address: str) -> Iterator[list[Memb
         actor_class = ray.remote(Worker).options(
             num_cpus=job.threads, num_gpus=share, max_concurrency=TASKS_AT_A_TIME + 2
         )
-        members = [RayMember(job, actor_class) for _ in range(count)]
-        yield members
-        _say_goodbye(members)
+        slots = [RaySlot(job, actor_class) for _ in range(count)]
+        yield slots
+        _say_goodbye(slots)
     finally:
         ray.shutdown()

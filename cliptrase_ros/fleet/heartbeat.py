@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from cliptrase_ros.fleet.labelling import ResultStore, utc_now
+from cliptrase_ros.fleet.result_store import ResultStore, utc_now
 
 #: A worker says so often that it is alive, seconds.
 HEARTBEAT_S = 20.0

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from cliptrase_ros.fleet.labelling import ResultStore
+from cliptrase_ros.fleet.result_store import ResultStore
 from cliptrase_ros.fleet.tasks import SOURCE_BYTES, Task
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cliptrase_ros.fleet.heartbeat import HEARTBEAT_S
-from cliptrase_ros.fleet.labelling import ResultStore
+from cliptrase_ros.fleet.result_store import ResultStore
 from cliptrase_ros.fleet.storage import Storage, in_parallel
 from cliptrase_ros.fleet.tasks import DESCRIPTION
 

@@ -17,7 +17,8 @@ from cliptrase_ros.exports.export import write_part
 from cliptrase_ros.exports.results import ExportError, Result
 from cliptrase_ros.fleet.faults import InputFault, WorkerUnfit, sentence
 from cliptrase_ros.fleet.heartbeat import Heartbeat
-from cliptrase_ros.fleet.labelling import Job, ResultStore, parts_of, utc_now
+from cliptrase_ros.fleet.labelling import Job
+from cliptrase_ros.fleet.result_store import ResultStore, parts_of, utc_now
 from cliptrase_ros.fleet.scratch import Scratch, ScratchError
 from cliptrase_ros.fleet.storage import Entry, Storage, in_parallel
 from cliptrase_ros.fleet.tasks import DESCRIPTION, SQLITE_LOG, Outcome, Task
