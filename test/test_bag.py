@@ -922,6 +922,23 @@ def test_sidecar_has_the_labels_alone_and_merges_into_the_whole(run, tmp_path, s
             assert place > image_at[stamp]
 
 
+def test_labels_of_another_recording_are_told(run, tmp_path):
+    drive = bags.write_bag(tmp_path / 'drive')
+    later = [
+        (name, kind, profiles, [(stamp + 3, message) for stamp, message in messages])
+        for name, kind, profiles, messages in bags.contents()
+    ]
+    other = bags.write_bag(tmp_path / 'other', later)
+    # As `batch` leaves them: one folder below that of their name.
+    assert run(drive, tmp_path / 'results' / '0123', '--sidecar')[0] == 0
+    (tmp_path / 'results' / '0123' / '0123.mcap').rename(tmp_path / 'results/0123/labels.mcap')
+    merge = ['--merge', tmp_path / 'results']
+    status, _, err = run(drive, tmp_path / 'out', *merge, words=None)
+    assert status == 0 and 'another recording' not in err
+    status, _, err = run(other, tmp_path / 'other_out', *merge, words=None)
+    assert status == 0 and 'they may be those of another recording' in err
+
+
 def test_merged_with_all_that_only_mcap_has(run, tmp_path):
     source = write_mcap(tmp_path / 'in.mcap')
     assert run(source, tmp_path / 'labels', '--sidecar')[0] == 0

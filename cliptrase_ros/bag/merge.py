@@ -17,11 +17,13 @@ class MergeSummary:
     Attributes:
         messages: Number of those of the recording.
         labels: Number of those of the labels.
+        strangers: How many of the latter have times that no message of the recording has.
         not_kept: What of them the storage has no place for, '' if nothing.
     """
 
     messages: int
     labels: int
+    strangers: int
     not_kept: str
 
 
@@ -55,6 +57,8 @@ def merge_bags(
             'merged already, or label again under another name (--node /NAME)'
         )
     counts: Counter[str] = Counter()
+    topics = {name for name, _ in reader.topics}
+    strangers, latest_ns = 0, None
     with new_recording(destination, reader, storage, compress) as writer:
         for topic in (*reader.topics.values(), *labels.topics.values()):
             writer.add_topic(topic)
@@ -63,8 +67,12 @@ def merge_bags(
         ):
             writer.copy(message)
             counts[message.topic.name] += 1
-        messages = sum(counts[name] for name, _ in reader.topics)
+            if message.topic.name in topics:
+                latest_ns = message.stamp_ns
+            else:
+                strangers += message.stamp_ns != latest_ns
+        messages = sum(counts[name] for name in topics)
         if messages == 0:
             raise BagError('the recording holds no messages')
         writer.copy_extras(reader)
-    return MergeSummary(messages, counts.total() - messages, writer.not_kept())
+    return MergeSummary(messages, counts.total() - messages, strangers, writer.not_kept())

@@ -154,19 +154,28 @@ def _merge(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.bag.reader import BagReader
     from cliptrase_ros.bag.types import make_typestore
 
+    path = arguments.merge
+    # In a folder of results of `batch`, the labels lie one folder deeper.
+    deeper = [file.parent for file in path.glob('*/labels.mcap')]
+    path = deeper[0] if len(deeper) == 1 else path
     with command_errors(BagError, FileNotFoundError):
-        for path in (arguments.input, arguments.merge):
-            check_destination(path, arguments.output)
+        for given in (arguments.input, path):
+            check_destination(given, arguments.output)
         typestore = make_typestore()
         with (
             BagReader(arguments.input, typestore) as reader,
-            BagReader(arguments.merge, typestore) as labels,
+            BagReader(path, typestore) as labels,
         ):
             summary = merge_bags(
                 reader, labels, arguments.output, arguments.storage, arguments.compress
             )
     warnings = [f'{arguments.input}: {note}' for note in (*reader.notes, *reader.damage)]
-    warnings += [f'{arguments.merge}: {note}' for note in (*labels.notes, *labels.damage)]
+    warnings += [f'{path}: {note}' for note in (*labels.notes, *labels.damage)]
+    if summary.strangers:
+        warnings.append(
+            f'{summary.strangers} of {summary.labels} messages of labels have times at which '
+            f'{arguments.input} has no message; they may be those of another recording'
+        )
     _warn(warnings + _not_kept(summary.not_kept))
     print(
         f'{summary.messages} messages and {summary.labels} messages of labels are in '

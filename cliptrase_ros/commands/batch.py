@@ -146,7 +146,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.output:
         raise CommandError('--output is empty; give a path or URL')
     with command_errors(StorageError, TaskError, OSError):
-        return _show_status(arguments.output) if arguments.status else _label(arguments)
+        if arguments.status:
+            return _show_status(arguments.output)
+        try:
+            return _label(arguments)
+        except KeyboardInterrupt:
+            print('cliptrase batch: stopped; the same command goes on from here', file=sys.stderr)
+            raise
 
 
 def _label(arguments: argparse.Namespace) -> int:
@@ -219,18 +225,18 @@ def _run_tasks(
     return has_faults or bool(summary.failed or summary.unfinished or summary.damaged)
 
 
-def _progress_shower(bar: 'tqdm') -> 'Callable[[int, int], None]':
-    """What shows how many tasks are done and images labelled: the bar, or lines of a log."""
+def _progress_shower(bar: 'tqdm') -> 'Callable[[int, int, int], None]':
+    """What shows tasks that are done, images that are labelled, and workers: a bar, or a log."""
     shown_s = time.monotonic()
 
-    def show(tasks: int, images: int) -> None:
+    def show(tasks: int, images: int, workers: int) -> None:
         nonlocal shown_s
-        bar.set_postfix_str(f'{images} images', refresh=False)
+        bar.set_postfix_str(f'{images} images, {workers} workers', refresh=False)
         bar.update(tasks - bar.n)
         # Without a terminal there is no bar.
         if bar.disable and time.monotonic() - shown_s >= _LOG_PERIOD_S:
             shown_s = time.monotonic()
-            print(f'{tasks} of {bar.total} tasks, {images} images', flush=True)
+            print(f'{tasks} of {bar.total} tasks, {images} images, {workers} workers', flush=True)
 
     return show
 
@@ -256,6 +262,8 @@ def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', j
     datasets.join(job.labelling.vocabulary, job.scratch)
     for name, path in datasets.paths.items():
         print(f'{name}: {store.url}/{path}')
+    if 'yolo' in datasets.paths and not job.with_images:
+        print('training with yolo needs the images beside the labels: --export-images')
     return bool(failed)
 
 

@@ -57,13 +57,13 @@ def label(
     plan: Plan,
     store: ResultStore,
     slots: Sequence[Slot],
-    on_progress: Callable[[int, int], object] = lambda tasks, images: None,
+    on_progress: Callable[[int, int, int], object] = lambda tasks, images, workers: None,
 ) -> Summary:
     """Have slots label what is left of a plan.
 
     Args:
         on_progress: Called every second, and at the end, with the number of tasks that are done or
-            have failed, and of images that were labelled.
+            have failed, of images that were labelled, and of workers that are there.
 
     Raises:
         EngineError: No worker can be started.
@@ -90,7 +90,7 @@ def label(
 
     def tick(ready: Sequence[Slot]) -> None:
         images.ask(ready)
-        on_progress(summary.states.total(), images.total)
+        on_progress(summary.states.total(), images.total, len(ready))
 
     work = Work(slots, 'run', plan.shard_tasks('left'), plan.states['left'], note, tick)
     work.run()

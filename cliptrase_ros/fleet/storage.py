@@ -242,7 +242,12 @@ def _file_system(url: str) -> fsspec.AbstractFileSystem:
     protocol = None if url.startswith('/') else fsspec.core.split_protocol(url)[0]
     kind = fsspec.get_filesystem_class(protocol)
     # Listings that fsspec remembers would hide what other workers do.
-    options = kind._get_kwargs_from_urls(url) | {'use_listings_cache': False}
+    options = {'use_listings_cache': False}
+    if kind._get_kwargs_from_urls(url):
+        raise ValueError(
+            f'{protocol}:// names a host or a user, which files below it would not say; mount it, '
+            'or use one of file, s3, gs, az, http'
+        )
     if protocol in ('http', 'https'):
         import aiohttp
 

@@ -238,7 +238,8 @@ def _select(inputs: Sequence[str]) -> list[_Selection]:
             raise TaskError(f'{text} does not exist{why}') from None
         except OSError as error:
             raise TaskError(f'{text} cannot be read: {error}') from error
-        if entry.is_folder:
+        # An object may be called as a folder is; what it is called with a slash is the folder.
+        if entry.is_folder or (text.endswith('/') and not storage.is_local):
             selections.append(_Selection(text, storage, storage.path))
         elif not _kind_of(entry):
             raise TaskError(f'{text} is no recording, video or photo by its suffix')
