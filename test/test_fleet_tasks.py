@@ -1,11 +1,8 @@
 """What a batch finds to do in folders, files, patterns and object storage."""
 
-import functools
-import http.server
 import itertools
 import os
 import re
-import threading
 import zlib
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from web_server import web_server
 
 from cliptrase_ros.fleet import tasks as fleet_tasks
 from cliptrase_ros.fleet.labelling import Labelling
@@ -457,18 +455,8 @@ def test_storage_that_is_not_known(url, reason):
 
 @pytest.fixture
 def web(folder):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    handler = functools.partial(Quiet, directory=folder)
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f'http://127.0.0.1:{server.server_port}'
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web_server(folder) as url:
+        yield url
 
 
 def test_files_of_a_web_server(web, folder, tmp_path):

@@ -1,7 +1,5 @@
 """Odd names, clusters and ends of `cliptrase batch`."""
 
-import functools
-import http.server
 import json
 import multiprocessing
 import os
@@ -19,6 +17,7 @@ import pytest
 pytest.importorskip('av', reason='PyAV is not installed; `make test` brings it')
 import fleet_runs
 import fsspec
+from web_server import web_server
 
 from cliptrase_ros.commands import batch
 from cliptrase_ros.fleet import engines
@@ -101,18 +100,8 @@ def test_files_of_others_among_markers(tmp_path):
 
 @pytest.fixture
 def web(tmp_path):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    handler = functools.partial(Quiet, directory=tmp_path)
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f'http://127.0.0.1:{server.server_port}'
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web_server(tmp_path) as url:
+        yield url
 
 
 def test_signed_photos_are_exported(tmp_path, web, tiny_model):
