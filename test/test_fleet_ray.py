@@ -35,10 +35,13 @@ def test_worker_is_killed_in_the_middle_of_a_task(ray_cluster, tiny_model, tmp_p
     arguments = arguments_of(tiny_model, inputs, '-o', output, '--scratch', scratch)
     cluster = f'RAY_TMPDIR={os.environ["RAY_TMPDIR"]}'
 
-    def at_work():
+    at_work = []
+
+    def is_at_work():
         # As Ray calls the processes of actors.
         lines = processes_of(cluster).items()
-        return [pid for pid, line in lines if line.startswith('ray::Worker.run')]
+        at_work[:] = [pid for pid, line in lines if line.startswith('ray::Worker.run')]
+        return at_work
 
     with (
         (tmp_path / 'log').open('w+') as log,
@@ -48,8 +51,8 @@ def test_worker_is_killed_in_the_middle_of_a_task(ray_cluster, tiny_model, tmp_p
             stderr=log,
         ) as process,
     ):
-        wait_until(lambda: list(output.glob('*/done/*')) and at_work())
-        (killed, *_) = at_work()
+        wait_until(lambda: list(output.glob('*/done/*')) and is_at_work())
+        (killed, *_) = at_work
         os.kill(killed, signal.SIGKILL)
         status = process.wait(200)
         log.seek(0)
