@@ -51,6 +51,19 @@ def make_inputs(folder):
     return folder
 
 
+def start(token, log, digest, arguments):
+    """A batch in a session of its own, with a variable in its environment."""
+    with log.open('ab') as file:
+        return subprocess.Popen(
+            [sys.executable, '-c', COMMAND, digest, *arguments],
+            env=os.environ | dict([token.split('=')]),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+        )
+
+
 @pytest.mark.timeout(60 + 60 * KILLS)
 def test_killed_at_random_moments(tiny_model, tmp_path):
     inputs = make_inputs(tmp_path / 'inputs')
@@ -66,15 +79,7 @@ def test_killed_at_random_moments(tiny_model, tmp_path):
     chance = random.Random(KILLS)
 
     def begin():
-        log = (tmp_path / 'log').open('ab')
-        return subprocess.Popen(
-            [sys.executable, '-c', COMMAND, digest, *arguments],
-            env=os.environ | dict([token.split('=')]),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+        return start(token, tmp_path / 'log', digest, arguments)
 
     def advanced():
         """How many tasks are done, and parts of datasets made."""
@@ -114,3 +119,20 @@ def test_killed_at_random_moments(tiny_model, tmp_path):
     assert lasting(files) == lasting(expected)
     assert not processes_of(token)
     assert not list(scratch.iterdir())
+
+
+def test_interrupted_twice(tiny_model, tmp_path):
+    """By an impatient user, or by `timeout`, which tells a command and then all of its group."""
+    inputs = make_inputs(tmp_path / 'inputs')
+    output, token = tmp_path / 'out', f'TEST_RUN={tmp_path}'
+    arguments = arguments_of(tiny_model, inputs, '--workers', '2', '-o', output)
+    digest = weights_digest(load_model(tiny_model, '').model)
+    process = start(token, tmp_path / 'log', digest, arguments)
+    wait_until(lambda: list(output.glob('*/workers/*')))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        os.kill(process.pid, number)
+        time.sleep(0.05)
+    log = (tmp_path / 'log').read_text
+    assert process.wait(60) == 130, log()
+    assert 'stopped; the same command goes on from here' in log()
+    wait_until(lambda: not processes_of(token), 20)

@@ -138,14 +138,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # As Ctrl-C: what ends jobs of a cluster must not leave workers behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from cliptrase_ros.fleet.storage import StorageError
     from cliptrase_ros.fleet.tasks import TaskError
 
     if not arguments.output:
         raise CommandError('--output is empty; give a path or URL')
-    with command_errors(StorageError, TaskError, OSError):
+    with command_errors(StorageError, TaskError, OSError), _stopped_once():
         if arguments.status:
             return _show_status(arguments.output)
         try:
@@ -153,6 +151,28 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print('cliptrase batch: stopped; the same command goes on from here', file=sys.stderr)
             raise
+
+
+@contextlib.contextmanager
+def _stopped_once() -> 'Iterator[None]':
+    """Within it SIGTERM, which ends jobs of a cluster, is as Ctrl-C, and the first one counts.
+
+    A second one, of an impatient user or of `timeout`, would interrupt the end of the workers.
+    """
+
+    def stop(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _label(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from cliptrase_ros.exports.results import ExportError, Result, text_of
+from cliptrase_ros.exports.results import ExportError, Result, find_photos
 from cliptrase_ros.messages.images import (
     compress_picture,
     decompress_to_rgb,
@@ -46,10 +46,7 @@ def write_pictures(result: Result, wanted: Wanted, folders: Sequence[Path]) -> N
 
 
 def _read_photos(result: Result, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(result.inputs.iterdir()):
-        name = text_of(path.name)
-        if name not in wanted:
-            continue
+    for name, path in find_photos(result.inputs, list(wanted)).items():
         try:
             kept = photo_format(path)
             yield name, path.read_bytes() if kept else compress_picture(read_photo(path))

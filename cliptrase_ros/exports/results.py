@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -114,7 +114,7 @@ def _read_photos(result: Result) -> Iterator[LabelledImage]:
         if count > 1:
             raise ExportError(f'two photos are called {file}; a result must be of one folder')
     names = distinct_names(files, [PurePosixPath(file).stem for file in files])
-    stored = {} if result.inputs is None else {text_of(p.name): p for p in result.inputs.iterdir()}
+    stored = {} if result.inputs is None else find_photos(result.inputs, files)
     folder = portable_path(result.name)
     for entry, file, name in zip(entries, files, names, strict=True):
         name = _join(folder, name)
@@ -126,6 +126,16 @@ def _read_photos(result: Result) -> Iterator[LabelledImage]:
             raise ExportError(f'{file} was labelled, and is not in {result.inputs}')
         source = _join(text_of(result.source), file)
         yield _of_report(result, entry, name, file_name, file, source)
+
+
+def find_photos(folder: Path, names: Collection[str]) -> dict[str, Path]:
+    """The photos of a folder that are called so in results; the folder may have many others."""
+    found = {name: folder / name for name in names if (folder / name).is_file()}
+    if len(found) < len(names):
+        # Results have another name than the folder where that is no text.
+        others = {text_of(path.name): path for path in folder.iterdir()}
+        found |= {name: others[name] for name in names if name in others}
+    return found
 
 
 def _suffix(photo: Path) -> str:
