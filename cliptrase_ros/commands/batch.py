@@ -157,10 +157,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _stopped_once() -> 'Iterator[None]':
     """Within it SIGTERM, which ends jobs of a cluster, is as Ctrl-C, and the first one counts.
 
-    A second one, of an impatient user or of `timeout`, would interrupt the end of the workers.
+    A second one, of an impatient user or of `timeout`, would interrupt the end of the workers, and
+    is ignored until this process has ended, too.
     """
+    is_stopped = False
 
     def stop(*_: object) -> None:
+        nonlocal is_stopped
+        is_stopped = True
         for number in before:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
@@ -172,7 +176,8 @@ def _stopped_once() -> 'Iterator[None]':
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not is_stopped:
+                signal.signal(number, handler)
 
 
 def _label(arguments: argparse.Namespace) -> int:
