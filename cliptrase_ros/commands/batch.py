@@ -271,15 +271,15 @@ def _export(arguments: argparse.Namespace, plan: 'Plan', store: 'ResultStore', j
     from cliptrase_ros.fleet.datasets import Datasets
 
     datasets = Datasets(plan, store, job.datasets)
-    count = sum(1 for _ in datasets.tasks_left())
+    left = datasets.keys_left()
     failed = []
-    if count:
+    if left:
         job = replace(job, device='cpu', needs_model=False)
         with (
             _slots(arguments, job, gpus=0) as slots,
-            progress_bar(count, 'task', 'exporting') as bar,
+            progress_bar(len(left), 'task', 'exporting') as bar,
         ):
-            failed = datasets.make_parts(count, slots, bar.update)
+            failed = datasets.make_parts(left, slots, bar.update)
     _print_faults('not exported', failed)
     if arguments.shard[1] > 1:
         print('the same command without --shard joins the datasets when all shards are done')

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,22 +32,23 @@ class Datasets:
     store: ResultStore
     paths: dict[str, str]
 
-    def tasks_left(self) -> Iterator[Task]:
-        """Finished tasks of which a dataset lacks its part."""
+    def keys_left(self) -> set[bytes]:
+        """Keys of finished tasks of which a dataset lacks its part."""
         done = self.store.keys('done')
         there = [self._parts(path) for path in self.paths.values()]
-        for task in self.plan.shard_tasks():
-            key = bytes.fromhex(task.key)
-            if key in done and not all(key in parts for parts in there):
-                yield task
+        complete = set.intersection(*there)
+        return {bytes.fromhex(task.key) for task in self.plan.shard_tasks()} & done - complete
 
     def make_parts(
-        self, count: int, slots: Sequence[Slot], on_done: Callable[[], object] = lambda: None
+        self,
+        keys: Collection[bytes],
+        slots: Sequence[Slot],
+        on_done: Callable[[], object] = lambda: None,
     ) -> list[tuple[str, str]]:
         """Have slots make the parts that lack.
 
         Args:
-            count: How many `tasks_left` gives.
+            keys: What `keys_left` gives.
 
         Returns:
             (input, why) of those that could not be made.
@@ -62,7 +63,8 @@ class Datasets:
                 failed.append((task.shown_source, outcome.reason))
             on_done()
 
-        Work(slots, 'export', self.tasks_left(), count, note).run()
+        tasks = (task for task in self.plan.shard_tasks() if bytes.fromhex(task.key) in keys)
+        Work(slots, 'export', tasks, len(keys), note).run()
         return failed
 
     def join(self, vocabulary: Vocabulary, scratch: Path | None = None) -> None:

@@ -1,7 +1,7 @@
 """One input, on this machine, to its labels, also on this machine."""
 
 import socket
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cliptrase_ros.bag.cameras import choose_cameras
@@ -12,14 +12,12 @@ from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import make_typestore
 from cliptrase_ros.fleet.faults import InputFault, WorkerUnfit, sentence
 from cliptrase_ros.fleet.labelling import Job
+from cliptrase_ros.fleet.model_check import load_with_digests
 from cliptrase_ros.fleet.tasks import Task
 from cliptrase_ros.photos.output_names import unique_names
 from cliptrase_ros.photos.segment import OutputSettings, segment_sources
 from cliptrase_ros.photos.sources import Source
 from cliptrase_ros.segmentation.device_faults import is_device_lost
-from cliptrase_ros.segmentation.method.sam import Sam
-from cliptrase_ros.segmentation.model.weights import load_model, weights_digest
-from cliptrase_ros.segmentation.segmenter import load_segmenter
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine, default_batch
 
 
@@ -28,14 +26,12 @@ class Labels:
     """What labelling gave.
 
     Attributes:
-        files: Folder with the results.
         images: How many were labelled.
         damage: What is missing, a sentence each.
         cameras: Image topic by camera name, of a recording.
         fault: Of the device, for want of whose memory images have no labels.
     """
 
-    files: Path
     images: int = 0
     damage: list[str] = field(default_factory=list)
     cameras: dict[str, str] = field(default_factory=dict)
@@ -48,17 +44,14 @@ class Labeller:
     def __init__(self, job: Job):
         labelling = job.labelling
         model = labelling.model
-        clip = weights_digest(load_model(model.model, model.pretrained, model.cache_dir).model)
-        settings = vars(replace(model, device=job.device, threads=job.threads))
-        self._segmenter = load_segmenter(**settings)
-        sam = self._segmenter.mask_source
-        weights = (clip, sam.weights_digest) if isinstance(sam, Sam) else (clip,)
+        segmenter, weights = load_with_digests(model, job.threads)
         if weights != labelling.weights:
             names = ' or '.join(filter(None, (model.model, model.sam_model)))
             raise WorkerUnfit(
                 f'the weights of {names} on {socket.gethostname()} are not those that the command '
                 'was given'
             )
+        self._segmenter = segmenter.to(job.device, model.precision)
         self._vocabulary = self._segmenter.encode_vocabulary(labelling.vocabulary)
         self._labelling = labelling
         self._batch = job.batch or default_batch(self._segmenter)
@@ -101,7 +94,7 @@ class Labeller:
             *(f'{topic}: {n} not labelled: {reason}' for topic, (n, reason) in refused.items()),
         ]
         cameras = {camera.name: camera.topic.name for camera in choice.cameras}
-        return Labels(folder, summary.labelled.total(), damage, cameras, _fault_of(engine))
+        return Labels(summary.labelled.total(), damage, cameras, _fault_of(engine))
 
     def _label_pictures(self, task: Task, source: Path, folder: Path) -> Labels:
         kind = 'video' if task.kind == 'video' else 'photo'
@@ -119,7 +112,7 @@ class Labeller:
         if outcome.write_fault:
             raise outcome.write_fault
         damage = [f'{file}: {reason}' for file, reason in outcome.unreadable]
-        return Labels(folder, outcome.labelled, damage, fault=_fault_of(engine))
+        return Labels(outcome.labelled, damage, fault=_fault_of(engine))
 
     def _engine(self) -> FaultTolerantEngine:
         return FaultTolerantEngine(self._segmenter, batch=self._batch)

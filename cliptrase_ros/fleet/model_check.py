@@ -3,10 +3,14 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from cliptrase_ros.fleet.engines import end_with_parent
 from cliptrase_ros.segmentation.settings import ModelSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from cliptrase_ros.segmentation.segmenter import Segmenter
 
 
 class ModelFault(Exception):
@@ -43,20 +47,32 @@ def examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> Mode
 def _examine(model: ModelSettings, vocabulary: Vocabulary, is_here: bool) -> ModelFacts:
     import torch
 
-    from cliptrase_ros.segmentation.method.sam import Sam
     from cliptrase_ros.segmentation.model.weights import ModelError, select_device
-    from cliptrase_ros.segmentation.segmenter import load_segmenter
 
     try:
         if is_here:
             select_device(model.device)
-        segmenter = load_segmenter(
-            **vars(replace(model, device='cpu', precision='float32', threads=1))
-        )
+        segmenter, weights = load_with_digests(model, threads=1)
         segmenter.check_vocabulary(vocabulary)
     except (ModelError, ValueError) as error:
         raise ModelFault(str(error)) from None
+    return ModelFacts(weights, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def load_with_digests(model: ModelSettings, threads: int) -> 'tuple[Segmenter, tuple[str, ...]]':
+    """A model on the processor in float32, so that its digests are the same on every machine.
+
+    Returns:
+        The engine, to be moved to where it computes, and `ModelFacts.weights`.
+
+    Raises:
+        ModelError, ValueError: As `load_segmenter`.
+    """
+    from cliptrase_ros.segmentation.method.sam import Sam
+    from cliptrase_ros.segmentation.segmenter import load_segmenter
+
+    settings = replace(model, device='cpu', precision='float32', threads=threads)
+    segmenter = load_segmenter(**vars(settings))
     sam = segmenter.mask_source
     sam_digests = [sam.weights_digest] if isinstance(sam, Sam) else []
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return ModelFacts((segmenter.weights_digest, *sam_digests), gpus)
+    return segmenter, (segmenter.weights_digest, *sam_digests)

@@ -127,7 +127,7 @@ class Worker:
                 if labels.fault and not is_last_try:
                     raise labels.fault
             began = time.monotonic()
-            result, size = self._put(task, labels.files)
+            result, size = self._put(task, folder / 'labels')
             seconds['store'] = time.monotonic() - began
         about = {
             'key': task.key,
