@@ -430,7 +430,7 @@ def _beside_the_engine(folder: Path, image: np.ndarray, frames: int) -> dict:
     from cliptrase_ros.bag.cameras import choose_cameras
     from cliptrase_ros.bag.label import BagSettings, Labeller, label_bag
     from cliptrase_ros.bag.reader import BagReader
-    from cliptrase_ros.bag.types import make_typestore
+    from cliptrase_ros.messages.typestore import make_typestore
     from cliptrase_ros.segmentation.segmenter import Segmentation
 
     stamps = [bags.START + i * bags.STEP for i in range(frames)]

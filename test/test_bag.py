@@ -28,18 +28,17 @@ from rosbags.rosbag2 import CompressionMode, Reader
 
 from cliptrase_ros.bag.cameras import camera_name, choose_cameras
 from cliptrase_ros.bag.folder import BagError, find_files
-from cliptrase_ros.bag.messages import bag_message_maker
 from cliptrase_ros.bag.reader import BagReader
-from cliptrase_ros.bag.types import (
-    CAMERA_TOPICS,
-    VOCABULARY_TOPIC,
-    definition_file,
-    make_typestore,
-)
+from cliptrase_ros.bag.types import CAMERA_TOPICS, VOCABULARY_TOPIC
 from cliptrase_ros.cli import main
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 from cliptrase_ros.messages.masks import decode_mask
 from cliptrase_ros.messages.type_names import IMAGE
+from cliptrase_ros.messages.typestore import (
+    definition_file,
+    make_typestore,
+    typestore_message_maker,
+)
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
@@ -1287,7 +1286,7 @@ def test_messages_are_those_of_the_node(typestore):
     random = np.random.default_rng(0)
     label = random.choice(np.array([0, 1, 255], np.uint8), (20, 30))
     result = Segmentation(label, random.integers(0, 256, label.shape, np.uint8), vocabulary)
-    maker = bag_message_maker(typestore)
+    maker = typestore_message_maker(typestore)
     header, theirs = maker.make_header(12_345_678_901, 'eye'), Header(frame_id='eye')
     theirs.stamp.sec, theirs.stamp.nanosec = 12, 345_678_901
     image = random.integers(0, 256, (*label.shape, 3), np.uint8)

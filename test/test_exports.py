@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from cliptrase_ros.bag.messages import bag_message_maker
-from cliptrase_ros.bag.types import make_typestore
+from cliptrase_ros.messages.typestore import typestore_message_maker
+from cliptrase_ros.messages.typestore import make_typestore
 from cliptrase_ros.exports.export import FORMATS, join_parts, write_part
 from cliptrase_ros.exports.names import distinct_names, portable_path
 from cliptrase_ros.exports.regions import MIN_REGION_AREA
@@ -114,7 +114,7 @@ class Results:
         inputs = bags.write_bag(self.folder / f'{key}_in', topics)
         written = self.folder / key
         store = make_typestore()
-        maker = bag_message_maker(store)
+        maker = typestore_message_maker(store)
         rows = []
         with Writer(written, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
             for camera, (topic, labels) in cameras.items():

@@ -24,6 +24,9 @@ NODE_NAME = '/cliptrase'
 #: Seconds anything may take on a busy machine.
 PATIENCE_S = 300.0
 
+#: For `process`: standard input and output are read and written line by line.
+PIPES = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+
 # Other nodes of this name on this machine would be taken for the one that is measured.
 own_domain()
 
@@ -47,11 +50,21 @@ def process(command: list[str], log: Path, **arguments) -> Iterator[subprocess.P
 
 @contextlib.contextmanager
 def segment_node(
-    log: Path, parameters: dict, cache: Path, script: Path | None = None, **variables: str
+    log: Path,
+    parameters: dict,
+    cache: Path,
+    script: Path | None = None,
+    *,
+    pipes: dict | None = None,
+    **variables: str,
 ) -> Iterator[subprocess.Popen]:
     """Run the node with these parameters, or a script that makes one; text features in `cache`.
 
     A Failure in the block tells the last words of the node as well.
+
+    Args:
+        pipes: `PIPES` for a script that answers.
+        **variables: Of its environment.
     """
     with tempfile.NamedTemporaryFile('w', suffix='.yaml') as file:
         # JSON is YAML.
@@ -60,7 +73,7 @@ def segment_node(
         program = ['-m', 'cliptrase_ros.ros.segment_node'] if script is None else [str(script)]
         command = [sys.executable, *program, '--ros-args', '--params-file', file.name]
         environment = {**os.environ, 'XDG_CACHE_HOME': str(cache), **variables}
-        with process(command, log, env=environment) as started:
+        with process(command, log, env=environment, **(pipes or {})) as started:
             try:
                 yield started
             except Failure as failure:
@@ -72,8 +85,20 @@ def segment_node(
 def cameras(log: Path, *arguments: object) -> Iterator[subprocess.Popen]:
     """Run cameras.py with these arguments; `stop_cameras` ends it in order."""
     command = [sys.executable, str(Path(__file__).with_name('cameras.py')), *map(str, arguments)]
-    with process(command, log, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+    with process(command, log, **PIPES) as started:
         yield started
+
+
+def ask(started: subprocess.Popen, line: object = '') -> str:
+    """Write a line to a process with `PIPES`; returns the line that it answers.
+
+    Raises:
+        Failure: It has ended.
+    """
+    print(line, file=started.stdin, flush=True)
+    if not (answer := started.stdout.readline()):
+        raise Failure(f'{started.args} has ended')
+    return answer
 
 
 def stop_cameras(started: subprocess.Popen) -> dict[str, dict[str, int]]:

@@ -12,7 +12,7 @@ from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera
 from cliptrase_ros.bag.folder import BagError
-from cliptrase_ros.bag.messages import bag_message_maker
+from cliptrase_ros.messages.typestore import typestore_message_maker
 from cliptrase_ros.bag.reader import BagMessage, BagReader
 from cliptrase_ros.bag.types import (
     CAMERA_TOPICS,
@@ -327,7 +327,7 @@ class _LabelTopics:
         self._node = settings.node
         self._vocabulary = labeller.vocabulary.vocabulary
         self._threshold = labeller.settings.min_confidence
-        self._maker = bag_message_maker(typestore)
+        self._maker = typestore_message_maker(typestore)
         self._vocabulary_connection = self._add(VOCABULARY_TOPIC, VOCABULARY)
         self._topics = [t for t in CAMERA_TOPICS if t != 'overlay' or settings.overlay]
         self._connections = {

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.bag.cameras import check_destination, check_node, choose_cameras
     from cliptrase_ros.bag.folder import BagError
     from cliptrase_ros.bag.reader import BagReader
-    from cliptrase_ros.bag.types import make_typestore
+    from cliptrase_ros.messages.typestore import make_typestore
 
     points = None
     with command_errors(BagError, FileNotFoundError):
@@ -152,7 +152,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from cliptrase_ros.bag.folder import BagError
     from cliptrase_ros.bag.merge import merge_bags
     from cliptrase_ros.bag.reader import BagReader
-    from cliptrase_ros.bag.types import make_typestore
+    from cliptrase_ros.messages.typestore import make_typestore
 
     path = arguments.merge
     # In a folder of results of `batch`, the labels lie one folder deeper.

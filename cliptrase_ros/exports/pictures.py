@@ -67,7 +67,7 @@ def _read_video(result: Result, wanted: Wanted) -> Iterator[tuple[int, bytes]]:
 def _read_recording(result: Result, wanted: Wanted) -> Iterator[tuple[tuple, bytes]]:
     from cliptrase_ros.bag.folder import BagError
     from cliptrase_ros.bag.reader import BagReader
-    from cliptrase_ros.bag.types import make_typestore
+    from cliptrase_ros.messages.typestore import make_typestore
 
     cameras = set(result.cameras.values())
     try:

@@ -185,7 +185,7 @@ def _of_report(
 def _read_recording(result: Result) -> Iterator[LabelledImage]:
     from cliptrase_ros.bag.folder import BagError
     from cliptrase_ros.bag.reader import BagReader
-    from cliptrase_ros.bag.types import make_typestore
+    from cliptrase_ros.messages.typestore import make_typestore
 
     folder = portable_path(result.name)
     try:

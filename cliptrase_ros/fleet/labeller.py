@@ -9,7 +9,7 @@ from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.label import BagSettings, label_bag
 from cliptrase_ros.bag.label import Labeller as BagLabeller
 from cliptrase_ros.bag.reader import BagReader
-from cliptrase_ros.bag.types import make_typestore
+from cliptrase_ros.messages.typestore import make_typestore
 from cliptrase_ros.fleet.faults import InputFault, WorkerUnfit, sentence
 from cliptrase_ros.fleet.labelling import Job
 from cliptrase_ros.fleet.model_check import load_with_digests

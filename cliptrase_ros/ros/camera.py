@@ -4,12 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from rclpy.clock import Clock
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
 
 from cliptrase_ros.messages.images import (
     MAX_PIXELS,
@@ -19,10 +19,12 @@ from cliptrase_ros.messages.images import (
     decompress_to_rgb,
     header_stamp_ns,
 )
+from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.points import DepthMatch, PointsOutput
+from cliptrase_ros.ros.reception import Reception
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.streams.rate_limit import RateLimiter
@@ -47,17 +49,18 @@ class CameraImage:
     """An image on its way through inference.
 
     Attributes:
+        message: Fields of a sensor_msgs/Image or CompressedImage, as the camera's transport is.
         received_ns: When it came, nanoseconds of the node's clock.
         depth: What is known of the depth image that belongs to it; None where nobody wants points.
     """
 
     camera: 'Camera'
-    message: Image | CompressedImage
+    message: Message
     received_ns: int
     depth: DepthMatch | None = None
 
     @property
-    def header(self) -> Header:
+    def header(self) -> Message:
         """Of the message, and of everything that is made of it."""
         return self.message.header
 
@@ -72,9 +75,9 @@ class CameraImage:
         Raises:
             ImageError: The message cannot be decoded.
         """
-        if isinstance(self.message, CompressedImage):
+        if self.camera.transport == 'compressed':
             return decompress_to_rgb(self.message, self.camera.max_pixels)
-        # rclpy makes a message for each subscription, so nobody else has this one.
+        # Nobody else has this message.
         return to_rgb(self.message, self.camera.max_pixels, may_share=True)
 
 
@@ -85,16 +88,19 @@ class CameraTopics:
         ParameterError: A QoS override, which is declared here, cannot be used.
     """
 
-    def __init__(self, node: Node, name: str, transport: str, with_depth: bool):
+    def __init__(
+        self, node: Node, name: str, transport: str, with_depth: bool, reception: Reception
+    ):
         self.name = name
         self.transport = transport
         message_type = TRANSPORT_TOPICS[transport][1]
-        self.image = SensorTopic(node, message_type, _image_topic(node, name, transport))
+        topic = partial(SensorTopic, node, reception=reception)
+        self.image = topic(message_type, _image_topic(node, name, transport))
         self.depth: SensorTopic | None = None
         self.info: SensorTopic | None = None
         if with_depth:
-            self.depth = SensorTopic(node, Image, f'{name}/depth/image_raw')
-            self.info = SensorTopic(node, CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
+            self.depth = topic(Image, f'{name}/depth/image_raw')
+            self.info = topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
 
     def follow_publishers(self) -> None:
         """Subscribe anew where publishers that have come or gone ask for another QoS."""
@@ -122,7 +128,7 @@ class Camera:
     Args:
         topics: Where the camera is read from; points are published if they have depth.
         always_on: Subscribe and publish even while nobody listens.
-        on_image: Called in the executor's thread when there is something to do.
+        on_image: Called in the reception thread when there is something to do.
         mask_topics: Names of the classes that have a mask image each.
         max_pixels: Of the largest image that is not refused.
 
@@ -209,7 +215,9 @@ class Camera:
             elif self._points is not None:
                 self._points.unsubscribe()
             if is_wanted and not self.is_subscribed:
-                self._topics.image.subscribe(self._receive, self._report_incompatible_qos)
+                self._topics.image.subscribe(
+                    self._receive, self._receive_unreadable, self._report_incompatible_qos
+                )
             elif not is_wanted and self.is_subscribed:
                 self._topics.image.unsubscribe()
                 with self._lock:
@@ -255,7 +263,7 @@ class Camera:
         """Publish points whose depth has come after the labels; returns whether there were any."""
         return self._points is not None and self._points.publish_waiting()
 
-    def trace(self, header: Header, event: str) -> None:
+    def trace(self, header: Message, event: str) -> None:
         """Log at debug level what becomes of an image."""
         stamp = f'{header.stamp.sec}.{header.stamp.nanosec:09d}'
         self._node.get_logger().debug(f'{self.name} {stamp}: {event}')
@@ -303,11 +311,15 @@ class Camera:
     def _wants_points(self) -> bool:
         return self._points is not None and (self._always_on or self._points.is_wanted)
 
-    def _receive(self, message: Image | CompressedImage) -> None:
+    def _receive_unreadable(self, error: ValueError) -> None:
+        self.statistics.count('received')
+        self.refuse(error)
+
+    def _receive(self, message: Message) -> None:
         self.statistics.count('received')
         try:
             # Checked before it replaces the pending image, so that a bad one never costs a good.
-            if isinstance(message, CompressedImage):
+            if self.transport == 'compressed':
                 check_compressed_stream(message, self.max_pixels)
             else:
                 check_image(message, self.max_pixels)

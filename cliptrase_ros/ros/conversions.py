@@ -8,6 +8,7 @@ from array import array
 from typing import Any
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 
@@ -15,13 +16,14 @@ from cliptrase_ros.messages import images
 from cliptrase_ros.messages.images import ENCODING_TABLE, MAX_PIXELS, check_image
 from cliptrase_ros.messages.maker import MessageMaker
 from cliptrase_ros.messages.masks import decode_mask
+from cliptrase_ros.messages.type_names import Message
 
 try:
     from sensor_msgs_py.point_cloud2 import create_cloud as _create_cloud
 except ImportError:
     _create_cloud = None
 
-__all__ = ['MAKER', 'decode_mask', 'message_class', 'points_message', 'to_rgb']
+__all__ = ['MAKER', 'decode_mask', 'message_class', 'points_message', 'rclpy_header', 'to_rgb']
 
 
 @functools.cache
@@ -48,6 +50,12 @@ def _to_field(values: np.ndarray) -> array:
 
 #: Makes messages of rclpy's classes.
 MAKER = MessageMaker(_make, _to_field)
+
+
+def rclpy_header(header: Message) -> Header:
+    """Make rclpy's std_msgs/Header of one that was read from bytes."""
+    stamp = Time(sec=header.stamp.sec, nanosec=header.stamp.nanosec)
+    return Header(stamp=stamp, frame_id=header.frame_id)
 
 
 def points_message(points: np.ndarray, header: Header) -> PointCloud2:

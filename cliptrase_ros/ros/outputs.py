@@ -13,6 +13,7 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, MakeOutput, MessageMaker
 from cliptrase_ros.messages.type_names import IMAGE, Message
+from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, message_class
 from cliptrase_ros.ros.settings import mask_topic_name
 from cliptrase_ros.segmentation.statistics import class_mask
@@ -34,7 +35,7 @@ LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 def _mask_output(class_name: str) -> tuple[str, MakeOutput]:
     def make(
-        maker: MessageMaker, header: Header, _image: np.ndarray, result: 'Segmentation'
+        maker: MessageMaker, header: Message, _image: np.ndarray, result: 'Segmentation'
     ) -> Message:
         return maker.make_image(class_mask(result, class_name), 'mono8', header)
 
@@ -108,12 +109,13 @@ class CameraOutputs:
         """Whether messages of a topic below ~/NAME are to be published."""
         return self._always_on or self._outputs[topic][0].get_subscription_count() > 0
 
-    def publish(self, header: Header, image: np.ndarray, result: 'Segmentation') -> list[str]:
+    def publish(self, header: Message, image: np.ndarray, result: 'Segmentation') -> list[str]:
         """Publish what is wanted of an image, uint8 (H, W, 3) RGB; returns the topics."""
         wanted = [topic for topic in self._outputs if self.is_wanted(topic)]
         for topic in wanted:
             publisher, make = self._outputs[topic]
-            publisher.publish(make(MAKER, header, image, result))
+            message = make(serialized.MAKER, header, image, result)
+            publisher.publish(serialized.serialize(message))
         return wanted
 
     def publish_label_info(self, vocabulary: Vocabulary, header: Header, threshold: float) -> None:

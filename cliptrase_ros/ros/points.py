@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import (
     STAMP_TOLERANCE_NS,
@@ -17,7 +15,8 @@ from cliptrase_ros.messages.depth import (
     read_registered_depth,
 )
 from cliptrase_ros.messages.images import ImageError, header_stamp_ns
-from cliptrase_ros.ros.conversions import points_message
+from cliptrase_ros.messages.type_names import Message
+from cliptrase_ros.ros.conversions import points_message, rclpy_header
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.subscribing import SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
@@ -40,9 +39,9 @@ class DepthMatch:
 
     stamp_ns: int
     nearest_ns: int | None = None
-    depth: Image | None = None
+    depth: Message | None = None
 
-    def offer(self, depth: Image, stamp_ns: int) -> None:
+    def offer(self, depth: Message, stamp_ns: int) -> None:
         """Take a depth image if it is nearer than those before."""
         distance = abs(stamp_ns - self.stamp_ns)
         if self.nearest_ns is not None and distance >= abs(self.nearest_ns - self.stamp_ns):
@@ -66,7 +65,7 @@ class DepthMatch:
 class _LabelledPicture:
     """A labelled picture whose depth may still be on its way."""
 
-    header: Header
+    header: Message
     match: DepthMatch
     picture: np.ndarray
     result: Segmentation
@@ -75,8 +74,8 @@ class _LabelledPicture:
 class PointsOutput:
     """Points with colour, label and confidence, published when labels and depth are both there.
 
-    `match`, `publish` and `publish_waiting` are called in the inference thread. Messages come in
-    the executor's, in which `wake` and `on_refused` are called.
+    Labels come in the publishing thread, messages in the reception thread, in which `wake` and
+    `on_refused` are called; `match` and `publish_waiting` are called in the inference thread.
 
     Args:
         depth_topic: Where depth registered to the camera's images comes from.
@@ -105,10 +104,10 @@ class PointsOutput:
         self._max_pixels = max_pixels
         self._waiting: _LabelledPicture | None = None
         # The latest camera_info.
-        self._info: CameraInfo | None = None
-        # Of the depth images and the matches.
+        self._info: Message | None = None
+        # Of the depth images, the matches and the picture that waits.
         self._lock = threading.Lock()
-        self._recent: deque[tuple[int, Image]] = deque(maxlen=_KEPT_DEPTH_IMAGES)
+        self._recent: deque[tuple[int, Message]] = deque(maxlen=_KEPT_DEPTH_IMAGES)
         self._matches: deque[DepthMatch] = deque(maxlen=_KEPT_MATCHES)
 
     @property
@@ -132,9 +131,9 @@ class PointsOutput:
         with self._lock:
             self._recent.clear()
             self._matches.clear()
-        self._info = self._waiting = None
+            self._info = self._waiting = None
 
-    def match(self, header: Header) -> DepthMatch:
+    def match(self, header: Message) -> DepthMatch:
         """Begin to look for the depth of a picture; the result is updated as depth comes."""
         match = DepthMatch(header_stamp_ns(header))
         with self._lock:
@@ -145,26 +144,28 @@ class PointsOutput:
         return match
 
     def publish(
-        self, header: Header, match: DepthMatch, picture: np.ndarray, result: Segmentation
+        self, header: Message, match: DepthMatch, picture: np.ndarray, result: Segmentation
     ) -> None:
         """Publish the points of a picture, or keep it until its depth comes or the next one."""
-        if self._waiting is not None:
-            self._statistics.count('points_missed', self._explain_missing(self._waiting.match))
-        self._waiting = _LabelledPicture(header, match, picture, result)
+        with self._lock:
+            missed, self._waiting = self._waiting, _LabelledPicture(header, match, picture, result)
+        if missed is not None:
+            self._statistics.count('points_missed', self._explain_missing(missed.match))
         self.publish_waiting()
 
     def publish_waiting(self) -> bool:
         """Publish the points of the picture that waits, if its depth has come meanwhile."""
-        waiting, info = self._waiting, self._info
-        if waiting is None or waiting.match.depth is None or info is None:
-            return False
-        self._waiting = None
+        with self._lock:
+            waiting, info = self._waiting, self._info
+            if waiting is None or waiting.match.depth is None or info is None:
+                return False
+            self._waiting = None
         try:
             points = self._make_points(waiting, waiting.match.depth, info)
         except ImageError as error:
             self._statistics.count('points_missed', str(error))
         else:
-            self.publisher.publish(points_message(points, waiting.header))
+            self.publisher.publish(points_message(points, rclpy_header(waiting.header)))
             self._statistics.count('points')
         return True
 
@@ -177,7 +178,7 @@ class PointsOutput:
         )
 
     def _make_points(
-        self, labelled: _LabelledPicture, depth: Image, info: CameraInfo
+        self, labelled: _LabelledPicture, depth: Message, info: Message
     ) -> np.ndarray:
         height, width = labelled.result.label.shape
         frames = labelled.header.frame_id, depth.header.frame_id
@@ -201,7 +202,7 @@ class PointsOutput:
             return '; '.join(filter(None, (missing, match.explain())))
         return f'no camera_info on {self._info_topic.name}'
 
-    def _receive_depth(self, depth: Image) -> None:
+    def _receive_depth(self, depth: Message) -> None:
         try:
             check_depth(depth, self._max_pixels)
         except ImageError as error:
@@ -214,7 +215,7 @@ class PointsOutput:
                 match.offer(depth, stamp_ns)
         self._wake_if_waiting()
 
-    def _receive_info(self, info: CameraInfo) -> None:
+    def _receive_info(self, info: Message) -> None:
         self._info = info
         # A picture may wait for nothing else.
         self._wake_if_waiting()

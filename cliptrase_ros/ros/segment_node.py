@@ -26,6 +26,7 @@ from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.lifecycle import SUCCESS, ManagedNode, explain
 from cliptrase_ros.ros.outputs import LATCHED_QOS, LabelInfo
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
+from cliptrase_ros.ros.reception import Reception
 from cliptrase_ros.ros.settings import NODE_NAME
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back
@@ -46,9 +47,9 @@ _LAST_IMAGE_S = 1.0
 class SegmentNode(ManagedNode):
     """Labels the images of every camera by the vocabulary in force.
 
-    The executor's thread receives images and answers services; one thread of `Worker` does all
-    inference and publishes its results; transitions between states run in a third. Topics,
-    parameters and states: docs/node.md. With `autostart`, spinning raises StartFailure if the node
+    The executor's thread answers services, that of `Reception` receives images; `Worker` has one
+    thread that does all inference, and one that publishes its results; transitions between states
+    run in a fifth. Topics, parameters and states: docs/node.md. With `autostart`, spinning raises StartFailure if the node
     cannot be configured or activated.
 
     Args:
@@ -67,6 +68,8 @@ class SegmentNode(ManagedNode):
         report_period_s: float = 1.0,
         **node_arguments,
     ):
+        # Before the node: a context that shuts down may end one that was never finished.
+        self._reception: Reception | None = None
         # What is there while the node is configured.
         self._engine: FaultTolerantEngine | None = None
         self._worker: Worker | None = None
@@ -82,9 +85,11 @@ class SegmentNode(ManagedNode):
         self._values = declare_parameters(self)
         # Here, with their QoS overrides, and not in a transition: its thread would declare
         # parameters while the executor's may be reading them.
+        values = self._values.node
+        self._reception = Reception(self)
         self._topics = [
-            CameraTopics(self, name, self._values.node.transport_of(name), self._values.node.depth)
-            for name in self._values.node.cameras
+            CameraTopics(self, name, values.transport_of(name), values.depth, self._reception)
+            for name in values.cameras
         ]
         # Before the model is loaded: a typing mistake should not take seconds to be told.
         self._latest_vocabulary = self._values.node.make_vocabulary()
@@ -99,6 +104,7 @@ class SegmentNode(ManagedNode):
         self._last_report = time.monotonic()
         self.create_timer(report_period_s, self._publish_diagnostics, clock=self.steady_clock)
         self.create_timer(LABEL_INFO_PERIOD_S, self._repeat_label_info, clock=self.steady_clock)
+        self._reception.start()
         if self._values.node.autostart:
             self.start_when_spun()
 
@@ -107,6 +113,8 @@ class SegmentNode(ManagedNode):
         self.is_ending = True
         if self._worker is not None:
             self._worker.stop(_LAST_IMAGE_S)
+        if self._reception is not None:
+            self._reception.stop()
         super().destroy_node()
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:

@@ -21,6 +21,9 @@ from rclpy.qos_overriding_options import InvalidQosOverridesError, QoSOverriding
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+from cliptrase_ros.messages.type_names import Message
+from cliptrase_ros.ros.reception import Reception
+from cliptrase_ros.ros.serialized import deserialize, type_name
 from cliptrase_ros.ros.settings import ParameterError
 
 _BEST_EFFORT, _RELIABLE = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
@@ -54,6 +57,7 @@ class SensorTopic:
     Args:
         topic: Name before remapping.
         qos: Without overrides.
+        reception: Whose thread receives; None for the executor's.
 
     Attributes:
         name: What the topic resolves to.
@@ -63,14 +67,22 @@ class SensorTopic:
     """
 
     def __init__(
-        self, node: Node, message_type: type, topic: str, qos: QoSProfile = qos_profile_sensor_data
+        self,
+        node: Node,
+        message_type: type,
+        topic: str,
+        qos: QoSProfile = qos_profile_sensor_data,
+        reception: Reception | None = None,
     ):
         self.name = node.resolve_topic_name(topic)
         self._node = node
         self._message_type = message_type
+        self._type_name = type_name(message_type)
         self._topic = topic
+        self._reception = reception
         self._subscription: Subscription | None = None
-        self._callback: Callable | None = None
+        self._callback: Callable[[Message], None] | None = None
+        self._on_unreadable: Callable[[ValueError], None] | None = None
         self._events = SubscriptionEventCallbacks()
         try:
             # rclpy declares the overrides, and rcl checks them, with a subscription alone.
@@ -94,10 +106,20 @@ class SensorTopic:
         return self._subscription is not None
 
     def subscribe(
-        self, callback: Callable, on_incompatible: Callable[[], None] | None = None
+        self,
+        callback: Callable[[Message], None],
+        on_unreadable: Callable[[ValueError], None] | None = None,
+        on_incompatible: Callable[[], None] | None = None,
     ) -> None:
-        """Begin to receive; `on_incompatible` is called when a publisher's QoS does not fit."""
+        """Begin to receive.
+
+        Args:
+            callback: Called with each message.
+            on_unreadable: Called with the reason when bytes have come that are no such message.
+            on_incompatible: Called in the executor's thread when a publisher's QoS does not fit.
+        """
         self._callback = callback
+        self._on_unreadable = on_unreadable
         if on_incompatible is not None:
             self._events = SubscriptionEventCallbacks(incompatible_qos=lambda _: on_incompatible())
         self._create_subscription(self._fitting_qos(self._publishers()))
@@ -105,7 +127,7 @@ class SensorTopic:
     def unsubscribe(self) -> None:
         """Receive no more."""
         if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
+            self._destroy(self._subscription)
             self._subscription = None
 
     def follow_publishers(self) -> None:
@@ -120,14 +142,13 @@ class SensorTopic:
             # The new one first: if it cannot be made, the old one stays.
             replaced = self._subscription
             self._create_subscription(new)
-            self._node.destroy_subscription(replaced)
+            self._destroy(replaced)
 
     def describe_publishers(self) -> str:
         """Say who publishes, and what keeps their messages from the subscription there is."""
         publishers = self._publishers()
         if not publishers:
             return 'no publisher'
-        message_type = _type_name(self._message_type)
         descriptions = []
         for publisher in publishers[:_MAX_NAMED]:
             qos = publisher.qos_profile
@@ -135,8 +156,8 @@ class SensorTopic:
                 f'{publisher.node_namespace.rstrip("/")}/{publisher.node_name}: '
                 f'{_policy_name(qos.reliability)}, {_policy_name(qos.durability)}'
             )
-            if publisher.topic_type != message_type:
-                description += f', publishes {publisher.topic_type} instead of {message_type}'
+            if publisher.topic_type != self._type_name:
+                description += f', publishes {publisher.topic_type} instead of {self._type_name}'
             elif policies := _incompatible_policies(qos, self._subscription.qos_profile):
                 description += f', incompatible {policies}'
             descriptions.append(description)
@@ -153,7 +174,7 @@ class SensorTopic:
         published = [
             name
             for name, types in self._node.get_topic_names_and_types()
-            if _type_name(self._message_type) in types
+            if self._type_name in types
             and not name.startswith(own)
             and self._node.count_publishers(name)
         ]
@@ -184,13 +205,28 @@ class SensorTopic:
 
     def _create_subscription(self, qos: QoSProfile) -> None:
         self._subscription = self._node.create_subscription(
-            self._message_type, self._topic, self._callback, qos, event_callbacks=self._events
+            self._message_type,
+            self._topic,
+            self._receive,
+            qos,
+            callback_group=self._reception,
+            event_callbacks=self._events,
+            raw=True,
         )
 
+    def _destroy(self, subscription: Subscription) -> None:
+        self._node.destroy_subscription(subscription)
+        if self._reception is not None:
+            self._reception.wake()
 
-def _type_name(message_type: type) -> str:
-    package, kind, *_ = message_type.__module__.split('.')
-    return f'{package}/{kind}/{message_type.__name__}'
+    def _receive(self, data: bytes) -> None:
+        try:
+            message = deserialize(data, self._type_name)
+        except ValueError as error:
+            if self._on_unreadable is not None:
+                self._on_unreadable(error)
+        else:
+            self._callback(message)
 
 
 def _policy_name(policy) -> str:

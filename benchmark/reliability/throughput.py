@@ -1,0 +1,200 @@
+"""How many images of how many cameras the node keeps up with, beside an engine as fast as a GPU.
+
+`make throughput` writes benchmark/results/throughput.json and the table of docs/performance.md; the
+file is that of the version NAME given by `--version`, beside others in the same file.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from processes import PIPES, ROOT, Observer, ask, end, observer, process, segment_node
+
+RESULTS = ROOT / 'benchmark' / 'results' / 'throughput.json'
+HERE = Path(__file__).parent
+#: Milliseconds of a call of the engine, and of each image in it.
+CALL_MS, IMAGE_MS = 2.0, 1.0
+WORDS = ('road', 'person', 'car', 'tree', 'building', 'grass', 'dog', 'chair')
+OUTPUTS = {
+    'label + masks': ('label', 'masks'),
+    'label': ('label',),
+    'all': ('label', 'masks', 'label/compressed', 'confidence', 'overlay'),
+}
+#: What is counted of a camera, for images that were not labelled.
+LOSSES = ('dropped_busy', 'dropped_rate', 'dropped_unwanted', 'refused', 'failed')
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is sent to the node, and what is asked of it."""
+
+    cameras: int
+    rate: int
+    encoding: str = 'rgb8'
+    width: int = 640
+    height: int = 480
+    outputs: str = 'label + masks'
+
+
+CASES = (
+    Case(1, 10),
+    Case(1, 30),
+    Case(8, 10),
+    Case(8, 30),
+    Case(8, 60),
+    Case(8, 60, outputs='label'),
+    Case(8, 30, encoding='bgr8'),
+    Case(8, 30, encoding='jpeg'),
+    Case(8, 30, width=1280, height=720),
+    Case(2, 30, outputs='all'),
+)
+
+
+@contextlib.contextmanager
+def script(name: str, folder: Path, *arguments: object) -> Iterator[subprocess.Popen]:
+    """Run a script of this folder that answers lines."""
+    command = [sys.executable, str(HERE / name), *map(str, arguments)]
+    with process(command, folder / f'{name}.log', **PIPES) as started:
+        yield started
+
+
+def counts(watcher: Observer, cameras: list[str]) -> dict[str, int]:
+    """Return what the node has counted, of all cameras, once it counts no more."""
+
+    def now() -> dict[str, int]:
+        reports = [watcher.reports.get(f'camera {camera}', {}) for camera in cameras]
+        names = ('received', 'labelled', *LOSSES)
+        return {name: sum(int(r.get(name, 0)) for r in reports) for name in names}
+
+    # Reports come every second.
+    watcher.spin(2.2)
+    return now()
+
+
+def measure(case: Case, seconds: float, folder: Path) -> dict:
+    """Run a node, its cameras and a listener; returns figures."""
+    cameras = [f'camera_{i}' for i in range(case.cameras)]
+    transport = 'compressed' if case.encoding == 'jpeg' else 'raw'
+    parameters = {'cameras': cameras, 'rate': 0.0, 'transport': transport}
+    parameters |= {'vocabulary': list(WORDS), 'background': ['sky']}
+    log = folder / 'node.log'
+    node_script, engine_ms = HERE / 'bench_node.py', f'{CALL_MS} {IMAGE_MS}'
+    size = ('--width', case.width, '--height', case.height, '--encoding', case.encoding)
+    with (
+        observer() as watcher,
+        segment_node(
+            log, parameters, folder, node_script, pipes=PIPES, ENGINE='timed', ENGINE_MS=engine_ms
+        ) as node,
+    ):
+        watcher.wait_until_active(node)
+        outputs = OUTPUTS[case.outputs]
+        with (
+            script('listener.py', folder, '--cameras', *cameras, '--outputs', *outputs) as listener,
+            script('camera_rig.py', folder, '--cameras', *cameras, *size, '--rate', case.rate
+            ) as rig,
+        ):
+            ask(rig, 3.0)
+            before, parts = counts(watcher, cameras), json.loads(ask(node))
+            print(file=listener.stdin, flush=True)
+            print(seconds, file=rig.stdin, flush=True)
+            answers_ms = answer_times_ms(watcher, seconds)
+            sent = int(rig.stdout.readline())
+            parts_after = json.loads(ask(node))
+            after = counts(watcher, cameras)
+            arrived = json.loads(ask(listener))
+        end(node, log)
+    new = {name: after[name] - before[name] for name in after}
+    latencies_ms = np.array(arrived['label'])
+    labelled = max(1, new['labelled'])
+    calls = parts_after['counts']['engine'] - parts['counts']['engine']
+    return {
+        **asdict(case),
+        'sent_hz': round(sent / seconds, 1),
+        'labels_hz': round(len(latencies_ms) / seconds, 1),
+        'lost': {
+            'not_received': sent - new['received'],
+            **{name: new[name] for name in LOSSES if new[name]},
+            'not_delivered': new['labelled'] - len(latencies_ms),
+        },
+        'messages': {output: len(arrived.get(output, ())) for output in outputs},
+        'engine_ms': round(CALL_MS * calls / labelled + IMAGE_MS, 2),
+        'batch': round(labelled / max(1, calls), 2),
+        'latency_ms': percentiles(latencies_ms),
+        'parameter_ms': percentiles(np.array(answers_ms)),
+        'cpu_ms': cpu_by_part(parts, parts_after, labelled),
+    }
+
+
+def answer_times_ms(watcher: Observer, seconds: float) -> list[float]:
+    """Set a parameter ten times a second, for some time; returns milliseconds to each answer."""
+    taken_ms = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        _, taken_s = watcher.set_parameters(min_confidence=0.1 * (len(taken_ms) % 2))
+        taken_ms.append(1e3 * taken_s)
+        watcher.spin(0.1)
+    return taken_ms
+
+
+def percentiles(values: np.ndarray) -> dict[str, float]:
+    """Median, 95th and 99th percentile."""
+    return {f'p{q}': round(float(np.percentile(values, q)), 2) for q in (50, 95, 99)}
+
+
+def cpu_by_part(before: dict, after: dict, images: int) -> dict[str, float]:
+    """Processor milliseconds an image: of the whole process, and of its parts."""
+
+    def part(kind: str, name: str) -> float:
+        return 1e3 * (after[kind].get(name, 0.0) - before[kind].get(name, 0.0)) / images
+
+    def threads(*names: str) -> float:
+        return sum(part('threads', name) for name in names)
+
+    total = 1e3 * (after['process'] - before['process']) / images
+    parts = {name: part('parts', name) for name in after['parts']}
+    # `receive` is all that the threads do that take images from the middleware; they decode nothing.
+    receive = threads('MainThread', 'reception')
+    label = threads('inference', 'publishing')
+    python = threads(*after['threads'])
+    return {
+        'total': round(total, 3),
+        'receive': round(receive, 3),
+        **{name: round(value, 3) for name, value in parts.items()},
+        'other': round(label - sum(parts.values()), 3),
+        'middleware': round(total - python, 3),
+    }
+
+
+def main() -> int:
+    """Measure, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--seconds', type=float, default=10.0, help='of each case')
+    parser.add_argument('--version', default='now', help='name of the figures in the file')
+    parser.add_argument('--cases', type=int, nargs='+', help='only these, from 0; nothing is written')
+    arguments = parser.parse_args()
+    chosen = CASES if arguments.cases is None else [CASES[i] for i in arguments.cases]
+    figures = []
+    for case in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            figures.append(measure(case, arguments.seconds, Path(folder)))
+        print(json.dumps(figures[-1]), flush=True)
+    if arguments.cases is None:
+        reports = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        reports['machine'] = f'{platform.machine()}, {os.cpu_count()} processors'
+        reports[arguments.version] = figures
+        RESULTS.write_text(json.dumps(reports, indent=2) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
