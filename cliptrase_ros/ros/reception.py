@@ -21,8 +21,9 @@ class Reception(CallbackGroup):
 
     rclpy's executor builds a new wait set for each of its turns, two for a message, of everything a
     node has: a hundred things where eight cameras have seven outputs each. This one is built when a
-    subscription comes or goes, and has nothing else in it. Callbacks of subscriptions are called in
-    its thread, with bytes; those of their events in the executor's.
+    subscription comes or goes, and has nothing else in it. Callbacks are called in its thread:
+    those of subscriptions, with bytes, and those of their events. An executor that waited for the
+    events alone would wake at messages as well, again and again until they are taken.
     """
 
     def __init__(self, node: Node):
@@ -40,12 +41,12 @@ class Reception(CallbackGroup):
         self._thread.start()
 
     def can_execute(self, entity) -> bool:
-        """Tell the executor what is left to it."""
-        return not isinstance(entity, Subscription)
+        """Leave nothing to the executor."""
+        return False
 
     def beginning_execution(self, entity) -> bool:
-        """Tell the executor that it may begin."""
-        return True
+        """Leave nothing to the executor."""
+        return False
 
     def ending_execution(self, entity) -> None:
         """Nothing is to be done."""
@@ -92,21 +93,26 @@ class Reception(CallbackGroup):
             in_use.enter_context(self._guard.handle)
             subscriptions = {}
             for subscription in self._subscriptions():
-                try:
-                    in_use.enter_context(subscription.handle)
-                except _InvalidHandle:
-                    continue
-                subscriptions[subscription.handle.pointer] = subscription
+                with suppress(_InvalidHandle):
+                    for used in (subscription.handle, *subscription.event_handlers):
+                        in_use.enter_context(used)
+                    subscriptions[subscription.handle.pointer] = subscription
+            events = [event for s in subscriptions.values() for event in s.event_handlers]
             # As rclpy.wait_for_message waits.
             wait_set = rclpy_implementation.WaitSet(
-                len(subscriptions), 1, 0, 0, 0, 0, self._context.handle
+                len(subscriptions), 1, 0, 0, 0, len(events), self._context.handle
             )
             while not self._has_changed:
                 wait_set.clear_entities()
                 wait_set.add_guard_condition(self._guard.handle)
                 for subscription in subscriptions.values():
                     wait_set.add_subscription(subscription.handle)
+                for event in events:
+                    event.add_to_wait_set(wait_set)
                 wait_set.wait(_FOR_EVER)
+                for event in events:
+                    if event.is_ready(wait_set) and (data := event.take_data()):
+                        event.callback(data)
                 for pointer in wait_set.get_ready_entities('subscription'):
                     subscription = subscriptions[pointer]
                     taken = subscription.handle.take_message(subscription.msg_type, True)
