@@ -45,10 +45,10 @@ def _timed(part: str, function: Callable) -> Callable:
 
 def _answer() -> None:
     for _ in sys.stdin:
-        # One process may have several threads of one name.
         threads: Counter[str] = Counter()
         for thread in threading.enumerate():
-            threads[thread.name] += _thread_seconds(thread.native_id)
+            # Those of a pool are numbered.
+            threads[thread.name.partition('_')[0]] += _thread_seconds(thread.native_id)
         with _lock:
             report = {'parts': dict(_seconds), 'counts': dict(_counts)}
         report |= {'threads': threads, 'process': time.process_time()}

@@ -3,7 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
@@ -11,16 +15,41 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, CameraImage, node_time_ns
 from cliptrase_ros.ros.reconfiguration import Configuration, Reconfiguration
+from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.settings import SegmentationSettings
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
 from cliptrase_ros.streams.unused_memory import UnusedMemory
 
 
+@dataclass(frozen=True)
+class _LabelledBatch:
+    """Images that the engine took in one call, and what it made of them.
+
+    Attributes:
+        results: What was raised, for an image that failed.
+        begin: When they were taken, by the monotonic clock, seconds.
+        engine_s: How long the engine took.
+    """
+
+    images: Sequence[CameraImage]
+    pixels: Sequence[np.ndarray]
+    results: Sequence[Segmentation | Exception]
+    begin: float
+    engine_s: float
+
+
 class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
+    While images wait, what was labelled is published in another thread, beside the engine: the
+    batch before the one that is being labelled, and all of it before the next one comes out or
+    something else is announced.
+
     Args:
         clock: The node's.
+        announce: See `Reconfiguration`.
         is_shutting_down: Whether errors only mean that the middleware is going away.
         **arguments: See `Reconfiguration`, which takes requests for other words and settings.
     """
@@ -30,6 +59,7 @@ class Worker:
         engine: FaultTolerantEngine,
         *,
         clock: ROSClock,
+        announce: Callable[[Vocabulary, SegmentationSettings], None],
         is_shutting_down: Callable[[], bool],
         logger: RcutilsLogger,
         **arguments: Any,
@@ -40,6 +70,7 @@ class Worker:
         self._logger = logger
         self.reconfiguration = Reconfiguration(
             engine,
+            announce=self._after_publication(announce),
             wake=self.wake,
             is_stopping=lambda: self._is_stopping,
             is_shutting_down=is_shutting_down,
@@ -49,8 +80,10 @@ class Worker:
         self._cameras: Sequence[Camera] = ()
         self._histories = CameraHistories()
         self._unused_memory = UnusedMemory()
-        # Held while images are taken, labelled and published.
+        # Held while images are taken and labelled, and published or given to the other thread.
         self._serving = threading.Lock()
+        self._publishing = ThreadPoolExecutor(1, 'publishing')
+        self._publication: Future | None = None
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
@@ -68,7 +101,7 @@ class Worker:
         """Serve no camera; returns when nothing more will be published."""
         self._cameras = ()
         with self._serving:
-            pass
+            self._finish_publication()
 
     def stop(self, timeout_s: float | None = None) -> bool:
         """End after the image, phrase or call being computed; returns whether the thread has ended.
@@ -80,7 +113,9 @@ class Worker:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        has_ended = not self._thread.is_alive()
+        self._publishing.shutdown(wait=has_ended)
+        return has_ended
 
     def wake(self) -> None:
         """Look for something to do: an image has come or a setting has changed."""
@@ -156,15 +191,27 @@ class Worker:
         engine_begin = time.monotonic()
         results = self._engine.segment_each(pixels, configuration.vocabulary, settings, histories)
         engine_s = time.monotonic() - engine_begin
-        for image, image_pixels, result in zip(readable, pixels, results, strict=True):
+        for image, result in zip(readable, results, strict=True):
+            if not isinstance(result, Exception):
+                self._histories.keep(image.camera.name, image.time_ns, result.history)
+        batch = _LabelledBatch(readable, pixels, results, begin, engine_s)
+        self._finish_publication()
+        if self._idle_s() == 0:
+            self._publication = self._publishing.submit(self._publish, batch)
+        else:
+            # Nothing waits for the engine: another thread would only be later.
+            self._publish(batch)
+        self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pixels)
+
+    def _publish(self, batch: _LabelledBatch) -> None:
+        for image, pixels, result in zip(batch.images, batch.pixels, batch.results, strict=True):
             camera = image.camera
             if isinstance(result, Exception):
                 camera.fail(result)
                 continue
-            self._histories.keep(camera.name, image.time_ns, result.history)
-            camera.trace(image.header, f'labelled in {engine_s * 1e3:.0f} ms')
+            camera.trace(image.header, f'labelled in {batch.engine_s * 1e3:.0f} ms')
             try:
-                camera.publish(image, image_pixels, result)
+                camera.publish(image, pixels, result)
             except Exception as error:
                 if self._is_shutting_down():
                     return
@@ -173,5 +220,19 @@ class Worker:
             # Unknown for an image without a stamp, and before simulated time has begun.
             now_ns, stamp_ns = self._clock.now().nanoseconds, header_stamp_ns(image.header)
             latency_s = (now_ns - stamp_ns) * 1e-9 if now_ns and stamp_ns else None
-            camera.statistics.count_label(latency_s, time.monotonic() - begin, engine_s)
-        self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pixels)
+            camera.statistics.count_label(
+                latency_s, time.monotonic() - batch.begin, batch.engine_s
+            )
+
+    def _finish_publication(self) -> None:
+        """Wait until everything that was labelled so far is published."""
+        publication = self._publication
+        if publication is not None:
+            publication.result()
+
+    def _after_publication(self, function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            self._finish_publication()
+            function(*arguments)
+
+        return call
