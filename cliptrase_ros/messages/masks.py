@@ -25,38 +25,48 @@ def label_run_lengths(runs: Runs) -> dict[int, tuple[Box, np.ndarray]]:
         By value, the box, and uint32 lengths of alternating runs inside it, row after row, the
         first of zeros (0 long before a run of ones).
     """
-    # All values at once: sorted by value, the runs of each still in the order of the image.
+    # All values at once: sorted by value, the runs of each still in the order of the image. In few
+    # steps: NumPy lets other threads have the interpreter in each, and waits to get it back.
     order = np.argsort(runs.value, kind='stable')
-    value, length = runs.value[order], runs.length[order]
-    row, column = np.divmod(runs.begin[order], runs.width)
-    starts = np.append(True, value[1:] != value[:-1])
-    first = np.flatnonzero(starts)
-    last = np.append(first[1:], value.size) - 1
+    begin, length = runs.begin[order], runs.length[order]
+    row = begin // runs.width
+    column = begin - row * runs.width
+    count = np.bincount(runs.value)
+    values = np.flatnonzero(count)
+    count = count[values]
+    last = np.cumsum(count) - 1
+    first = last + 1 - count
     top, left = row[first], np.minimum.reduceat(column, first)
     height = row[last] + 1 - top
     width = np.maximum.reduceat(column + length, first) - left
 
-    # Begin and end of each run, counted row after row inside the box of its value.
-    box = np.cumsum(starts) - 1
-    begin = (row - top[box]) * width[box] + column - left[box]
-    end = begin + length
+    # Zeros before each run, counted in the rows of the image and then in those of its value's box.
+    zeros = begin.copy()
+    zeros[1:] -= (begin + length)[:-1]
+    zeros[1:] -= (row[1:] - row[:-1]) * np.repeat(runs.width - width, count)[1:]
+    zeros[first] = column[first] - left
+    rest = width * (top + height - row[last]) - (column[last] + length[last] - left)
+
     # A run that reaches the right edge of its box goes on in a run that begins at the left edge
     # of the next row: the two become one.
-    begins = starts.copy()
-    begins[1:] |= begin[1:] != end[:-1]
-    joined = np.cumsum(begins) - 1
-    first, last = joined[first], joined[last]
-    begin, end = begin[begins], end[np.append(begins[1:], True)]
-    before = np.append(0, end[:-1])
-    before[first] = 0
-    lengths = np.stack([begin - before, end - begin], axis=1).astype(np.uint32)
-    # Zeros of a box after its last run, if there are any.
-    rest = (width * height - end[last]).astype(np.uint32)[:, None]
+    begins = zeros > 0
+    begins[first] = True
+    if not begins.all():
+        kept = np.flatnonzero(begins)
+        zeros, length = zeros[kept], np.add.reduceat(length, kept)
+        first, last = np.searchsorted(kept, first), np.searchsorted(kept, last, 'right') - 1
+
+    turns = np.stack([zeros, length], axis=1).astype(np.uint32)
     boxes = np.stack([left, top, width, height], axis=1).tolist()
     return {
-        value: (Box(*sides), np.append(lengths[i : j + 1], after[after > 0]))
+        value: (Box(*sides), np.append(turns[i : j + 1], after[after > 0]))
         for value, sides, i, j, after in zip(
-            value[starts].tolist(), boxes, first.tolist(), last.tolist(), rest, strict=True
+            values.tolist(),
+            boxes,
+            first.tolist(),
+            last.tolist(),
+            rest.astype(np.uint32)[:, None],
+            strict=True,
         )
     }
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 from rclpy.clock import Clock
+from rclpy.logging import LoggingSeverity
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -265,8 +266,10 @@ class Camera:
 
     def trace(self, header: Message, event: str) -> None:
         """Log at debug level what becomes of an image."""
-        stamp = f'{header.stamp.sec}.{header.stamp.nanosec:09d}'
-        self._node.get_logger().debug(f'{self.name} {stamp}: {event}')
+        logger = self._node.get_logger()
+        if logger.is_enabled_for(LoggingSeverity.DEBUG):
+            stamp = f'{header.stamp.sec}.{header.stamp.nanosec:09d}'
+            logger.debug(f'{self.name} {stamp}: {event}')
 
     def explain_silence(self) -> str:
         """Say why no image may arrive: who publishes with what QoS, or on which other topic."""

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 from rclpy.callback_groups import CallbackGroup
+from rclpy.event_handler import EventHandler
 from rclpy.guard_condition import GuardCondition
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.subscription import Subscription
 
-_FOR_EVER = -1
+_FOR_EVER, _NOT_AT_ALL = -1, 0
 # Raised for what is destroyed; where rclpy has it depends on its version.
 _InvalidHandle = rclpy_implementation.InvalidHandle
 
@@ -89,35 +90,45 @@ class Reception(CallbackGroup):
         self._has_changed = False
         # What is in use is not destroyed.
         with ExitStack() as in_use:
-            in_use.enter_context(self._context.handle)
-            in_use.enter_context(self._guard.handle)
+            context, guard = self._context.handle, self._guard.handle
+            in_use.enter_context(context)
+            in_use.enter_context(guard)
             subscriptions = {}
             for subscription in self._subscriptions():
                 with suppress(_InvalidHandle):
                     for used in (subscription.handle, *subscription.event_handlers):
                         in_use.enter_context(used)
                     subscriptions[subscription.handle.pointer] = subscription
-            events = [event for s in subscriptions.values() for event in s.event_handlers]
+            handles = [subscription.handle for subscription in subscriptions.values()]
             # As rclpy.wait_for_message waits.
-            wait_set = rclpy_implementation.WaitSet(
-                len(subscriptions), 1, 0, 0, 0, len(events), self._context.handle
-            )
+            wait_set = rclpy_implementation.WaitSet(len(handles), 1, 0, 0, 0, 0, context)
             while not self._has_changed:
                 wait_set.clear_entities()
-                wait_set.add_guard_condition(self._guard.handle)
-                for subscription in subscriptions.values():
-                    wait_set.add_subscription(subscription.handle)
-                for event in events:
-                    event.add_to_wait_set(wait_set)
+                wait_set.add_guard_condition(guard)
+                for handle in handles:
+                    wait_set.add_subscription(handle)
                 wait_set.wait(_FOR_EVER)
-                for event in events:
-                    if event.is_ready(wait_set) and (data := event.take_data()):
-                        event.callback(data)
-                for pointer in wait_set.get_ready_entities('subscription'):
+                ready = wait_set.get_ready_entities('subscription')
+                for pointer in ready:
                     subscription = subscriptions[pointer]
                     taken = subscription.handle.take_message(subscription.msg_type, True)
                     if taken is not None:
                         subscription.callback(taken[0])
+                if not ready:
+                    # An event ends the wait as well, also one that is not waited for.
+                    self._take_events(
+                        [event for s in subscriptions.values() for event in s.event_handlers]
+                    )
+
+    def _take_events(self, events: list[EventHandler]) -> None:
+        wait_set = rclpy_implementation.WaitSet(0, 0, 0, 0, 0, len(events), self._context.handle)
+        wait_set.clear_entities()
+        for event in events:
+            event.add_to_wait_set(wait_set)
+        wait_set.wait(_NOT_AT_ALL)
+        for event in events:
+            if event.is_ready(wait_set) and (data := event.take_data()):
+                event.callback(data)
 
     def _subscriptions(self) -> Iterator[Subscription]:
         for reference in self.entities.copy():

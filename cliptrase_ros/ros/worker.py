@@ -168,14 +168,22 @@ class Worker:
                     camera.last_taken_ns = time.monotonic_ns()
                     images.append(image)
             if images:
-                self._label(images, self.reconfiguration.in_force)
+                batch = self._label(images, self.reconfiguration.in_force)
+                self._finish_publication()
+                if any(camera.wait_ns(now_ns) == 0 for camera in self._cameras):
+                    self._publication = self._publishing.submit(self._publish, batch)
+                else:
+                    # Nothing waits for the engine: in another thread it would only be later.
+                    self._publish(batch)
         return bool(images)
 
     def _publish_pending_points(self) -> bool:
         with self._serving:
             return any(camera.publish_pending_points() for camera in self._cameras)
 
-    def _label(self, images: list[CameraImage], configuration: Configuration) -> None:
+    def _label(
+        self, images: list[CameraImage], configuration: Configuration
+    ) -> _LabelledBatch:
         begin = time.monotonic()
         readable, pixels = [], []
         for image in images:
@@ -194,14 +202,8 @@ class Worker:
         for image, result in zip(readable, results, strict=True):
             if not isinstance(result, Exception):
                 self._histories.keep(image.camera.name, image.time_ns, result.history)
-        batch = _LabelledBatch(readable, pixels, results, begin, engine_s)
-        self._finish_publication()
-        if self._idle_s() == 0:
-            self._publication = self._publishing.submit(self._publish, batch)
-        else:
-            # Nothing waits for the engine: another thread would only be later.
-            self._publish(batch)
         self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pixels)
+        return _LabelledBatch(readable, pixels, results, begin, engine_s)
 
     def _publish(self, batch: _LabelledBatch) -> None:
         for image, pixels, result in zip(batch.images, batch.pixels, batch.results, strict=True):

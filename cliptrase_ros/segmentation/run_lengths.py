@@ -29,4 +29,7 @@ def find_runs(label: np.ndarray) -> Runs:
     np.not_equal(flat[1:], flat[:-1], out=is_first[1:])
     is_first[::width] = True
     begin = np.flatnonzero(is_first)
-    return Runs(flat[begin], begin, np.diff(begin, append=flat.size), width)
+    length = np.empty_like(begin)
+    np.subtract(begin[1:], begin[:-1], out=length[:-1])
+    length[-1] = flat.size - begin[-1]
+    return Runs(flat[begin], begin, length, width)
