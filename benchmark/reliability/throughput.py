@@ -107,11 +107,15 @@ def measure(case: Case, seconds: float, folder: Path) -> dict:
             before, parts = counts(watcher, cameras), json.loads(ask(node))
             print(file=listener.stdin, flush=True)
             print(seconds, file=rig.stdin, flush=True)
-            answers_ms = answer_times_ms(watcher, seconds)
+            watcher.spin(seconds)
             sent = int(rig.stdout.readline())
             parts_after = json.loads(ask(node))
             after = counts(watcher, cameras)
             arrived = json.loads(ask(listener))
+            print(seconds, file=rig.stdin, flush=True)
+            answers_ms = answer_times_ms(watcher, seconds)
+            rig.stdout.readline()
+            with_parameters = counts(watcher, cameras)
         end(node, log)
     new = {name: after[name] - before[name] for name in after}
     latencies_ms = np.array(arrived['label'])
@@ -130,8 +134,11 @@ def measure(case: Case, seconds: float, folder: Path) -> dict:
         'engine_ms': round(CALL_MS * calls / labelled + IMAGE_MS, 2),
         'batch': round(labelled / max(1, calls), 2),
         'latency_ms': percentiles(latencies_ms),
-        'parameter_ms': percentiles(np.array(answers_ms)),
         'cpu_ms': cpu_by_part(parts, parts_after, labelled),
+        'while_setting_parameters': {
+            'answer_ms': percentiles(np.array(answers_ms)),
+            'labels_hz': round((with_parameters['labelled'] - after['labelled']) / seconds, 1),
+        },
     }
 
 
@@ -164,7 +171,7 @@ def cpu_by_part(before: dict, after: dict, images: int) -> dict[str, float]:
     parts = {name: part('parts', name) for name in after['parts']}
     # `receive` is all that the threads do that take images from the middleware; they decode nothing.
     receive = threads('MainThread', 'reception')
-    label = threads('inference', 'publishing')
+    label = threads('inference', 'publishing', 'decoding')
     python = threads(*after['threads'])
     return {
         'total': round(total, 3),

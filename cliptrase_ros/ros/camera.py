@@ -52,12 +52,15 @@ class CameraImage:
     Attributes:
         message: Fields of a sensor_msgs/Image or CompressedImage, as the camera's transport is.
         received_ns: When it came, nanoseconds of the node's clock.
+        next_ns: When the next one will come, if it takes as long as this one has, nanoseconds of
+            `time.monotonic_ns`.
         depth: What is known of the depth image that belongs to it; None where nobody wants points.
     """
 
     camera: 'Camera'
     message: Message
     received_ns: int
+    next_ns: int
     depth: DepthMatch | None = None
 
     @property
@@ -70,13 +73,18 @@ class CameraImage:
         """Its stamp; of an image without one, when it was received."""
         return header_stamp_ns(self.header) or self.received_ns
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether decoding it takes milliseconds."""
+        return self.camera.transport == 'compressed'
+
     def decode(self) -> np.ndarray:
         """Return uint8 (H, W, 3) RGB, perhaps the message's own bytes.
 
         Raises:
             ImageError: The message cannot be decoded.
         """
-        if self.camera.transport == 'compressed':
+        if self.is_compressed:
             return decompress_to_rgb(self.message, self.camera.max_pixels)
         # Nobody else has this message.
         return to_rgb(self.message, self.camera.max_pixels, may_share=True)
@@ -129,7 +137,8 @@ class Camera:
     Args:
         topics: Where the camera is read from; points are published if they have depth.
         always_on: Subscribe and publish even while nobody listens.
-        on_image: Called in the reception thread when there is something to do.
+        on_image: Called in the reception thread with an image that may be taken.
+        wake: Called in the reception thread when there is something else to do.
         mask_topics: Names of the classes that have a mask image each.
         max_pixels: Of the largest image that is not refused.
 
@@ -144,7 +153,8 @@ class Camera:
         topics: CameraTopics,
         *,
         always_on: bool,
-        on_image: Callable[[], None],
+        on_image: Callable[[CameraImage], None],
+        wake: Callable[[], None],
         mask_topics: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
     ):
@@ -164,6 +174,7 @@ class Camera:
         # Listeners come and go in the executor's thread, states of the node change in another.
         self._subscription_lock = threading.Lock()
         self._pending: CameraImage | None = None
+        self._last_received_ns = 0
         self._limiter = RateLimiter()
         self._rate = 0.0
         self._points: PointsOutput | None = None
@@ -181,7 +192,7 @@ class Camera:
                 topics.depth,
                 topics.info,
                 statistics=self.statistics,
-                wake=on_image,
+                wake=wake,
                 on_refused=self.refuse_depth,
                 max_pixels=max_pixels,
             )
@@ -329,7 +340,10 @@ class Camera:
         except ImageError as error:
             self.refuse(error)
             return
-        now_ns = node_time_ns(self._node.get_clock())
+        now_ns, steady_ns = node_time_ns(self._node.get_clock()), time.monotonic_ns()
+        next_ns = 2 * steady_ns - self._last_received_ns if self._last_received_ns else 0
+        self._last_received_ns = steady_ns
+        image = CameraImage(self, message, now_ns, next_ns)
         with self._lock:
             if not self.is_subscribed:
                 # On its way when the last listener left.
@@ -341,8 +355,8 @@ class Camera:
                 self.statistics.count('dropped_rate' if is_limited else 'dropped_busy')
                 why = 'sooner than rate allows' if is_limited else 'while others were labelled'
                 self.trace(self._pending.header, f'dropped, because a newer one came {why}')
-            self._pending = CameraImage(self, message, now_ns)
-        self._on_image()
+            self._pending = image
+        self._on_image(image)
 
     def _report_incompatible_qos(self) -> None:
         self.statistics.count('incompatible_qos')

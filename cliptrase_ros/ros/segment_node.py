@@ -163,7 +163,8 @@ class SegmentNode(ManagedNode):
                         self,
                         topics,
                         always_on=self._values.node.always_on,
-                        on_image=self._worker.wake,
+                        on_image=self._worker.offer,
+                        wake=self._worker.wake,
                         mask_topics=self._values.node.mask_topics,
                         max_pixels=round(self._values.node.max_image_megapixels * 1e6),
                     )

@@ -43,9 +43,10 @@ class _LabelledBatch:
 class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
-    While images wait, what was labelled is published in another thread, beside the engine: the
-    batch before the one that is being labelled, and all of it before the next one comes out or
-    something else is announced.
+    While images wait, two more threads work beside the engine. One publishes the batch before the
+    one that is being labelled, all of it before the next one comes out or something else is
+    announced. One decodes images that will be labelled next, unless a newer one of their camera is
+    to be expected before.
 
     Args:
         clock: The node's.
@@ -84,6 +85,12 @@ class Worker:
         self._serving = threading.Lock()
         self._publishing = ThreadPoolExecutor(1, 'publishing')
         self._publication: Future | None = None
+        self._decoding = ThreadPoolExecutor(1, 'decoding')
+        # By camera, the image decoded ahead or about to be, and its pixels.
+        self._ahead: dict[str, tuple[CameraImage, Future]] = {}
+        self._engine_s = 0.0
+        # While the engine is at work: when it will be done, if it takes as long as the last time.
+        self._engine_ends_ns: int | None = None
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name='inference', daemon=True)
@@ -114,11 +121,24 @@ class Worker:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         has_ended = not self._thread.is_alive()
-        self._publishing.shutdown(wait=has_ended)
+        for pool in (self._publishing, self._decoding):
+            pool.shutdown(wait=has_ended)
         return has_ended
 
+    def offer(self, image: CameraImage) -> None:
+        """Look for something to do: a camera has an image that waits."""
+        ends_ns = self._engine_ends_ns
+        if (
+            ends_ns is not None
+            and image.is_compressed
+            and image.next_ns > ends_ns
+            and image.camera.wait_ns(image.received_ns) == 0
+        ):
+            self._ahead[image.camera.name] = image, self._decoding.submit(image.decode)
+        self._wake.set()
+
     def wake(self) -> None:
-        """Look for something to do: an image has come or a setting has changed."""
+        """Look for something to do: depth has come or a setting has changed."""
         self._wake.set()
 
     def _run(self) -> None:
@@ -188,7 +208,7 @@ class Worker:
         readable, pixels = [], []
         for image in images:
             try:
-                pixels.append(image.decode())
+                pixels.append(self._decode(image))
                 readable.append(image)
             except ImageError as error:
                 image.camera.refuse(error)
@@ -197,13 +217,21 @@ class Worker:
         histories = [self._histories.before(i.camera.name, i.time_ns) for i in readable]
         settings = configuration.settings
         engine_begin = time.monotonic()
+        self._engine_ends_ns = round(1e9 * (engine_begin + self._engine_s))
         results = self._engine.segment_each(pixels, configuration.vocabulary, settings, histories)
-        engine_s = time.monotonic() - engine_begin
+        self._engine_ends_ns = None
+        self._engine_s = engine_s = time.monotonic() - engine_begin
         for image, result in zip(readable, results, strict=True):
             if not isinstance(result, Exception):
                 self._histories.keep(image.camera.name, image.time_ns, result.history)
         self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pixels)
         return _LabelledBatch(readable, pixels, results, begin, engine_s)
+
+    def _decode(self, image: CameraImage) -> np.ndarray:
+        ahead, pixels = self._ahead.pop(image.camera.name, (None, None))
+        if ahead is None or ahead.message is not image.message or pixels.cancel():
+            return image.decode()
+        return pixels.result()
 
     def _publish(self, batch: _LabelledBatch) -> None:
         for image, pixels, result in zip(batch.images, batch.pixels, batch.results, strict=True):
