@@ -1,7 +1,7 @@
 """Listens to outputs of a node's cameras, as bytes, and says how many came and how late.
 
-Waits for one line on standard input, then for another, and prints, as JSON by output, the number
-of messages between the two and their latencies, milliseconds from stamp to arrival.
+Counts from one line of standard input to the next, and prints then, as JSON by output, the latency
+of each message, milliseconds from its stamp to its arrival; and so on until its input is closed.
 """
 
 import argparse
@@ -38,12 +38,12 @@ class Arrivals:
             self._latencies_ms[output].append(round(1e3 * latency_s, 3))
 
     def count_between_lines(self) -> None:
-        """Count from the first line of standard input to the second, and print."""
-        sys.stdin.readline()
-        self._is_counting = True
-        sys.stdin.readline()
-        self._is_counting = False
-        print(json.dumps(self._latencies_ms), flush=True)
+        """Begin to count at a line of standard input, and print at the next one."""
+        for _ in sys.stdin:
+            self._is_counting = not self._is_counting
+            if not self._is_counting:
+                print(json.dumps(self._latencies_ms), flush=True)
+                self._latencies_ms.clear()
 
 
 def main() -> None:

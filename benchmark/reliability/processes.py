@@ -89,13 +89,18 @@ def cameras(log: Path, *arguments: object) -> Iterator[subprocess.Popen]:
         yield started
 
 
+def tell(started: subprocess.Popen, line: object = '') -> None:
+    """Write a line to a process with `PIPES`."""
+    print(line, file=started.stdin, flush=True)
+
+
 def ask(started: subprocess.Popen, line: object = '') -> str:
     """Write a line to a process with `PIPES`; returns the line that it answers.
 
     Raises:
         Failure: It has ended.
     """
-    print(line, file=started.stdin, flush=True)
+    tell(started, line)
     if not (answer := started.stdout.readline()):
         raise Failure(f'{started.args} has ended')
     return answer

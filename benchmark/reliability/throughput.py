@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from processes import PIPES, ROOT, Observer, ask, end, observer, process, segment_node
+from processes import PIPES, ROOT, Observer, ask, end, observer, process, segment_node, tell
 
 RESULTS = ROOT / 'benchmark' / 'results' / 'throughput.json'
 HERE = Path(__file__).parent
@@ -105,14 +105,14 @@ def measure(case: Case, seconds: float, folder: Path) -> dict:
         ):
             ask(rig, 3.0)
             before, parts = counts(watcher, cameras), json.loads(ask(node))
-            print(file=listener.stdin, flush=True)
-            print(seconds, file=rig.stdin, flush=True)
+            tell(listener)
+            tell(rig, seconds)
             watcher.spin(seconds)
             sent = int(rig.stdout.readline())
             parts_after = json.loads(ask(node))
             after = counts(watcher, cameras)
             arrived = json.loads(ask(listener))
-            print(seconds, file=rig.stdin, flush=True)
+            tell(rig, seconds)
             answers_ms = answer_times_ms(watcher, seconds)
             rig.stdout.readline()
             with_parameters = counts(watcher, cameras)
@@ -170,7 +170,7 @@ def cpu_by_part(before: dict, after: dict, images: int) -> dict[str, float]:
     total = 1e3 * (after['process'] - before['process']) / images
     parts = {name: part('parts', name) for name in after['parts']}
     # `receive` is all that the threads do that take images from the middleware; they decode nothing.
-    receive = threads('MainThread', 'reception')
+    receive = threads('MainThread', 'reception', 'listeners')
     label = threads('inference', 'publishing', 'decoding')
     python = threads(*after['threads'])
     return {

@@ -24,8 +24,8 @@ from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.outputs import CameraOutputs
+from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.points import DepthMatch, PointsOutput
-from cliptrase_ros.ros.reception import Reception
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.streams.rate_limit import RateLimiter
@@ -98,7 +98,7 @@ class CameraTopics:
     """
 
     def __init__(
-        self, node: Node, name: str, transport: str, with_depth: bool, reception: Reception
+        self, node: Node, name: str, transport: str, with_depth: bool, reception: OwnThread
     ):
         self.name = name
         self.transport = transport
@@ -139,6 +139,7 @@ class Camera:
         always_on: Subscribe and publish even while nobody listens.
         on_image: Called in the reception thread with an image that may be taken.
         wake: Called in the reception thread when there is something else to do.
+        listeners: The thread that sees who begins or ceases to listen.
         mask_topics: Names of the classes that have a mask image each.
         max_pixels: Of the largest image that is not refused.
 
@@ -155,6 +156,7 @@ class Camera:
         always_on: bool,
         on_image: Callable[[CameraImage], None],
         wake: Callable[[], None],
+        listeners: OwnThread,
         mask_topics: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
     ):
@@ -171,7 +173,7 @@ class Camera:
         self._on_image = on_image
         # Of the pending image and the rate.
         self._lock = threading.Lock()
-        # Listeners come and go in the executor's thread, states of the node change in another.
+        # Listeners come and go in a thread of their own, states of the node change in another.
         self._subscription_lock = threading.Lock()
         self._pending: CameraImage | None = None
         self._last_received_ns = 0
@@ -185,6 +187,7 @@ class Camera:
             with_points=topics.depth is not None,
             always_on=always_on,
             on_listeners_changed=self.update_subscription,
+            listeners=listeners,
         )
         if topics.depth is not None:
             self._points = PointsOutput(

@@ -15,6 +15,7 @@ from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, MakeOutput, MessageMake
 from cliptrase_ros.messages.type_names import IMAGE, Message
 from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, message_class
+from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.settings import mask_topic_name
 from cliptrase_ros.segmentation.statistics import class_mask
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -47,7 +48,7 @@ class CameraOutputs:
 
     Args:
         mask_topics: Names of the classes that have a mask image each.
-        on_listeners_changed: Called in the executor's thread when somebody begins or ceases to
+        on_listeners_changed: Called in the thread of `listeners` when somebody begins or ceases to
             listen.
 
     Attributes:
@@ -64,6 +65,7 @@ class CameraOutputs:
         with_points: bool,
         always_on: bool,
         on_listeners_changed: Callable[[], None],
+        listeners: OwnThread,
     ):
         self.points_publisher: Publisher | None = None
         self.unknown_masks: tuple[str, ...] = ()
@@ -72,6 +74,7 @@ class CameraOutputs:
         self._mask_topics = tuple(mask_topics)
         self._always_on = always_on
         self._on_matched = PublisherEventCallbacks(matched=lambda _: on_listeners_changed())
+        self._listeners = listeners
         self._publishers: list[Publisher] = []
         self._outputs: dict[str, tuple[Publisher, MakeOutput]] = {}
         self._label_info: Publisher | None = None
@@ -100,6 +103,7 @@ class CameraOutputs:
         """End the publishers."""
         for publisher in self._publishers:
             self._node.destroy_publisher(publisher)
+        self._listeners.wake()
 
     def any_is_wanted(self) -> bool:
         """Whether anything, points aside, is to be published."""
@@ -129,6 +133,7 @@ class CameraOutputs:
             message_type,
             f'~/{self._camera}/{topic}',
             OUTPUT_QOS,
+            callback_group=self._listeners,
             event_callbacks=self._on_matched,
         )
         self._publishers.append(publisher)

@@ -25,8 +25,8 @@ from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.lifecycle import SUCCESS, ManagedNode, explain
 from cliptrase_ros.ros.outputs import LATCHED_QOS, LabelInfo
+from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
-from cliptrase_ros.ros.reception import Reception
 from cliptrase_ros.ros.settings import NODE_NAME
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back
@@ -47,9 +47,9 @@ _LAST_IMAGE_S = 1.0
 class SegmentNode(ManagedNode):
     """Labels the images of every camera by the vocabulary in force.
 
-    The executor's thread answers services, that of `Reception` receives images; `Worker` has one
-    thread that does all inference, and one that publishes its results; transitions between states
-    run in a fifth. Topics, parameters and states: docs/node.md. With `autostart`, spinning raises StartFailure if the node
+    The executor's thread answers services. Two of `OwnThread` receive images and see who listens.
+    `Worker` has one that does all inference, and two beside it. Transitions between states run in
+    one more. Topics, parameters and states: docs/node.md. With `autostart`, spinning raises StartFailure if the node
     cannot be configured or activated.
 
     Args:
@@ -69,7 +69,7 @@ class SegmentNode(ManagedNode):
         **node_arguments,
     ):
         # Before the node: a context that shuts down may end one that was never finished.
-        self._reception: Reception | None = None
+        self._own_threads: tuple[OwnThread, ...] = ()
         # What is there while the node is configured.
         self._engine: FaultTolerantEngine | None = None
         self._worker: Worker | None = None
@@ -86,9 +86,10 @@ class SegmentNode(ManagedNode):
         # Here, with their QoS overrides, and not in a transition: its thread would declare
         # parameters while the executor's may be reading them.
         values = self._values.node
-        self._reception = Reception(self)
+        reception, self._listeners = OwnThread(self, 'reception'), OwnThread(self, 'listeners')
+        self._own_threads = reception, self._listeners
         self._topics = [
-            CameraTopics(self, name, values.transport_of(name), values.depth, self._reception)
+            CameraTopics(self, name, values.transport_of(name), values.depth, reception)
             for name in values.cameras
         ]
         # Before the model is loaded: a typing mistake should not take seconds to be told.
@@ -104,17 +105,18 @@ class SegmentNode(ManagedNode):
         self._last_report = time.monotonic()
         self.create_timer(report_period_s, self._publish_diagnostics, clock=self.steady_clock)
         self.create_timer(LABEL_INFO_PERIOD_S, self._repeat_label_info, clock=self.steady_clock)
-        self._reception.start()
+        for thread in self._own_threads:
+            thread.start()
         if self._values.node.autostart:
             self.start_when_spun()
 
     def destroy_node(self) -> None:
         """End inference, then the node. A context that shuts down calls this again."""
         self.is_ending = True
+        for thread in self._own_threads:
+            thread.stop()
         if self._worker is not None:
             self._worker.stop(_LAST_IMAGE_S)
-        if self._reception is not None:
-            self._reception.stop()
         super().destroy_node()
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
@@ -165,6 +167,7 @@ class SegmentNode(ManagedNode):
                         always_on=self._values.node.always_on,
                         on_image=self._worker.offer,
                         wake=self._worker.wake,
+                        listeners=self._listeners,
                         mask_topics=self._values.node.mask_topics,
                         max_pixels=round(self._values.node.max_image_megapixels * 1e6),
                     )

@@ -22,7 +22,7 @@ from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from cliptrase_ros.messages.type_names import Message
-from cliptrase_ros.ros.reception import Reception
+from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.serialized import deserialize, type_name
 from cliptrase_ros.ros.settings import ParameterError
 
@@ -57,7 +57,7 @@ class SensorTopic:
     Args:
         topic: Name before remapping.
         qos: Without overrides.
-        reception: Whose thread receives; None for the executor's.
+        reception: The thread that receives; None for the executor's.
 
     Attributes:
         name: What the topic resolves to.
@@ -72,7 +72,7 @@ class SensorTopic:
         message_type: type,
         topic: str,
         qos: QoSProfile = qos_profile_sensor_data,
-        reception: Reception | None = None,
+        reception: OwnThread | None = None,
     ):
         self.name = node.resolve_topic_name(topic)
         self._node = node

@@ -1,4 +1,4 @@
-"""A thread that receives messages, for topics that have too many for rclpy's executor."""
+"""Messages and events of a node that a thread beside rclpy's executor takes."""
 
 import threading
 import time
@@ -17,29 +17,54 @@ _FOR_EVER, _NOT_AT_ALL = -1, 0
 _InvalidHandle = rclpy_implementation.InvalidHandle
 
 
-class Reception(CallbackGroup):
-    """Takes the messages of the raw subscriptions that have it as their callback group.
+class OwnThread(CallbackGroup):
+    """A callback group of raw subscriptions, or of publishers' events, with a thread for itself.
 
-    rclpy's executor builds a new wait set for each of its turns, two for a message, of everything a
-    node has: a hundred things where eight cameras have seven outputs each. This one is built when a
-    subscription comes or goes, and has nothing else in it. Callbacks are called in its thread:
-    those of subscriptions, with bytes, and those of their events. An executor that waited for the
-    events alone would wake at messages as well, again and again until they are taken.
+    rclpy's executor builds a new wait set of everything a node has for each of its turns, two for a
+    message: a millisecond and more where eight cameras have seven outputs each, and each of these
+    three kinds of events. It also wakes for a subscription's events at each of its messages, again
+    and again until that is taken. Here a wait set is built when something comes or goes, and only
+    of what is in the group.
+
+    Args:
+        name: Of the thread.
     """
 
-    def __init__(self, node: Node):
+    def __init__(self, node: Node, name: str):
         super().__init__()
         self._node = node
         self._context = node.context
         self._has_changed = True
         self._is_ending = False
         self._guard = GuardCondition(None, None, context=self._context)
-        self._thread = threading.Thread(target=self._run, name='reception', daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin to receive."""
+        """Begin to call the callbacks, those of subscriptions with bytes."""
+        # A context that shuts down ends the thread.
         self._context.on_shutdown(self.wake)
         self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, after the callback that is running."""
+        self._is_ending = True
+        self.wake()
+        if self._thread.ident is not None:
+            self._thread.join()
+        with suppress(_InvalidHandle):
+            self._guard.destroy()
+
+    def wake(self) -> None:
+        """See what is in the group: something has come, or was destroyed."""
+        self._has_changed = True
+        # The context calls this at its end as well, after `stop`.
+        with suppress(_InvalidHandle):
+            self._guard.trigger()
+
+    def add_entity(self, entity) -> None:
+        """Take the messages of a subscription or events from now on."""
+        super().add_entity(entity)
+        self.wake()
 
     def can_execute(self, entity) -> bool:
         """Leave nothing to the executor."""
@@ -50,63 +75,51 @@ class Reception(CallbackGroup):
         return False
 
     def ending_execution(self, entity) -> None:
-        """Nothing is to be done."""
-
-    def add_entity(self, entity) -> None:
-        """Receive by a subscription from now on."""
-        super().add_entity(entity)
-        self.wake()
-
-    def wake(self) -> None:
-        """See which subscriptions there are: one has come or is destroyed."""
-        self._has_changed = True
-        # The context calls this at its end as well, after `stop`.
-        with suppress(_InvalidHandle):
-            self._guard.trigger()
-
-    def stop(self) -> None:
-        """End the thread, after the message whose callback is running."""
-        self._is_ending = True
-        self.wake()
-        if self._thread.ident is not None:
-            self._thread.join()
-        with suppress(_InvalidHandle):
-            self._guard.destroy()
+        """Nothing is ever begun by the executor."""
 
     def _run(self) -> None:
         while not self._is_ending and self._context.ok():
             try:
-                self._receive_until_changed()
+                self._take_until_changed()
             except Exception as error:
                 if self._is_ending or not self._context.ok():
                     return
                 # Nothing may end this thread: the node would look alive and receive nothing.
                 self._node.get_logger().error(
-                    f'reception thread: {type(error).__name__}: {error}', throttle_duration_sec=5.0
+                    f'{self._thread.name} thread: {type(error).__name__}: {error}',
+                    throttle_duration_sec=5.0,
                 )
                 time.sleep(0.01)
 
-    def _receive_until_changed(self) -> None:
+    def _take_until_changed(self) -> None:
         self._has_changed = False
         # What is in use is not destroyed.
         with ExitStack() as in_use:
             context, guard = self._context.handle, self._guard.handle
             in_use.enter_context(context)
             in_use.enter_context(guard)
-            subscriptions = {}
-            for subscription in self._subscriptions():
+            subscriptions, events = {}, []
+            for entity in self._living_entities():
+                is_subscription = isinstance(entity, Subscription)
                 with suppress(_InvalidHandle):
-                    for used in (subscription.handle, *subscription.event_handlers):
-                        in_use.enter_context(used)
-                    subscriptions[subscription.handle.pointer] = subscription
+                    in_use.enter_context(entity.handle if is_subscription else entity)
+                    if is_subscription:
+                        subscriptions[entity.handle.pointer] = entity
+                    else:
+                        events.append(entity)
             handles = [subscription.handle for subscription in subscriptions.values()]
+            # The events of a subscription end the wait for its messages as well.
+            with_messages = {e for s in subscriptions.values() for e in s.event_handlers}
+            others = [event for event in events if event not in with_messages]
             # As rclpy.wait_for_message waits.
-            wait_set = rclpy_implementation.WaitSet(len(handles), 1, 0, 0, 0, 0, context)
+            wait_set = rclpy_implementation.WaitSet(len(handles), 1, 0, 0, 0, len(others), context)
             while not self._has_changed:
                 wait_set.clear_entities()
                 wait_set.add_guard_condition(guard)
                 for handle in handles:
                     wait_set.add_subscription(handle)
+                for event in others:
+                    event.add_to_wait_set(wait_set)
                 wait_set.wait(_FOR_EVER)
                 ready = wait_set.get_ready_entities('subscription')
                 for pointer in ready:
@@ -114,11 +127,8 @@ class Reception(CallbackGroup):
                     taken = subscription.handle.take_message(subscription.msg_type, True)
                     if taken is not None:
                         subscription.callback(taken[0])
-                if not ready:
-                    # An event ends the wait as well, also one that is not waited for.
-                    self._take_events(
-                        [event for s in subscriptions.values() for event in s.event_handlers]
-                    )
+                if events and not ready and not self._has_changed:
+                    self._take_events(events)
 
     def _take_events(self, events: list[EventHandler]) -> None:
         wait_set = rclpy_implementation.WaitSet(0, 0, 0, 0, 0, len(events), self._context.handle)
@@ -130,10 +140,11 @@ class Reception(CallbackGroup):
             if event.is_ready(wait_set) and (data := event.take_data()):
                 event.callback(data)
 
-    def _subscriptions(self) -> Iterator[Subscription]:
+    def _living_entities(self) -> Iterator[Subscription | EventHandler]:
+        # Copied: others are added meanwhile.
         for reference in self.entities.copy():
             entity = reference()
             if entity is None:
                 self.entities.discard(reference)
-            elif isinstance(entity, Subscription):
+            else:
                 yield entity
