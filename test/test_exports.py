@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from cliptrase_ros.messages.typestore import typestore_message_maker
-from cliptrase_ros.messages.typestore import make_typestore
 from cliptrase_ros.exports.export import FORMATS, join_parts, write_part
 from cliptrase_ros.exports.names import distinct_names, portable_path
 from cliptrase_ros.exports.regions import MIN_REGION_AREA
 from cliptrase_ros.exports.results import ExportError, Result, text_of
 from cliptrase_ros.messages.type_names import CLASS_MASKS
+from cliptrase_ros.messages.typestore import make_typestore, typestore_message_maker
 from cliptrase_ros.photos.reading import read_photo
 from cliptrase_ros.photos.results import describe_segmentation, write_json, write_label
 from cliptrase_ros.segmentation.segmenter import Segmentation

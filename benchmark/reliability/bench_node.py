@@ -1,9 +1,9 @@
 """The segmentation node around an engine that needs no weights, chosen by ENGINE.
 
 random: a ViT-B/16 of random weights, as slow as one that is trained. none: labels that are made
-once, so that what the process computes is the node's own. timed: the same after as many milliseconds
-as ENGINE_MS says, those of a call and those of each of up to 8 images in it, without the GIL and the
-CPU, as a GPU takes them; the node then answers each line of standard input (see node_parts.py).
+once, so that what the process computes is the node's own. timed: the same after the milliseconds
+that ENGINE_MS says, those of a call and those of each of up to 8 images in it, without the GIL and
+the CPU, as on a GPU; the node then answers each line of standard input (see node_parts.py).
 """
 
 import functools
@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import open_clip
 import torch
-
 from node_parts import watch_parts
 
 from cliptrase_ros.ros import segment_node

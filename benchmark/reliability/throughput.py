@@ -1,7 +1,8 @@
 """How many images of how many cameras the node keeps up with, beside an engine as fast as a GPU.
 
-`make throughput` writes benchmark/results/throughput.json and the table of docs/performance.md; the
-file is that of the version NAME given by `--version`, beside others in the same file.
+Cameras, listener and node are processes of their own. `make throughput` writes the figures of this
+version into benchmark/results/throughput.json and the tables of docs/performance.md; those of
+another one stay in the file (`--version before` wrote them).
 """
 
 import argparse
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import numpy as np
 from processes import PIPES, ROOT, Observer, ask, end, observer, process, segment_node, tell
 
 RESULTS = ROOT / 'benchmark' / 'results' / 'throughput.json'
+PAGE = ROOT / 'docs' / 'performance.md'
+BEGIN, END = '<!-- begin of what make throughput writes -->', '<!-- end of throughput -->'
 HERE = Path(__file__).parent
 #: Milliseconds of a call of the engine, and of each image in it.
 CALL_MS, IMAGE_MS = 2.0, 1.0
@@ -100,7 +103,8 @@ def measure(case: Case, seconds: float, folder: Path) -> dict:
         outputs = OUTPUTS[case.outputs]
         with (
             script('listener.py', folder, '--cameras', *cameras, '--outputs', *outputs) as listener,
-            script('camera_rig.py', folder, '--cameras', *cameras, *size, '--rate', case.rate
+            script(
+                'camera_rig.py', folder, '--cameras', *cameras, *size, '--rate', case.rate
             ) as rig,
         ):
             ask(rig, 3.0)
@@ -169,7 +173,7 @@ def cpu_by_part(before: dict, after: dict, images: int) -> dict[str, float]:
 
     total = 1e3 * (after['process'] - before['process']) / images
     parts = {name: part('parts', name) for name in after['parts']}
-    # `receive` is all that the threads do that take images from the middleware; they decode nothing.
+    # All that these threads do; they decode nothing.
     receive = threads('MainThread', 'reception', 'listeners')
     label = threads('inference', 'publishing', 'decoding')
     python = threads(*after['threads'])
@@ -182,12 +186,69 @@ def cpu_by_part(before: dict, after: dict, images: int) -> dict[str, float]:
     }
 
 
+def table(versions: dict[str, list[dict]]) -> str:
+    """What comes out and how late, as Markdown: of each case, before and now."""
+    titles = ('cameras', 'size', 'encoding', 'outputs', 'images/s in', 'labels/s out')
+    titles += ('lost %', 'latency p50, p95, p99 ms', 'engine ms', 'CPU ms an image')
+    titles += ('parameter p99 ms', 'labels/s meanwhile')
+    lines = [f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
+    for of_versions in zip(*versions.values(), strict=True):
+        case = of_versions[0]
+
+        def each(value: Callable[[dict], object], of_versions: tuple = of_versions) -> str:
+            # Of each version, bold now.
+            *before, now = (str(value(figures)) for figures in of_versions)
+            return ' → '.join([*before, f'**{now}**'])
+
+        cells = (
+            f'{case["cameras"]} x {case["rate"]} Hz',
+            f'{case["width"]} x {case["height"]}',
+            case['encoding'],
+            case['outputs'],
+            f'{case["sent_hz"]:g}',
+            each(lambda f: f'{f["labels_hz"]:g}'),
+            each(lambda f: f'{100 * (1 - f["labels_hz"] / f["sent_hz"]):.1f}'),
+            each(lambda f: ', '.join(f'{ms:.0f}' for ms in f['latency_ms'].values())),
+            each(lambda f: f'{f["engine_ms"]:.1f}'),
+            each(lambda f: f'{f["cpu_ms"]["total"]:.2f}'),
+            each(lambda f: f'{f["while_setting_parameters"]["answer_ms"]["p99"]:.1f}'),
+            each(lambda f: f'{f["while_setting_parameters"]["labels_hz"]:g}'),
+        )
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def parts_table(versions: dict[str, list[dict]]) -> str:
+    """Where the processor time of an image goes, as Markdown."""
+    names = ('receive', 'decode', 'engine', 'label', 'masks', 'publish', 'other', 'middleware')
+    titles = ('milliseconds an image', '', *names, 'total')
+    lines = [f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
+    for number, case in enumerate(CASES):
+        for version, figures in versions.items():
+            cpu = figures[number]['cpu_ms']
+            what = f'{case.cameras} x {case.rate} Hz, {case.encoding}, {case.width} x {case.height}'
+            values = (f'{cpu[name]:.2f}' if name in cpu else '' for name in (*names, 'total'))
+            lines.append(f'| {what}, {case.outputs} | {version} | {" | ".join(values)} |')
+    return '\n'.join(lines)
+
+
+def write_tables(reports: dict) -> None:
+    """Put the tables into the page."""
+    versions = {name: figures for name, figures in reports.items() if name != 'machine'}
+    made = f'{reports["machine"]}\n\n{table(versions)}\n\n{parts_table(versions)}'
+    text = PAGE.read_text()
+    head, rest = text.split(BEGIN)
+    PAGE.write_text(f'{head}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}')
+
+
 def main() -> int:
     """Measure, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seconds', type=float, default=10.0, help='of each case')
     parser.add_argument('--version', default='now', help='name of the figures in the file')
-    parser.add_argument('--cases', type=int, nargs='+', help='only these, from 0; nothing is written')
+    parser.add_argument(
+        '--cases', type=int, nargs='+', help='only these, from 0; nothing is written'
+    )
     arguments = parser.parse_args()
     chosen = CASES if arguments.cases is None else [CASES[i] for i in arguments.cases]
     figures = []
@@ -200,6 +261,7 @@ def main() -> int:
         reports['machine'] = f'{platform.machine()}, {os.cpu_count()} processors'
         reports[arguments.version] = figures
         RESULTS.write_text(json.dumps(reports, indent=2) + '\n')
+        write_tables(reports)
     return 0
 
 

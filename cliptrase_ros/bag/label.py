@@ -12,7 +12,6 @@ from rosbags.typesys.store import Typestore
 
 from cliptrase_ros.bag.cameras import DEFAULT_NODE, BagCamera
 from cliptrase_ros.bag.folder import BagError
-from cliptrase_ros.messages.typestore import typestore_message_maker
 from cliptrase_ros.bag.reader import BagMessage, BagReader
 from cliptrase_ros.bag.types import (
     CAMERA_TOPICS,
@@ -24,6 +23,7 @@ from cliptrase_ros.bag.writer import BagWriter, new_recording
 from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to_rgb
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 from cliptrase_ros.messages.type_names import IMAGE, LABEL_INFO, VOCABULARY, Message
+from cliptrase_ros.messages.typestore import typestore_message_maker
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine

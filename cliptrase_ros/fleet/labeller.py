@@ -9,11 +9,11 @@ from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.label import BagSettings, label_bag
 from cliptrase_ros.bag.label import Labeller as BagLabeller
 from cliptrase_ros.bag.reader import BagReader
-from cliptrase_ros.messages.typestore import make_typestore
 from cliptrase_ros.fleet.faults import InputFault, WorkerUnfit, sentence
 from cliptrase_ros.fleet.labelling import Job
 from cliptrase_ros.fleet.model_check import load_with_digests
 from cliptrase_ros.fleet.tasks import Task
+from cliptrase_ros.messages.typestore import make_typestore
 from cliptrase_ros.photos.output_names import unique_names
 from cliptrase_ros.photos.segment import OutputSettings, segment_sources
 from cliptrase_ros.photos.sources import Source

@@ -1,4 +1,4 @@
-"""The types of messages as rosbags has them: for recordings, and for the bytes of the middleware."""
+"""Types of messages as rosbags has them, for recordings and for the bytes of the middleware."""
 
 from pathlib import Path
 

@@ -177,9 +177,7 @@ class PointsOutput:
             if topic.is_subscribed
         )
 
-    def _make_points(
-        self, labelled: _LabelledPicture, depth: Message, info: Message
-    ) -> np.ndarray:
+    def _make_points(self, labelled: _LabelledPicture, depth: Message, info: Message) -> np.ndarray:
         height, width = labelled.result.label.shape
         frames = labelled.header.frame_id, depth.header.frame_id
         # tf's own names begin without a slash; drivers that came from ROS 1 write one.

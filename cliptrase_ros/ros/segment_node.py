@@ -49,8 +49,8 @@ class SegmentNode(ManagedNode):
 
     The executor's thread answers services. Two of `OwnThread` receive images and see who listens.
     `Worker` has one that does all inference, and two beside it. Transitions between states run in
-    one more. Topics, parameters and states: docs/node.md. With `autostart`, spinning raises StartFailure if the node
-    cannot be configured or activated.
+    one more. Topics, parameters and states: docs/node.md. With `autostart`, spinning raises
+    StartFailure if the node cannot be configured or activated.
 
     Args:
         segmenter: An engine to use instead of the one that the parameters describe.

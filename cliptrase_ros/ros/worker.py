@@ -3,12 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from rclpy.clock import ROSClock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
@@ -201,9 +200,7 @@ class Worker:
         with self._serving:
             return any(camera.publish_pending_points() for camera in self._cameras)
 
-    def _label(
-        self, images: list[CameraImage], configuration: Configuration
-    ) -> _LabelledBatch:
+    def _label(self, images: list[CameraImage], configuration: Configuration) -> _LabelledBatch:
         begin = time.monotonic()
         readable, pixels = [], []
         for image in images:
@@ -235,30 +232,35 @@ class Worker:
 
     def _publish(self, batch: _LabelledBatch) -> None:
         for image, pixels, result in zip(batch.images, batch.pixels, batch.results, strict=True):
-            camera = image.camera
             if isinstance(result, Exception):
-                camera.fail(result)
+                image.camera.fail(result)
                 continue
-            camera.trace(image.header, f'labelled in {batch.engine_s * 1e3:.0f} ms')
             try:
-                camera.publish(image, pixels, result)
+                self._publish_image(image, pixels, result, batch)
             except Exception as error:
                 if self._is_shutting_down():
                     return
-                camera.fail(error)
-                continue
-            # Unknown for an image without a stamp, and before simulated time has begun.
-            now_ns, stamp_ns = self._clock.now().nanoseconds, header_stamp_ns(image.header)
-            latency_s = (now_ns - stamp_ns) * 1e-9 if now_ns and stamp_ns else None
-            camera.statistics.count_label(
-                latency_s, time.monotonic() - batch.begin, batch.engine_s
-            )
+                image.camera.fail(error)
+
+    def _publish_image(
+        self,
+        image: CameraImage,
+        pixels: np.ndarray,
+        result: Segmentation,
+        batch: _LabelledBatch,
+    ) -> None:
+        image.camera.trace(image.header, f'labelled in {batch.engine_s * 1e3:.0f} ms')
+        image.camera.publish(image, pixels, result)
+        # Unknown for an image without a stamp, and before simulated time has begun.
+        now_ns, stamp_ns = self._clock.now().nanoseconds, header_stamp_ns(image.header)
+        latency_s = (now_ns - stamp_ns) * 1e-9 if now_ns and stamp_ns else None
+        taken_s = time.monotonic() - batch.begin
+        image.camera.statistics.count_label(latency_s, taken_s, batch.engine_s)
 
     def _finish_publication(self) -> None:
         """Wait until everything that was labelled so far is published."""
-        publication = self._publication
-        if publication is not None:
-            publication.result()
+        if self._publication is not None:
+            wait([self._publication])
 
     def _after_publication(self, function: Callable[..., None]) -> Callable[..., None]:
         def call(*arguments: Any) -> None:

@@ -15,6 +15,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.logging import get_logger
 from std_msgs.msg import Header
 
+from cliptrase_ros.messages.images import ImageError
 from cliptrase_ros.ros.diagnostics import VocabularyState
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation import device_faults
@@ -516,3 +517,199 @@ def test_the_end_does_not_wait_until_everything_is_ready(start_busy):
     may_go_on.set()
     assert worker.stop(PATIENCE)
     assert made_ready(events) == calls(1, 'plus')[:1]
+
+
+class CameraWithImages(IdleCamera):
+    """Has as many images as `images`, which are published when `may_publish` is set."""
+
+    transport = 'compressed'
+
+    def __init__(self, name='camera'):
+        self.name = name
+        self.images = []
+        self.published, self.refused = [], []
+        self.publishes, self.may_publish = threading.Event(), threading.Event()
+        self.statistics = SimpleNamespace(count_label=lambda *_: None)
+
+    def image(self, name, next_ns=0):
+        """An image that notes in which thread it is decoded."""
+        image = SimpleNamespace(
+            camera=self,
+            message=name,
+            header=Header(frame_id=name),
+            time_ns=1,
+            received_ns=1,
+            next_ns=next_ns,
+            is_compressed=True,
+            threads=[],
+            error=None,
+        )
+
+        def decode():
+            image.threads.append(threading.current_thread().name.partition('_')[0])
+            if image.error is not None:
+                raise image.error
+            return np.zeros((48, 64, 3), np.uint8)
+
+        image.decode = decode
+        return image
+
+    def take(self, now_ns):
+        return self.images.pop(0) if self.images else None
+
+    def wait_ns(self, now_ns):
+        return 0 if self.images else None
+
+    def trace(self, header, text):
+        pass
+
+    def refuse(self, error):
+        self.refused.append(str(error))
+
+    def publish(self, image, pixels, result):
+        self.publishes.set()
+        assert self.may_publish.wait(PATIENCE)
+        self.published.append((image.message, result.vocabulary.version))
+
+
+class Gated(Segmenter):
+    """Counts its calls, each of which waits for `gate`."""
+
+    calls = 0
+
+    def segment(self, images, vocabulary, settings=None, histories=()):
+        self.calls += 1
+        assert self.gate.wait(PATIENCE)
+        return super().segment(images, vocabulary, settings, histories)
+
+
+@pytest.fixture
+def start_gated(start_worker, make_segmenter):
+    """A function that starts a worker around `Gated`; returns it, its segmenter and a camera."""
+    cameras, gates = [], []
+
+    def start(announce=lambda *_: None):
+        segmenter, camera = make_segmenter(Gated), CameraWithImages()
+        segmenter.gate = threading.Event()
+        cameras.append(camera)
+        gates.append(segmenter.gate)
+        worker = start_worker(segmenter, announce)
+        worker.reconfiguration.request(parse_vocabulary('road', background=()))
+        wait_for(lambda: worker.reconfiguration.vocabulary_state.in_force == 1)
+        return worker, segmenter, camera
+
+    yield start
+    for gate in (*gates, *(camera.may_publish for camera in cameras)):
+        gate.set()
+
+
+def test_one_batch_is_published_while_the_next_is_labelled_and_no_third(start_gated):
+    worker, segmenter, camera = start_gated()
+    segmenter.gate.set()
+    camera.images = [camera.image(name) for name in ('first', 'second', 'third', 'fourth')]
+    worker.serve([camera])
+    assert camera.publishes.wait(PATIENCE)
+    wait_for(lambda: segmenter.calls == 2)
+    # The third is not begun before the first is published, however long that takes.
+    time.sleep(0.1)
+    assert segmenter.calls == 2 and camera.published == []
+    camera.may_publish.set()
+    wait_for(lambda: len(camera.published) == 4)
+    assert [name for name, _ in camera.published] == ['first', 'second', 'third', 'fourth']
+
+
+def test_new_words_are_announced_after_the_labels_by_the_old_ones(start_gated):
+    announced = []
+    worker, segmenter, camera = start_gated(
+        lambda words, _: announced.append((words.version, [*camera.published]))
+    )
+    segmenter.gate.set()
+    camera.images = [camera.image('first'), camera.image('second')]
+    worker.serve([camera])
+    assert camera.publishes.wait(PATIENCE)
+    first = worker.reconfiguration.latest_vocabulary
+    worker.reconfiguration.request(parse_vocabulary('road; tree', background=(), previous=first))
+    time.sleep(0.1)
+    assert [version for version, _ in announced] == [1]
+    camera.may_publish.set()
+    wait_for(lambda: len(announced) == 2)
+    version, published = announced[1]
+    assert version == 2 and published[0] == ('first', 1)
+    assert all(by == 1 for _, by in published)
+    wait_for(lambda: len(camera.published) == 2)
+    # The second one is by the old words and came before the new ones were announced, or by those.
+    assert camera.published[1][1] == 2 or len(published) == 2
+
+
+def test_a_pause_waits_for_what_is_being_published(start_gated):
+    worker, segmenter, camera = start_gated()
+    segmenter.gate.set()
+    camera.images = [camera.image('first'), camera.image('second')]
+    worker.serve([camera])
+    assert camera.publishes.wait(PATIENCE)
+    wait_for(lambda: segmenter.calls == 2)
+    pausing = threading.Thread(target=worker.pause)
+    pausing.start()
+    wait_for(lambda: not worker._cameras)
+    assert pausing.is_alive()
+    camera.may_publish.set()
+    pausing.join(PATIENCE)
+    assert not pausing.is_alive() and len(camera.published) == 2
+
+
+def begin_call(worker, segmenter, camera):
+    """Label images before, so that their time is known, and hold the engine at the next one."""
+    camera.may_publish.set()
+    segmenter.gate.set()
+    camera.images = [camera.image('before')]
+    worker.serve([camera])
+    wait_for(lambda: camera.published)
+    segmenter.gate.clear()
+    camera.images = [camera.image('held')]
+    worker.wake()
+    wait_for(lambda: segmenter.calls == 2)
+
+
+def test_a_compressed_image_is_decoded_while_the_engine_works(start_gated):
+    worker, segmenter, camera = start_gated()
+    begin_call(worker, segmenter, camera)
+    image = camera.image('next', next_ns=time.monotonic_ns() + 10**12)
+    camera.images = [image]
+    worker.offer(image)
+    wait_for(lambda: image.threads)
+    assert segmenter.calls == 2
+    segmenter.gate.set()
+    wait_for(lambda: len(camera.published) == 3)
+    assert image.threads == ['decoding']
+
+
+@pytest.mark.parametrize('why', ['a newer one is to be expected', 'a newer one has come'])
+def test_the_newest_image_is_labelled_and_no_other_decoded_in_vain(start_gated, why):
+    worker, segmenter, camera = start_gated()
+    begin_call(worker, segmenter, camera)
+    has_come = why == 'a newer one has come'
+    older = camera.image('older', next_ns=time.monotonic_ns() + 10**12 if has_come else 1)
+    camera.images = [older]
+    worker.offer(older)
+    if has_come:
+        wait_for(lambda: older.threads)
+    newer = camera.image('newer')
+    camera.images = [newer]
+    worker.offer(newer)
+    segmenter.gate.set()
+    wait_for(lambda: len(camera.published) == 3)
+    assert camera.published[-1][0] == 'newer' and newer.threads == ['inference']
+    assert older.threads == (['decoding'] if has_come else [])
+
+
+def test_an_image_that_cannot_be_decoded_ahead_is_refused_once(start_gated):
+    worker, segmenter, camera = start_gated()
+    begin_call(worker, segmenter, camera)
+    image = camera.image('damaged', next_ns=time.monotonic_ns() + 10**12)
+    image.error = ImageError('no JPEG')
+    camera.images = [image]
+    worker.offer(image)
+    wait_for(lambda: image.threads)
+    segmenter.gate.set()
+    wait_for(lambda: camera.refused)
+    assert camera.refused == ['no JPEG']
