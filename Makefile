@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench gpu-check bench-docs docs-pictures settings-docs soak reliability lint clean distclean
+.PHONY: help build demo test bench gpu-check bench-docs docs-pictures settings-docs soak reliability throughput lint clean distclean
 
 # Which Python makes the virtual environment (3.10 to 3.13); found by itself when not given.
 PYTHON ?=
@@ -19,6 +19,8 @@ MINUTES ?= 5
 FUZZ ?= 10000
 # More arguments for the node's figures, e.g. RELIABILITY_ARGS=--quick.
 RELIABILITY_ARGS ?=
+# More arguments for the node's throughput, e.g. THROUGHPUT_ARGS='--cases 3'.
+THROUGHPUT_ARGS ?=
 # Tests run in this many processes, each file in one. Files go in the order of their names: the
 # shortest last, as pytest-xdist would have it, are those of a single test, which is the soak.
 TEST_WORKERS ?= 2
@@ -60,6 +62,9 @@ soak: build  ## the node under everything at once for MINUTES=5, with FUZZ=10000
 
 reliability: build  ## the node's figures, then the table of docs/reliability.md (after a soak)
 	@source tools/env.sh && python benchmark/reliability/figures.py $(RELIABILITY_ARGS)
+
+throughput: build  ## the node beside an engine as fast as a GPU, then its tables in docs/performance.md
+	@source tools/env.sh && python benchmark/reliability/throughput.py $(THROUGHPUT_ARGS)
 
 lint:  ## ruff: rules and formatting; mypy: types of what others import
 	@$(set_up) venv

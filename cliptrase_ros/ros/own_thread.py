@@ -12,7 +12,10 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.subscription import Subscription
 
-_FOR_EVER, _NOT_AT_ALL = -1, 0
+#: Events of subscriptions are looked for so often, and whenever a wait ends without a message, as
+#: it does with Fast DDS when there is one, seconds.
+_EVENTS_PERIOD_S = 1.0
+
 # Raised for what is destroyed; where rclpy has it depends on its version.
 _InvalidHandle = rclpy_implementation.InvalidHandle
 
@@ -108,34 +111,37 @@ class OwnThread(CallbackGroup):
                     else:
                         events.append(entity)
             handles = [subscription.handle for subscription in subscriptions.values()]
-            # The events of a subscription end the wait for its messages as well.
-            with_messages = {e for s in subscriptions.values() for e in s.event_handlers}
-            others = [event for event in events if event not in with_messages]
+            # Those of subscriptions are not waited for: it would take time with every message.
+            of_subscriptions = {e for s in subscriptions.values() for e in s.event_handlers}
+            awaited = [event for event in events if event not in of_subscriptions]
+            events_due = 0.0
             # As rclpy.wait_for_message waits.
-            wait_set = rclpy_implementation.WaitSet(len(handles), 1, 0, 0, 0, len(others), context)
+            wait_set = rclpy_implementation.WaitSet(len(handles), 1, 0, 0, 0, len(awaited), context)
             while not self._has_changed:
                 wait_set.clear_entities()
                 wait_set.add_guard_condition(guard)
                 for handle in handles:
                     wait_set.add_subscription(handle)
-                for event in others:
+                for event in awaited:
                     event.add_to_wait_set(wait_set)
-                wait_set.wait(_FOR_EVER)
+                wait_set.wait(round(1e9 * _EVENTS_PERIOD_S))
                 ready = wait_set.get_ready_entities('subscription')
                 for pointer in ready:
                     subscription = subscriptions[pointer]
                     taken = subscription.handle.take_message(subscription.msg_type, True)
                     if taken is not None:
                         subscription.callback(taken[0])
-                if events and not ready and not self._has_changed:
+                now = time.monotonic()
+                if events and not self._has_changed and (not ready or now > events_due):
                     self._take_events(events)
+                    events_due = now + _EVENTS_PERIOD_S
 
     def _take_events(self, events: list[EventHandler]) -> None:
         wait_set = rclpy_implementation.WaitSet(0, 0, 0, 0, 0, len(events), self._context.handle)
         wait_set.clear_entities()
         for event in events:
             event.add_to_wait_set(wait_set)
-        wait_set.wait(_NOT_AT_ALL)
+        wait_set.wait(0)
         for event in events:
             if event.is_ready(wait_set) and (data := event.take_data()):
                 event.callback(data)
