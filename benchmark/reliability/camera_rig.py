@@ -1,10 +1,12 @@
 """Cameras that take little processor time: bytes made beforehand, with a new stamp each time.
 
-Each line of standard input is a number of seconds to send for; the answer is the number of images
-sent. The cameras take turns, as cameras do that nobody synchronises.
+Each line of standard input is a number of seconds to send for; the answer, as JSON, is the number of
+images sent and the seconds it took. The cameras take turns, or send all at the same time, as those of
+a rig do that are triggered together.
 """
 
 import argparse
+import json
 import struct
 import sys
 import time
@@ -47,18 +49,22 @@ def serialised(width: int, height: int, encoding: str) -> bytes:
     return serialize_message(message)
 
 
-def send(publishers: list[Publisher], message: bytes, rate: float, seconds: float) -> int:
-    """Send by the clock for some time; returns the number of images."""
+def send(
+    publishers: list[Publisher], message: bytes, rate: float, seconds: float, together: bool
+) -> dict[str, float]:
+    """Send by the clock for some time; returns the number of images, and how long it took."""
     before, after = message[:STAMP], message[AFTER_STAMP:]
     count = round(rate * len(publishers) * seconds)
+    at_once = len(publishers) if together else 1
     begin = time.monotonic()
     for i in range(count):
-        wait_s = begin + i / (rate * len(publishers)) - time.monotonic()
+        due_s = (i - i % at_once) / (rate * len(publishers))
+        wait_s = begin + due_s - time.monotonic()
         if wait_s > 0:
             time.sleep(wait_s)
         stamp = struct.pack('<iI', *divmod(time.time_ns(), 1_000_000_000))
         publishers[i % len(publishers)].publish(b''.join((before, stamp, after)))
-    return count
+    return {'sent': count, 'seconds': max(seconds, time.monotonic() - begin)}
 
 
 def main() -> None:
@@ -69,6 +75,7 @@ def main() -> None:
     parser.add_argument('--height', type=int, required=True)
     parser.add_argument('--rate', type=float, required=True, help='images a second and camera')
     parser.add_argument('--encoding', choices=('rgb8', 'bgr8', 'jpeg'), required=True)
+    parser.add_argument('--together', action='store_true', help='all at the same time')
     arguments = parser.parse_args()
     message = serialised(arguments.width, arguments.height, arguments.encoding)
     transport = 'compressed' if arguments.encoding == 'jpeg' else 'raw'
@@ -82,7 +89,9 @@ def main() -> None:
         while not all(p.get_subscription_count() for p in publishers):
             time.sleep(0.02)
         for line in sys.stdin:
-            print(send(publishers, message, arguments.rate, float(line)), flush=True)
+            seconds, together = float(line), arguments.together
+            sent = send(publishers, message, arguments.rate, seconds, together)
+            print(json.dumps(sent), flush=True)
 
 
 if __name__ == '__main__':

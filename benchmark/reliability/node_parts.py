@@ -11,6 +11,7 @@ from pathlib import Path
 from rclpy.publisher import Publisher
 
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.camera import CameraImage
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 
@@ -24,6 +25,7 @@ def watch_parts() -> None:
     CameraImage.decode = _timed('decode', CameraImage.decode)
     FaultTolerantEngine.segment_each = _timed('engine', FaultTolerantEngine.segment_each)
     Publisher.publish = _timed('publish', Publisher.publish)
+    serialized.serialize = _timed('publish', serialized.serialize)
     for topic, (message_type, make) in CAMERA_OUTPUTS.items():
         CAMERA_OUTPUTS[topic] = message_type, _timed(topic, make)
     threading.Thread(target=_answer, name='parts', daemon=True).start()

@@ -25,6 +25,8 @@ RESULTS = ROOT / 'benchmark' / 'results' / 'throughput.json'
 PAGE = ROOT / 'docs' / 'performance.md'
 BEGIN, END = '<!-- begin of what make throughput writes -->', '<!-- end of throughput -->'
 HERE = Path(__file__).parent
+#: What this version is called beside others.
+NOW = 'now'
 #: Milliseconds of a call of the engine, and of each image in it.
 CALL_MS, IMAGE_MS = 2.0, 1.0
 WORDS = ('road', 'person', 'car', 'tree', 'building', 'grass', 'dog', 'chair')
@@ -47,6 +49,7 @@ class Case:
     width: int = 640
     height: int = 480
     outputs: str = 'label + masks'
+    together: bool = False
 
 
 CASES = (
@@ -54,6 +57,7 @@ CASES = (
     Case(1, 30),
     Case(8, 10),
     Case(8, 30),
+    Case(8, 30, together=True),
     Case(8, 60),
     Case(8, 60, outputs='label'),
     Case(8, 30, encoding='bgr8'),
@@ -73,15 +77,11 @@ def script(name: str, folder: Path, *arguments: object) -> Iterator[subprocess.P
 
 def counts(watcher: Observer, cameras: list[str]) -> dict[str, int]:
     """Return what the node has counted, of all cameras, once it counts no more."""
-
-    def now() -> dict[str, int]:
-        reports = [watcher.reports.get(f'camera {camera}', {}) for camera in cameras]
-        names = ('received', 'labelled', *LOSSES)
-        return {name: sum(int(r.get(name, 0)) for r in reports) for name in names}
-
     # Reports come every second.
     watcher.spin(2.2)
-    return now()
+    reports = [watcher.reports.get(f'camera {camera}', {}) for camera in cameras]
+    names = ('received', 'labelled', *LOSSES)
+    return {name: sum(int(report.get(name, 0)) for report in reports) for name in names}
 
 
 def measure(case: Case, seconds: float, folder: Path) -> dict:
@@ -92,7 +92,8 @@ def measure(case: Case, seconds: float, folder: Path) -> dict:
     parameters |= {'vocabulary': list(WORDS), 'background': ['sky']}
     log = folder / 'node.log'
     node_script, engine_ms = HERE / 'bench_node.py', f'{CALL_MS} {IMAGE_MS}'
-    size = ('--width', case.width, '--height', case.height, '--encoding', case.encoding)
+    sent_as = ['--width', case.width, '--height', case.height, '--encoding', case.encoding]
+    sent_as += ['--rate', case.rate, *(['--together'] if case.together else [])]
     with (
         observer() as watcher,
         segment_node(
@@ -103,22 +104,22 @@ def measure(case: Case, seconds: float, folder: Path) -> dict:
         outputs = OUTPUTS[case.outputs]
         with (
             script('listener.py', folder, '--cameras', *cameras, '--outputs', *outputs) as listener,
-            script(
-                'camera_rig.py', folder, '--cameras', *cameras, *size, '--rate', case.rate
-            ) as rig,
+            script('camera_rig.py', folder, '--cameras', *cameras, *sent_as) as rig,
         ):
             ask(rig, 3.0)
             before, parts = counts(watcher, cameras), json.loads(ask(node))
             tell(listener)
             tell(rig, seconds)
             watcher.spin(seconds)
-            sent = int(rig.stdout.readline())
+            sent, elapsed_s = json.loads(rig.stdout.readline()).values()
+            # Until the last ones are labelled.
+            watcher.spin(0.3)
             parts_after = json.loads(ask(node))
             after = counts(watcher, cameras)
             arrived = json.loads(ask(listener))
             tell(rig, seconds)
             answers_ms = answer_times_ms(watcher, seconds)
-            rig.stdout.readline()
+            _, elapsed_again_s = json.loads(rig.stdout.readline()).values()
             with_parameters = counts(watcher, cameras)
         end(node, log)
     new = {name: after[name] - before[name] for name in after}
@@ -127,8 +128,8 @@ def measure(case: Case, seconds: float, folder: Path) -> dict:
     calls = parts_after['counts']['engine'] - parts['counts']['engine']
     return {
         **asdict(case),
-        'sent_hz': round(sent / seconds, 1),
-        'labels_hz': round(len(latencies_ms) / seconds, 1),
+        'sent_hz': round(sent / elapsed_s, 1),
+        'labels_hz': round(len(latencies_ms) / elapsed_s, 1),
         'lost': {
             'not_received': sent - new['received'],
             **{name: new[name] for name in LOSSES if new[name]},
@@ -141,7 +142,9 @@ def measure(case: Case, seconds: float, folder: Path) -> dict:
         'cpu_ms': cpu_by_part(parts, parts_after, labelled),
         'while_setting_parameters': {
             'answer_ms': percentiles(np.array(answers_ms)),
-            'labels_hz': round((with_parameters['labelled'] - after['labelled']) / seconds, 1),
+            'labels_hz': round(
+                (with_parameters['labelled'] - after['labelled']) / elapsed_again_s, 1
+            ),
         },
     }
 
@@ -189,7 +192,7 @@ def cpu_by_part(before: dict, after: dict, images: int) -> dict[str, float]:
 def table(versions: dict[str, list[dict]]) -> str:
     """What comes out and how late, as Markdown: of each case, before and now."""
     titles = ('cameras', 'size', 'encoding', 'outputs', 'images/s in', 'labels/s out')
-    titles += ('lost %', 'latency p50, p95, p99 ms', 'engine ms', 'CPU ms an image')
+    titles += ('lost %', 'latency p50, p95, p99 ms', 'engine ms an image, as set', 'CPU ms a label')
     titles += ('parameter p99 ms', 'labels/s meanwhile')
     lines = [f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
     for of_versions in zip(*versions.values(), strict=True):
@@ -201,7 +204,7 @@ def table(versions: dict[str, list[dict]]) -> str:
             return ' → '.join([*before, f'**{now}**'])
 
         cells = (
-            f'{case["cameras"]} x {case["rate"]} Hz',
+            f'{case["cameras"]} x {case["rate"]} Hz' + (' together' if case['together'] else ''),
             f'{case["width"]} x {case["height"]}',
             case['encoding'],
             case['outputs'],
@@ -219,23 +222,27 @@ def table(versions: dict[str, list[dict]]) -> str:
 
 
 def parts_table(versions: dict[str, list[dict]]) -> str:
-    """Where the processor time of an image goes, as Markdown."""
+    """Where the processor time of a label goes, as Markdown."""
     names = ('receive', 'decode', 'engine', 'label', 'masks', 'publish', 'other', 'middleware')
-    titles = ('milliseconds an image', '', *names, 'total')
+    titles = ('milliseconds a label', '', *names, 'more outputs', 'total')
     lines = [f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
     for number, case in enumerate(CASES):
+        what = f'{case.cameras} x {case.rate} Hz{" together" if case.together else ""}'
+        what += f', {case.encoding}, {case.width} x {case.height}, {case.outputs}'
         for version, figures in versions.items():
             cpu = figures[number]['cpu_ms']
-            what = f'{case.cameras} x {case.rate} Hz, {case.encoding}, {case.width} x {case.height}'
-            values = (f'{cpu[name]:.2f}' if name in cpu else '' for name in (*names, 'total'))
-            lines.append(f'| {what}, {case.outputs} | {version} | {" | ".join(values)} |')
+            values = [cpu.get(name, 0.0) for name in names]
+            values += [cpu['total'] - sum(values), cpu['total']]
+            lines.append(f'| {what} | {version} | {" | ".join(f"{ms:.2f}" for ms in values)} |')
     return '\n'.join(lines)
 
 
-def write_tables(reports: dict) -> None:
+def write_tables(reports: dict[str, dict]) -> None:
     """Put the tables into the page."""
-    versions = {name: figures for name, figures in reports.items() if name != 'machine'}
-    made = f'{reports["machine"]}\n\n{table(versions)}\n\n{parts_table(versions)}'
+    names = [*(name for name in reports if name != NOW), NOW]
+    versions = {name: reports[name]['figures'] for name in names}
+    machines = ', '.join(dict.fromkeys(reports[name]['machine'] for name in names))
+    made = f'{machines}: {" → ".join(names)}\n\n{table(versions)}\n\n{parts_table(versions)}'
     text = PAGE.read_text()
     head, rest = text.split(BEGIN)
     PAGE.write_text(f'{head}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}')
@@ -245,7 +252,7 @@ def main() -> int:
     """Measure, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seconds', type=float, default=10.0, help='of each case')
-    parser.add_argument('--version', default='now', help='name of the figures in the file')
+    parser.add_argument('--version', default=NOW, help='name of the figures in the file')
     parser.add_argument(
         '--cases', type=int, nargs='+', help='only these, from 0; nothing is written'
     )
@@ -258,8 +265,8 @@ def main() -> int:
         print(json.dumps(figures[-1]), flush=True)
     if arguments.cases is None:
         reports = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        reports['machine'] = f'{platform.machine()}, {os.cpu_count()} processors'
-        reports[arguments.version] = figures
+        machine = f'{platform.machine()}, {os.cpu_count()} processors'
+        reports[arguments.version] = {'machine': machine, 'figures': figures}
         RESULTS.write_text(json.dumps(reports, indent=2) + '\n')
         write_tables(reports)
     return 0

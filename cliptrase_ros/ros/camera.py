@@ -131,8 +131,8 @@ def _image_topic(node: Node, name: str, transport: str) -> str:
 class Camera:
     """Receives the images of one camera and publishes what is made of them.
 
-    Nothing is subscribed to before `activate`. `take`, `publish` and `publish_pending_points`
-    belong to the inference thread.
+    Nothing is subscribed to before `activate`. `take` and `publish_pending_points` belong to the
+    inference thread, `publish` to it and the one that publishes beside the engine.
 
     Args:
         topics: Where the camera is read from; points are published if they have depth.

@@ -81,11 +81,18 @@ class OwnThread(CallbackGroup):
         """Nothing is ever begun by the executor."""
 
     def _run(self) -> None:
-        while not self._is_ending and self._context.ok():
+        while True:
+            # First, so that nothing is overlooked that changes while it is being looked at.
+            self._has_changed = False
+            if self._has_ended:
+                return
             try:
                 self._take_until_changed()
+            except _InvalidHandle:
+                # Something was destroyed meanwhile; the next wait is without it.
+                continue
             except Exception as error:
-                if self._is_ending or not self._context.ok():
+                if self._has_ended:
                     return
                 # Nothing may end this thread: the node would look alive and receive nothing.
                 self._node.get_logger().error(
@@ -94,8 +101,12 @@ class OwnThread(CallbackGroup):
                 )
                 time.sleep(0.01)
 
+    @property
+    def _has_ended(self) -> bool:
+        # Not `Context.ok`, which takes a lock that a shutdown holds while it waits for this thread.
+        return self._is_ending or not self._context.handle.ok()
+
     def _take_until_changed(self) -> None:
-        self._has_changed = False
         # What is in use is not destroyed.
         with ExitStack() as in_use:
             context, guard = self._context.handle, self._guard.handle
@@ -104,12 +115,19 @@ class OwnThread(CallbackGroup):
             subscriptions, events = {}, []
             for entity in self._living_entities():
                 is_subscription = isinstance(entity, Subscription)
-                with suppress(_InvalidHandle):
+                try:
                     in_use.enter_context(entity.handle if is_subscription else entity)
-                    if is_subscription:
-                        subscriptions[entity.handle.pointer] = entity
-                    else:
-                        events.append(entity)
+                except _InvalidHandle:
+                    continue
+                except AttributeError:
+                    # An event is in its group before rclpy has made all of it: look again.
+                    time.sleep(0.001)
+                    self._has_changed = True
+                    continue
+                if is_subscription:
+                    subscriptions[entity.handle.pointer] = entity
+                else:
+                    events.append(entity)
             handles = [subscription.handle for subscription in subscriptions.values()]
             # Those of subscriptions are not waited for: it would take time with every message.
             of_subscriptions = {e for s in subscriptions.values() for e in s.event_handlers}

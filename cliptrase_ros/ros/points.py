@@ -74,13 +74,13 @@ class _LabelledPicture:
 class PointsOutput:
     """Points with colour, label and confidence, published when labels and depth are both there.
 
-    Labels come in the publishing thread, messages in the reception thread, in which `wake` and
-    `on_refused` are called; `match` and `publish_waiting` are called in the inference thread.
+    `match`, `publish` and `publish_waiting` are called by the threads that label and publish.
+    Messages come in the reception thread, in which `wake` and `on_refused` are called.
 
     Args:
         depth_topic: Where depth registered to the camera's images comes from.
         wake: Called when depth or camera_info has come and a labelled picture waits.
-        on_refused: Called with the reason why a depth image cannot be used.
+        on_refused: Called with the reason why a depth image or camera_info cannot be used.
         max_pixels: Width x height of the largest image that is believed.
     """
 
@@ -92,7 +92,7 @@ class PointsOutput:
         *,
         statistics: CameraStatistics,
         wake: Callable[[], None],
-        on_refused: Callable[[ImageError], None],
+        on_refused: Callable[[ValueError], None],
         max_pixels: int,
     ):
         self.publisher = publisher
@@ -107,6 +107,8 @@ class PointsOutput:
         self._info: Message | None = None
         # Of the depth images, the matches and the picture that waits.
         self._lock = threading.Lock()
+        # Held from when a picture is taken until its points are published: none overtakes another.
+        self._publishing = threading.Lock()
         self._recent: deque[tuple[int, Message]] = deque(maxlen=_KEPT_DEPTH_IMAGES)
         self._matches: deque[DepthMatch] = deque(maxlen=_KEPT_MATCHES)
 
@@ -122,7 +124,7 @@ class PointsOutput:
             (self._info_topic, self._receive_info),
         ):
             if not topic.is_subscribed:
-                topic.subscribe(callback)
+                topic.subscribe(callback, self._on_refused)
 
     def unsubscribe(self) -> None:
         """Receive no more, and forget what came and what waits for it."""
@@ -155,19 +157,20 @@ class PointsOutput:
 
     def publish_waiting(self) -> bool:
         """Publish the points of the picture that waits, if its depth has come meanwhile."""
-        with self._lock:
-            waiting, info = self._waiting, self._info
-            if waiting is None or waiting.match.depth is None or info is None:
-                return False
-            self._waiting = None
-        try:
-            points = self._make_points(waiting, waiting.match.depth, info)
-        except ImageError as error:
-            self._statistics.count('points_missed', str(error))
-        else:
-            self.publisher.publish(points_message(points, rclpy_header(waiting.header)))
-            self._statistics.count('points')
-        return True
+        with self._publishing:
+            with self._lock:
+                waiting, info = self._waiting, self._info
+                if waiting is None or waiting.match.depth is None or info is None:
+                    return False
+                self._waiting = None
+            try:
+                points = self._make_points(waiting, waiting.match.depth, info)
+            except ImageError as error:
+                self._statistics.count('points_missed', str(error))
+            else:
+                self.publisher.publish(points_message(points, rclpy_header(waiting.header)))
+                self._statistics.count('points')
+            return True
 
     def explain(self) -> str:
         """Say who publishes depth and camera_info."""
@@ -208,13 +211,17 @@ class PointsOutput:
             return
         stamp_ns = header_stamp_ns(depth.header)
         with self._lock:
+            if not self._depth_topic.is_subscribed:
+                return  # on its way when the last listener left
             self._recent.append((stamp_ns, depth))
             for match in self._matches:
                 match.offer(depth, stamp_ns)
         self._wake_if_waiting()
 
     def _receive_info(self, info: Message) -> None:
-        self._info = info
+        with self._lock:
+            if self._info_topic.is_subscribed:
+                self._info = info
         # A picture may wait for nothing else.
         self._wake_if_waiting()
 

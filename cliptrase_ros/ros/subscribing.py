@@ -116,7 +116,7 @@ class SensorTopic:
         Args:
             callback: Called with each message.
             on_unreadable: Called with the reason when bytes have come that are no such message.
-            on_incompatible: Called in the executor's thread when a publisher's QoS does not fit.
+            on_incompatible: Called when a publisher's QoS does not fit.
         """
         self._callback = callback
         self._on_unreadable = on_unreadable

@@ -43,9 +43,9 @@ class Worker:
     """Everything that touches the engine, in one thread beside the executor's.
 
     While images wait, two more threads work beside the engine. One publishes the batch before the
-    one that is being labelled, all of it before the next one comes out or something else is
-    announced. One decodes images that will be labelled next, unless a newer one of their camera is
-    to be expected before.
+    one that is being labelled. Nothing is published or announced after it before it is out. The
+    other decodes compressed images that will be labelled next, unless a newer one of their camera
+    is to be expected before.
 
     Args:
         clock: The node's.
@@ -108,6 +108,7 @@ class Worker:
         self._cameras = ()
         with self._serving:
             self._finish_publication()
+            self._ahead.clear()
 
     def stop(self, timeout_s: float | None = None) -> bool:
         """End after the image, phrase or call being computed; returns whether the thread has ended.
@@ -133,6 +134,9 @@ class Worker:
             and image.next_ns > ends_ns
             and image.camera.wait_ns(image.received_ns) == 0
         ):
+            _, older = self._ahead.get(image.camera.name, (None, None))
+            if older is not None:
+                older.cancel()
             self._ahead[image.camera.name] = image, self._decoding.submit(image.decode)
         self._wake.set()
 
@@ -177,11 +181,11 @@ class Worker:
         if not self.reconfiguration.is_ready:
             return False
         now_ns = node_time_ns(self._clock)
-        batch = self._engine.largest_batch
+        most = self._engine.largest_batch
         with self._serving:
             images = []
             for camera in sorted(self._cameras, key=lambda c: c.last_taken_ns):
-                image = camera.take(now_ns) if len(images) < batch else None
+                image = camera.take(now_ns) if len(images) < most else None
                 if image is not None:
                     # Of a clock that only runs forwards: this decides whose turn it is.
                     camera.last_taken_ns = time.monotonic_ns()
@@ -215,8 +219,12 @@ class Worker:
         settings = configuration.settings
         engine_begin = time.monotonic()
         self._engine_ends_ns = round(1e9 * (engine_begin + self._engine_s))
-        results = self._engine.segment_each(pixels, configuration.vocabulary, settings, histories)
-        self._engine_ends_ns = None
+        try:
+            results = self._engine.segment_each(
+                pixels, configuration.vocabulary, settings, histories
+            )
+        finally:
+            self._engine_ends_ns = None
         self._engine_s = engine_s = time.monotonic() - engine_begin
         for image, result in zip(readable, results, strict=True):
             if not isinstance(result, Exception):
@@ -259,8 +267,14 @@ class Worker:
 
     def _finish_publication(self) -> None:
         """Wait until everything that was labelled so far is published."""
-        if self._publication is not None:
-            wait([self._publication])
+        publication = self._publication
+        if publication is None:
+            return
+        wait([publication])
+        if (error := publication.exception()) is not None and not self._is_shutting_down():
+            self._logger.error(
+                f'publishing thread: {type(error).__name__}: {error}', throttle_duration_sec=5.0
+            )
 
     def _after_publication(self, function: Callable[..., None]) -> Callable[..., None]:
         def call(*arguments: Any) -> None:

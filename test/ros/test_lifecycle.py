@@ -251,6 +251,8 @@ def test_cycles_leak_nothing(start_node, client):
             client.label_of(client.send(client.image(), camera), camera)
         for step in ('deactivate', 'cleanup'):
             assert change(client, step)
+        # Threads that have been joined are listed for a moment more.
+        client.spin(0.05)
         seen.append(resources(node))
     # The first ones make what is made once.
     assert seen[-1] == seen[1], seen
