@@ -1,8 +1,8 @@
 """Cameras that take little processor time: bytes made beforehand, with a new stamp each time.
 
-Each line of standard input is a number of seconds to send for; the answer, as JSON, is the number of
-images sent and the seconds it took. The cameras take turns, or send all at the same time, as those of
-a rig do that are triggered together.
+Each line of standard input is a number of seconds to send for; the answer, as JSON, is the number
+of images sent and the seconds it took. The cameras take turns, or send all at the same time, as
+those of a rig do that are triggered together.
 """
 
 import argparse

@@ -32,8 +32,8 @@ _REASONS = {
 class CameraStatistics:
     """Counts of one camera since the start, and timings since the last report.
 
-    Written by the threads that receive images (received, dropped, refused) and that label and publish
-    them (the rest), hence the lock. The counts are explained in docs/node.md.
+    Written by the threads that receive images (received, dropped, refused) and that label and
+    publish them (the rest), hence the lock. The counts are explained in docs/node.md.
 
     Attributes:
         counts: By name.

@@ -11,6 +11,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CameraInfo, Image
 
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.segmenter import Segmenter
@@ -168,6 +169,21 @@ def test_bytes_that_are_no_image_do_no_harm(start_node, client):
     publisher.publish(good.replace(b'optical', b'opti\xff\xfe\x80'))
     client.label_of(client.send(client.image()))
     client.diagnostics(lambda _, v: int(v['received']) > 1)
+
+
+@pytest.mark.parametrize('topic', ['image_raw', 'depth/image_raw', 'camera_info'])
+def test_bytes_that_are_no_message_are_counted(start_node, client, topic):
+    start_node(depth=True, always_on=True)
+    kind = CameraInfo if topic == 'camera_info' else Image
+    publisher = client.node.create_publisher(kind, f'/camera/{topic}', 5)
+    client.wait_for(publisher.get_subscription_count, 'a subscription')
+    for _ in range(3):
+        publisher.publish(b'\0\1\0\0' + b'\xff' * 64)
+    _, values = client.diagnostics(lambda _, v: int(v['refused']) == 3)
+    assert f'68 bytes that are no sensor_msgs/msg/{kind.__name__}' in values['last_refusal']
+    assert int(values['received']) == (3 if topic == 'image_raw' else 0)
+    client.listen_to_label()
+    client.label_of(client.send(client.image()))
 
 
 def test_cache_that_cannot_be_written_costs_nothing(start_node, client, tiny_model):

@@ -3,6 +3,7 @@
 import gc
 import shutil
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -256,3 +257,31 @@ def test_cycles_leak_nothing(start_node, client):
         seen.append(resources(node))
     # The first ones make what is made once.
     assert seen[-1] == seen[1], seen
+
+
+def test_a_node_that_is_destroyed_leaves_no_thread(start_node, client):
+    node = start_node()
+    client.listen_to_label()
+    client.label_of(client.send(client.image()))
+    own = {thread.name for thread in threading.enumerate()} & {
+        *('reception', 'listeners', 'inference'),
+    }
+    assert len(own) == 3
+    node.executor.remove_node(node)
+    node.destroy_node()
+    names = {thread.name.partition('_')[0] for thread in threading.enumerate()}
+    assert not names & {*own, 'publishing', 'decoding', 'transition'}
+
+
+def test_when_the_next_image_is_to_be_expected(start_node, client):
+    """As long after this one as this one came after the one before."""
+    camera = start_node()._cameras[0]
+    images, offer = [], camera._on_image
+    camera._on_image = lambda image: (images.append((image, time.monotonic_ns())), offer(image))
+    client.listen_to_label()
+    for _ in range(3):
+        client.label_of(client.send(client.image()))
+    (first, _), (_, second_ns), (third, third_ns) = images
+    assert first.next_ns == 0
+    expected_ns = third_ns + (third_ns - second_ns)
+    assert abs(third.next_ns - expected_ns) < 0.5 * (third_ns - second_ns) + 10**7

@@ -1,5 +1,8 @@
 """What planners read: confidence, masks of classes, compressed labels, points; over real DDS."""
 
+import threading
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -14,7 +17,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import POINT
+from cliptrase_ros.ros import points, serialized
 from cliptrase_ros.ros.conversions import MAKER
+from cliptrase_ros.ros.diagnostics import CameraStatistics
+from cliptrase_ros.ros.points import PointsOutput
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 
 UNLABELLED = 255
@@ -331,3 +337,73 @@ def test_depth_is_subscribed_while_points_are_wanted(start_node, client, depth_c
     client.node.destroy_subscription(listener)
     client.wait_for(lambda: not depth_camera.depth.get_subscription_count(), 'the end of it')
     client.label_of(client.send(client.image()))
+
+
+class DepthTopic:
+    """Stands for a topic of depth or camera_info that nobody publishes."""
+
+    name = 'depth'
+    is_subscribed = True
+
+    def unsubscribe(self):
+        self.is_subscribed = False
+
+
+@pytest.fixture
+def points_output(monkeypatch):
+    """A PointsOutput whose points are the stamps of their pictures, and what it has published.
+
+    Making those of stamp 1 waits for `output.may_go_on`, which `output.has_begun` asks for.
+    """
+    published = []
+    publisher = SimpleNamespace(publish=published.append, get_subscription_count=lambda: 1)
+    output = PointsOutput(
+        publisher,
+        DepthTopic(),
+        DepthTopic(),
+        statistics=CameraStatistics(),
+        wake=lambda: None,
+        on_refused=pytest.fail,
+        max_pixels=1000,
+    )
+    output.has_begun, output.may_go_on = threading.Event(), threading.Event()
+
+    def make_points(labelled, depth, info):
+        if labelled.header.stamp.sec == 1:
+            output.has_begun.set()
+            assert output.may_go_on.wait(30)
+        return labelled.header.stamp.sec
+
+    monkeypatch.setattr(output, '_make_points', make_points)
+    monkeypatch.setattr(points, 'points_message', lambda made, header: made)
+    return output, published
+
+
+def test_points_of_one_picture_do_not_overtake_those_before(points_output):
+    output, published = points_output
+    output._receive_info(CameraInfo())
+    headers = [serialized.MAKER.make_header(10**9 * stamp_s) for stamp_s in (1, 2)]
+    first = output.match(headers[0])
+    output.publish(headers[0], first, None, None)
+    # It comes late: the inference thread publishes, while the other has the next picture.
+    first.depth = Image()
+    late = threading.Thread(target=output.publish_waiting)
+    late.start()
+    assert output.has_begun.wait(30)
+    second = output.match(headers[1])
+    second.depth = Image()
+    following = threading.Thread(target=output.publish, args=(headers[1], second, None, None))
+    following.start()
+    following.join(0.1)
+    output.may_go_on.set()
+    for thread in (late, following):
+        thread.join(30)
+    assert published == [1, 2]
+
+
+def test_depth_on_its_way_when_the_last_listener_leaves_is_not_kept(points_output):
+    output, _ = points_output
+    output.unsubscribe()
+    output._receive_depth(Image(width=1, height=1, step=2, encoding='16UC1', data=[1, 0]))
+    output._receive_info(CameraInfo())
+    assert not output._recent and output._info is None
