@@ -69,10 +69,13 @@ CASES = (
 
 @contextlib.contextmanager
 def script(name: str, folder: Path, *arguments: object) -> Iterator[subprocess.Popen]:
-    """Run a script of this folder that answers lines."""
+    """Run a script of this folder that answers lines, and ends with its input."""
     command = [sys.executable, str(HERE / name), *map(str, arguments)]
     with process(command, folder / f'{name}.log', **PIPES) as started:
         yield started
+        # In order: Fast DDS leaves the shared memory of what is killed behind.
+        started.stdin.close()
+        started.wait(timeout=30)
 
 
 def counts(watcher: Observer, cameras: list[str]) -> dict[str, int]:
