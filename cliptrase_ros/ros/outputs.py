@@ -90,7 +90,7 @@ class CameraOutputs:
             if LabelInfo is not None:
                 # Without the callback: listening to label_info alone must not start the camera.
                 self._label_info = node.create_publisher(
-                    LabelInfo, f'~/{camera}/label_info', LATCHED_QOS
+                    LabelInfo, f'~/{camera}/label_info', LATCHED_QOS, callback_group=listeners
                 )
                 self._publishers.append(self._label_info)
             if with_points:

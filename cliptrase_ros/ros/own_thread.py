@@ -25,9 +25,9 @@ class OwnThread(CallbackGroup):
 
     rclpy's executor builds a new wait set of everything a node has for each of its turns, two for a
     message: a millisecond and more where eight cameras have seven outputs each, and each of these
-    three kinds of events. It also wakes for a subscription's events at each of its messages, again
-    and again until that is taken. Here a wait set is built when something comes or goes, and only
-    of what is in the group.
+    three kinds of events. With Fast DDS it also wakes for a subscription's events at each of its
+    messages, again and again until that is taken. Here a wait set is built when something comes or
+    goes, and only of what is in the group.
 
     Args:
         name: Of the thread.
