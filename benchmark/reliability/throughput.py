@@ -227,7 +227,7 @@ def table(versions: dict[str, list[dict]]) -> str:
 def parts_table(versions: dict[str, list[dict]]) -> str:
     """Where the processor time of a label goes, as Markdown."""
     names = ('receive', 'decode', 'engine', 'label', 'masks', 'publish', 'other', 'middleware')
-    titles = ('milliseconds a label', '', *names, 'more outputs', 'total')
+    titles = ('milliseconds a label', '', *names, 'other outputs', 'total')
     lines = [f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
     for number, case in enumerate(CASES):
         what = f'{case.cameras} x {case.rate} Hz{" together" if case.together else ""}'
@@ -235,7 +235,7 @@ def parts_table(versions: dict[str, list[dict]]) -> str:
         for version, figures in versions.items():
             cpu = figures[number]['cpu_ms']
             values = [cpu.get(name, 0.0) for name in names]
-            values += [cpu['total'] - sum(values), cpu['total']]
+            values += [max(0.0, cpu['total'] - sum(values)), cpu['total']]
             lines.append(f'| {what} | {version} | {" | ".join(f"{ms:.2f}" for ms in values)} |')
     return '\n'.join(lines)
 
@@ -254,7 +254,7 @@ def write_tables(reports: dict[str, dict]) -> None:
 def main() -> int:
     """Measure, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seconds', type=float, default=10.0, help='of each case')
+    parser.add_argument('--seconds', type=float, default=8.0, help='of each case')
     parser.add_argument('--version', default=NOW, help='name of the figures in the file')
     parser.add_argument(
         '--cases', type=int, nargs='+', help='only these, from 0; nothing is written'
