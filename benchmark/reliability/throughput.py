@@ -256,10 +256,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seconds', type=float, default=8.0, help='of each case')
     parser.add_argument('--version', default=NOW, help='name of the figures in the file')
-    parser.add_argument(
-        '--cases', type=int, nargs='+', help='only these, from 0; nothing is written'
-    )
+    parser.add_argument('--cases', type=int, nargs='+', help='only these, from 0; writes nothing')
+    parser.add_argument('--table', action='store_true', help='only make the tables again')
     arguments = parser.parse_args()
+    if arguments.table:
+        write_tables(json.loads(RESULTS.read_text()))
+        return 0
     chosen = CASES if arguments.cases is None else [CASES[i] for i in arguments.cases]
     figures = []
     for case in chosen:
