@@ -26,6 +26,7 @@ from fleet_runs import (
     wait_until,
 )
 
+from cliptrase_ros.fleet.scratch import Scratch
 from cliptrase_ros.segmentation.model.weights import load_model, weights_digest
 
 KILLS = int(os.environ.get('TEST_KILLS', '2'))
@@ -96,16 +97,23 @@ def test_killed_at_random_moments(tiny_model, tmp_path):
         before = advanced()
         moment = before + chance.randint(0, (3 * tasks - before) // (KILLS - number + 2))
         process = begin()
-        wait_until(lambda moment=moment: workers() and advanced() >= moment)
+        # On a fast machine all may be done before.
+        wait_until(
+            lambda moment=moment, process=process: (
+                process.poll() is not None or (workers() and advanced() >= moment)
+            )
+        )
         time.sleep(chance.uniform(0, 0.2))
-        assert process.poll() is None, (tmp_path / 'log').read_text()
+        if process.poll() is not None:
+            assert number > 1, (tmp_path / 'log').read_text()
+            break
         if kind == 'everything':
             os.killpg(process.pid, signal.SIGKILL)
         elif kind == 'command':
             process.kill()
-        else:
-            wait_until(workers)
-            os.kill(chance.choice(workers()), signal.SIGKILL)
+        elif found := workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(found), signal.SIGKILL)
         if number < KILLS:
             if kind == 'worker':
                 time.sleep(chance.uniform(0, 1))
@@ -119,6 +127,8 @@ def test_killed_at_random_moments(tiny_model, tmp_path):
     assert_whole(files)
     assert lasting(files) == lasting(expected)
     assert not processes_of(token)
+    # What the worker that was killed last has left, the next one deletes.
+    Scratch(scratch, 1.0).close()
     assert not list(scratch.iterdir())
 
 
