@@ -8,19 +8,17 @@ import argparse
 import json
 import struct
 import sys
-import threading
 import time
 from collections import defaultdict
+from functools import partial
 
 import rclpy
-from cliptrase_ros.msg import ClassMasks
 from processes import NODE_NAME
-from rclpy.impl.implementation_singleton import rclpy_implementation
-from sensor_msgs.msg import CompressedImage, Image
 
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+from cliptrase_ros.ros.conversions import message_class
 from cliptrase_ros.ros.executable import initialized
-
-TYPES = {'masks': ClassMasks, 'label/compressed': CompressedImage}
+from cliptrase_ros.ros.own_thread import OwnThread
 
 
 class Arrivals:
@@ -55,29 +53,21 @@ def main() -> None:
     arrivals = Arrivals()
     with initialized([]):
         node = rclpy.create_node('listener', start_parameter_services=False)
-        outputs = {}
+        # Not rclpy's executor, which takes a millisecond a message where there are many topics.
+        listening = OwnThread(node, 'listening')
         for camera in arguments.cameras:
             for output in arguments.outputs:
-                topic = f'{NODE_NAME}/{camera}/{output}'
-                subscription = node.create_subscription(
-                    TYPES.get(output, Image), topic, lambda _: None, 10, raw=True
+                node.create_subscription(
+                    message_class(CAMERA_OUTPUTS[output][0]),
+                    f'{NODE_NAME}/{camera}/{output}',
+                    partial(arrivals.add, output),
+                    10,
+                    callback_group=listening,
+                    raw=True,
                 )
-                outputs[subscription.handle.pointer] = output, subscription.handle
-        counting = threading.Thread(target=arrivals.count_between_lines, daemon=True)
-        counting.start()
-        # Without rclpy's executor, which takes a millisecond a message where there are many topics.
-        context = node.context.handle
-        wait_set = rclpy_implementation.WaitSet(len(outputs), 0, 0, 0, 0, 0, context)
-        while counting.is_alive():
-            wait_set.clear_entities()
-            for _, handle in outputs.values():
-                wait_set.add_subscription(handle)
-            wait_set.wait(100_000_000)
-            for pointer in wait_set.get_ready_entities('subscription'):
-                output, handle = outputs[pointer]
-                taken = handle.take_message(None, True)
-                if taken is not None:
-                    arrivals.add(output, taken[0])
+        listening.start()
+        arrivals.count_between_lines()
+        listening.stop()
 
 
 if __name__ == '__main__':

@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from processes import PIPES, ROOT, Observer, ask, end, observer, process, segment_node, tell
 
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+
 RESULTS = ROOT / 'benchmark' / 'results' / 'throughput.json'
 PAGE = ROOT / 'docs' / 'performance.md'
 BEGIN, END = '<!-- begin of what make throughput writes -->', '<!-- end of throughput -->'
@@ -33,7 +35,7 @@ WORDS = ('road', 'person', 'car', 'tree', 'building', 'grass', 'dog', 'chair')
 OUTPUTS = {
     'label + masks': ('label', 'masks'),
     'label': ('label',),
-    'all': ('label', 'masks', 'label/compressed', 'confidence', 'overlay'),
+    'all': tuple(CAMERA_OUTPUTS),
 }
 #: What is counted of a camera, for images that were not labelled.
 LOSSES = ('dropped_busy', 'dropped_rate', 'dropped_unwanted', 'refused', 'failed')

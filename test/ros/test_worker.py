@@ -522,8 +522,6 @@ def test_the_end_does_not_wait_until_everything_is_ready(start_busy):
 class CameraWithImages(IdleCamera):
     """Has as many images as `images`, which are published when `may_publish` is set."""
 
-    transport = 'compressed'
-
     def __init__(self, name='camera'):
         self.name = name
         self.images = []
