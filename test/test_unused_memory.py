@@ -32,21 +32,22 @@ def test_free_memory_goes_back_to_the_system():
     assert resident_mb() < held - 200 and all(block.all() for block in kept)
 
 
-def test_only_after_images_of_another_kind(monkeypatch):
+def test_only_after_batches_of_another_kind(monkeypatch):
     monkeypatch.setattr(unused_memory, '_PERIOD_S', 0.0)
     given_back = []
     monkeypatch.setattr(
         unused_memory, 'give_back_unused_memory', lambda: given_back.append(1) or True
     )
     memory = UnusedMemory()
-    cameras = [(480, 640), (240, 320)]
-    assert memory.give_back_after(cameras)
+    assert memory.give_back_after('one camera') and memory.give_back_after('both cameras')
     for _ in range(20):
-        assert not memory.give_back_after(cameras) and not memory.give_back_after(cameras[:1])
-    assert memory.give_back_after([(1080, 1920)]) and not memory.give_back_after(cameras)
+        assert not memory.give_back_after('one camera')
+        assert not memory.give_back_after('both cameras')
+    assert memory.give_back_after('a large image') and not memory.give_back_after('one camera')
     for width in range(100):
-        assert memory.give_back_after([(width, 1), *cameras])
-    assert memory.give_back_after([(1080, 1920)]) and len(given_back) == 103
+        assert memory.give_back_after(width)
+    # Not met lately.
+    assert memory.give_back_after('a large image') and len(given_back) == 104
 
 
 def test_not_more_often_than_the_next_images_can_bear(monkeypatch):
@@ -58,10 +59,10 @@ def test_not_more_often_than_the_next_images_can_bear(monkeypatch):
     def given_back_at(times, kind):
         given_back = []
         for clock.now in times:
-            if memory.give_back_after([kind(clock.now)]):
+            if memory.give_back_after(kind(clock.now)):
                 given_back.append(clock.now)
         return given_back
 
-    assert given_back_at(range(35), lambda second: (second, 1)) == [10, 20, 30]
+    assert given_back_at(range(35), lambda second: second) == [10, 20, 30]
     # What was left since goes later, but once.
-    assert given_back_at(range(35, 60), lambda _: (34, 1)) == [40]
+    assert given_back_at(range(35, 60), lambda _: 34) == [40]

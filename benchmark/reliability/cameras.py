@@ -98,7 +98,7 @@ class Fuzzer:
         self._count, self._duration_s = count, duration_s
         self._rng = random.Random(seed)
         types = {'image_raw': Image, 'image_raw/compressed': CompressedImage}
-        # Reliable, and never more on its way than the node keeps: what is sent is received.
+        # Reliable, and never more on its way than is kept: what is sent is received.
         self._publishers = {
             name: node.create_publisher(types[topic], f'/{name}/{topic}', QoSProfile(depth=200))
             for name, topic in FUZZED.items()
@@ -118,7 +118,8 @@ class Fuzzer:
         for i in range(self._count):
             stop.wait(max(0.0, begin + self._duration_s * i / self._count - time.monotonic()))
             self._send(('fuzzed', 'packed', 'fuzzed', 'packed', 'wire')[i % 5])
-            if i % 50 == 49:
+            # An answer may take a heartbeat, which comes every 3 s.
+            if i % 300 == 299:
                 self.wait_for_arrival(30)
 
     def wait_for_arrival(self, timeout_s: float) -> None:

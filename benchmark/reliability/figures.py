@@ -267,7 +267,7 @@ def table(figures: dict, soaked: dict | None) -> str:
         ),
     ]
     if soaked is not None:
-        growth = soaked['growth_after_first_minute']
+        growth = soaked['growth_after_second_minute']
         rows += [
             (
                 f'soak of {soaked["minutes"]:g} minutes',

@@ -229,7 +229,9 @@ class Worker:
         for image, result in zip(readable, results, strict=True):
             if not isinstance(result, Exception):
                 self._histories.keep(image.camera.name, image.time_ns, result.history)
-        self._unused_memory.give_back_after((p.shape, settings.resolution) for p in pixels)
+        shapes = tuple(sorted(image.shape for image in pixels))
+        phrases = len(configuration.vocabulary.table.features)
+        self._unused_memory.give_back_after((shapes, phrases, settings))
         return _LabelledBatch(readable, pixels, results, begin, engine_s)
 
     def _decode(self, image: CameraImage) -> np.ndarray:

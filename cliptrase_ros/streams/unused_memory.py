@@ -3,19 +3,19 @@
 import contextlib
 import ctypes
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 
-#: Kinds of images remembered at a time: those of the cameras, and what comes with them.
-_MOST_KINDS = 16
+#: Kinds of batches remembered at a time: of some cameras, together in any number.
+_MOST_KINDS = 64
 
 #: Giving memory back makes the next images fetch it again, so not more often than this, seconds.
 _PERIOD_S = 10.0
 
 
 class UnusedMemory:
-    """Gives free memory back to the system after images of kinds not met lately.
+    """Gives free memory back to the system after batches of kinds not met lately.
 
-    The C library keeps what is freed for the next use. With images of one kind that use comes at
+    The C library keeps what is freed for the next use. With batches of one kind that use comes at
     once; blocks for a size that never comes again would stay for as long as the process runs.
     """
 
@@ -24,17 +24,16 @@ class UnusedMemory:
         self._is_due = False
         self._given_back_at = time.monotonic()
 
-    def give_back_after(self, kinds: Iterable[Hashable]) -> bool:
-        """Give memory back if it is due after images like these, which takes some milliseconds.
+    def give_back_after(self, kind: Hashable) -> bool:
+        """Give memory back if it is due after a batch like this, which takes some milliseconds.
 
         Args:
-            kinds: Of the images, equal where they need memory in blocks of the same sizes.
+            kind: Equal for batches that need memory in blocks of the same sizes.
         """
-        kinds = set(kinds)
-        self._is_due |= not kinds <= self._known
-        self._known |= kinds
+        self._is_due |= kind not in self._known
+        self._known.add(kind)
         if len(self._known) > _MOST_KINDS:
-            self._known = kinds
+            self._known = {kind}
         now = time.monotonic()
         if not self._is_due or now - self._given_back_at < _PERIOD_S:
             return False

@@ -401,6 +401,28 @@ def test_without_graphs_nothing_is_made_ready_again(start_busy):
     assert made_ready(events) == []
 
 
+def test_free_memory_goes_back_after_another_method_other_words_and_a_larger_batch(start_busy):
+    worker, _, events = start_busy(with_graphs=False)
+    kinds = []
+    worker._unused_memory = SimpleNamespace(give_back_after=kinds.append)
+    first = worker.reconfiguration.latest_vocabulary
+    wait_for(lambda: len(set(kinds)) == 1)
+    worker.reconfiguration.request(settings=PLUS)
+    wait_for(lambda: len(set(kinds)) == 2)
+    worker.reconfiguration.request(words(17, first))
+    wait_for(lambda: len(set(kinds)) == 3)
+    cameras = list(worker._cameras)
+    second = BusyCamera(events)
+    second.name, second.engine = 'second', cameras[0].engine
+    worker.serve([*cameras, second])
+    wait_for(lambda: len(set(kinds)) == 4)
+    # What was there before is known.
+    worker.serve(cameras)
+    worker.reconfiguration.request(first, SETTINGS)
+    wait_for(lambda: kinds[-1] == kinds[0])
+    assert len(set(kinds)) == 4
+
+
 def test_words_and_settings_that_change_together_come_into_force_together(start_busy, monkeypatch):
     worker, segmenter, events = start_busy()
     whole, may_go_on = segmenter.encode_vocabulary, threading.Event()
