@@ -20,8 +20,10 @@ from subprocess import Popen
 import numpy as np
 from bench_node import make_segmenter
 from cliptrase_ros.msg import ClassMasks
+from markdown_tables import table, write
 from processes import (
     ROOT,
+    WORDS,
     Observer,
     cameras,
     cpu_seconds,
@@ -40,7 +42,6 @@ from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 RESULTS = ROOT / 'benchmark' / 'results'
 PAGE = ROOT / 'docs' / 'reliability.md'
 BEGIN, END = '<!-- figures -->', '<!-- end of figures -->'
-WORDS = ('road', 'person', 'car', 'tree', 'building', 'grass', 'dog', 'chair')
 OTHER_WORDS = ('street', 'human', 'truck', 'bush', 'house', 'lawn', 'cat', 'sofa')
 
 #: Where the words do not count: they take long to encode.
@@ -234,7 +235,7 @@ def ending(folder: Path) -> dict:
     return result
 
 
-def table(figures: dict, soaked: dict | None) -> str:
+def figures_table(figures: dict, soaked: dict | None) -> str:
     """The figures as Markdown, goals beside them."""
     o, a, r, s, e = (figures[k] for k in ('overhead', 'answers', 'reception', 'swap', 'ending'))
     rows = [
@@ -267,7 +268,7 @@ def table(figures: dict, soaked: dict | None) -> str:
         ),
     ]
     if soaked is not None:
-        growth = soaked['growth_after_second_minute']
+        growth = soaked['growth_after_first_minute']
         rows += [
             (
                 f'soak of {soaked["minutes"]:g} minutes',
@@ -291,9 +292,7 @@ def table(figures: dict, soaked: dict | None) -> str:
                 f'p99 {soaked["parameter_answer_ms"]["p99"]} ms',
             ),
         ]
-    lines = ['| what | goal | measured |', '|---|---|---|']
-    lines += [f'| {what} | {goal} | {measured} |' for what, goal, measured in rows]
-    return '\n'.join(lines)
+    return table(('what', 'goal', 'measured'), rows)
 
 
 def main() -> int:
@@ -325,11 +324,9 @@ def main() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + '\n')
     soaked = RESULTS / 'soak.json'
-    made = table(figures, json.loads(soaked.read_text()) if soaked.exists() else None)
+    made = figures_table(figures, json.loads(soaked.read_text()) if soaked.exists() else None)
     print(made)
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN)
-    PAGE.write_text(f'{head}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}')
+    write(PAGE, BEGIN, END, made)
     return 0
 
 

@@ -21,6 +21,8 @@ from cliptrase_ros.ros.executable import initialized, own_domain
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE_NAME = '/cliptrase'
+#: What the node is asked to label, where it is no matter what.
+WORDS = ('road', 'person', 'car', 'tree', 'building', 'grass', 'dog', 'chair')
 #: Seconds anything may take on a busy machine.
 PATIENCE_S = 300.0
 

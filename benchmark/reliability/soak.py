@@ -59,13 +59,12 @@ WORDS = ('ball', 'box', 'cone', 'cylinder', 'wall', 'floor', 'red ball', 'blue b
 #: Memory, threads and files count from here, seconds after the first labels. The most elongated
 #: images, which need most memory, come before: what is kept after them is no growth.
 WARM_S = 60.0
-#: So long at both ends is compared, seconds: the method changes every third second, and what one
-#: has needed goes back to the system after some ten.
-COMPARED_S = 60.0
+#: A run whose quarters are shorter tells nothing of its memory, seconds.
+SHORTEST_S = 30.0
 #: A camera without a label for so long, seconds, and for so many labels of others, is starved.
 STARVED_S = 10.0
 STARVED_TURNS = 50
-#: Most relative growth of the least memory.
+#: Most relative growth of memory.
 MAX_GROWTH = 0.01
 
 
@@ -299,10 +298,10 @@ def _report(arguments, watch, trend, answers, sent, counts, ended_s) -> dict:
         faults.append(f'packed: {sent["packed"]["refused"]} bad images, fewer refused')
     growth = _growth(trend)
     if growth is not None and growth['memory'] > MAX_GROWTH:
-        faults.append(f'memory grew by {100 * growth["memory"]:.1f} % after the second minute')
+        faults.append(f'memory grew by {100 * growth["memory"]:.1f} % after the first minute')
     for what in ('threads', 'files'):
         if growth is not None and growth[what] > 0:
-            faults.append(f'{growth[what]:.0f} more {what} than in the second minute')
+            faults.append(f'{growth[what]:.0f} more {what} than after the first minute')
     answered_ms = np.array(answers['seconds']) * 1e3
     return {
         'minutes': arguments.minutes,
@@ -319,7 +318,7 @@ def _report(arguments, watch, trend, answers, sent, counts, ended_s) -> dict:
             'p99': round(float(np.percentile(answered_ms, 99)), 1),
         },
         'memory_mb': _each_minute(trend),
-        'growth_after_second_minute': growth,
+        'growth_after_first_minute': growth,
         'threads': [trend[0]['threads'], trend[-1]['threads']],
         'files': [trend[0]['files'], trend[-1]['files']],
         'sigint_to_end_s': round(ended_s, 2),
@@ -335,18 +334,19 @@ def _each_minute(trend: list[dict]) -> list[list[float]]:
 
 
 def _growth(trend: list[dict]) -> dict[str, float] | None:
-    """Growth after the second minute: of the least memory relative, of threads and files in number.
+    """Growth from the first to the last quarter of what comes after the first minute.
 
-    None for a run that is too short to tell.
+    Of memory it is that of the least, relative: what one method has needed goes back to the system
+    after some ten seconds, while others label. None for a run that is too short to tell.
     """
-    end_s = trend[-1]['at_s']
-    if end_s < WARM_S + 2 * COMPARED_S:
+    quarter_s = (trend[-1]['at_s'] - WARM_S) / 4
+    if quarter_s < SHORTEST_S:
         return None
-    early = [s for s in trend if WARM_S <= s['at_s'] < WARM_S + COMPARED_S]
-    late = [s for s in trend if s['at_s'] >= end_s - COMPARED_S]
-    before, after = (min(s['memory_mb'] for s in samples) for samples in (early, late))
+    first = [s for s in trend if 0.0 <= s['at_s'] - WARM_S < quarter_s]
+    last = [s for s in trend if s['at_s'] >= trend[-1]['at_s'] - quarter_s]
+    before, after = (min(s['memory_mb'] for s in samples) for samples in (first, last))
     changes = {
-        key: statistics.median(s[key] for s in late) - statistics.median(s[key] for s in early)
+        key: statistics.median(s[key] for s in last) - statistics.median(s[key] for s in first)
         for key in ('threads', 'files')
     }
     return {'memory': round(after / before - 1.0, 5), **changes}

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from processes import PIPES, ROOT, Observer, ask, end, observer, process, segment_node, tell
+from markdown_tables import table, write
+from processes import PIPES, ROOT, WORDS, Observer, ask, end, observer, process, segment_node, tell
 
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
 
@@ -31,7 +32,6 @@ HERE = Path(__file__).parent
 NOW = 'now'
 #: Milliseconds of a call of the engine, and of each image in it.
 CALL_MS, IMAGE_MS = 2.0, 1.0
-WORDS = ('road', 'person', 'car', 'tree', 'building', 'grass', 'dog', 'chair')
 OUTPUTS = {
     'label + masks': ('label', 'masks'),
     'label': ('label',),
@@ -194,12 +194,12 @@ def cpu_by_part(before: dict, after: dict, images: int) -> dict[str, float]:
     }
 
 
-def table(versions: dict[str, list[dict]]) -> str:
+def throughput_table(versions: dict[str, list[dict]]) -> str:
     """What comes out and how late, as Markdown: of each case, before and now."""
     titles = ('cameras', 'size', 'encoding', 'outputs', 'images/s in', 'labels/s out')
     titles += ('lost %', 'latency p50, p95, p99 ms', 'engine ms an image, as set', 'CPU ms a label')
     titles += ('parameter p99 ms', 'labels/s meanwhile')
-    lines = [f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
+    rows = []
     for of_versions in zip(*versions.values(), strict=True):
         case = of_versions[0]
 
@@ -208,7 +208,7 @@ def table(versions: dict[str, list[dict]]) -> str:
             *before, now = (str(value(figures)) for figures in of_versions)
             return ' → '.join([*before, f'**{now}**'])
 
-        cells = (
+        row = (
             f'{case["cameras"]} x {case["rate"]} Hz' + (' together' if case['together'] else ''),
             f'{case["width"]} x {case["height"]}',
             case['encoding'],
@@ -222,15 +222,15 @@ def table(versions: dict[str, list[dict]]) -> str:
             each(lambda f: f'{f["while_setting_parameters"]["answer_ms"]["p99"]:.1f}'),
             each(lambda f: f'{f["while_setting_parameters"]["labels_hz"]:g}'),
         )
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
+        rows.append(row)
+    return table(titles, rows)
 
 
 def parts_table(versions: dict[str, list[dict]]) -> str:
     """Where the processor time of a label goes, as Markdown."""
     names = ('receive', 'decode', 'engine', 'label', 'masks', 'publish', 'other', 'middleware')
     titles = ('milliseconds a label', '', *names, 'other outputs', 'total')
-    lines = [f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
+    rows = []
     for number, case in enumerate(CASES):
         what = f'{case.cameras} x {case.rate} Hz{" together" if case.together else ""}'
         what += f', {case.encoding}, {case.width} x {case.height}, {case.outputs}'
@@ -238,8 +238,8 @@ def parts_table(versions: dict[str, list[dict]]) -> str:
             cpu = figures[number]['cpu_ms']
             values = [cpu.get(name, 0.0) for name in names]
             values += [max(0.0, cpu['total'] - sum(values)), cpu['total']]
-            lines.append(f'| {what} | {version} | {" | ".join(f"{ms:.2f}" for ms in values)} |')
-    return '\n'.join(lines)
+            rows.append([what, version, *(f'{ms:.2f}' for ms in values)])
+    return table(titles, rows)
 
 
 def write_tables(reports: dict[str, dict]) -> None:
@@ -247,10 +247,8 @@ def write_tables(reports: dict[str, dict]) -> None:
     names = [*(name for name in reports if name != NOW), NOW]
     versions = {name: reports[name]['figures'] for name in names}
     machines = ', '.join(dict.fromkeys(reports[name]['machine'] for name in names))
-    made = f'{machines}: {" → ".join(names)}\n\n{table(versions)}\n\n{parts_table(versions)}'
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN)
-    PAGE.write_text(f'{head}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}')
+    tables = f'{throughput_table(versions)}\n\n{parts_table(versions)}'
+    write(PAGE, BEGIN, END, f'{machines}: {" → ".join(names)}\n\n{tables}')
 
 
 def main() -> int:
