@@ -59,7 +59,7 @@ WORDS = ('ball', 'box', 'cone', 'cylinder', 'wall', 'floor', 'red ball', 'blue b
 #: Memory, threads and files count from here, seconds after the first labels. The most elongated
 #: images, which need most memory, come before: what is kept after them is no growth.
 WARM_S = 60.0
-#: A run whose quarters are shorter tells nothing of its memory, seconds.
+#: A run whose fifths are shorter tells nothing of its memory, seconds.
 SHORTEST_S = 30.0
 #: A camera without a label for so long, seconds, and for so many labels of others, is starved.
 STARVED_S = 10.0
@@ -334,16 +334,17 @@ def _each_minute(trend: list[dict]) -> list[list[float]]:
 
 
 def _growth(trend: list[dict]) -> dict[str, float] | None:
-    """Growth from the first to the last quarter of what comes after the first minute.
+    """Growth from the first to the last fifth of what comes after the first minute.
 
     Of memory it is that of the least, relative: what one method has needed goes back to the system
-    after some ten seconds, while others label. None for a run that is too short to tell.
+    after some ten seconds, while others label. In the last fifth no image is fuzzed any more. None
+    for a run that is too short to tell.
     """
-    quarter_s = (trend[-1]['at_s'] - WARM_S) / 4
-    if quarter_s < SHORTEST_S:
+    fifth_s = (trend[-1]['at_s'] - WARM_S) / 5
+    if fifth_s < SHORTEST_S:
         return None
-    first = [s for s in trend if 0.0 <= s['at_s'] - WARM_S < quarter_s]
-    last = [s for s in trend if s['at_s'] >= trend[-1]['at_s'] - quarter_s]
+    first = [s for s in trend if 0.0 <= s['at_s'] - WARM_S < fifth_s]
+    last = [s for s in trend if s['at_s'] >= trend[-1]['at_s'] - fifth_s]
     before, after = (min(s['memory_mb'] for s in samples) for samples in (first, last))
     changes = {
         key: statistics.median(s[key] for s in last) - statistics.median(s[key] for s in first)
