@@ -64,9 +64,11 @@ SHORTEST_S = 30.0
 #: A camera without a label for so long, seconds, and for so many labels of others, is starved.
 STARVED_S = 10.0
 STARVED_TURNS = 50
-#: Most relative growth of memory. The matrix library keeps a little of each new size of image, ever
-#: less; in a run that is short, in minutes, that has not ended when memory begins to count.
-MAX_GROWTH, MAX_GROWTH_IN_SHORT, SHORT_MIN = 0.01, 0.02, 20.0
+#: Most relative growth of memory.
+MAX_GROWTH = 0.01
+#: The same in runs of fewer minutes. oneDNN keeps a little for each new size of image, less and
+#: less; there that still goes on while memory counts.
+SHORT_MIN, MAX_GROWTH_IN_SHORT = 20.0, 0.02
 
 
 class Watch:
