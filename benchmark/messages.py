@@ -20,7 +20,7 @@ from cliptrase_ros.messages.images import (
     compress_picture,
     decompress_to_rgb,
 )
-from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
 from cliptrase_ros.ros.conversions import MAKER, points_message, to_rgb
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask
@@ -51,6 +51,8 @@ def cases(height: int, width: int) -> dict:
     depth = MAKER.make_image(millimetres, '16UC1', header)
     camera = Intrinsics(width, width, width / 2, height / 2)
 
+    labelled = LabelledPicture(header, picture, result)
+
     def points():
         array = labelled_points(depth_in_metres(depth), camera, picture, label, confidence)
         return points_message(array, header)
@@ -63,7 +65,7 @@ def cases(height: int, width: int) -> dict:
         'read jpeg': lambda: decompress_to_rgb(jpeg),
         'read png': lambda: decompress_to_rgb(png),
         **{
-            topic: lambda make=make: make(MAKER, header, picture, result)
+            topic: lambda make=make: make(MAKER, labelled)
             for topic, (_, make) in CAMERA_OUTPUTS.items()
         },
         'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),

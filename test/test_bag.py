@@ -31,7 +31,7 @@ from cliptrase_ros.bag.folder import BagError, find_files
 from cliptrase_ros.bag.reader import BagReader
 from cliptrase_ros.bag.types import CAMERA_TOPICS, VOCABULARY_TOPIC
 from cliptrase_ros.cli import main
-from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
 from cliptrase_ros.messages.masks import decode_mask
 from cliptrase_ros.messages.type_names import IMAGE
 from cliptrase_ros.messages.typestore import (
@@ -1291,7 +1291,10 @@ def test_messages_are_those_of_the_node(typestore):
     theirs.stamp.sec, theirs.stamp.nanosec = 12, 345_678_901
     image = random.integers(0, 256, (*label.shape, 3), np.uint8)
     pairs = [
-        (make(maker, header, image, result), make(MAKER, theirs, image, result))
+        tuple(
+            make(own, LabelledPicture(head, image, result))
+            for own, head in ((maker, header), (MAKER, theirs))
+        )
         for _, make in CAMERA_OUTPUTS.values()
     ]
     pairs.append(

@@ -21,7 +21,7 @@ from cliptrase_ros.bag.types import (
 )
 from cliptrase_ros.bag.writer import BagWriter, new_recording
 from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to_rgb
-from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
 from cliptrase_ros.messages.type_names import IMAGE, LABEL_INFO, VOCABULARY, Message
 from cliptrase_ros.messages.typestore import typestore_message_maker
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation
@@ -345,6 +345,7 @@ class _LabelTopics:
 
     def make(self, image: CameraImage, result: Segmentation) -> dict[str, memoryview]:
         """Make the messages of an image by topic, in the order they are to be written."""
+        picture = LabelledPicture(image.header, image.picture, result)
         messages = {}
         last_ns = self._label_info_ns.get(image.camera.name)
         if last_ns is None or not 0 <= image.log_ns - last_ns < LABEL_INFO_PERIOD_NS:
@@ -354,7 +355,7 @@ class _LabelTopics:
         for topic in self._topics:
             if topic != LABEL_INFO_TOPIC:
                 _, make = CAMERA_OUTPUTS[topic]
-                messages[topic] = make(self._maker, image.header, image.picture, result)
+                messages[topic] = make(self._maker, picture)
         return {topic: self._serialise(message) for topic, message in messages.items()}
 
     def write(self, image: CameraImage, messages: dict[str, memoryview]) -> None:

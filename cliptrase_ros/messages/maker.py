@@ -189,32 +189,48 @@ class MessageMaker:
         return self.to_field(values.ravel().view(np.uint8))
 
 
-#: Makes a message of an image's labels, given the maker, the image's header and its pixels,
-#: uint8 (H, W, 3) RGB.
-MakeOutput = Callable[[MessageMaker, Message, np.ndarray, 'Segmentation'], Message]
+@dataclass(frozen=True)
+class LabelledPicture:
+    """A camera's picture and what was made of it.
+
+    Attributes:
+        header: Of its message, and of everything that is made of it.
+        pixels: uint8 (H, W, 3) RGB.
+        result: Its labels.
+    """
+
+    header: Message
+    pixels: np.ndarray
+    result: 'Segmentation'
+
+
+#: Makes a message of a labelled picture.
+MakeOutput = Callable[[MessageMaker, LabelledPicture], Message]
 
 #: By topic below NODE/CAMERA/: the type of its messages, and the function that makes one.
 CAMERA_OUTPUTS: dict[str, tuple[str, MakeOutput]] = {
     'label': (
         IMAGE,
-        lambda maker, header, _image, result: maker.make_image(result.label, 'mono8', header),
+        lambda maker, picture: maker.make_image(picture.result.label, 'mono8', picture.header),
     ),
     'label/compressed': (
         COMPRESSED_IMAGE,
-        lambda maker, header, _image, result: maker.make_compressed_label(result.label, header),
+        lambda maker, picture: maker.make_compressed_label(picture.result.label, picture.header),
     ),
     'confidence': (
         IMAGE,
-        lambda maker, header, _image, result: maker.make_image(result.confidence, 'mono8', header),
+        lambda maker, picture: maker.make_image(picture.result.confidence, 'mono8', picture.header),
     ),
     'masks': (
         CLASS_MASKS,
-        lambda maker, header, _image, result: maker.make_masks(result, header),
+        lambda maker, picture: maker.make_masks(picture.result, picture.header),
     ),
     'overlay': (
         IMAGE,
-        lambda maker, header, image, result: maker.make_image(
-            draw_overlay(image, result.label, result.vocabulary), 'rgb8', header
+        lambda maker, picture: maker.make_image(
+            draw_overlay(picture.pixels, picture.result.label, picture.result.vocabulary),
+            'rgb8',
+            picture.header,
         ),
     ),
 }

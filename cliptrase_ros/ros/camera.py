@@ -20,6 +20,7 @@ from cliptrase_ros.messages.images import (
     decompress_to_rgb,
     header_stamp_ns,
 )
+from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
@@ -268,11 +269,12 @@ class Camera:
 
     def publish(self, image: CameraImage, pixels: np.ndarray, result: Segmentation) -> None:
         """Publish what somebody listens to of an image; pixels: uint8 (H, W, 3) RGB."""
-        topics = self.outputs.publish(image.header, pixels, result)
+        picture = LabelledPicture(image.header, pixels, result)
+        topics = self.outputs.publish(picture)
         points = '' if image.depth is None else ', points as soon as their depth is there'
         self.trace(image.header, f'published as {", ".join(topics) or "nothing"}{points}')
         if image.depth is not None:
-            self._points.publish(image.header, image.depth, pixels, result)
+            self._points.publish(picture, image.depth)
 
     def publish_pending_points(self) -> bool:
         """Publish points whose depth has come after the labels; returns whether there were any."""

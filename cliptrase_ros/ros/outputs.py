@@ -1,9 +1,7 @@
 """The publishers of one camera; nothing is made that nobody listens to."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -11,7 +9,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
-from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, MakeOutput, MessageMaker
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture, MakeOutput, MessageMaker
 from cliptrase_ros.messages.type_names import IMAGE, Message
 from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, message_class
@@ -19,9 +17,6 @@ from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.settings import mask_topic_name
 from cliptrase_ros.segmentation.statistics import class_mask
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from cliptrase_ros.segmentation.segmenter import Segmentation
 
 try:
     from vision_msgs.msg import LabelInfo
@@ -35,10 +30,8 @@ LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def _mask_output(class_name: str) -> tuple[str, MakeOutput]:
-    def make(
-        maker: MessageMaker, header: Message, _image: np.ndarray, result: 'Segmentation'
-    ) -> Message:
-        return maker.make_image(class_mask(result, class_name), 'mono8', header)
+    def make(maker: MessageMaker, picture: LabelledPicture) -> Message:
+        return maker.make_image(class_mask(picture.result, class_name), 'mono8', picture.header)
 
     return IMAGE, make
 
@@ -113,13 +106,12 @@ class CameraOutputs:
         """Whether messages of a topic below ~/NAME are to be published."""
         return self._always_on or self._outputs[topic][0].get_subscription_count() > 0
 
-    def publish(self, header: Message, image: np.ndarray, result: 'Segmentation') -> list[str]:
-        """Publish what is wanted of an image, uint8 (H, W, 3) RGB; returns the topics."""
+    def publish(self, picture: LabelledPicture) -> list[str]:
+        """Publish what is wanted of a picture; returns the topics."""
         wanted = [topic for topic in self._outputs if self.is_wanted(topic)]
         for topic in wanted:
             publisher, make = self._outputs[topic]
-            message = make(serialized.MAKER, header, image, result)
-            publisher.publish(serialized.serialize(message))
+            publisher.publish(serialized.serialize(make(serialized.MAKER, picture)))
         return wanted
 
     def publish_label_info(self, vocabulary: Vocabulary, header: Header, threshold: float) -> None:

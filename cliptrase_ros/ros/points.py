@@ -15,11 +15,11 @@ from cliptrase_ros.messages.depth import (
     read_registered_depth,
 )
 from cliptrase_ros.messages.images import ImageError, header_stamp_ns
+from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import points_message, rclpy_header
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.subscribing import SensorTopic
-from cliptrase_ros.segmentation.segmenter import Segmentation
 
 #: Depth images kept for pictures that come later.
 _KEPT_DEPTH_IMAGES = 8
@@ -61,16 +61,6 @@ class DepthMatch:
         return f'the nearest differs by {1e-6 * abs(self.nearest_ns - self.stamp_ns):.0f} ms'
 
 
-@dataclass(frozen=True)
-class _LabelledPicture:
-    """A labelled picture whose depth may still be on its way."""
-
-    header: Message
-    match: DepthMatch
-    picture: np.ndarray
-    result: Segmentation
-
-
 class PointsOutput:
     """Points with colour, label and confidence, published when labels and depth are both there.
 
@@ -102,7 +92,8 @@ class PointsOutput:
         self._wake = wake
         self._on_refused = on_refused
         self._max_pixels = max_pixels
-        self._waiting: _LabelledPicture | None = None
+        # A picture whose depth may still be on its way.
+        self._waiting: tuple[LabelledPicture, DepthMatch] | None = None
         # The latest camera_info.
         self._info: Message | None = None
         # Of the depth images, the matches and the picture that waits.
@@ -145,14 +136,12 @@ class PointsOutput:
             self._matches.append(match)
         return match
 
-    def publish(
-        self, header: Message, match: DepthMatch, picture: np.ndarray, result: Segmentation
-    ) -> None:
+    def publish(self, picture: LabelledPicture, match: DepthMatch) -> None:
         """Publish the points of a picture, or keep it until its depth comes or the next one."""
         with self._lock:
-            missed, self._waiting = self._waiting, _LabelledPicture(header, match, picture, result)
+            missed, self._waiting = self._waiting, (picture, match)
         if missed is not None:
-            self._statistics.count('points_missed', self._explain_missing(missed.match))
+            self._statistics.count('points_missed', self._explain_missing(missed[1]))
         self.publish_waiting()
 
     def publish_waiting(self) -> bool:
@@ -160,15 +149,18 @@ class PointsOutput:
         with self._publishing:
             with self._lock:
                 waiting, info = self._waiting, self._info
-                if waiting is None or waiting.match.depth is None or info is None:
+                if waiting is None or info is None:
+                    return False
+                picture, match = waiting
+                if match.depth is None:
                     return False
                 self._waiting = None
             try:
-                points = self._make_points(waiting, waiting.match.depth, info)
+                points = self._make_points(picture, match.depth, info)
             except ImageError as error:
                 self._statistics.count('points_missed', str(error))
             else:
-                self.publisher.publish(points_message(points, rclpy_header(waiting.header)))
+                self.publisher.publish(points_message(points, rclpy_header(picture.header)))
                 self._statistics.count('points')
             return True
 
@@ -180,9 +172,9 @@ class PointsOutput:
             if topic.is_subscribed
         )
 
-    def _make_points(self, labelled: _LabelledPicture, depth: Message, info: Message) -> np.ndarray:
-        height, width = labelled.result.label.shape
-        frames = labelled.header.frame_id, depth.header.frame_id
+    def _make_points(self, picture: LabelledPicture, depth: Message, info: Message) -> np.ndarray:
+        height, width = picture.result.label.shape
+        frames = picture.header.frame_id, depth.header.frame_id
         # tf's own names begin without a slash; drivers that came from ROS 1 write one.
         if all(frames) and frames[0].lstrip('/') != frames[1].lstrip('/'):
             raise ImageError(
@@ -190,9 +182,8 @@ class PointsOutput:
                 'registered to the image'
             )
         metres, camera = read_registered_depth(depth, info, width, height, self._max_pixels)
-        return labelled_points(
-            metres, camera, labelled.picture, labelled.result.label, labelled.result.confidence
-        )
+        result = picture.result
+        return labelled_points(metres, camera, picture.pixels, result.label, result.confidence)
 
     def _explain_missing(self, match: DepthMatch) -> str:
         if match.depth is None:

@@ -17,6 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import POINT
+from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.ros import points, serialized
 from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.diagnostics import CameraStatistics
@@ -384,7 +385,7 @@ def test_points_of_one_picture_do_not_overtake_those_before(points_output):
     output._receive_info(CameraInfo())
     headers = [serialized.MAKER.make_header(10**9 * stamp_s) for stamp_s in (1, 2)]
     first = output.match(headers[0])
-    output.publish(headers[0], first, None, None)
+    output.publish(LabelledPicture(headers[0], None, None), first)
     # It comes late: the inference thread publishes, while the other has the next picture.
     first.depth = Image()
     late = threading.Thread(target=output.publish_waiting)
@@ -392,7 +393,9 @@ def test_points_of_one_picture_do_not_overtake_those_before(points_output):
     assert output.has_begun.wait(30)
     second = output.match(headers[1])
     second.depth = Image()
-    following = threading.Thread(target=output.publish, args=(headers[1], second, None, None))
+    following = threading.Thread(
+        target=output.publish, args=(LabelledPicture(headers[1], None, None), second)
+    )
     following.start()
     following.join(0.1)
     output.may_go_on.set()

@@ -10,7 +10,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.images import to_rgb
-from cliptrase_ros.messages.maker import CAMERA_OUTPUTS
+from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
 from cliptrase_ros.ros import conversions, serialized
 from cliptrase_ros.ros.conversions import message_class, rclpy_header
 from cliptrase_ros.ros.outputs import _mask_output
@@ -32,8 +32,8 @@ def test_outputs_are_read_as_what_rclpy_would_have_sent(topic, frame_id, result)
     message_type, make = {**CAMERA_OUTPUTS, 'mask/tree': _mask_output('tree')}[topic]
     picture = np.arange(7 * 9 * 3, dtype=np.uint8).reshape(7, 9, 3)
     header = serialized.MAKER.make_header(1_700_000_000_123_456_789, frame_id)
-    data = serialized.serialize(make(serialized.MAKER, header, picture, result))
-    sent = make(conversions.MAKER, rclpy_header(header), picture, result)
+    data = serialized.serialize(make(serialized.MAKER, LabelledPicture(header, picture, result)))
+    sent = make(conversions.MAKER, LabelledPicture(rclpy_header(header), picture, result))
     kind = message_class(message_type)
     # Sent as well: a message that is not has numbers that it cannot hold.
     assert deserialize_message(data, kind) == deserialize_message(serialize_message(sent), kind)
