@@ -16,6 +16,7 @@ from cliptrase_ros.messages.depth import (
     read_registered_depth,
 )
 from cliptrase_ros.messages.images import ENCODING_TABLE, ImageError, header_stamp_ns
+from cliptrase_ros.messages.rays import pixel_rays
 from cliptrase_ros.messages.type_names import CAMERA_INFO, IMAGE, Message
 
 
@@ -92,12 +93,14 @@ class BagPoints:
         camera.label = None
         height, width = label.shape
         try:
-            depth, intrinsics = read_registered_depth(depth_image, camera.info, width, height)
+            rays = pixel_rays(camera.info, width, height)
+            depth = read_registered_depth(depth_image, width, height)
         except ImageError as error:
             self._refuse(name, str(error))
             return
-        measured = np.isfinite(depth)
-        positions = np.stack([*back_project(depth, intrinsics), depth], axis=2)[measured]
+        positions = back_project(depth, rays)
+        measured = ~np.isnan(positions[2])
+        positions = positions[:, measured].T
         self._show(name, stamp_ns, positions, label[measured])
         self._shown.add(name)
         self.refused.pop(name, None)

@@ -16,6 +16,7 @@ from cliptrase_ros.messages.depth import (
 )
 from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.messages.maker import LabelledPicture
+from cliptrase_ros.messages.rays import pixel_rays
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import points_message, rclpy_header
 from cliptrase_ros.ros.diagnostics import CameraStatistics
@@ -181,9 +182,10 @@ class PointsOutput:
                 f'depth is in frame {frames[1]!r}, the image in {frames[0]!r}; depth has to be '
                 'registered to the image'
             )
-        metres, camera = read_registered_depth(depth, info, width, height, self._max_pixels)
+        rays = pixel_rays(info, width, height)
+        metres = read_registered_depth(depth, width, height, self._max_pixels)
         result = picture.result
-        return labelled_points(metres, camera, picture.pixels, result.label, result.confidence)
+        return labelled_points(metres, rays, picture.pixels, result.label, result.confidence)
 
     def _explain_missing(self, match: DepthMatch) -> str:
         if match.depth is None:
