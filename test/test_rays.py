@@ -6,7 +6,14 @@ import pytest
 from raw_images import camera_info, region
 
 from cliptrase_ros.messages.images import ImageError
-from cliptrase_ros.messages.rays import CameraModel, camera_model, model_rays, pixel_rays, project
+from cliptrase_ros.messages.rays import (
+    CameraModel,
+    camera_model,
+    is_rectified_topic,
+    model_rays,
+    pixel_rays,
+    project,
+)
 
 K = (500.0, 0, 320.0, 0, 510.0, 240.0, 0, 0, 1.0)
 #: As calibrated cameras have them: webcams, Azure Kinect, wide lenses.
@@ -76,6 +83,12 @@ def test_distortion_of_zeros_is_none_whatever_its_model():
     for model, d in (('', ()), ('plumb_bob', [0.0] * 5), ('equidistant', [0.0] * 4)):
         info = camera_info(k=K, distortion_model=model, d=d)
         assert camera_model(info, 640, 480) == CameraModel(500.0, 510.0, 320.0, 240.0)
+
+
+def test_topics_of_rectified_images():
+    rectified = ['/a/image_rect', 'image_rect_color', '/a/image_rect_raw/compressedDepth']
+    others = ['/a/image_raw', '/image_rect/a/image_raw', '/rect/image', '/a/image_raw/compressed']
+    assert all(map(is_rectified_topic, rectified)) and not any(map(is_rectified_topic, others))
 
 
 def test_rectified_images_are_of_p_and_not_distorted():

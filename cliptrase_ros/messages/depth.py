@@ -73,6 +73,11 @@ def depth_in_metres(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     depth = stored.astype(np.float32)
     if stored.dtype.kind == 'u':
         depth *= np.float32(1e-3)
+    return only_measured(depth)
+
+
+def only_measured(depth: np.ndarray) -> np.ndarray:
+    """Turn what is no distance, zero, negative or infinite, into NaN, in place."""
     depth[~((depth > 0) & (depth < np.inf))] = np.nan
     return depth
 
