@@ -5,15 +5,25 @@ import struct
 import cv2
 import numpy as np
 
-from cliptrase_ros.messages.depth import DEPTH_ENCODINGS, only_measured
+from cliptrase_ros.messages.depth import (
+    DEPTH_ENCODINGS,
+    check_depth,
+    depth_in_metres,
+    only_measured,
+)
 from cliptrase_ros.messages.images import MAX_PIXELS, ImageError, check_size
 from cliptrase_ros.messages.picture_headers import picture_size
 from cliptrase_ros.messages.rvl import decode_rvl
-from cliptrase_ros.messages.type_names import Message
+from cliptrase_ros.messages.type_names import COMPRESSED_IMAGE, IMAGE, Message
 
 # What kind of compression, and the two parameters of the quantisation of floats.
 _HEADER = struct.Struct('<iff')
 _RVL_SIZE = struct.Struct('<II')
+
+
+def is_compressed_depth(image: Message) -> bool:
+    """Whether a sensor_msgs/CompressedImage is meant for depth, be it readable or not."""
+    return 'compressedDepth' in image.format
 
 
 def check_compressed_depth(image: Message, max_pixels: int = MAX_PIXELS) -> None:
@@ -122,3 +132,10 @@ def _decode(data: bytes, codec: str) -> np.ndarray:
             f'compressed depth is a PNG of {pixels.shape} x {pixels.dtype}, not of 16 bits a pixel'
         )
     return pixels
+
+
+#: By type of the message: what refuses a depth image, and what reads it.
+DEPTH_READERS = {
+    IMAGE: (check_depth, depth_in_metres),
+    COMPRESSED_IMAGE: (check_compressed_depth, decompress_depth),
+}

@@ -32,14 +32,14 @@ def check_depth_frame(depth: Message, image: Message) -> None:
 
 
 def depth_camera_model(
-    info: Message | None, header: Message, width: int, height: int, is_rectified: bool
+    info: Message | None, header: Message, shape: tuple[int, int], is_rectified: bool
 ) -> CameraModel | None:
     """Model of the camera that depth images are of, by a camera_info of their own.
 
     Args:
         info: None where there is none.
         header: Of a depth image.
-        width: Of depth images, pixels, as is `height`.
+        shape: (height, width) of depth images, pixels.
         is_rectified: As in `camera_model`.
 
     Returns:
@@ -53,7 +53,7 @@ def depth_camera_model(
     if not is_same_frame(info.header, header):
         return None
     try:
-        return camera_model(info, width, height, is_rectified)
+        return camera_model(info, *shape[::-1], is_rectified)
     except ImageError as error:
         raise ImageError(f'of depth, {error}') from None
 
