@@ -25,7 +25,9 @@ from cliptrase_ros.segmentation.vocabulary import (
     Vocabulary,
     VocabularyError,
     clean_phrase,
+    name_and_synonyms,
     parse_vocabulary,
+    quote,
 )
 
 NODE_NAME = 'cliptrase'
@@ -200,12 +202,26 @@ class NodeSettings:
                 f'this node takes {self.max_phrases} (max_phrases); drop some'
             )
         for phrase in phrases:
-            if len(phrase) > self.max_phrase_length:
-                raise VocabularyError(
-                    f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
-                    f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
-                )
+            self._check_phrase(phrase)
         return vocabulary
+
+    def make_phrase(self, text: str) -> str:
+        """Make a phrase as it can be a class's name. Raises VocabularyError as `make_vocabulary`."""
+        self._check_phrase(text)
+        name, synonyms = name_and_synonyms(text)
+        if not name or synonyms:
+            raise VocabularyError(
+                f"the phrase {quote(text)} is blank, or has '=' or ':' in it; name what you mean, "
+                "for instance 'fire extinguisher'"
+            )
+        return name
+
+    def _check_phrase(self, phrase: str) -> None:
+        if len(phrase) > self.max_phrase_length:
+            raise VocabularyError(
+                f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
+                f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
+            )
 
     def _check_length(self, name: str, entries: tuple[str, ...]) -> None:
         """Refuse by length alone what would take long to parse."""
