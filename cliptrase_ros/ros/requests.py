@@ -20,12 +20,8 @@ from cliptrase_ros.ros.encoding import Encoding
 from cliptrase_ros.ros.reconfiguration import Reconfiguration
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.segmentation.vocabulary import (
-    Vocabulary,
-    VocabularyClass,
-    quote,
-    with_phrase,
-)
+from cliptrase_ros.segmentation.statistics import score_column
+from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass, with_phrase
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.unused_memory import UnusedMemory
 
@@ -157,12 +153,6 @@ class Requests:
         # The one whose turn it is first.
         self._waiting: list[tuple[ImageRequest | Search, _Steps]] = []
 
-    @property
-    def searched_phrase(self) -> str:
-        """What is looked for at the moment, '' for nothing."""
-        searches = [request for request in self._living() if isinstance(request, Search)]
-        return searches[0].phrase if searches else ''
-
     def open(self) -> None:
         """Take requests from now on."""
         with self._lock:
@@ -182,25 +172,16 @@ class Requests:
         Raises:
             RequestError: It cannot be now.
         """
-        if self._reconfiguration.in_force is None:
-            raise RequestError(
-                'no words are in force yet; ask again when ~/vocabulary has been published'
-            )
         with self._lock:
             if not self._is_open:
                 raise RequestError('the node is not active; activate it first')
-            alike = [other for other in self._living() if type(other) is type(request)]
             if isinstance(request, Search):
-                if alike:
-                    raise RequestError(
-                        f'the search for {quote(alike[0].phrase)} is running, and there can be '
-                        'one at a time; cancel it, or wait for its end'
-                    )
                 steps = self._search(request)
             else:
-                if len(alike) >= MAX_WAITING:
+                waiting = sum(isinstance(other, ImageRequest) for other in self._living())
+                if waiting >= MAX_WAITING:
                     raise RequestError(
-                        f'{len(alike)} images of other calls wait already, the most there can be; '
+                        f'{waiting} images of other calls wait already, the most there can be; '
                         'call again later'
                     )
                 steps = self._segment_one(request)
@@ -209,7 +190,10 @@ class Requests:
 
     def take_step(self) -> bool:
         """Do a little of one request; returns whether there was anything to do."""
-        if not self._waiting or not self._reconfiguration.is_ready:
+        if not self._waiting:
+            return False
+        if not self._reconfiguration.is_ready:
+            self._refuse_without_words()
             return False
         with self._lock:
             self._waiting = [entry for entry in self._waiting if not entry[0].answer.done()]
@@ -227,8 +211,16 @@ class Requests:
                 return True
         return False
 
+    def _refuse_without_words(self) -> None:
+        """End what would wait for ever: the first words could not be encoded."""
+        failure = self._reconfiguration.vocabulary_state.failure
+        if self._reconfiguration.in_force is None and failure:
+            for request in self._living():
+                settle(request.answer, RequestError(f'no words are in force: {failure}'))
+
     def _living(self) -> list[ImageRequest | Search]:
-        return [request for request, _ in self._waiting if not request.answer.done()]
+        # Copied: others are added meanwhile.
+        return [request for request, _ in list(self._waiting) if not request.answer.done()]
 
     def _segment_one(self, request: ImageRequest) -> _Steps:
         encoded = None
@@ -240,35 +232,24 @@ class Requests:
         yield True
 
     def _search(self, search: Search) -> _Steps:
-        base = encoded = None
-        index = 0
+        base = words = None
         while True:
-            in_force = self._reconfiguration.in_force
-            if base is not in_force.vocabulary:
-                base = encoded = in_force.vocabulary
-                vocabulary, index = with_phrase(base.vocabulary, search.phrase)
+            if base is not self._reconfiguration.in_force.vocabulary:
+                base = words = self._reconfiguration.in_force.vocabulary
+                vocabulary = with_phrase(base.vocabulary, search.phrase)
                 if vocabulary is not base.vocabulary:
-                    encoded = yield from self._encode(vocabulary)
+                    words = yield from self._encode(vocabulary)
                 # What is in force may have changed.
                 continue
             image = _next_image(search.cameras)
             if image is not None:
-                self._look(search, image, encoded, index, encoded is base)
+                self._look(search, image, words)
             yield image is not None
 
-    def _look(
-        self,
-        search: Search,
-        image: CameraImage,
-        encoded: EncodedVocabulary,
-        index: int,
-        is_in_force: bool,
-    ) -> None:
-        camera = image.camera
+    def _look(self, search: Search, image: CameraImage, words: EncodedVocabulary) -> None:
+        camera, in_force = image.camera, self._reconfiguration.in_force
         try:
-            result = self._segment(
-                image.decode(), encoded, self._reconfiguration.in_force.settings
-            )
+            result = self._segment(image.decode(), words, in_force.settings)
         except Exception as error:
             search.failure = f'{type(error).__name__}: {error}'
             if image.is_only_searched:
@@ -276,15 +257,16 @@ class Requests:
             return
         if image.is_only_searched:
             camera.statistics.count('searched')
-        entry = encoded.vocabulary.classes[index]
+        column = score_column(result.vocabulary, search.phrase)
+        entry = result.vocabulary.classes[column]
         search.add(
             Sighting(
                 camera.name,
                 image.header,
                 result,
                 entry,
-                is_in_force,
-                float(result.scores[index].max()),
+                words is in_force.vocabulary,
+                float(result.scores[column].max()),
                 bool((result.label == entry.id).any()),
             )
         )
@@ -302,7 +284,9 @@ class Requests:
     ) -> Segmentation:
         # By itself: the image before, of another time or place, says nothing about it.
         settings = replace(settings, scores=True, smoothing=0.0)
-        (result,) = self._engine.segment_each([pixels], words, settings)
+        # A graph would hold up labelling for longer than an image takes.
+        with self._engine.no_captures():
+            (result,) = self._engine.segment_each([pixels], words, settings)
         kind = (pixels.shape,), len(words.table.features), settings
         self._unused_memory.give_back_after(kind)
         if isinstance(result, Exception):

@@ -174,6 +174,11 @@ class NodeSettings:
                     f"'max_image_megapixels' is {self.max_image_megapixels:g}"
                 )
 
+    @property
+    def max_pixels(self) -> int:
+        """Width x height of the largest image that is not refused."""
+        return round(self.max_image_megapixels * 1e6)
+
     def transport_of(self, camera: str) -> str:
         """How the images of a camera come, one of `TRANSPORTS`."""
         one_each = len(self.transport) > 1
@@ -206,7 +211,7 @@ class NodeSettings:
         return vocabulary
 
     def make_phrase(self, text: str) -> str:
-        """Make a phrase as it can be a class's name. Raises VocabularyError as `make_vocabulary`."""
+        """Make a phrase that can be a class's name; raises VocabularyError where it cannot."""
         self._check_phrase(text)
         name, synonyms = name_and_synonyms(text)
         if not name or synonyms:

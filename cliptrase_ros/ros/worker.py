@@ -155,13 +155,15 @@ class Worker:
         self._wake.set()
 
     def _run(self) -> None:
+        others, first = (self.reconfiguration.take_step, self.requests.take_step), 0
         while not self._is_stopping:
             self._wake.clear()
             try:
                 # In turn: a large vocabulary, getting ready for a change or a search does not stop
-                # labelling as before, and images that never cease do not keep a change waiting.
-                # One step of either, so that an image waits for one at most.
-                has_worked = self.reconfiguration.take_step() or self.requests.take_step()
+                # labelling as before, and images that never cease keep none of them waiting. One
+                # step of one of them: an image does not wait for more.
+                has_worked = others[first]() or others[1 - first]()
+                first = 1 - first
                 has_worked = self._label_pending_images() or has_worked
                 has_worked = self._publish_pending_points() or has_worked
                 if not has_worked and not self._is_stopping:

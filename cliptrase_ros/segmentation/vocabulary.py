@@ -221,36 +221,32 @@ def _parse_background(background: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(phrases)
 
 
-def with_phrase(vocabulary: Vocabulary, phrase: str) -> tuple[Vocabulary, int]:
+def with_phrase(vocabulary: Vocabulary, phrase: str) -> Vocabulary:
     """Give a phrase a class of its own, unless a class has it already, by name or as a synonym.
 
     A phrase of the background becomes the class.
 
     Returns:
-        The vocabulary, itself where a class has the phrase and else with version 0, and the index
-        of the class in `classes`.
+        The vocabulary itself where a class has the phrase, otherwise one with version 0.
 
     Raises:
         VocabularyError: There are `MAX_CLASSES` other classes.
     """
     key = phrase.casefold()
-    for index, entry in enumerate(vocabulary.classes):
-        if key in (known.casefold() for known in entry.phrases):
-            return vocabulary, index
-    count = len(vocabulary.classes)
-    if count == MAX_CLASSES:
+    if any(key == known.casefold() for entry in vocabulary.classes for known in entry.phrases):
+        return vocabulary
+    if len(vocabulary.classes) == MAX_CLASSES:
         raise VocabularyError(
-            f'the vocabulary has {count} classes, the most there can be, and {quote(phrase)} is '
-            'none of them; take one out first'
+            f'the vocabulary has {MAX_CLASSES} classes, the most there can be, and {quote(phrase)} '
+            'is none of them; take one out first'
         )
     free = next(i for i in range(MAX_CLASSES) if i not in vocabulary.ids)
-    with_it = replace(
+    return replace(
         vocabulary,
         classes=(*vocabulary.classes, VocabularyClass(free, phrase)),
         background=tuple(p for p in vocabulary.background if p.casefold() != key),
         version=0,
     )
-    return with_it, count
 
 
 def clean_phrase(phrase: str) -> str:
