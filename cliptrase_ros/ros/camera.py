@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rclpy.clock import Clock
@@ -56,6 +56,7 @@ class CameraImage:
         next_ns: When the next one will come, if it takes as long as this one has, nanoseconds of
             `time.monotonic_ns`.
         depth: What is known of the depth image that belongs to it; None where nobody wants points.
+        is_only_searched: Whether nobody listened when it came, so that it is not to be labelled.
     """
 
     camera: 'Camera'
@@ -63,6 +64,9 @@ class CameraImage:
     received_ns: int
     next_ns: int
     depth: DepthMatch | None = None
+    is_only_searched: bool = False
+    # Its pixels once they are decoded, for labelling and search.
+    _decoded: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def header(self) -> Message:
@@ -80,15 +84,19 @@ class CameraImage:
         return self.camera.transport == 'compressed'
 
     def decode(self) -> np.ndarray:
-        """Return uint8 (H, W, 3) RGB, perhaps the message's own bytes.
+        """Return uint8 (H, W, 3) RGB, perhaps the message's own bytes; decoded once.
 
         Raises:
             ImageError: The message cannot be decoded.
         """
-        if self.is_compressed:
-            return decompress_to_rgb(self.message, self.camera.max_pixels)
-        # Nobody else has this message.
-        return to_rgb(self.message, self.camera.max_pixels, may_share=True)
+        if not self._decoded:
+            if self.is_compressed:
+                pixels = decompress_to_rgb(self.message, self.camera.max_pixels)
+            else:
+                # Nobody else has this message.
+                pixels = to_rgb(self.message, self.camera.max_pixels, may_share=True)
+            self._decoded.append(pixels)
+        return self._decoded[0]
 
 
 class CameraTopics:
@@ -132,8 +140,9 @@ def _image_topic(node: Node, name: str, transport: str) -> str:
 class Camera:
     """Receives the images of one camera and publishes what is made of them.
 
-    Nothing is subscribed to before `activate`. `take` and `publish_pending_points` belong to the
-    inference thread, `publish` to it and the one that publishes beside the engine.
+    Nothing is subscribed to before `activate`. `take`, `take_to_search` and
+    `publish_pending_points` belong to the inference thread, `publish` to it and the one that
+    publishes beside the engine.
 
     Args:
         topics: Where the camera is read from; points are published if they have depth.
@@ -146,7 +155,9 @@ class Camera:
 
     Attributes:
         last_taken_ns: When an image was taken last, nanoseconds of a clock that only runs forwards.
+        last_searched_ns: The same of images to be searched.
         is_active: Whether images are labelled while somebody listens.
+        is_labelled: Whether they are at the moment.
     """
 
     def __init__(
@@ -167,16 +178,21 @@ class Camera:
         self.max_pixels = max_pixels
         self.statistics = CameraStatistics()
         self.last_taken_ns = 0
+        self.last_searched_ns = 0
         self.is_active = False
+        self.is_labelled = False
         self._node = node
         self._topics = topics
         self._always_on = always_on
         self._on_image = on_image
-        # Of the pending image and the rate.
+        self._wake = wake
+        # Of the pending images and the rate.
         self._lock = threading.Lock()
         # Listeners come and go in a thread of their own, states of the node change in another.
         self._subscription_lock = threading.Lock()
         self._pending: CameraImage | None = None
+        self._is_searched = False
+        self._to_search: CameraImage | None = None
         self._last_received_ns = 0
         self._limiter = RateLimiter()
         self._rate = 0.0
@@ -221,25 +237,38 @@ class Camera:
         self.deactivate()
         self.outputs.destroy()
 
+    def search(self, begins: bool) -> None:
+        """Receive images for a search from now on, labelled or not, or no more."""
+        with self._lock:
+            self._is_searched = begins
+        self.update_subscription()
+
     def update_subscription(self) -> None:
-        """Subscribe while somebody listens, unsubscribe when the last one has gone."""
+        """Subscribe while somebody listens or searches, unsubscribe when the last one has gone."""
         with self._subscription_lock:
             with_points = self.is_active and self._wants_points()
-            is_wanted = self.is_active and (with_points or self.outputs.any_is_wanted())
+            is_labelled = self.is_active and (with_points or self.outputs.any_is_wanted())
             if with_points:
                 self._points.subscribe()
             elif self._points is not None:
                 self._points.unsubscribe()
-            if is_wanted and not self.is_subscribed:
+            with self._lock:
+                self.is_labelled = is_labelled
+                is_searched = self.is_active and self._is_searched
+                if not is_labelled and self._pending is not None:
+                    self.statistics.count('dropped_unwanted')
+                    self._pending = None
+                if not is_searched and self._to_search is not None:
+                    # Others are counted as what is labelled.
+                    if self._to_search.is_only_searched:
+                        self.statistics.count('dropped_unwanted')
+                    self._to_search = None
+            if (is_labelled or is_searched) and not self.is_subscribed:
                 self._topics.image.subscribe(
                     self._receive, self._receive_unreadable, self._report_incompatible_qos
                 )
-            elif not is_wanted and self.is_subscribed:
+            elif not (is_labelled or is_searched) and self.is_subscribed:
                 self._topics.image.unsubscribe()
-                with self._lock:
-                    if self._pending is not None:
-                        self.statistics.count('dropped_unwanted')
-                    self._pending = None
 
     def follow_publishers(self) -> None:
         """See `CameraTopics.follow_publishers`."""
@@ -266,6 +295,15 @@ class Camera:
         if not self._wants_points():
             return image
         return replace(image, depth=self._points.match(image.header))
+
+    def take_to_search(self) -> CameraImage | None:
+        """Take the newest image that was not searched yet, if there is one."""
+        with self._lock:
+            image, self._to_search = self._to_search, None
+        if image is not None:
+            self.last_searched_ns = time.monotonic_ns()
+            self.trace(image.header, 'taken to be searched')
+        return image
 
     def publish(self, image: CameraImage, pixels: np.ndarray, result: Segmentation) -> None:
         """Publish what somebody listens to of an image; pixels: uint8 (H, W, 3) RGB."""
@@ -348,20 +386,29 @@ class Camera:
         now_ns, steady_ns = node_time_ns(self._node.get_clock()), time.monotonic_ns()
         next_ns = 2 * steady_ns - self._last_received_ns if self._last_received_ns else 0
         self._last_received_ns = steady_ns
-        image = CameraImage(self, message, now_ns, next_ns)
         with self._lock:
-            if not self.is_subscribed:
+            is_labelled, is_searched = self.is_labelled, self.is_active and self._is_searched
+            image = CameraImage(self, message, now_ns, next_ns, is_only_searched=not is_labelled)
+            if not is_labelled and not is_searched:
                 # On its way when the last listener left.
                 self.statistics.count('dropped_unwanted')
                 self.trace(message.header, 'dropped, because nobody listens any more')
                 return
-            if self._pending is not None:
-                is_limited = self._limiter.wait_ns(now_ns, self._rate) > 0
-                self.statistics.count('dropped_rate' if is_limited else 'dropped_busy')
-                why = 'sooner than rate allows' if is_limited else 'while others were labelled'
-                self.trace(self._pending.header, f'dropped, because a newer one came {why}')
-            self._pending = image
-        self._on_image(image)
+            if is_searched:
+                if self._to_search is not None and self._to_search.is_only_searched:
+                    self.statistics.count('dropped_busy')
+                self._to_search = image
+            if is_labelled:
+                if self._pending is not None:
+                    is_limited = self._limiter.wait_ns(now_ns, self._rate) > 0
+                    self.statistics.count('dropped_rate' if is_limited else 'dropped_busy')
+                    why = 'sooner than rate allows' if is_limited else 'while others were labelled'
+                    self.trace(self._pending.header, f'dropped, because a newer one came {why}')
+                self._pending = image
+        if is_labelled:
+            self._on_image(image)
+        else:
+            self._wake()
 
     def _report_incompatible_qos(self) -> None:
         self.statistics.count('incompatible_qos')

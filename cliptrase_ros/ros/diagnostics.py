@@ -18,7 +18,7 @@ SILENCE_S = 3.0
 
 #: What is counted of each camera, in the order of the report.
 _COUNTS = (
-    *('received', 'labelled', 'dropped_busy', 'dropped_rate', 'dropped_unwanted'),
+    *('received', 'labelled', 'searched', 'dropped_busy', 'dropped_rate', 'dropped_unwanted'),
     *('incompatible_qos', 'refused', 'failed', 'points', 'points_missed'),
 )
 #: Counts whose latest reason is reported as well, and as what.
@@ -123,8 +123,10 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
         message = f'mask_topics has {unknown_masks}, the vocabulary does not'
     else:
         level = DiagnosticStatus.OK
-        if is_subscribed:
+        if camera.is_labelled:
             message = f'{values["labelled_hz"]:.1f} label images a second'
+        elif is_subscribed:
+            message = 'searched; nobody listens to its outputs'
         elif camera.is_active:
             message = 'idle, because nobody listens to its outputs'
         else:
@@ -159,11 +161,29 @@ class VocabularyState:
     failure: str = ''
 
 
+@dataclass
+class RequestCounts:
+    """Calls of ~/segment and goals of ~/find since the start.
+
+    Attributes:
+        taken: All that came.
+        refused: Of these, those that got no answer.
+        last_refused: Why the latest of them did not, '' before the first.
+        searched_phrase: What is looked for at the moment, '' for nothing.
+    """
+
+    taken: int = 0
+    refused: int = 0
+    last_refused: str = ''
+    searched_phrase: str = ''
+
+
 def engine_status(
     node_name: str,
     state: str,
     engine: FaultTolerantEngine | None,
     vocabulary: VocabularyState,
+    requests: RequestCounts,
     *,
     failure: str,
     namesakes: int,
@@ -211,6 +231,10 @@ def engine_status(
             'vocabulary_version': vocabulary.in_force,
             'vocabulary_pending': vocabulary.pending or '',
             'vocabulary_failure': vocabulary.failure,
+            'requests': requests.taken,
+            'requests_refused': requests.refused,
+            'last_request_refused': requests.last_refused,
+            'searching': requests.searched_phrase,
         },
     )
 

@@ -27,6 +27,8 @@ from cliptrase_ros.ros.lifecycle import SUCCESS, ManagedNode, explain
 from cliptrase_ros.ros.outputs import LATCHED_QOS, LabelInfo
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
+from cliptrase_ros.ros.request_servers import RequestServers, Target
+from cliptrase_ros.ros.requests import RequestError
 from cliptrase_ros.ros.settings import NODE_NAME
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back
@@ -70,6 +72,7 @@ class SegmentNode(ManagedNode):
     ):
         # Before the node: a context that shuts down may end one that was never finished.
         self._own_threads: tuple[OwnThread, ...] = ()
+        self._request_servers: RequestServers | None = None
         # What is there while the node is configured.
         self._engine: FaultTolerantEngine | None = None
         self._worker: Worker | None = None
@@ -103,6 +106,7 @@ class SegmentNode(ManagedNode):
         self._vocabulary_publisher = self.create_publisher(
             msg.Vocabulary, '~/vocabulary', LATCHED_QOS
         )
+        self._request_servers = RequestServers(self, self._request_target)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._last_report = time.monotonic()
         self.create_timer(report_period_s, self._publish_diagnostics, clock=self.steady_clock)
@@ -119,6 +123,8 @@ class SegmentNode(ManagedNode):
             thread.stop()
         if self._worker is not None:
             self._worker.stop(_LAST_IMAGE_S)
+        if self._request_servers is not None:
+            self._request_servers.destroy()
         super().destroy_node()
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
@@ -171,7 +177,7 @@ class SegmentNode(ManagedNode):
                         wake=self._worker.wake,
                         listeners=self._listeners,
                         mask_topics=self._values.node.mask_topics,
-                        max_pixels=round(self._values.node.max_image_megapixels * 1e6),
+                        max_pixels=self._values.node.max_pixels,
                     )
                     camera.set_rate(self._values.node.rate)
                     self._cameras += (camera,)
@@ -234,6 +240,12 @@ class SegmentNode(ManagedNode):
 
     def _is_shutting_down(self) -> bool:
         return self.is_ending or not self.context.ok()
+
+    def _request_target(self) -> Target:
+        with self._lock:
+            if self._worker is None:
+                raise RequestError(f'the node is {self.state}; configure and activate it first')
+            return Target(self._worker, self._engine.segmenter, self._cameras, self._values.node)
 
     def _header(self) -> Header:
         return Header(stamp=self.get_clock().now().to_msg())
@@ -331,6 +343,7 @@ class SegmentNode(ManagedNode):
             self.state,
             self._engine,
             vocabulary or diagnostics.VocabularyState(),
+            self._request_servers.counts,
             failure=self.failure_message,
             namesakes=self._namesakes,
         )

@@ -25,7 +25,9 @@ from cliptrase_ros.segmentation.vocabulary import (
     Vocabulary,
     VocabularyError,
     clean_phrase,
+    name_and_synonyms,
     parse_vocabulary,
+    quote,
 )
 
 NODE_NAME = 'cliptrase'
@@ -182,6 +184,11 @@ class NodeSettings:
                     f"'max_image_megapixels' is {self.max_image_megapixels:g}"
                 )
 
+    @property
+    def max_pixels(self) -> int:
+        """Width x height of the largest image that is not refused."""
+        return round(self.max_image_megapixels * 1e6)
+
     def transport_of(self, camera: str) -> str:
         """How the images of a camera come, one of `TRANSPORTS`."""
         return self._of_camera(self.transport, camera)
@@ -213,15 +220,29 @@ class NodeSettings:
                 f'this node takes {self.max_phrases} (max_phrases); drop some'
             )
         for phrase in phrases:
-            if len(phrase) > self.max_phrase_length:
-                raise VocabularyError(
-                    f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
-                    f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
-                )
+            self._check_phrase(phrase)
         return vocabulary
 
     def _of_camera(self, transports: tuple[str, ...], camera: str) -> str:
         return transports[self.cameras.index(camera) if len(transports) > 1 else 0]
+
+    def make_phrase(self, text: str) -> str:
+        """Make a phrase that can be a class's name; raises VocabularyError where it cannot."""
+        self._check_phrase(text)
+        name, synonyms = name_and_synonyms(text)
+        if not name or synonyms:
+            raise VocabularyError(
+                f"the phrase {quote(text)} is blank, or has '=' or ':' in it; name what you mean, "
+                "for instance 'fire extinguisher'"
+            )
+        return name
+
+    def _check_phrase(self, phrase: str) -> None:
+        if len(phrase) > self.max_phrase_length:
+            raise VocabularyError(
+                f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
+                f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
+            )
 
     def _check_length(self, name: str, entries: tuple[str, ...]) -> None:
         """Refuse by length alone what would take long to parse."""

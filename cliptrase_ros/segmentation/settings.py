@@ -142,6 +142,7 @@ class Method:
         refinement: `none`, `edges` or `pamr`, see the setting; `sam` is none of the pipeline's.
         window, stride: The settings of these names, where they are not left to the preset.
         image_prior, smoothing: The settings of these names.
+        scores: Whether the probabilities of patches are asked for, which changes no labels.
 
     Raises:
         ValueError: For choices that exclude each other.
@@ -162,6 +163,7 @@ class Method:
     stride: int = 0
     smoothing: float = 0.0
     refinement: str = 'none'
+    scores: bool = False
 
     def __post_init__(self) -> None:
         if self.softmax == 'pixels':
@@ -204,6 +206,7 @@ class SegmentationSettings:
     Attributes:
         image_prior: Multiply the logits by those of the [CLS] token, as the paper does on VOC20;
             for benchmarks.
+        scores: Whether results have `Segmentation.scores`.
 
     Raises:
         ValueError: For a value out of range.
@@ -266,6 +269,7 @@ class SegmentationSettings:
         unit='pixels',
     )
     image_prior: bool = False
+    scores: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -245,6 +245,7 @@ def reported_camera():
         topic='/front/image_raw',
         transport='raw',
         is_active=True,
+        is_labelled=True,
         is_subscribed=True,
         outputs=SimpleNamespace(unknown_masks=()),
         statistics=CameraStatistics(),

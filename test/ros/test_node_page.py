@@ -8,6 +8,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from diagnostic_msgs.msg import DiagnosticArray
 from pages import table
+from rclpy.action import get_action_server_names_and_types_by_node
 from rclpy.node import Node
 
 from cliptrase_ros.ros.outputs import LabelInfo
@@ -59,7 +60,7 @@ def by_name_and_type(found):
         (name.replace('/OTHER/', '/NAME/'), type_)
         for name, types in found
         for type_ in types
-        if name not in COMMON_TOPICS
+        if name not in COMMON_TOPICS and '/_action/' not in name
     }
 
 
@@ -92,6 +93,28 @@ def test_topics(start_node, client):
         lambda: by_name_and_type(node.get_subscriber_names_and_types_by_node(*name)) == inputs,
         f'{inputs}',
     )
+
+
+def test_services_and_actions(start_node, client):
+    start_node()
+    name = ('cliptrase', '/')
+    client.wait_for(lambda: name in client.node.get_node_names_and_namespaces(), 'the node')
+    shown = {
+        (code(row[0])[0].replace('~', '/cliptrase'), row[1].replace('/', f'/{row[2]}/'))
+        for row in table('node.md', 'call', '## Services and actions')
+    }
+
+    def offered():
+        services = client.node.get_service_names_and_types_by_node(*name)
+        actions = get_action_server_names_and_types_by_node(client.node, *name)
+        return {
+            (name, type_)
+            for name, types in (*services, *actions)
+            for type_ in types
+            if type_.startswith('cliptrase_ros/') and '/_action/' not in name
+        }
+
+    client.wait_for(lambda: offered() == shown, f'{shown}')
 
 
 def test_diagnostics(start_node, client):

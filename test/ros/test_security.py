@@ -21,12 +21,16 @@ STRUCTURE = {
     'enclaves': (set(), {'enclave'}),
     'enclave': ({'path'}, {'profiles'}),
     'profiles': (set(), {'profile'}),
-    'profile': ({'ns', 'node'}, {'topics', 'services'}),
+    'profile': ({'ns', 'node'}, {'topics', 'services', 'actions'}),
     'topics': ({'publish', 'subscribe'}, {'topic'}),
     'services': ({'reply', 'request'}, {'service'}),
+    'actions': ({'call', 'execute'}, {'action'}),
     'topic': (set(), set()),
     'service': (set(), set()),
+    'action': (set(), set()),
 }
+#: What an action is made of.
+ACTION_TOPICS, ACTION_SERVICES = ('feedback', 'status'), ('send_goal', 'cancel_goal', 'get_result')
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +44,7 @@ def test_structure(policy):
         attributes, children = STRUCTURE[element.tag]
         assert set(element.attrib) <= attributes
         assert {child.tag for child in element} <= children
-        if element.tag in ('topics', 'services'):
+        if element.tag in ('topics', 'services', 'actions'):
             assert set(element.attrib.values()) == {'ALLOW'} and len(element)
 
 
@@ -68,6 +72,9 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         'subscribe': allowed('topics', 'subscribe'),
         'reply': allowed('services', 'reply'),
     }
+    for action in allowed('actions', 'execute'):
+        wanted['publish'] |= {f'{action}/_action/{part}' for part in ACTION_TOPICS}
+        wanted['reply'] |= {f'{action}/_action/{part}' for part in ACTION_SERVICES}
     if LabelInfo is None:
         wanted['publish'].remove(f'/{name}/camera/label_info')
     start_node(

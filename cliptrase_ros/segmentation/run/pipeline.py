@@ -35,7 +35,12 @@ from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
-from cliptrase_ros.segmentation.run.pixels import label_pixels, phrase_maps, probability_of
+from cliptrase_ros.segmentation.run.pixels import (
+    label_pixels,
+    patch_scores,
+    phrase_maps,
+    probability_of,
+)
 from cliptrase_ros.segmentation.settings import Method
 
 # Stands for the probability 0, whose logarithm could not be interpolated.
@@ -95,18 +100,22 @@ class LabelledFrames:
         label: (B, H, W), ids of the label table, its `unlabelled` where there is none.
         confidence: uint8 (B, H, W), 0..255 for a probability of 0..1.
         exact: bool (B,), see `Trace`.
+        scores: float32 (B, C, h, w), 0..1, the probability of each label column at each patch,
+            where the method has them; else None.
         history: See `Trace`.
     """
 
     label: Tensor
     confidence: Tensor
     exact: Tensor
+    scores: Tensor | None = None
     history: History | None = None
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, ...]:
         """What is copied to the host."""
-        return self.label, self.confidence, self.exact
+        always = self.label, self.confidence, self.exact
+        return always if self.scores is None else (*always, self.scores)
 
 
 @dataclass(frozen=True)
@@ -163,7 +172,8 @@ class Pipeline:
             label, confidence = labels_at_camera(
                 labels, result.patch_probability, table, min_confidence, framing
             )
-            return LabelledFrames(label, confidence, result.exact, result.history)
+            scores = result.patch_probability if method.scores else None
+            return LabelledFrames(label, confidence, result.exact, scores, result.history)
 
     def _label_at_pixels(
         self,
@@ -174,21 +184,27 @@ class Pipeline:
         method: Method,
     ) -> LabelledFrames:
         maps = phrase_maps(self.backbone, pixels, table, method, tuple(frames.shape[1:3]))
+        grid = self.backbone.grid(pixels)
+        scores = patch_scores(maps, grid, table, method) if method.scores else None
         labels, probability = label_pixels(maps, table, method)
         if method.refinement == 'edges':
             with stage('edges'):
-                grid, picture = self.backbone.grid(pixels), frames.permute(0, 3, 1, 2)
+                picture = frames.permute(0, 3, 1, 2)
                 labels = refine_edges(labels, picture, grid, table.size[1] + 1)
             probability = probability_of(labels, maps, table, method)
         with stage('output'):
             label, confidence = ids_and_confidence(labels, probability, table, min_confidence)
             exact = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
-            return LabelledFrames(label, confidence, exact)
+            return LabelledFrames(label, confidence, exact, scores)
 
     def empty_history(self, batch: int, framing: Framing, table: LabelTable) -> History:
         """The history that the first frames of `batch` cameras get."""
+        return empty_history(table.size[1], self.grid(framing), batch, self.mean.device)
+
+    def grid(self, framing: Framing) -> tuple[int, int]:
+        """Whole patches (h, w) of what the network sees."""
         height, width = (side // self.backbone.patch_size for side in framing.crop)
-        return empty_history(table.size[1], (height, width), batch, self.mean.device)
+        return height, width
 
     def normalise(self, pixels: Tensor, frame: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 (B, 3, H, W) to that dtype, normalised in float32; frame as in `Method`."""
