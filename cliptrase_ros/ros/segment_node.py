@@ -169,6 +169,7 @@ class SegmentNode(ManagedNode):
                         wake=self._worker.wake,
                         listeners=self._listeners,
                         mask_topics=self._values.node.mask_topics,
+                        score_topics=self._values.node.score_topics,
                         max_pixels=round(self._values.node.max_image_megapixels * 1e6),
                     )
                     camera.set_rate(self._values.node.rate)

@@ -246,7 +246,7 @@ def reported_camera():
         transport='raw',
         is_active=True,
         is_subscribed=True,
-        outputs=SimpleNamespace(unknown_masks=()),
+        outputs=SimpleNamespace(unknown_masks=(), unknown_scores=()),
         statistics=CameraStatistics(),
         explain_silence=lambda: 'no publisher',
     )

@@ -69,6 +69,7 @@ def test_topics(start_node, client):
         transport='raw; compressed',
         depth=True,
         mask_topics=['CLASS'],
+        score_topics=['PHRASE'],
         always_on=True,
     )
     node = client.node
