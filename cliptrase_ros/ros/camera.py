@@ -151,6 +151,7 @@ class Camera:
         wake: Called in the reception thread when there is something else to do.
         listeners: The thread that sees who begins or ceases to listen.
         mask_topics: Names of the classes that have a mask image each.
+        score_topics: Phrases that have a score image each.
         max_pixels: Of the largest image that is not refused.
 
     Attributes:
@@ -170,6 +171,7 @@ class Camera:
         wake: Callable[[], None],
         listeners: OwnThread,
         mask_topics: Sequence[str] = (),
+        score_topics: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
     ):
         self.name = topics.name
@@ -201,6 +203,7 @@ class Camera:
             node,
             self.name,
             mask_topics=mask_topics,
+            score_topics=score_topics,
             with_points=topics.depth is not None,
             always_on=always_on,
             on_listeners_changed=self.update_subscription,

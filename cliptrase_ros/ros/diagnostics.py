@@ -102,6 +102,7 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
     statistics, is_subscribed = camera.statistics, camera.is_subscribed
     values, new = statistics.report(elapsed_s, is_subscribed)
     unknown_masks = ', '.join(camera.outputs.unknown_masks)
+    unknown_scores = ', '.join(camera.outputs.unknown_scores)
     level, message = DiagnosticStatus.WARN, ''
     if new['refused']:
         message = f'{new["refused"]} images refused: {values["last_refusal"]}'
@@ -121,6 +122,8 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
         )
     elif unknown_masks:
         message = f'mask_topics has {unknown_masks}, the vocabulary does not'
+    elif unknown_scores:
+        message = f'score_topics has {unknown_scores}, the vocabulary does not'
     else:
         level = DiagnosticStatus.OK
         if camera.is_labelled:
@@ -142,6 +145,7 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
             'subscribed': is_subscribed,
             **values,
             'masks_unknown': unknown_masks,
+            'scores_unknown': unknown_scores,
         },
     )
 

@@ -177,6 +177,7 @@ class SegmentNode(ManagedNode):
                         wake=self._worker.wake,
                         listeners=self._listeners,
                         mask_topics=self._values.node.mask_topics,
+                        score_topics=self._values.node.score_topics,
                         max_pixels=self._values.node.max_pixels,
                     )
                     camera.set_rate(self._values.node.rate)

@@ -136,6 +136,13 @@ class NodeSettings:
         entry=clean_phrase,
         constraints="'' for none; no two that make the same topic",
     )
+    score_topics: tuple[str, ...] = setting(
+        (),
+        'Phrases, of classes or background, that have an image of their probability on '
+        "'~/NAME/scores/PHRASE'; named as those of 'mask_topics'.",
+        entry=clean_phrase,
+        constraints="'' for none; no two that make the same topic",
+    )
     warm_up_sizes: tuple[tuple[int, int], ...] = setting(
         (),
         "Sizes of the images to come, 'WIDTHxHEIGHT' each: made ready for before the first of "
@@ -176,7 +183,8 @@ class NodeSettings:
         _check_cameras(self.cameras)
         _check_transport('transport', self.transport, TRANSPORTS, self.cameras)
         _check_transport('depth_transport', self.depth_transport, DEPTH_TRANSPORTS, self.cameras)
-        _check_mask_topics(self.mask_topics)
+        _check_phrase_topics('mask_topics', self.mask_topics)
+        _check_phrase_topics('score_topics', self.score_topics)
         for height, width in self.warm_up_sizes:
             if width * height > self.max_image_megapixels * 1e6:
                 raise ParameterError(
@@ -309,32 +317,32 @@ def _check_transport(
         )
 
 
-def mask_topic_name(class_name: str) -> str:
-    """The last part of the topic of a class's masks: letters without accents, digits, single `_`.
+def phrase_topic_name(parameter: str, phrase: str) -> str:
+    """The last part of a phrase's topic: letters without accents, digits, single `_`.
 
     Raises:
-        ParameterError: Nothing is left of the name.
+        ParameterError: Nothing is left of the phrase, which the parameter of this name has.
     """
-    plain = unicodedata.normalize('NFKD', class_name)
+    plain = unicodedata.normalize('NFKD', phrase)
     plain = ''.join(c for c in plain if not unicodedata.combining(c))
     token = re.sub(r'[^A-Za-z0-9]+', '_', plain).strip('_')
     if not token:
         raise ParameterError(
-            f"'mask_topics' has {class_name!r}, of which nothing can be part of a topic name; give "
+            f"'{parameter}' has {phrase!r}, of which nothing can be part of a topic name; give "
             'the class a name with Latin letters, and this one as its synonym'
         )
     # A topic cannot begin with a digit, and with '_' it would be a hidden one.
     return token if token[0].isalpha() else f'class_{token}'
 
 
-def _check_mask_topics(names: tuple[str, ...]) -> None:
+def _check_phrase_topics(parameter: str, phrases: tuple[str, ...]) -> None:
     owners: dict[str, str] = {}
-    for name in names:
-        topic = mask_topic_name(name)
+    for phrase in phrases:
+        topic = phrase_topic_name(parameter, phrase)
         key = topic.casefold()
         if key in owners:
             raise ParameterError(
-                f"'mask_topics' has {owners[key]!r} and {name!r}, which make the same topic "
-                f'mask/{topic}; name one of them, or rename a class'
+                f"'{parameter}' has {owners[key]!r} and {phrase!r}, which make the same topic, "
+                f'{topic}; name one of them, or rename a class'
             )
-        owners[key] = name
+        owners[key] = phrase

@@ -141,7 +141,7 @@ class Method:
             that are not background gives its pixels to the others.
         refinement: `none`, `edges` or `pamr`, see the setting; `sam` is none of the pipeline's.
         window, stride: The settings of these names, where they are not left to the preset.
-        image_prior, smoothing: The settings of these names.
+        image_prior, smoothing, min_presence: The settings of these names.
         scores: Whether the probabilities of patches are asked for, which changes no labels.
 
     Raises:
@@ -162,6 +162,7 @@ class Method:
     window: int = 0
     stride: int = 0
     smoothing: float = 0.0
+    min_presence: float = 0.0
     refinement: str = 'none'
     scores: bool = False
 
@@ -232,6 +233,13 @@ class SegmentationSettings:
     min_confidence: float = setting(
         0.0,
         'Pixels whose class is less probable than this become 255, unlabelled.',
+        live=True,
+        limits=(0, 1),
+    )
+    min_presence: float = setting(
+        0.0,
+        'Classes that no patch of an image shows with at least this probability are left out of '
+        'its labels: for many words, few of them there. The background never is; 0 is off.',
         live=True,
         limits=(0, 1),
     )

@@ -247,7 +247,7 @@ def reported_camera():
         is_active=True,
         is_labelled=True,
         is_subscribed=True,
-        outputs=SimpleNamespace(unknown_masks=()),
+        outputs=SimpleNamespace(unknown_masks=(), unknown_scores=()),
         statistics=CameraStatistics(),
         explain_silence=lambda: 'no publisher',
     )

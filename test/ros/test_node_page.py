@@ -71,6 +71,7 @@ def test_topics(start_node, client):
         depth=True,
         depth_transport='raw; compressedDepth',
         mask_topics=['CLASS'],
+        score_topics=['PHRASE'],
         always_on=True,
     )
     node = client.node

@@ -36,12 +36,19 @@ def points_of(cloud):
 
 
 def test_every_output_of_a_frame_says_the_same(start_node, client):
-    start_node(vocabulary='road; red car: auto; tree', mask_topics='Red Car; road; no such thing')
+    start_node(
+        vocabulary='road; red car: auto; tree',
+        background='sky; wall',
+        mask_topics='Red Car; road; no such thing',
+        score_topics='Auto; road; tree; Sky; wall; no such phrase',
+    )
     topics = {
         name: f'/cliptrase/camera/{name}'
         for name in (
             *('label', 'confidence', 'label/compressed'),
             *('mask/Red_Car', 'mask/road', 'mask/no_such_thing'),
+            *('scores/Auto', 'scores/road', 'scores/tree', 'scores/Sky', 'scores/wall'),
+            'scores/no_such_phrase',
         )
     }
     for name, topic in topics.items():
@@ -59,14 +66,22 @@ def test_every_output_of_a_frame_says_the_same(start_node, client):
     decoded = cv2.imdecode(np.frombuffer(compressed.data, np.uint8), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(decoded, label)
 
-    for name in ('confidence', 'mask/Red_Car', 'mask/road', 'mask/no_such_thing'):
-        image = received[name]
+    for name, image in received.items():
+        if name == 'label/compressed':
+            continue
+        assert image.header == header
         assert (image.encoding, image.height, image.width, image.step) == ('mono8', 60, 90, 90)
     for name, class_name in (('mask/Red_Car', 'red car'), ('mask/road', 'road')):
         np.testing.assert_array_equal(
             pixels(received[name]), np.where(label == ids[class_name], 255, 0)
         )
     assert not pixels(received['mask/no_such_thing']).any()
+
+    # Together they are all there is, and what is most probable is what pixels are labelled.
+    scores = [pixels(received[f'scores/{n}']) for n in ('road', 'Auto', 'tree', 'Sky', 'wall')]
+    assert np.abs(np.sum(scores, 0, int) - 255).max() <= 3
+    assert (np.append([0, 1, 2], [255, 255])[np.argmax(scores, 0)] == label).mean() > 0.9
+    assert not pixels(received['scores/no_such_phrase']).any()
 
     confidence = pixels(received['confidence']) / 255.0
     for mask in client.masks_of(header).masks:
@@ -75,6 +90,7 @@ def test_every_output_of_a_frame_says_the_same(start_node, client):
 
     status, values = client.diagnostics(lambda _, v: v['masks_unknown'])
     assert values['masks_unknown'] == 'no such thing'
+    assert values['scores_unknown'] == 'no such phrase'
     assert status.level == DiagnosticStatus.WARN and 'no such thing' in status.message
 
 

@@ -83,6 +83,7 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         depth=True,
         depth_transport='raw; compressedDepth',
         mask_topics=['person'],
+        score_topics=['person'],
         always_on=True,
         use_sim_time=True,
     )

@@ -5,7 +5,7 @@ them the largest logit and the sum that softmax divides by.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from torch.profiler import record_function as stage
 
 from cliptrase_ros.segmentation.method import pamr, sliding
 from cliptrase_ros.segmentation.method.enlarging import enlarge
+from cliptrase_ros.segmentation.method.presence import without_absent
 from cliptrase_ros.segmentation.method.refinement import count_labels
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
@@ -167,6 +168,13 @@ def patch_scores(
     """
     logits = maps.at_patches(grid) * (method.logit_scale or table.logit_scale)
     return table.largest_by_column(logits.softmax(1).movedim(1, -1)).movedim(-1, 1)
+
+
+def keep_columns(maps: PhraseMaps, present: Tensor, table: LabelTable) -> PhraseMaps:
+    """The maps for a vocabulary of which an image has only the columns present, bool (B, C)."""
+    is_kept = F.pad(present, (0, 1))[:, table.columns]
+    of_windows = is_kept.repeat(len(maps.cosines) // len(present), 1)
+    return replace(maps, cosines=without_absent(maps.cosines, of_windows))
 
 
 def probability_of(labels: Tensor, maps: PhraseMaps, table: LabelTable, method: Method) -> Tensor:
