@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,11 +24,13 @@ from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
+from cliptrase_ros.ros.ground import GroundOutput, GroundPlane
 from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.points import DepthMatch, PointsOutput
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
 
 #: By transport: where images come from below NAME, as what.
@@ -99,7 +101,14 @@ class CameraTopics:
     """
 
     def __init__(
-        self, node: Node, name: str, transport: str, with_depth: bool, reception: OwnThread
+        self,
+        node: Node,
+        name: str,
+        transport: str,
+        *,
+        with_depth: bool,
+        with_ground: bool,
+        reception: OwnThread,
     ):
         self.name = name
         self.transport = transport
@@ -111,10 +120,14 @@ class CameraTopics:
         if with_depth:
             self.depth = topic(Image, f'{name}/depth/image_raw')
             self.info = topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
+        # A subscription of its own: points of depth and the ground are wanted at different times.
+        self.ground_info: SensorTopic | None = None
+        if with_ground:
+            self.ground_info = topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
 
     def follow_publishers(self) -> None:
         """Subscribe anew where publishers that have come or gone ask for another QoS."""
-        for topic in filter(None, (self.image, self.depth, self.info)):
+        for topic in filter(None, (self.image, self.depth, self.info, self.ground_info)):
             topic.follow_publishers()
 
 
@@ -136,17 +149,20 @@ class Camera:
     inference thread, `publish` to it and the one that publishes beside the engine.
 
     Args:
-        topics: Where the camera is read from; points are published if they have depth.
+        topics: Where the camera is read from.
         always_on: Subscribe and publish even while nobody listens.
         on_image: Called in the reception thread with an image that may be taken.
         wake: Called in the reception thread when there is something else to do.
         listeners: The thread that sees who begins or ceases to listen.
         mask_topics: Names of the classes that have a mask image each.
+        points: What points are made of, if that is there: `depth` or `ground`.
+        ground: Where the ground is; None where it is not published.
         max_pixels: Of the largest image that is not refused.
 
     Attributes:
         last_taken_ns: When an image was taken last, nanoseconds of a clock that only runs forwards.
         is_active: Whether images are labelled while somebody listens.
+        unknown_costs: Names of ground costs that the vocabulary announced last does not have.
     """
 
     def __init__(
@@ -159,6 +175,8 @@ class Camera:
         wake: Callable[[], None],
         listeners: OwnThread,
         mask_topics: Sequence[str] = (),
+        points: str = 'depth',
+        ground: GroundPlane | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
         self.name = topics.name
@@ -168,6 +186,7 @@ class Camera:
         self.statistics = CameraStatistics()
         self.last_taken_ns = 0
         self.is_active = False
+        self.unknown_costs: tuple[str, ...] = ()
         self._node = node
         self._topics = topics
         self._always_on = always_on
@@ -181,16 +200,20 @@ class Camera:
         self._limiter = RateLimiter()
         self._rate = 0.0
         self._points: PointsOutput | None = None
+        self._ground: GroundOutput | None = None
+        has_points_of_depth = points == 'depth' and topics.depth is not None
+        has_points_of_ground = points == 'ground' and ground is not None
         self.outputs = CameraOutputs(
             node,
             self.name,
             mask_topics=mask_topics,
-            with_points=topics.depth is not None,
+            with_points=has_points_of_depth or has_points_of_ground,
+            with_ground=ground is not None,
             always_on=always_on,
             on_listeners_changed=self.update_subscription,
             listeners=listeners,
         )
-        if topics.depth is not None:
+        if has_points_of_depth:
             self._points = PointsOutput(
                 self.outputs.points_publisher,
                 topics.depth,
@@ -199,6 +222,16 @@ class Camera:
                 wake=wake,
                 on_refused=self.refuse_depth,
                 max_pixels=max_pixels,
+            )
+        if ground is not None:
+            self._ground = GroundOutput(
+                self.outputs.ground_publisher,
+                self.outputs.points_publisher if has_points_of_ground else None,
+                topics.ground_info,
+                ground,
+                always_on=always_on,
+                statistics=self.statistics,
+                on_refused=self.refuse_camera_info,
             )
 
     @property
@@ -225,11 +258,17 @@ class Camera:
         """Subscribe while somebody listens, unsubscribe when the last one has gone."""
         with self._subscription_lock:
             with_points = self.is_active and self._wants_points()
-            is_wanted = self.is_active and (with_points or self.outputs.any_is_wanted())
+            with_ground = self.is_active and self._ground is not None and self._ground.is_wanted
+            is_wanted = with_points or with_ground
+            is_wanted |= self.is_active and self.outputs.any_is_wanted()
             if with_points:
                 self._points.subscribe()
             elif self._points is not None:
                 self._points.unsubscribe()
+            if with_ground:
+                self._ground.subscribe()
+            elif self._ground is not None:
+                self._ground.unsubscribe()
             if is_wanted and not self.is_subscribed:
                 self._topics.image.subscribe(
                     self._receive, self._receive_unreadable, self._report_incompatible_qos
@@ -251,6 +290,22 @@ class Camera:
         with self._lock:
             self._rate = rate
 
+    def set_ground_costs(self, costs: Mapping[str, int]) -> None:
+        """Take costs of classes on the ground, by name."""
+        if self._ground is not None:
+            self._ground.costs = costs
+
+    def announce(self, vocabulary: Vocabulary, header: Message, threshold: float) -> None:
+        """Say by which words labels are made from now on."""
+        self.outputs.publish_label_info(vocabulary, header, threshold)
+        if self._ground is not None:
+            unknown = vocabulary.unknown_names(self._ground.costs)
+            if unknown and unknown != self.unknown_costs:
+                self._node.get_logger().warning(
+                    f'ground_costs has {", ".join(unknown)}, which the vocabulary does not'
+                )
+            self.unknown_costs = unknown
+
     def wait_ns(self, now_ns: int) -> int | None:
         """Return nanoseconds until the pending image can be taken, None while there is none."""
         with self._lock:
@@ -271,6 +326,8 @@ class Camera:
         """Publish what somebody listens to of an image; pixels: uint8 (H, W, 3) RGB."""
         picture = LabelledPicture(image.header, pixels, result)
         topics = self.outputs.publish(picture)
+        if self._ground is not None:
+            topics += self._ground.publish(picture)
         points = '' if image.depth is None else ', points as soon as their depth is there'
         self.trace(image.header, f'published as {", ".join(topics) or "nothing"}{points}')
         if image.depth is not None:
@@ -300,10 +357,11 @@ class Camera:
             reason += f'; images come on {", ".join(similar)}: remap {self.name}/image_raw to one'
         return reason
 
-    def explain_missing_points(self) -> str:
-        """Say who publishes what the points are made of."""
+    def explain_missing(self) -> str:
+        """Say who publishes what points and ground are made of, beside the image."""
         with self._subscription_lock:
-            return '' if self._points is None else self._points.explain()
+            outputs = filter(None, (self._points, self._ground))
+            return '; '.join(filter(None, (output.explain() for output in outputs)))
 
     def refuse(self, error: Exception) -> None:
         """Count an image that cannot be used, and say so now and then."""
@@ -317,6 +375,13 @@ class Camera:
         self.statistics.count('refused', f'depth: {error}')
         self._node.get_logger().warning(
             f'depth image of {self.name} refused: {error}', throttle_duration_sec=5.0
+        )
+
+    def refuse_camera_info(self, error: Exception) -> None:
+        """Count a camera_info that cannot be read, and say so now and then."""
+        self.statistics.count('refused', f'camera_info: {error}')
+        self._node.get_logger().warning(
+            f'camera_info of {self.name} refused: {error}', throttle_duration_sec=5.0
         )
 
     def fail(self, error: Exception) -> None:

@@ -10,7 +10,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture, MakeOutput, MessageMaker
-from cliptrase_ros.messages.type_names import IMAGE, Message
+from cliptrase_ros.messages.type_names import IMAGE, OCCUPANCY_GRID, Message
 from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, message_class
 from cliptrase_ros.ros.own_thread import OwnThread
@@ -46,6 +46,7 @@ class CameraOutputs:
 
     Attributes:
         points_publisher: None without points.
+        ground_publisher: None without ground.
         unknown_masks: Names in `mask_topics` that the vocabulary announced last does not have.
     """
 
@@ -56,11 +57,13 @@ class CameraOutputs:
         *,
         mask_topics: Sequence[str],
         with_points: bool,
+        with_ground: bool,
         always_on: bool,
         on_listeners_changed: Callable[[], None],
         listeners: OwnThread,
     ):
         self.points_publisher: Publisher | None = None
+        self.ground_publisher: Publisher | None = None
         self.unknown_masks: tuple[str, ...] = ()
         self._node = node
         self._camera = camera
@@ -88,6 +91,9 @@ class CameraOutputs:
                 self._publishers.append(self._label_info)
             if with_points:
                 self.points_publisher = self._create_publisher(PointCloud2, 'points')
+            if with_ground:
+                grid = message_class(OCCUPANCY_GRID)
+                self.ground_publisher = self._create_publisher(grid, 'ground')
         except Exception:
             self.destroy()
             raise
@@ -99,7 +105,7 @@ class CameraOutputs:
         self._listeners.wake()
 
     def any_is_wanted(self) -> bool:
-        """Whether anything, points aside, is to be published."""
+        """Whether anything, points and ground aside, is to be published."""
         return any(map(self.is_wanted, self._outputs))
 
     def is_wanted(self, topic: str) -> bool:
@@ -132,8 +138,7 @@ class CameraOutputs:
         return publisher
 
     def _warn_of_unknown_masks(self, vocabulary: Vocabulary) -> None:
-        known = {entry.name.casefold() for entry in vocabulary.classes}
-        unknown = tuple(name for name in self._mask_topics if name.casefold() not in known)
+        unknown = vocabulary.unknown_names(self._mask_topics)
         if unknown and unknown != self.unknown_masks:
             self._node.get_logger().warning(
                 f'mask_topics has {", ".join(unknown)}, which the vocabulary does not; '

@@ -23,11 +23,13 @@ from cliptrase_ros.ros import diagnostics
 from cliptrase_ros.ros.camera import Camera, CameraTopics
 from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.executable import run_node
+from cliptrase_ros.ros.ground import GroundPlane
 from cliptrase_ros.ros.lifecycle import SUCCESS, ManagedNode, explain
 from cliptrase_ros.ros.outputs import LATCHED_QOS, LabelInfo
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
 from cliptrase_ros.ros.settings import NODE_NAME
+from cliptrase_ros.ros.transforms import Transforms
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back
 from cliptrase_ros.segmentation.process_settings import threads_beside_others
@@ -89,9 +91,19 @@ class SegmentNode(ManagedNode):
         reception, self._listeners = OwnThread(self, 'reception'), OwnThread(self, 'listeners')
         self._own_threads = reception, self._listeners
         self._topics = [
-            CameraTopics(self, name, values.transport_of(name), values.depth, reception)
+            CameraTopics(
+                self,
+                name,
+                values.transport_of(name),
+                with_depth=values.depth,
+                with_ground=bool(values.ground_frame),
+                reception=reception,
+            )
             for name in values.cameras
         ]
+        self._transforms: Transforms | None = None
+        if values.ground_frame and not values.camera_poses:
+            self._transforms = Transforms(self, reception)
         # Before the model is loaded: a typing mistake should not take seconds to be told.
         self._latest_vocabulary = self._values.node.make_vocabulary()
         self._accepted_change: tuple[Parameters, Vocabulary | None] | None = None
@@ -169,10 +181,12 @@ class SegmentNode(ManagedNode):
                         wake=self._worker.wake,
                         listeners=self._listeners,
                         mask_topics=self._values.node.mask_topics,
+                        points=self._values.node.points,
+                        ground=self._ground_of(topics.name),
                         max_pixels=round(self._values.node.max_image_megapixels * 1e6),
                     )
-                    camera.set_rate(self._values.node.rate)
                     self._cameras += (camera,)
+                    self._set_live_values(camera)
             except Exception:
                 self._release()
                 raise
@@ -211,6 +225,22 @@ class SegmentNode(ManagedNode):
         del worker, cameras
         give_memory_back()
 
+    def _ground_of(self, camera: str) -> GroundPlane | None:
+        values = self._values.node
+        if not values.ground_frame:
+            return None
+        return GroundPlane(
+            values.ground_frame,
+            values.ground_range,
+            values.ground_resolution,
+            values.pose_of(camera),
+            self._transforms,
+        )
+
+    def _set_live_values(self, camera: Camera) -> None:
+        camera.set_rate(self._values.node.rate)
+        camera.set_ground_costs(dict(self._values.node.ground_costs))
+
     def _load(self, device: str | None = None) -> Segmenter:
         model = self._values.model
         if device is not None:
@@ -245,7 +275,7 @@ class SegmentNode(ManagedNode):
                 f'vocabulary {vocabulary.version}: {", ".join(c.name for c in vocabulary.classes)}'
             )
         for camera in self._cameras:
-            camera.outputs.publish_label_info(vocabulary, self._header(), settings.min_confidence)
+            camera.announce(vocabulary, self._header(), settings.min_confidence)
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         try:
@@ -271,7 +301,7 @@ class SegmentNode(ManagedNode):
                 return
             (self._values, vocabulary), self._accepted_change = self._accepted_change, None
             for camera in self._cameras:
-                camera.set_rate(self._values.node.rate)
+                self._set_live_values(camera)
             self._request(vocabulary)
 
     def _next_vocabulary(self, values: Parameters, segmenter: Segmenter | None) -> Vocabulary:

@@ -247,6 +247,7 @@ def reported_camera():
         is_active=True,
         is_subscribed=True,
         outputs=SimpleNamespace(unknown_masks=()),
+        unknown_costs=(),
         statistics=CameraStatistics(),
         explain_silence=lambda: 'no publisher',
     )
