@@ -187,7 +187,7 @@ class NodeSettings:
     )
     camera_poses: tuple[tuple[float, ...], ...] = setting(
         (),
-        "Where each camera is in the ground's frame, 'x y z roll pitch yaw' (metres, radians; x "
+        "Where each camera is in 'ground_frame', 'x y z roll pitch yaw' (metres, radians; x "
         "forward, y left, z up): '0.2 0 1.1 0 0.35 0' looks 20 degrees down. Without, tf says it, "
         'of the frame of the image.',
         entry=camera_pose,

@@ -7,10 +7,14 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from nav_msgs.msg import OccupancyGrid
 from sensor_msgs.msg import CameraInfo, PointCloud2
+from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import POINT
-from cliptrase_ros.ros import transforms
+from cliptrase_ros.messages.ground import pose_of_transform
+from cliptrase_ros.ros import toybox_camera, transforms
 from cliptrase_ros.ros.settings import NodeSettings, ParameterError, camera_pose, ground_cost
+from cliptrase_ros.toybox.scenes import camera_pose as tour_pose
+from cliptrase_ros.toybox.scenes import sample_room
 
 GRID, POINTS = '/cliptrase/camera/ground', '/cliptrase/camera/points'
 #: A metre high, looking 45 degrees down.
@@ -213,3 +217,18 @@ def test_poses_of_tf(start_node, client, camera):
         # The next image is a second later: nothing is extrapolated so far.
         camera.missed(camera.send(), 'extrapolation')
     client.node.destroy_publisher(moving)
+
+
+def test_the_simulated_camera_says_where_it_is():
+    tour = tour_pose(sample_room(3, 'held_out', 'hard'), 2.0)
+    header = Header(frame_id='optical')
+    below, above = toybox_camera.make_transforms(tour, header, 'below')
+    assert (below.header.frame_id, below.child_frame_id) == ('room', 'below')
+    assert (above.header.frame_id, above.child_frame_id) == ('below', 'optical')
+    first, second = (pose_of_transform(t.transform) for t in (below, above))
+    assert first.position[2] == 0 and np.allclose(first.rotation[:, 2], [0, 0, 1])
+    # The camera looks along the x axis of the frame below it.
+    assert second.rotation[1, 2] == pytest.approx(0, abs=1e-6) and second.rotation[0, 2] > 0
+    together = first.rotation @ second.position + first.position, first.rotation @ second.rotation
+    assert np.allclose(together[0], tour.position, atol=1e-5)
+    assert np.allclose(together[1], tour.rotation, atol=1e-5)
