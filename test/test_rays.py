@@ -6,9 +6,17 @@ import pytest
 from raw_images import camera_info, region
 
 from cliptrase_ros.messages.images import ImageError
-from cliptrase_ros.messages.rays import CameraModel, camera_model, model_rays, pixel_rays, project
+from cliptrase_ros.messages.rays import (
+    CameraModel,
+    camera_model,
+    is_rectified_topic,
+    model_rays,
+    pixel_rays,
+    project,
+)
 
 K = (500.0, 0, 320.0, 0, 510.0, 240.0, 0, 0, 1.0)
+SMALL_K = (125.0, 0, 80.0, 0, 127.5, 60.0, 0, 0, 1.0)
 #: As calibrated cameras have them: webcams, Azure Kinect, wide lenses.
 DISTORTIONS = [
     ('plumb_bob', (-0.3, 0.1, 0.001, -0.002)),
@@ -33,20 +41,20 @@ def distort(points, model, matrix, d):
 
 @pytest.mark.parametrize(('model', 'd'), DISTORTIONS)
 def test_distorted_points_are_found_on_the_rays_of_their_pixels(model, d):
-    info = camera_info(distortion_model=model, d=d, k=K)
-    rays = pixel_rays(info, 640, 480)
-    assert (rays.dtype, rays.shape) == (np.float32, (2, 480, 640)) and np.isfinite(rays).all()
+    info = camera_info(160, 120, distortion_model=model, d=d, k=SMALL_K)
+    rays = pixel_rays(info, 160, 120)
+    assert (rays.dtype, rays.shape) == (np.float32, (2, 120, 160)) and np.isfinite(rays).all()
     generator = np.random.default_rng(0)
     points = generator.uniform((-0.6, -0.45, 1), (0.6, 0.45, 1), (500, 3))
-    right, down = distort(points, model, np.array(K).reshape(3, 3), d).T.astype(np.float32)
-    inside = (right > 0) & (right < 639) & (down > 0) & (down < 479)
+    right, down = distort(points, model, np.array(SMALL_K).reshape(3, 3), d).T.astype(np.float32)
+    inside = (right > 0) & (right < 159) & (down > 0) & (down < 119)
     assert inside.sum() > 300
     found = [cv2.remap(of, right[None], down[None], cv2.INTER_LINEAR)[0] for of in rays]
     # OpenCV interpolates by 1/32 of a pixel.
-    np.testing.assert_allclose(np.stack(found, -1)[inside], points[inside, :2], atol=1e-4)
-    rows, columns = np.indices((480, 640))
+    np.testing.assert_allclose(np.stack(found, -1)[inside], points[inside, :2], atol=0.03 / 125)
+    rows, columns = np.indices((120, 160))
     np.testing.assert_allclose(
-        project(camera_model(info, 640, 480), rays), [columns, rows], atol=2e-3
+        project(camera_model(info, 160, 120), rays), [columns, rows], atol=1e-3
     )
 
 
@@ -63,12 +71,11 @@ def test_whole_binned_and_cut_images_of_a_pinhole_camera():
 
 @pytest.mark.parametrize(('model', 'd'), DISTORTIONS)
 def test_cut_and_binned_images_have_the_rays_of_the_whole(model, d):
-    whole = pixel_rays(camera_info(distortion_model=model, d=d, k=K), 640, 480)
-    info = camera_info(
-        distortion_model=model, d=d, k=K, binning_x=2, binning_y=4, roi=region(100, 40, 200, 160)
-    )
+    fields = {'distortion_model': model, 'd': d, 'k': SMALL_K}
+    whole = pixel_rays(camera_info(160, 120, **fields), 160, 120)
+    info = camera_info(160, 120, binning_x=2, binning_y=4, roi=region(20, 8, 80, 64), **fields)
     np.testing.assert_allclose(
-        pixel_rays(info, 100, 40), whole[:, 40:200:4, 100:300:2], rtol=1e-5, atol=1e-6
+        pixel_rays(info, 40, 16), whole[:, 8:72:4, 20:100:2], rtol=1e-5, atol=1e-6
     )
 
 
@@ -76,6 +83,12 @@ def test_distortion_of_zeros_is_none_whatever_its_model():
     for model, d in (('', ()), ('plumb_bob', [0.0] * 5), ('equidistant', [0.0] * 4)):
         info = camera_info(k=K, distortion_model=model, d=d)
         assert camera_model(info, 640, 480) == CameraModel(500.0, 510.0, 320.0, 240.0)
+
+
+def test_topics_of_rectified_images():
+    rectified = ['/a/image_rect', 'image_rect_color', '/a/image_rect_raw/compressedDepth']
+    others = ['/a/image_raw', '/image_rect/a/image_raw', '/rect/image', '/a/image_raw/compressed']
+    assert all(map(is_rectified_topic, rectified)) and not any(map(is_rectified_topic, others))
 
 
 def test_rectified_images_are_of_p_and_not_distorted():

@@ -73,28 +73,13 @@ def depth_in_metres(image: Message, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     depth = stored.astype(np.float32)
     if stored.dtype.kind == 'u':
         depth *= np.float32(1e-3)
+    return only_measured(depth)
+
+
+def only_measured(depth: np.ndarray) -> np.ndarray:
+    """Turn what is no distance, zero, negative or infinite, into NaN, in place."""
     depth[~((depth > 0) & (depth < np.inf))] = np.nan
     return depth
-
-
-def read_registered_depth(
-    depth_image: Message, width: int, height: int, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """`depth_in_metres` for a picture that depth is registered to.
-
-    Args:
-        width: Of the picture, pixels.
-        height: Of the picture, pixels.
-
-    Raises:
-        ImageError: Depth of another size than the picture, or as `check_depth`.
-    """
-    if (depth_image.width, depth_image.height) != (width, height):
-        raise ImageError(
-            f'depth is of {depth_image.width} x {depth_image.height} pixels, the image of '
-            f'{width} x {height}; depth has to be registered to the image'
-        )
-    return depth_in_metres(depth_image, max_pixels)
 
 
 def back_project(depth: np.ndarray, rays: np.ndarray) -> np.ndarray:

@@ -94,6 +94,15 @@ def pixel_rays(info: Message, width: int, height: int, is_rectified: bool = Fals
     return model_rays(camera_model(info, width, height, is_rectified), width, height)
 
 
+def is_rectified_topic(topic: str) -> bool:
+    """Whether images of a topic are rectified, by the names that image_proc and drivers give them.
+
+    Those are `image_rect`, `image_rect_color`, `image_rect_raw` and so on, perhaps with a transport
+    behind it.
+    """
+    return any(part.startswith('image_rect') for part in topic.split('/')[-2:])
+
+
 @lru_cache(_KEPT)
 def model_rays(camera: CameraModel, width: int, height: int) -> np.ndarray:
     """`pixel_rays` of a camera's model."""

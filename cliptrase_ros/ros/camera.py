@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from rclpy.clock import Clock
@@ -21,14 +20,15 @@ from cliptrase_ros.messages.images import (
     header_stamp_ns,
 )
 from cliptrase_ros.messages.maker import LabelledPicture
+from cliptrase_ros.messages.rays import is_rectified_topic
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.ground import GroundOutput, GroundPlane
 from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.own_thread import OwnThread
-from cliptrase_ros.ros.points import DepthMatch, PointsOutput
-from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
+from cliptrase_ros.ros.points import DepthMatch, DepthTopics, PointsOutput
+from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic, transport_topic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
@@ -96,6 +96,10 @@ class CameraImage:
 class CameraTopics:
     """The topics that one camera is read from.
 
+    Args:
+        depth_transport: How its depth comes, a key of `points.DEPTH_TYPES`; None for no depth.
+        has_ground: Whether camera_info is needed for the ground.
+
     Raises:
         ParameterError: A QoS override, which is declared here, cannot be used.
     """
@@ -105,41 +109,35 @@ class CameraTopics:
         node: Node,
         name: str,
         transport: str,
-        *,
-        with_depth: bool,
-        with_ground: bool,
+        depth_transport: str | None,
+        has_ground: bool,
         reception: OwnThread,
     ):
         self.name = name
         self.transport = transport
         message_type = TRANSPORT_TOPICS[transport][1]
-        topic = partial(SensorTopic, node, reception=reception)
-        self.image = topic(message_type, _image_topic(node, name, transport))
-        self.depth: SensorTopic | None = None
-        self.info: SensorTopic | None = None
-        if with_depth:
-            self.depth = topic(Image, f'{name}/depth/image_raw')
-            self.info = topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
+        self.image = SensorTopic(
+            node, message_type, _image_topic(node, name, transport), reception=reception
+        )
+        self.depth: DepthTopics | None = None
+        if depth_transport is not None:
+            self.depth = DepthTopics(node, name, depth_transport, reception)
         # A subscription of its own: points of depth and the ground are wanted at different times.
         self.ground_info: SensorTopic | None = None
-        if with_ground:
-            self.ground_info = topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
+        if has_ground:
+            self.ground_info = SensorTopic(
+                node, CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS, reception
+            )
 
     def follow_publishers(self) -> None:
         """Subscribe anew where publishers that have come or gone ask for another QoS."""
-        for topic in filter(None, (self.image, self.depth, self.info, self.ground_info)):
+        depth_topics = self.depth.topics if self.depth else ()
+        for topic in filter(None, (self.image, *depth_topics, self.ground_info)):
             topic.follow_publishers()
 
 
 def _image_topic(node: Node, name: str, transport: str) -> str:
-    topic = f'{name}/{TRANSPORT_TOPICS[transport][0]}'
-    is_remapped = node.resolve_topic_name(topic) != node.resolve_topic_name(topic, only_expand=True)
-    if transport == 'raw' or is_remapped:
-        return topic
-    # As in image_transport: compressed images come below the topic of the raw ones, wherever that
-    # is remapped to.
-    raw = node.resolve_topic_name(f'{name}/{TRANSPORT_TOPICS["raw"][0]}')
-    return f'{raw.removesuffix("/compressed")}/compressed'
+    return transport_topic(node, f'{name}/{TRANSPORT_TOPICS["raw"][0]}', transport)
 
 
 class Camera:
@@ -217,7 +215,7 @@ class Camera:
             self._points = PointsOutput(
                 self.outputs.points_publisher,
                 topics.depth,
-                topics.info,
+                is_rectified=is_rectified_topic(self.topic),
                 statistics=self.statistics,
                 wake=wake,
                 on_refused=self.refuse_depth,
@@ -229,6 +227,7 @@ class Camera:
                 self.outputs.points_publisher if has_points_of_ground else None,
                 topics.ground_info,
                 ground,
+                is_rectified=is_rectified_topic(self.topic),
                 always_on=always_on,
                 statistics=self.statistics,
                 on_refused=self.refuse_camera_info,

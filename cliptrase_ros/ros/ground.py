@@ -54,6 +54,7 @@ class GroundOutput:
     Args:
         grid_publisher: Of nav_msgs/OccupancyGrid.
         points_publisher: Of sensor_msgs/PointCloud2; None where points are not made of the ground.
+        is_rectified: Whether the camera's images are.
         always_on: Publish even while nobody listens.
         on_refused: Called with the reason why a camera_info cannot be read.
 
@@ -68,6 +69,7 @@ class GroundOutput:
         info_topic: SensorTopic,
         ground: GroundPlane,
         *,
+        is_rectified: bool,
         always_on: bool,
         statistics: CameraStatistics,
         on_refused: Callable[[ValueError], None],
@@ -79,6 +81,7 @@ class GroundOutput:
             self._outputs['points'] = points_publisher, self._make_points
         self._info_topic = info_topic
         self._ground = ground
+        self._is_rectified = is_rectified
         self._always_on = always_on
         self._statistics = statistics
         self._on_refused = on_refused
@@ -140,7 +143,7 @@ class GroundOutput:
         header, (height, width) = picture.header, picture.result.label.shape
         if self._info is None:
             raise ImageError(f'no camera_info on {self._info_topic.name}')
-        camera, ground = camera_model(self._info, width, height), self._ground
+        camera, ground = camera_model(self._info, width, height, self._is_rectified), self._ground
         pose = ground.pose
         if pose is None:
             stamp_ns = header_stamp_ns(header)

@@ -95,9 +95,9 @@ class SegmentNode(ManagedNode):
                 self,
                 name,
                 values.transport_of(name),
-                with_depth=values.depth,
-                with_ground=bool(values.ground_frame),
-                reception=reception,
+                values.depth_transport_of(name),
+                bool(values.ground_frame),
+                reception,
             )
             for name in values.cameras
         ]
