@@ -19,6 +19,7 @@ from cliptrase_ros.messages.type_names import (
     COMPRESSED_IMAGE,
     IMAGE,
     LABEL_INFO,
+    OCCUPANCY_GRID,
     POINTS,
     VOCABULARY,
     Message,
@@ -39,7 +40,7 @@ class MessageMaker:
     Attributes:
         make: Makes a message, given its type (as in `sensor_msgs/msg/Image`) and, by name, all
             its fields.
-        to_field: Turns a contiguous array, uint8 or uint32 (N,), into what a field of such
+        to_field: Turns a contiguous array, uint8, int8 or uint32 (N,), into what a field of such
             numbers takes.
     """
 
@@ -116,6 +117,33 @@ class MessageMaker:
             )
             for name, (kind, offset) in dtype.fields.items()
         ]
+
+    def make_grid(
+        self, cells: np.ndarray, cell_m: float, origin: tuple[float, float], header: Message
+    ) -> Message:
+        """Make a nav_msgs/OccupancyGrid.
+
+        Args:
+            cells: int8 (rows, columns), 0 to 100, -1 = unknown; rows along y, columns along x.
+            cell_m: Side of a cell, metres.
+            origin: x and y of the first cell's corner in the header's frame, metres.
+        """
+        rows, columns = cells.shape
+        corner = self.make('geometry_msgs/msg/Point', x=origin[0], y=origin[1], z=0.0)
+        level = self.make('geometry_msgs/msg/Quaternion', x=0.0, y=0.0, z=0.0, w=1.0)
+        return self.make(
+            OCCUPANCY_GRID,
+            header=header,
+            info=self.make(
+                'nav_msgs/msg/MapMetaData',
+                map_load_time=header.stamp,
+                resolution=cell_m,
+                width=columns,
+                height=rows,
+                origin=self.make('geometry_msgs/msg/Pose', position=corner, orientation=level),
+            ),
+            data=self.to_field(cells.ravel()),
+        )
 
     def make_masks(self, result: 'Segmentation', header: Message) -> Message:
         """Make a cliptrase_ros/ClassMasks with the mask of every class present."""

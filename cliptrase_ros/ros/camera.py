@@ -2,14 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rclpy.clock import Clock
 from rclpy.logging import LoggingSeverity
 from rclpy.node import Node
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from cliptrase_ros.messages.images import (
     MAX_PIXELS,
@@ -24,11 +24,13 @@ from cliptrase_ros.messages.rays import is_rectified_topic
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
+from cliptrase_ros.ros.ground import GroundOutput, GroundPlane
 from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.points import DepthMatch, DepthTopics, PointsOutput
-from cliptrase_ros.ros.subscribing import SensorTopic, transport_topic
+from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic, transport_topic
 from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
 
 #: By transport: where images come from below NAME, as what.
@@ -104,6 +106,7 @@ class CameraTopics:
 
     Args:
         depth_transport: How its depth comes, a key of `points.DEPTH_TYPES`; None for no depth.
+        has_ground: Whether camera_info is needed for the ground.
 
     Raises:
         ParameterError: A QoS override, which is declared here, cannot be used.
@@ -115,6 +118,7 @@ class CameraTopics:
         name: str,
         transport: str,
         depth_transport: str | None,
+        has_ground: bool,
         reception: OwnThread,
     ):
         self.name = name
@@ -126,10 +130,17 @@ class CameraTopics:
         self.depth: DepthTopics | None = None
         if depth_transport is not None:
             self.depth = DepthTopics(node, name, depth_transport, reception)
+        # A subscription of its own: points of depth and the ground are wanted at different times.
+        self.ground_info: SensorTopic | None = None
+        if has_ground:
+            self.ground_info = SensorTopic(
+                node, CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS, reception
+            )
 
     def follow_publishers(self) -> None:
         """Subscribe anew where publishers that have come or gone ask for another QoS."""
-        for topic in (self.image, *(self.depth.topics if self.depth else ())):
+        depth_topics = self.depth.topics if self.depth else ()
+        for topic in filter(None, (self.image, *depth_topics, self.ground_info)):
             topic.follow_publishers()
 
 
@@ -145,13 +156,15 @@ class Camera:
     publishes beside the engine.
 
     Args:
-        topics: Where the camera is read from; points are published if they have depth.
+        topics: Where the camera is read from.
         always_on: Subscribe and publish even while nobody listens.
         on_image: Called in the reception thread with an image that may be taken.
         wake: Called in the reception thread when there is something else to do.
         listeners: The thread that sees who begins or ceases to listen.
         mask_topics: Names of the classes that have a mask image each.
         score_topics: Phrases that have a score image each.
+        points: What points are made of, if that is there: `depth` or `ground`.
+        ground: Where the ground is; None where it is not published.
         max_pixels: Of the largest image that is not refused.
 
     Attributes:
@@ -159,6 +172,7 @@ class Camera:
         last_searched_ns: The same of images to be searched.
         is_active: Whether images are labelled while somebody listens.
         is_labelled: Whether they are at the moment.
+        unknown_costs: Names of ground costs that the vocabulary announced last does not have.
     """
 
     def __init__(
@@ -172,6 +186,8 @@ class Camera:
         listeners: OwnThread,
         mask_topics: Sequence[str] = (),
         score_topics: Sequence[str] = (),
+        points: str = 'depth',
+        ground: GroundPlane | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
         self.name = topics.name
@@ -183,6 +199,7 @@ class Camera:
         self.last_searched_ns = 0
         self.is_active = False
         self.is_labelled = False
+        self.unknown_costs: tuple[str, ...] = ()
         self._node = node
         self._topics = topics
         self._always_on = always_on
@@ -199,17 +216,21 @@ class Camera:
         self._limiter = RateLimiter()
         self._rate = 0.0
         self._points: PointsOutput | None = None
+        self._ground: GroundOutput | None = None
+        has_points_of_depth = points == 'depth' and topics.depth is not None
+        has_points_of_ground = points == 'ground' and ground is not None
         self.outputs = CameraOutputs(
             node,
             self.name,
             mask_topics=mask_topics,
             score_topics=score_topics,
-            with_points=topics.depth is not None,
+            with_points=has_points_of_depth or has_points_of_ground,
+            with_ground=ground is not None,
             always_on=always_on,
             on_listeners_changed=self.update_subscription,
             listeners=listeners,
         )
-        if topics.depth is not None:
+        if has_points_of_depth:
             self._points = PointsOutput(
                 self.outputs.points_publisher,
                 topics.depth,
@@ -218,6 +239,17 @@ class Camera:
                 wake=wake,
                 on_refused=self.refuse_depth,
                 max_pixels=max_pixels,
+            )
+        if ground is not None:
+            self._ground = GroundOutput(
+                self.outputs.ground_publisher,
+                self.outputs.points_publisher if has_points_of_ground else None,
+                topics.ground_info,
+                ground,
+                is_rectified=is_rectified_topic(self.topic),
+                always_on=always_on,
+                statistics=self.statistics,
+                on_refused=self.refuse_camera_info,
             )
 
     @property
@@ -250,11 +282,17 @@ class Camera:
         """Subscribe while somebody listens or searches, unsubscribe when the last one has gone."""
         with self._subscription_lock:
             with_points = self.is_active and self._wants_points()
-            is_labelled = self.is_active and (with_points or self.outputs.any_is_wanted())
+            with_ground = self.is_active and self._ground is not None and self._ground.is_wanted
+            is_labelled = with_points or with_ground
+            is_labelled |= self.is_active and self.outputs.any_is_wanted()
             if with_points:
                 self._points.subscribe()
             elif self._points is not None:
                 self._points.unsubscribe()
+            if with_ground:
+                self._ground.subscribe()
+            elif self._ground is not None:
+                self._ground.unsubscribe()
             with self._lock:
                 self.is_labelled = is_labelled
                 is_searched = self.is_active and self._is_searched
@@ -282,6 +320,22 @@ class Camera:
         """Take at most so many images a second, 0 = all."""
         with self._lock:
             self._rate = rate
+
+    def set_ground_costs(self, costs: Mapping[str, int]) -> None:
+        """Take costs of classes on the ground, by name."""
+        if self._ground is not None:
+            self._ground.costs = costs
+
+    def announce(self, vocabulary: Vocabulary, header: Message, threshold: float) -> None:
+        """Say by which words labels are made from now on."""
+        self.outputs.publish_label_info(vocabulary, header, threshold)
+        if self._ground is not None:
+            unknown = vocabulary.unknown_names(self._ground.costs)
+            if unknown and unknown != self.unknown_costs:
+                self._node.get_logger().warning(
+                    f'ground_costs has {", ".join(unknown)}, which the vocabulary does not'
+                )
+            self.unknown_costs = unknown
 
     def wait_ns(self, now_ns: int) -> int | None:
         """Return nanoseconds until the pending image can be taken, None while there is none."""
@@ -312,6 +366,8 @@ class Camera:
         """Publish what somebody listens to of an image; pixels: uint8 (H, W, 3) RGB."""
         picture = LabelledPicture(image.header, pixels, result)
         topics = self.outputs.publish(picture)
+        if self._ground is not None:
+            topics += self._ground.publish(picture)
         points = '' if image.depth is None else ', points as soon as their depth is there'
         self.trace(image.header, f'published as {", ".join(topics) or "nothing"}{points}')
         if image.depth is not None:
@@ -341,10 +397,11 @@ class Camera:
             reason += f'; images come on {", ".join(similar)}: remap {self.name}/image_raw to one'
         return reason
 
-    def explain_missing_points(self) -> str:
-        """Say who publishes what the points are made of."""
+    def explain_missing(self) -> str:
+        """Say who publishes what points and ground are made of, beside the image."""
         with self._subscription_lock:
-            return '' if self._points is None else self._points.explain()
+            outputs = filter(None, (self._points, self._ground))
+            return '; '.join(filter(None, (output.explain() for output in outputs)))
 
     def refuse(self, error: Exception) -> None:
         """Count an image that cannot be used, and say so now and then."""
@@ -358,6 +415,13 @@ class Camera:
         self.statistics.count('refused', f'depth: {error}')
         self._node.get_logger().warning(
             f'depth image of {self.name} refused: {error}', throttle_duration_sec=5.0
+        )
+
+    def refuse_camera_info(self, error: Exception) -> None:
+        """Count a camera_info that cannot be read, and say so now and then."""
+        self.statistics.count('refused', f'camera_info: {error}')
+        self._node.get_logger().warning(
+            f'camera_info of {self.name} refused: {error}', throttle_duration_sec=5.0
         )
 
     def fail(self, error: Exception) -> None:

@@ -20,12 +20,14 @@ SILENCE_S = 3.0
 _COUNTS = (
     *('received', 'labelled', 'searched', 'dropped_busy', 'dropped_rate', 'dropped_unwanted'),
     *('incompatible_qos', 'refused', 'failed', 'points', 'points_missed'),
+    *('ground', 'ground_missed'),
 )
 #: Counts whose latest reason is reported as well, and as what.
 _REASONS = {
     'refused': 'last_refusal',
     'failed': 'last_failure',
     'points_missed': 'last_points_missed',
+    'ground_missed': 'last_ground_missed',
 }
 
 
@@ -103,6 +105,7 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
     values, new = statistics.report(elapsed_s, is_subscribed)
     unknown_masks = ', '.join(camera.outputs.unknown_masks)
     unknown_scores = ', '.join(camera.outputs.unknown_scores)
+    unknown_costs = ', '.join(camera.unknown_costs)
     level, message = DiagnosticStatus.WARN, ''
     if new['refused']:
         message = f'{new["refused"]} images refused: {values["last_refusal"]}'
@@ -118,12 +121,19 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
     elif new['points_missed']:
         message = (
             f'{new["points_missed"]} images without points: {values["last_points_missed"]}; '
-            f'{camera.explain_missing_points()}'
+            f'{camera.explain_missing()}'
+        )
+    elif new['ground_missed']:
+        message = (
+            f'{new["ground_missed"]} images without ground: {values["last_ground_missed"]}; '
+            f'{camera.explain_missing()}'
         )
     elif unknown_masks:
         message = f'mask_topics has {unknown_masks}, the vocabulary does not'
     elif unknown_scores:
         message = f'score_topics has {unknown_scores}, the vocabulary does not'
+    elif unknown_costs:
+        message = f'ground_costs has {unknown_costs}, the vocabulary does not'
     else:
         level = DiagnosticStatus.OK
         if camera.is_labelled:
@@ -146,6 +156,7 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
             **values,
             'masks_unknown': unknown_masks,
             'scores_unknown': unknown_scores,
+            'costs_unknown': unknown_costs,
         },
     )
 

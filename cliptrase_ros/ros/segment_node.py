@@ -23,6 +23,7 @@ from cliptrase_ros.ros import diagnostics
 from cliptrase_ros.ros.camera import Camera, CameraTopics
 from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.executable import run_node
+from cliptrase_ros.ros.ground import GroundPlane
 from cliptrase_ros.ros.lifecycle import SUCCESS, ManagedNode, explain
 from cliptrase_ros.ros.outputs import LATCHED_QOS, LabelInfo
 from cliptrase_ros.ros.own_thread import OwnThread
@@ -30,6 +31,7 @@ from cliptrase_ros.ros.parameters import Parameters, declare_parameters
 from cliptrase_ros.ros.request_servers import RequestServers, Target
 from cliptrase_ros.ros.requests import RequestError
 from cliptrase_ros.ros.settings import NODE_NAME
+from cliptrase_ros.ros.transforms import Transforms
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation.device_faults import give_memory_back
 from cliptrase_ros.segmentation.process_settings import threads_beside_others
@@ -93,10 +95,18 @@ class SegmentNode(ManagedNode):
         self._own_threads = reception, self._listeners
         self._topics = [
             CameraTopics(
-                self, name, values.transport_of(name), values.depth_transport_of(name), reception
+                self,
+                name,
+                values.transport_of(name),
+                values.depth_transport_of(name),
+                bool(values.ground_frame),
+                reception,
             )
             for name in values.cameras
         ]
+        self._transforms: Transforms | None = None
+        if values.ground_frame and not values.camera_poses:
+            self._transforms = Transforms(self, reception)
         # Before the model is loaded: a typing mistake should not take seconds to be told.
         self._latest_vocabulary = self._values.node.make_vocabulary()
         self._accepted_change: tuple[Parameters, Vocabulary | None] | None = None
@@ -178,10 +188,12 @@ class SegmentNode(ManagedNode):
                         listeners=self._listeners,
                         mask_topics=self._values.node.mask_topics,
                         score_topics=self._values.node.score_topics,
+                        points=self._values.node.points,
+                        ground=self._ground_of(topics.name),
                         max_pixels=self._values.node.max_pixels,
                     )
-                    camera.set_rate(self._values.node.rate)
                     self._cameras += (camera,)
+                    self._set_live_values(camera)
             except Exception:
                 self._release()
                 raise
@@ -219,6 +231,22 @@ class SegmentNode(ManagedNode):
             camera.destroy()
         del worker, cameras
         give_memory_back()
+
+    def _ground_of(self, camera: str) -> GroundPlane | None:
+        values = self._values.node
+        if not values.ground_frame:
+            return None
+        return GroundPlane(
+            values.ground_frame,
+            values.ground_range,
+            values.ground_resolution,
+            values.pose_of(camera),
+            self._transforms,
+        )
+
+    def _set_live_values(self, camera: Camera) -> None:
+        camera.set_rate(self._values.node.rate)
+        camera.set_ground_costs(dict(self._values.node.ground_costs))
 
     def _load(self, device: str | None = None) -> Segmenter:
         model = self._values.model
@@ -260,7 +288,7 @@ class SegmentNode(ManagedNode):
                 f'vocabulary {vocabulary.version}: {", ".join(c.name for c in vocabulary.classes)}'
             )
         for camera in self._cameras:
-            camera.outputs.publish_label_info(vocabulary, self._header(), settings.min_confidence)
+            camera.announce(vocabulary, self._header(), settings.min_confidence)
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         try:
@@ -286,7 +314,7 @@ class SegmentNode(ManagedNode):
                 return
             (self._values, vocabulary), self._accepted_change = self._accepted_change, None
             for camera in self._cameras:
-                camera.set_rate(self._values.node.rate)
+                self._set_live_values(camera)
             self._request(vocabulary)
 
     def _next_vocabulary(self, values: Parameters, segmenter: Segmenter | None) -> Vocabulary:

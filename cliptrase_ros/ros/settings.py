@@ -4,11 +4,13 @@ The engine's settings are declared in `segmentation/settings.py`; all of them to
 node's parameters. Needs neither ROS nor torch: the launch file describes its arguments by it.
 """
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
+from cliptrase_ros.messages.ground import MAX_COST, CameraPose, pose_of_body
 from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
 from cliptrase_ros.segmentation.settings import (
     ModelSettings,
@@ -37,6 +39,12 @@ TRANSPORTS = ('raw', 'compressed')
 #: How depth can come.
 DEPTH_TRANSPORTS = ('raw', 'compressedDepth')
 
+#: What points can be made of.
+POINTS = ('depth', 'ground')
+
+#: Most cells of `~/NAME/ground` from the camera to the end of its range.
+MAX_GROUND_CELLS = 1000
+
 #: Slowest limit on label images a second, beside 0 = none; slower would look like a dead node.
 MIN_RATE = 0.001
 
@@ -59,6 +67,45 @@ def image_size(text: str) -> tuple[int, int]:
             "WIDTHxHEIGHT, for instance ['640x480', '1280x720']"
         )
     return height, width
+
+
+def camera_pose(text: str) -> tuple[float, ...]:
+    """The six numbers of an entry `x y z roll pitch yaw` of `camera_poses`.
+
+    Raises:
+        ParameterError: The text is no pose, or one from which no ground is seen.
+    """
+    try:
+        values = [float(value) for value in text.split()]
+    except ValueError:
+        values = []
+    if len(values) != 6 or not all(map(math.isfinite, values)):
+        raise ParameterError(
+            f"'camera_poses' has {text.strip()[:60]!r}; give 'x y z roll pitch yaw' of a camera in "
+            "metres and radians, for instance '0.2 0 1.1 0 0.35 0'"
+        )
+    if values[2] <= 0:
+        raise ParameterError(
+            f"'camera_poses' has {text.strip()[:60]!r}, a camera that is not above the ground: the "
+            'third number, its height, has to be more than 0'
+        )
+    return tuple(values)
+
+
+def ground_cost(text: str) -> tuple[str, int]:
+    """Class name and cost of an entry `name = cost` of `ground_costs`.
+
+    Raises:
+        ParameterError: The text is not of this form, or the cost out of range.
+    """
+    name, _, cost = text.rpartition('=')
+    name, cost = clean_phrase(name), cost.strip()
+    if not name or not re.fullmatch('[0-9]{1,3}', cost) or int(cost) > MAX_COST:
+        raise ParameterError(
+            f"'ground_costs' has {text.strip()[:60]!r}; give 'name = cost' of a class, a whole "
+            f"number from 0 to {MAX_COST}, for instance 'grass = 60'"
+        )
+    return name, int(cost)
 
 
 @dataclass(frozen=True)
@@ -103,6 +150,14 @@ class NodeSettings:
         also=(0,),
         unit='label images a second',
     )
+    ground_costs: tuple[tuple[str, int], ...] = setting(
+        (),
+        "Classes that lie on the ground, each 'name = cost': 0 is free, 100 not to be driven on. "
+        'The other classes of the vocabulary stand on it and cost 100.',
+        live=True,
+        entry=ground_cost,
+        constraints=f"'' for none; costs 0 to {MAX_COST}; no name twice",
+    )
     cameras: tuple[str, ...] = setting(
         ('camera',),
         "Names of the cameras. Each NAME is read from 'NAME/image_raw' (relative, remappable) and "
@@ -128,6 +183,38 @@ class NodeSettings:
         "'NAME/depth/image_raw/compressedDepth'. One for all cameras, or one for each in order.",
         entry=clean_phrase,
         constraints=f'each one of {", ".join(DEPTH_TRANSPORTS)}',
+    )
+    points: str = setting(
+        'depth',
+        "What '~/NAME/points' is made of: 'depth', if that is true, or 'ground': the places of "
+        "pixels in the plane of 'ground_frame'.",
+        choices=POINTS,
+    )
+    ground_frame: str = setting(
+        '',
+        "Frame whose plane z = 0 is the ground, for instance 'base_footprint': publish "
+        "'~/NAME/ground', with 'NAME/camera_info'.",
+        constraints="'' for none",
+    )
+    camera_poses: tuple[tuple[float, ...], ...] = setting(
+        (),
+        "Where each camera is in 'ground_frame', 'x y z roll pitch yaw' (metres, radians; x "
+        "forward, y left, z up): '0.2 0 1.1 0 0.35 0' looks 20 degrees down. Without, tf says it, "
+        'of the frame of the image.',
+        entry=camera_pose,
+        constraints="'' for those of tf; one for each camera in order",
+    )
+    ground_range: float = setting(
+        5.0,
+        'How far from a camera the ground is looked at.',
+        limits=(0.5, 100.0),
+        unit='metres',
+    )
+    ground_resolution: float = setting(
+        0.05,
+        "Side of a cell of '~/NAME/ground'.",
+        limits=(0.005, 1.0),
+        unit='metres',
     )
     mask_topics: tuple[str, ...] = setting(
         (),
@@ -185,6 +272,7 @@ class NodeSettings:
         _check_transport('depth_transport', self.depth_transport, DEPTH_TRANSPORTS, self.cameras)
         _check_phrase_topics('mask_topics', self.mask_topics)
         _check_phrase_topics('score_topics', self.score_topics)
+        self._check_ground()
         for height, width in self.warm_up_sizes:
             if width * height > self.max_image_megapixels * 1e6:
                 raise ParameterError(
@@ -230,6 +318,33 @@ class NodeSettings:
         for phrase in phrases:
             self._check_phrase(phrase)
         return vocabulary
+
+    def _check_ground(self) -> None:
+        names = [name.casefold() for name, _ in self.ground_costs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ParameterError(f"'ground_costs' has {name!r} twice; give it one cost")
+        if self.points == 'ground' and not self.ground_frame:
+            raise ParameterError(
+                "'points' is 'ground', but no 'ground_frame' is given; name the frame whose plane "
+                "z = 0 is the ground, for instance 'base_footprint'"
+            )
+        if self.camera_poses and len(self.camera_poses) != len(self.cameras):
+            raise ParameterError(
+                f"'camera_poses' has {len(self.camera_poses)} entries for {len(self.cameras)} "
+                "cameras; give one for each in order, or '' for those of tf"
+            )
+        if self.ground_range > MAX_GROUND_CELLS * self.ground_resolution:
+            raise ParameterError(
+                f"'ground_range' is {self.ground_range:g} m, more than {MAX_GROUND_CELLS} cells of "
+                f"'ground_resolution', {self.ground_resolution:g} m; make cells larger"
+            )
+
+    def pose_of(self, camera: str) -> CameraPose | None:
+        """Where a camera is in the ground's frame, None where tf says it."""
+        if not self.camera_poses:
+            return None
+        return pose_of_body(*self.camera_poses[self.cameras.index(camera)])
 
     def _of_camera(self, transports: tuple[str, ...], camera: str) -> str:
         return transports[self.cameras.index(camera) if len(transports) > 1 else 0]

@@ -3,7 +3,7 @@
 import colorsys
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -89,6 +89,11 @@ class Vocabulary:
         for entry in self.classes:
             palette[entry.id] = entry.color
         return palette
+
+    def unknown_names(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of some names that are no class's name."""
+        known = {entry.name.casefold() for entry in self.classes}
+        return tuple(name for name in names if name.casefold() not in known)
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:

@@ -248,6 +248,7 @@ def reported_camera():
         is_labelled=True,
         is_subscribed=True,
         outputs=SimpleNamespace(unknown_masks=(), unknown_scores=()),
+        unknown_costs=(),
         statistics=CameraStatistics(),
         explain_silence=lambda: 'no publisher',
     )
