@@ -27,9 +27,12 @@ from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.points import DepthMatch, PointsOutput
+from cliptrase_ros.ros.settings import NodeSettings
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
 from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.rate_limit import RateLimiter
+from cliptrase_ros.streams.tracking import InstanceTracker
 
 #: By transport: where images come from below NAME, as what.
 TRANSPORT_TOPICS = {
@@ -142,11 +145,14 @@ class Camera:
         wake: Called in the reception thread when there is something else to do.
         listeners: The thread that sees who begins or ceases to listen.
         mask_topics: Names of the classes that have a mask image each.
+        tracker: What gives the camera's instances their ids.
         max_pixels: Of the largest image that is not refused.
 
     Attributes:
         last_taken_ns: When an image was taken last, nanoseconds of a clock that only runs forwards.
         is_active: Whether images are labelled while somebody listens.
+        min_instance_area: The setting of this name.
+        overlay_boxes: The setting of this name.
     """
 
     def __init__(
@@ -158,6 +164,7 @@ class Camera:
         on_image: Callable[[CameraImage], None],
         wake: Callable[[], None],
         listeners: OwnThread,
+        tracker: InstanceTracker,
         mask_topics: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
     ):
@@ -168,6 +175,9 @@ class Camera:
         self.statistics = CameraStatistics()
         self.last_taken_ns = 0
         self.is_active = False
+        self.min_instance_area = SegmentationSettings.min_instance_area
+        self.overlay_boxes = NodeSettings.overlay_boxes
+        self._tracker = tracker
         self._node = node
         self._topics = topics
         self._always_on = always_on
@@ -269,7 +279,14 @@ class Camera:
 
     def publish(self, image: CameraImage, pixels: np.ndarray, result: Segmentation) -> None:
         """Publish what somebody listens to of an image; pixels: uint8 (H, W, 3) RGB."""
-        picture = LabelledPicture(image.header, pixels, result)
+        picture = LabelledPicture(
+            image.header,
+            pixels,
+            result,
+            self.min_instance_area,
+            partial(self._tracker.track, time_ns=image.time_ns),
+            self.overlay_boxes,
+        )
         topics = self.outputs.publish(picture)
         points = '' if image.depth is None else ', points as soon as their depth is there'
         self.trace(image.header, f'published as {", ".join(topics) or "nothing"}{points}')

@@ -76,6 +76,8 @@ class CameraOutputs:
         }
         try:
             for topic, (message_type, make) in (CAMERA_OUTPUTS | mask_outputs).items():
+                if LabelInfo is None and message_type.startswith('vision_msgs/'):
+                    continue
                 self._outputs[topic] = (
                     self._create_publisher(message_class(message_type), topic),
                     make,

@@ -35,6 +35,7 @@ from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.streams.tracking import InstanceTracker
 from cliptrase_ros.streams.unused_memory import share_memory_between_threads
 
 #: Seconds between repetitions of label_info: recorders start late and skip latched topics.
@@ -92,6 +93,8 @@ class SegmentNode(ManagedNode):
             CameraTopics(self, name, values.transport_of(name), values.depth, reception)
             for name in values.cameras
         ]
+        # Here, because ids are not given twice in a run, however often the node is configured.
+        self._trackers = {name: InstanceTracker() for name in values.cameras}
         # Before the model is loaded: a typing mistake should not take seconds to be told.
         self._latest_vocabulary = self._values.node.make_vocabulary()
         self._accepted_change: tuple[Parameters, Vocabulary | None] | None = None
@@ -164,6 +167,7 @@ class SegmentNode(ManagedNode):
                     camera = Camera(
                         self,
                         topics,
+                        tracker=self._trackers[topics.name],
                         always_on=self._values.node.always_on,
                         on_image=self._worker.offer,
                         wake=self._worker.wake,
@@ -171,7 +175,7 @@ class SegmentNode(ManagedNode):
                         mask_topics=self._values.node.mask_topics,
                         max_pixels=round(self._values.node.max_image_megapixels * 1e6),
                     )
-                    camera.set_rate(self._values.node.rate)
+                    self._set_up(camera)
                     self._cameras += (camera,)
             except Exception:
                 self._release()
@@ -180,7 +184,7 @@ class SegmentNode(ManagedNode):
             self._worker.start()
         if LabelInfo is None:
             self.get_logger().info(
-                'label_info is not published, because vision_msgs is not installed'
+                'label_info and detections are not published, because vision_msgs is not installed'
             )
 
     def _activate(self) -> None:
@@ -271,8 +275,14 @@ class SegmentNode(ManagedNode):
                 return
             (self._values, vocabulary), self._accepted_change = self._accepted_change, None
             for camera in self._cameras:
-                camera.set_rate(self._values.node.rate)
+                self._set_up(camera)
             self._request(vocabulary)
+
+    def _set_up(self, camera: Camera) -> None:
+        """Let a camera follow the values that it takes while it runs."""
+        camera.set_rate(self._values.node.rate)
+        camera.min_instance_area = self._values.segmentation.min_instance_area
+        camera.overlay_boxes = self._values.node.overlay_boxes
 
     def _next_vocabulary(self, values: Parameters, segmenter: Segmenter | None) -> Vocabulary:
         """Return the vocabulary of these values: the latest one if it says the same, or a new one.
