@@ -13,7 +13,7 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from cliptrase_ros.benchmark.timing import interleaved
-from cliptrase_ros.messages.depth import Intrinsics, depth_in_metres, labelled_points
+from cliptrase_ros.messages.depth import depth_in_metres, labelled_points
 from cliptrase_ros.messages.images import (
     check_compressed_stream,
     check_image,
@@ -21,6 +21,7 @@ from cliptrase_ros.messages.images import (
     decompress_to_rgb,
 )
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
+from cliptrase_ros.messages.rays import CameraModel, model_rays
 from cliptrase_ros.ros.conversions import MAKER, points_message, to_rgb
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask
@@ -49,12 +50,12 @@ def cases(height: int, width: int) -> dict:
     )
     millimetres = generator.integers(500, 9000, (height, width)).astype(np.uint16)
     depth = MAKER.make_image(millimetres, '16UC1', header)
-    camera = Intrinsics(width, width, width / 2, height / 2)
+    rays = model_rays(CameraModel(width, width, width / 2, height / 2), width, height)
 
     labelled = LabelledPicture(header, picture, result)
 
     def points():
-        array = labelled_points(depth_in_metres(depth), camera, picture, label, confidence)
+        array = labelled_points(depth_in_metres(depth), rays, picture, label, confidence)
         return points_message(array, header)
 
     return {

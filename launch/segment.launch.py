@@ -28,6 +28,7 @@ PARAMETER_ARGUMENTS = {
     'cameras': ',',
     'transport': ',',
     'depth': '',
+    'depth_transport': ',',
     'mask_topics': ';',
     'vocabulary': ';',
     'model': '',
@@ -66,7 +67,8 @@ ARGUMENTS = (
         'depth_topic',
         default_value='',
         description='Depth topics to read instead of NAME/depth/image_raw, one for each camera; '
-        'with them `depth` is true, unless it is given.',
+        'with them `depth` is true, unless it is given. With depth_transport:=compressedDepth '
+        'TOPIC/compressedDepth is read.',
     ),
     DeclareLaunchArgument(
         'camera_info_topic',
@@ -163,8 +165,16 @@ def _nodes(context: LaunchContext) -> list[Node]:
 
     # Without a type, launch_ros reads the text as YAML: the class `no` would become False.
     overrides = {}
-    given['transport'] = '; '.join(_list(given['transport']))
-    for name in ('vocabulary', 'transport', 'mask_topics', 'model', 'device'):
+    for name in ('transport', 'depth_transport'):
+        given[name] = '; '.join(_list(given[name]))
+    for name in (
+        'vocabulary',
+        'transport',
+        'depth_transport',
+        'mask_topics',
+        'model',
+        'device',
+    ):
         if given[name]:
             overrides[name] = ParameterValue(given[name], value_type=str)
     for name in ('autostart', 'use_sim_time'):
@@ -182,13 +192,15 @@ def _nodes(context: LaunchContext) -> list[Node]:
 
     remappings = []
     for index, name in enumerate(cameras):
-        if topics['image']:
-            # As image_transport has it: compressed images come below the topic of the raw ones.
-            topic = topics['image'][index].removesuffix('/compressed')
-            remappings.append((f'{name}/image_raw', topic))
-            remappings.append((f'{name}/image_raw/compressed', f'{topic}/compressed'))
-        if topics['depth']:
-            remappings.append((f'{name}/depth/image_raw', topics['depth'][index]))
+        # As image_transport has it: compressed images come below the topic of the raw ones.
+        for kind, raw, compressed in (
+            ('image', f'{name}/image_raw', 'compressed'),
+            ('depth', f'{name}/depth/image_raw', 'compressedDepth'),
+        ):
+            if topics[kind]:
+                topic = topics[kind][index].removesuffix(f'/{compressed}')
+                remappings.append((raw, topic))
+                remappings.append((f'{raw}/{compressed}', f'{topic}/{compressed}'))
         if topics['camera_info']:
             remappings.append((f'{name}/camera_info', topics['camera_info'][index]))
     nodes = [

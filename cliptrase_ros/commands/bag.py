@@ -200,7 +200,7 @@ def _result_shower(viewer, points):
     def show(image, result) -> None:
         viewer.set_stamp(image.stamp_ns)
         viewer.show_segmentation(image.camera.name, image.picture, result)
-        points.add_labels(image.camera.name, image.stamp_ns, result.label)
+        points.add_labels(image.camera.name, image.header, image.stamp_ns, result.label)
 
     return show
 

@@ -4,13 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from rclpy.clock import Clock
 from rclpy.logging import LoggingSeverity
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from cliptrase_ros.messages.images import (
     MAX_PIXELS,
@@ -21,14 +20,15 @@ from cliptrase_ros.messages.images import (
     header_stamp_ns,
 )
 from cliptrase_ros.messages.maker import LabelledPicture
+from cliptrase_ros.messages.rays import is_rectified_topic
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.own_thread import OwnThread
-from cliptrase_ros.ros.points import DepthMatch, PointsOutput
+from cliptrase_ros.ros.points import DepthMatch, DepthTopics, PointsOutput
 from cliptrase_ros.ros.settings import NodeSettings
-from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
+from cliptrase_ros.ros.subscribing import SensorTopic, transport_topic
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.rate_limit import RateLimiter
@@ -97,39 +97,39 @@ class CameraImage:
 class CameraTopics:
     """The topics that one camera is read from.
 
+    Args:
+        depth_transport: How its depth comes, a key of `points.DEPTH_TYPES`; None for no depth.
+
     Raises:
         ParameterError: A QoS override, which is declared here, cannot be used.
     """
 
     def __init__(
-        self, node: Node, name: str, transport: str, with_depth: bool, reception: OwnThread
+        self,
+        node: Node,
+        name: str,
+        transport: str,
+        depth_transport: str | None,
+        reception: OwnThread,
     ):
         self.name = name
         self.transport = transport
         message_type = TRANSPORT_TOPICS[transport][1]
-        topic = partial(SensorTopic, node, reception=reception)
-        self.image = topic(message_type, _image_topic(node, name, transport))
-        self.depth: SensorTopic | None = None
-        self.info: SensorTopic | None = None
-        if with_depth:
-            self.depth = topic(Image, f'{name}/depth/image_raw')
-            self.info = topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
+        self.image = SensorTopic(
+            node, message_type, _image_topic(node, name, transport), reception=reception
+        )
+        self.depth: DepthTopics | None = None
+        if depth_transport is not None:
+            self.depth = DepthTopics(node, name, depth_transport, reception)
 
     def follow_publishers(self) -> None:
         """Subscribe anew where publishers that have come or gone ask for another QoS."""
-        for topic in filter(None, (self.image, self.depth, self.info)):
+        for topic in (self.image, *(self.depth.topics if self.depth else ())):
             topic.follow_publishers()
 
 
 def _image_topic(node: Node, name: str, transport: str) -> str:
-    topic = f'{name}/{TRANSPORT_TOPICS[transport][0]}'
-    is_remapped = node.resolve_topic_name(topic) != node.resolve_topic_name(topic, only_expand=True)
-    if transport == 'raw' or is_remapped:
-        return topic
-    # As in image_transport: compressed images come below the topic of the raw ones, wherever that
-    # is remapped to.
-    raw = node.resolve_topic_name(f'{name}/{TRANSPORT_TOPICS["raw"][0]}')
-    return f'{raw.removesuffix("/compressed")}/compressed'
+    return transport_topic(node, f'{name}/{TRANSPORT_TOPICS["raw"][0]}', transport)
 
 
 class Camera:
@@ -204,7 +204,7 @@ class Camera:
             self._points = PointsOutput(
                 self.outputs.points_publisher,
                 topics.depth,
-                topics.info,
+                is_rectified=is_rectified_topic(self.topic),
                 statistics=self.statistics,
                 wake=wake,
                 on_refused=self.refuse_depth,

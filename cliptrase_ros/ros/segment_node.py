@@ -90,7 +90,9 @@ class SegmentNode(ManagedNode):
         reception, self._listeners = OwnThread(self, 'reception'), OwnThread(self, 'listeners')
         self._own_threads = reception, self._listeners
         self._topics = [
-            CameraTopics(self, name, values.transport_of(name), values.depth, reception)
+            CameraTopics(
+                self, name, values.transport_of(name), values.depth_transport_of(name), reception
+            )
             for name in values.cameras
         ]
         # Here, because ids are not given twice in a run, however often the node is configured.

@@ -32,6 +32,8 @@ NODE_NAME = 'cliptrase'
 
 #: How images can come.
 TRANSPORTS = ('raw', 'compressed')
+#: How depth can come.
+DEPTH_TRANSPORTS = ('raw', 'compressedDepth')
 
 #: Slowest limit on label images a second, beside 0 = none; slower would look like a dead node.
 MIN_RATE = 0.001
@@ -118,6 +120,13 @@ class NodeSettings:
         "Publish '~/NAME/points' from 'NAME/depth/image_raw', registered to the image, and "
         "'NAME/camera_info'.",
     )
+    depth_transport: tuple[str, ...] = setting(
+        ('raw',),
+        "How depth comes: 'raw' on 'NAME/depth/image_raw', 'compressedDepth' (PNG, RVL) on "
+        "'NAME/depth/image_raw/compressedDepth'. One for all cameras, or one for each in order.",
+        entry=clean_phrase,
+        constraints=f'each one of {", ".join(DEPTH_TRANSPORTS)}',
+    )
     mask_topics: tuple[str, ...] = setting(
         (),
         "Classes, by name, that have an image of their own on '~/NAME/mask/CLASS': 255 where the "
@@ -168,7 +177,8 @@ class NodeSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         _check_cameras(self.cameras)
-        _check_transport(self.transport, self.cameras)
+        _check_transport('transport', self.transport, TRANSPORTS, self.cameras)
+        _check_transport('depth_transport', self.depth_transport, DEPTH_TRANSPORTS, self.cameras)
         _check_mask_topics(self.mask_topics)
         for height, width in self.warm_up_sizes:
             if width * height > self.max_image_megapixels * 1e6:
@@ -179,8 +189,11 @@ class NodeSettings:
 
     def transport_of(self, camera: str) -> str:
         """How the images of a camera come, one of `TRANSPORTS`."""
-        one_each = len(self.transport) > 1
-        return self.transport[self.cameras.index(camera) if one_each else 0]
+        return self._of_camera(self.transport, camera)
+
+    def depth_transport_of(self, camera: str) -> str | None:
+        """How the depth images of a camera come, one of `DEPTH_TRANSPORTS`; None without depth."""
+        return self._of_camera(self.depth_transport, camera) if self.depth else None
 
     def make_vocabulary(self, previous: Vocabulary | None = None) -> Vocabulary:
         """Make the vocabulary that these values describe.
@@ -211,6 +224,9 @@ class NodeSettings:
                     f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
                 )
         return vocabulary
+
+    def _of_camera(self, transports: tuple[str, ...], camera: str) -> str:
+        return transports[self.cameras.index(camera) if len(transports) > 1 else 0]
 
     def _check_length(self, name: str, entries: tuple[str, ...]) -> None:
         """Refuse by length alone what would take long to parse."""
@@ -266,11 +282,13 @@ def _check_cameras(names: tuple[str, ...]) -> None:
             raise ParameterError(f"'cameras' has {name!r} {names.count(name)} times; name it once")
 
 
-def _check_transport(transport: tuple[str, ...], cameras: tuple[str, ...]) -> None:
-    unknown = [entry for entry in transport if entry not in TRANSPORTS]
+def _check_transport(
+    name: str, transport: tuple[str, ...], known: tuple[str, ...], cameras: tuple[str, ...]
+) -> None:
+    unknown = [entry for entry in transport if entry not in known]
     if unknown or len(transport) not in (1, len(cameras)):
         raise ParameterError(
-            f"'transport' is {'; '.join(transport)!r}; give one of {', '.join(TRANSPORTS)} for all "
+            f'{name!r} is {"; ".join(transport)!r}; give one of {", ".join(known)} for all '
             f'cameras, or one for each of the {len(cameras)}'
         )
 

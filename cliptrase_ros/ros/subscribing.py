@@ -144,6 +144,11 @@ class SensorTopic:
             self._create_subscription(new)
             self._destroy(replaced)
 
+    @property
+    def has_publishers(self) -> bool:
+        """Whether somebody publishes."""
+        return bool(self._publishers())
+
     def describe_publishers(self) -> str:
         """Say who publishes, and what keeps their messages from the subscription there is."""
         publishers = self._publishers()
@@ -227,6 +232,25 @@ class SensorTopic:
                 self._on_unreadable(error)
         else:
             self._callback(message)
+
+
+def is_remapped(node: Node, topic: str) -> bool:
+    """Whether the node's arguments remap a topic."""
+    return node.resolve_topic_name(topic) != node.resolve_topic_name(topic, only_expand=True)
+
+
+def transport_topic(node: Node, raw: str, transport: str) -> str:
+    """Topic of a transport of the images on `raw`, as in image_transport.
+
+    It lies below the topic of the raw ones, wherever that is remapped to, unless it is remapped
+    itself.
+    """
+    topic = f'{raw}/{transport}'
+    if transport == 'raw':
+        return raw
+    if is_remapped(node, topic):
+        return topic
+    return f'{node.resolve_topic_name(raw).removesuffix(f"/{transport}")}/{transport}'
 
 
 def _policy_name(policy) -> str:

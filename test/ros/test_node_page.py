@@ -68,6 +68,7 @@ def test_topics(start_node, client):
         cameras=['NAME', 'OTHER'],
         transport='raw; compressed',
         depth=True,
+        depth_transport='raw; compressedDepth',
         mask_topics=['CLASS'],
         always_on=True,
     )

@@ -74,6 +74,7 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         cameras=['camera', 'other'],
         transport=['raw', 'compressed'],
         depth=True,
+        depth_transport='raw; compressedDepth',
         mask_topics=['person'],
         always_on=True,
         use_sim_time=True,
