@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
 from cliptrase_ros.streams.rate_limit import RateLimiter
+from cliptrase_ros.streams.tracking import InstanceTracker
 
 #: Nanoseconds between repetitions of label_info, as the node does.
 LABEL_INFO_PERIOD_NS = 5_000_000_000
@@ -65,6 +67,7 @@ class BagSettings:
         compress: None as the input is; a sidecar is.
         rate: Most images labelled a second and camera, 0 = all.
         overlay: Whether to add pictures for people.
+        overlay_boxes: Whether instances are drawn on them.
         sidecar: Whether it has the labels alone, and nothing of the input.
     """
 
@@ -73,6 +76,7 @@ class BagSettings:
     compress: bool | None = None
     rate: float = 0.0
     overlay: bool = True
+    overlay_boxes: bool = False
     sidecar: bool = False
 
 
@@ -326,7 +330,9 @@ class _LabelTopics:
         self._typestore = typestore
         self._node = settings.node
         self._vocabulary = labeller.vocabulary.vocabulary
-        self._threshold = labeller.settings.min_confidence
+        self._settings = labeller.settings
+        self._overlay_boxes = settings.overlay_boxes
+        self._trackers = {camera.name: InstanceTracker() for camera in cameras}
         self._maker = typestore_message_maker(typestore)
         self._vocabulary_connection = self._add(VOCABULARY_TOPIC, VOCABULARY)
         self._topics = [t for t in CAMERA_TOPICS if t != 'overlay' or settings.overlay]
@@ -345,12 +351,19 @@ class _LabelTopics:
 
     def make(self, image: CameraImage, result: Segmentation) -> dict[str, memoryview]:
         """Make the messages of an image by topic, in the order they are to be written."""
-        picture = LabelledPicture(image.header, image.picture, result)
+        picture = LabelledPicture(
+            image.header,
+            image.picture,
+            result,
+            self._settings.min_instance_area,
+            partial(self._trackers[image.camera.name].track, time_ns=image.stamp_ns),
+            self._overlay_boxes,
+        )
         messages = {}
         last_ns = self._label_info_ns.get(image.camera.name)
         if last_ns is None or not 0 <= image.log_ns - last_ns < LABEL_INFO_PERIOD_NS:
             messages[LABEL_INFO_TOPIC] = self._maker.make_label_info(
-                result.vocabulary, self._threshold, image.header
+                result.vocabulary, self._settings.min_confidence, image.header
             )
         for topic in self._topics:
             if topic != LABEL_INFO_TOPIC:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from rclpy.clock import Clock
@@ -28,10 +29,13 @@ from cliptrase_ros.ros.ground import GroundOutput, GroundPlane
 from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.points import DepthMatch, DepthTopics, PointsOutput
+from cliptrase_ros.ros.settings import NodeSettings
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic, transport_topic
 from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
+from cliptrase_ros.streams.tracking import InstanceTracker
 
 #: By transport: where images come from below NAME, as what.
 TRANSPORT_TOPICS = {
@@ -165,6 +169,7 @@ class Camera:
         score_topics: Phrases that have a score image each.
         points: What points are made of, if that is there: `depth` or `ground`.
         ground: Where the ground is; None where it is not published.
+        tracker: What gives the camera's instances their ids.
         max_pixels: Of the largest image that is not refused.
 
     Attributes:
@@ -173,6 +178,8 @@ class Camera:
         is_active: Whether images are labelled while somebody listens.
         is_labelled: Whether they are at the moment.
         unknown_costs: Names of ground costs that the vocabulary announced last does not have.
+        min_instance_area: The setting of this name.
+        overlay_boxes: The setting of this name.
     """
 
     def __init__(
@@ -184,6 +191,7 @@ class Camera:
         on_image: Callable[[CameraImage], None],
         wake: Callable[[], None],
         listeners: OwnThread,
+        tracker: InstanceTracker,
         mask_topics: Sequence[str] = (),
         score_topics: Sequence[str] = (),
         points: str = 'depth',
@@ -200,6 +208,9 @@ class Camera:
         self.is_active = False
         self.is_labelled = False
         self.unknown_costs: tuple[str, ...] = ()
+        self.min_instance_area = SegmentationSettings.min_instance_area
+        self.overlay_boxes = NodeSettings.overlay_boxes
+        self._tracker = tracker
         self._node = node
         self._topics = topics
         self._always_on = always_on
@@ -364,7 +375,14 @@ class Camera:
 
     def publish(self, image: CameraImage, pixels: np.ndarray, result: Segmentation) -> None:
         """Publish what somebody listens to of an image; pixels: uint8 (H, W, 3) RGB."""
-        picture = LabelledPicture(image.header, pixels, result)
+        picture = LabelledPicture(
+            image.header,
+            pixels,
+            result,
+            self.min_instance_area,
+            partial(self._tracker.track, time_ns=image.time_ns),
+            self.overlay_boxes,
+        )
         topics = self.outputs.publish(picture)
         if self._ground is not None:
             topics += self._ground.publish(picture)

@@ -92,6 +92,8 @@ class CameraOutputs:
             outputs[f'scores/{phrase_topic_name("score_topics", phrase)}'] = _score_output(phrase)
         try:
             for topic, (message_type, make) in outputs.items():
+                if LabelInfo is None and message_type.startswith('vision_msgs/'):
+                    continue
                 self._outputs[topic] = (
                     self._create_publisher(message_class(message_type), topic),
                     make,

@@ -39,6 +39,7 @@ from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.streams.tracking import InstanceTracker
 from cliptrase_ros.streams.unused_memory import share_memory_between_threads
 
 #: Seconds between repetitions of label_info: recorders start late and skip latched topics.
@@ -107,6 +108,8 @@ class SegmentNode(ManagedNode):
         self._transforms: Transforms | None = None
         if values.ground_frame and not values.camera_poses:
             self._transforms = Transforms(self, reception)
+        # Here, because ids are not given twice in a run, however often the node is configured.
+        self._trackers = {name: InstanceTracker() for name in values.cameras}
         # Before the model is loaded: a typing mistake should not take seconds to be told.
         self._latest_vocabulary = self._values.node.make_vocabulary()
         self._accepted_change: tuple[Parameters, Vocabulary | None] | None = None
@@ -182,6 +185,7 @@ class SegmentNode(ManagedNode):
                     camera = Camera(
                         self,
                         topics,
+                        tracker=self._trackers[topics.name],
                         always_on=self._values.node.always_on,
                         on_image=self._worker.offer,
                         wake=self._worker.wake,
@@ -201,7 +205,7 @@ class SegmentNode(ManagedNode):
             self._worker.start()
         if LabelInfo is None:
             self.get_logger().info(
-                'label_info is not published, because vision_msgs is not installed'
+                'label_info and detections are not published, because vision_msgs is not installed'
             )
 
     def _activate(self) -> None:
@@ -247,6 +251,8 @@ class SegmentNode(ManagedNode):
     def _set_live_values(self, camera: Camera) -> None:
         camera.set_rate(self._values.node.rate)
         camera.set_ground_costs(dict(self._values.node.ground_costs))
+        camera.min_instance_area = self._values.segmentation.min_instance_area
+        camera.overlay_boxes = self._values.node.overlay_boxes
 
     def _load(self, device: str | None = None) -> Segmenter:
         model = self._values.model

@@ -230,6 +230,11 @@ class NodeSettings:
         entry=clean_phrase,
         constraints="'' for none; no two that make the same topic",
     )
+    overlay_boxes: bool = setting(
+        False,
+        "Draw the instances on '~/NAME/overlay': a box each, with class and id.",
+        live=True,
+    )
     warm_up_sizes: tuple[tuple[int, int], ...] = setting(
         (),
         "Sizes of the images to come, 'WIDTHxHEIGHT' each: made ready for before the first of "
