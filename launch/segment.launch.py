@@ -13,6 +13,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.utilities import prefix_namespace
 
+from cliptrase_ros.messages.transports import TRANSPORTS, raw_topic, topic_of
 from cliptrase_ros.ros.arguments import is_for, nearest_name, parameters_in_file
 from cliptrase_ros.ros.settings import PARAMETERS
 from cliptrase_ros.segmentation.settings import Setting
@@ -59,8 +60,8 @@ ARGUMENTS = (
         'image_topic',
         default_value='',
         description="Image topics to read instead of NAME/image_raw, separated by ',', one for "
-        'each camera in order, as `cameras` or params_file names them. With transport:=compressed '
-        'TOPIC/compressed is read.',
+        'each camera in order, as `cameras` or params_file names them. With another transport than '
+        'raw TOPIC/TRANSPORT is read.',
     ),
     DeclareLaunchArgument(
         'depth_topic',
@@ -183,10 +184,12 @@ def _nodes(context: LaunchContext) -> list[Node]:
     remappings = []
     for index, name in enumerate(cameras):
         if topics['image']:
-            # As image_transport has it: compressed images come below the topic of the raw ones.
-            topic = topics['image'][index].removesuffix('/compressed')
-            remappings.append((f'{name}/image_raw', topic))
-            remappings.append((f'{name}/image_raw/compressed', f'{topic}/compressed'))
+            # As image_transport has it: others come below the topic of the raw ones.
+            topic = raw_topic(topics['image'][index])
+            remappings += [
+                (topic_of(f'{name}/image_raw', transport), topic_of(topic, transport))
+                for transport in TRANSPORTS
+            ]
         if topics['depth']:
             remappings.append((f'{name}/depth/image_raw', topics['depth'][index]))
         if topics['camera_info']:

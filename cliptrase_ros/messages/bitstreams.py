@@ -32,15 +32,15 @@ class PacketContent:
 
     Attributes:
         has_frame: Whether there is a frame, or a part of one.
-        is_key: Whether decoding can begin here, given parameters.
-        has_parameters: Whether what decoding needs beside frames is in it, or comes in every frame.
-        sequence: H.264's sequence parameter set, b'' if there is none; both without start codes.
-        slice: The beginning of the first slice of H.264, b'' for other codecs.
+        is_key: Whether decoding can begin here, given the parameter sets.
+        parameters: Of H.264 and H.265, what comes before the frame if parameter sets do; b'' if not.
+        sequence: H.264's sequence parameter set, b'' if there is none; without start code, as is
+        slice: the beginning of the first slice of H.264.
     """
 
     has_frame: bool
     is_key: bool
-    has_parameters: bool
+    parameters: bytes = b''
     sequence: bytes = b''
     slice: bytes = b''
 
@@ -58,8 +58,7 @@ def look_into(codec: str, data: bytes) -> PacketContent:
         return _look_into_vp9(data)
     if codec == 'libdav1d':
         types = set(_av1_units(data))
-        begins = _AV1_PARAMETERS in types
-        return PacketContent(bool(types.intersection(_AV1_FRAME)), begins, begins)
+        return PacketContent(bool(types.intersection(_AV1_FRAME)), _AV1_PARAMETERS in types)
     if codec == 'hevc':
         return _look_into_hevc(data)
     return _look_into_h264(data)
@@ -75,8 +74,9 @@ def _look_into_h264(data: bytes) -> PacketContent:
             # Encoders that never send a whole key frame, but refresh a picture part by part, send
             # the parameters where that begins.
             is_key = kind in _H264_KEY or bool(sequence)
-            return PacketContent(True, is_key, bool(sequence), sequence, _unescaped(data, begin))
-    return PacketContent(False, False, bool(sequence), sequence)
+            before = data[: begin - 3] if sequence else b''
+            return PacketContent(True, is_key, before, sequence, _unescaped(data, begin))
+    return PacketContent(False, False, data if sequence else b'', sequence)
 
 
 def _look_into_hevc(data: bytes) -> PacketContent:
@@ -86,8 +86,9 @@ def _look_into_hevc(data: bytes) -> PacketContent:
         if kind == _HEVC_PARAMETERS:
             has_parameters = True
         elif kind in _HEVC_FRAME:
-            return PacketContent(True, kind in _HEVC_KEY, has_parameters)
-    return PacketContent(False, False, has_parameters)
+            before = data[: begin - 3] if has_parameters else b''
+            return PacketContent(True, kind in _HEVC_KEY, before)
+    return PacketContent(False, False, data if has_parameters else b'')
 
 
 def _look_into_vp9(data: bytes) -> PacketContent:
@@ -98,7 +99,7 @@ def _look_into_vp9(data: bytes) -> PacketContent:
     profile = bits.read(1) | bits.read(1) << 1
     bits.read(profile == 3)
     shows_earlier, is_key = bits.read(1), not bits.read(1)
-    return PacketContent(True, is_key and not shows_earlier, True)
+    return PacketContent(True, is_key and not shows_earlier)
 
 
 def _units(data: bytes) -> Iterator[int]:

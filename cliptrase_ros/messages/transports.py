@@ -22,7 +22,7 @@ VIDEO_TYPES = (FFMPEG_PACKET, COMPRESSED_VIDEO)
 def raw_topic(topic: str) -> str:
     """Topic of the raw images beside a topic of any transport."""
     base, _, transport = topic.rpartition('/')
-    return base if transport in TRANSPORTS and transport != 'raw' else topic
+    return base if base and transport in TRANSPORTS and transport != 'raw' else topic
 
 
 def topic_of(raw: str, transport: str) -> str:

@@ -18,7 +18,7 @@ from cliptrase_ros.messages.bitstreams import (
     PacketContent,
     look_into,
 )
-from cliptrase_ros.messages.images import MAX_PIXELS, ImageError, check_size
+from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE, ImageError, check_size
 from cliptrase_ros.messages.type_names import Message
 
 # What encoders of a codec are called (libx264, hevc_nvenc), and what FFmpeg calls its decoder.
@@ -29,12 +29,17 @@ _CODECS = (
     (re.compile(r'vp9'), 'vp9'),
 )
 
+# Codecs of which a frame alone does not say how it is encoded.
+_WITH_PARAMETER_SETS = ('h264', 'hevc')
+
 # Decoders hold back fewer frames: of a packet that went in before those nothing comes any more.
 _MAX_DELAY = 32
 # Larger gaps between the numbers of packets are those of another stream.
 _MAX_GAP = 10_000
-# Parameters that come in messages of their own are shorter.
-_MAX_PARAMETERS = 65536
+# Parameter sets that come in messages of their own are shorter.
+_MAX_HEAD = 65536
+# FFmpeg takes memory for widths that are multiples of this.
+_ROUNDING = 64
 
 
 class NoPictureError(ImageError):
@@ -147,14 +152,15 @@ class VideoDecoder:
         self.lost = 0
         self._max_pixels = max_pixels
         self._codec = ''
+        # FFmpeg's decoder; None while a key frame has to come first, and why.
         self._context: Any = None
-        # Why a key frame has to come first; '' while frames are decoded.
         self._waits = 'no key frame has come yet'
-        self._has_parameters = False
-        # What came without a frame, to go before the next one.
+        # The parameter sets that came last, and what came without a frame, to go before the next.
         self._parameters = b''
+        self._head = b''
         self._before: VideoPacket | None = None
         self._step = 0
+        self._has_b_frames = False
         self._frame_numbers = FrameNumbers()
         # What has gone in and not come out, by the time that FFmpeg is told.
         self._inside: dict[int, VideoPacket] = {}
@@ -163,33 +169,31 @@ class VideoDecoder:
     def decode(self, packet: VideoPacket) -> list[Settled]:
         """Take the next packet; returns what is settled, in the order in which it is shown."""
         settled: list[Settled] = []
+        if packet.codec != self._codec:
+            settled += self.skip(f'the video changed to {packet.codec}')
+            self._codec, self._has_b_frames = packet.codec, False
+            self._parameters = self._head = b''
+            self._frame_numbers = FrameNumbers()
+        data, self._head = self._head + packet.data, b''
         try:
-            if packet.codec != self._codec:
-                settled += self.skip(f'the video changed to {packet.codec}')
-                self._open(packet.codec)
-            data, self._parameters = self._parameters + packet.data, b''
             content = look_into(packet.codec, data)
-        except (BitstreamError, ImageError) as error:
+        except BitstreamError as error:
             settled += self._restart('a packet before could not be read')
             reason = ImageError(f'{len(packet.data)} bytes of {packet.codec}: {error}')
             return [*settled, (packet, reason)]
         if self._is_missing_frames(packet, content):
             settled += self._restart('frames before it are lost')
-        self._has_parameters |= content.has_parameters
         if not content.has_frame:
-            self._parameters = data if len(data) < _MAX_PARAMETERS else b''
+            if packet.codec in _WITH_PARAMETER_SETS and len(data) < _MAX_HEAD:
+                self._head = data
             no_frame = NoPictureError('parameters of the video alone, without a frame')
             return [*settled, (packet, no_frame)]
-        if self._waits and not content.is_key:
-            waits = NoPictureError(f'{self._waits}; the video goes on at the next key frame')
-            return [*settled, (packet, waits)]
-        if self._waits and not self._has_parameters:
-            reason = ImageError(
-                f'key frame of {packet.codec} without its parameter sets; have the encoder send '
-                'them with every key frame (not in a "global header")'
-            )
-            return [*settled, (packet, reason)]
-        self._waits = ''
+        self._parameters = content.parameters or self._parameters
+        if self._context is None:
+            try:
+                data = self._begin(packet, content, data)
+            except ImageError as error:
+                return [*settled, (packet, error)]
         return settled + self._feed(packet, data)
 
     def finish(self) -> list[Settled]:
@@ -202,24 +206,36 @@ class VideoDecoder:
         self._frame_numbers.forget_latest()
         return self._restart(reason)
 
-    def _open(self, codec: str) -> None:
+    def _begin(self, packet: VideoPacket, content: PacketContent, data: bytes) -> bytes:
+        """Make a decoder for a key frame and what follows; returns what to begin with.
+
+        Raises:
+            ImageError: It is no key frame, or cannot be decoded by itself.
+        """
+        if not content.is_key:
+            raise NoPictureError(f'{self._waits}; the video goes on at the next key frame')
+        if packet.codec in _WITH_PARAMETER_SETS and not self._parameters:
+            raise ImageError(
+                f'key frame of {packet.codec} without its parameter sets; have the encoder send '
+                'them with every key frame (not in a "global header")'
+            )
         try:
             import av
+
+            context = av.CodecContext.create(packet.codec, 'r')
         except ImportError:
             raise ImageError('video needs `pip install "av>=14.1"`') from None
-        self._codec, self._has_parameters, self._parameters = '', False, b''
-        self._frame_numbers = FrameNumbers()
-        try:
-            context = av.CodecContext.create(codec, 'r')
         except ValueError as error:
-            raise ImageError('the FFmpeg of this PyAV does not decode it') from error
+            raise ImageError(f'the FFmpeg of this PyAV has no decoder {packet.codec}') from error
         # By itself, frames would be decoded in several threads, each later by as many frames.
         context.thread_count = 1
-        context.options = {'max_pixels': str(self._max_pixels)}
-        if codec == 'hevc':
+        # It rounds widths up before it compares; `_picture` looks at what comes out.
+        context.options = {'max_pixels': str(self._max_pixels + _ROUNDING * MAX_SIDE)}
+        if packet.codec == 'hevc':
             # Otherwise it makes up frames that are missing. H.264's decoder marks such pictures.
             context.options |= {'err_detect': 'explode'}
-        self._codec, self._context = codec, context
+        self._context = context
+        return data if content.parameters else self._parameters + data
 
     def _is_missing_frames(self, packet: VideoPacket, content: PacketContent) -> bool:
         """Count frames that have not come; returns whether later ones may need them."""
@@ -231,7 +247,7 @@ class VideoDecoder:
             if before.number is not None and packet.number is not None:
                 step = packet.number - before.number
                 # Others give times, and packets of B-frames come in another order than they count.
-                if self._step == 1 and not self._context.has_b_frames:
+                if self._step == 1 and not self._has_b_frames:
                     by_message = max(by_message, step - 1)
                 self._step = step
         if not 0 < by_message < _MAX_GAP:
@@ -262,6 +278,7 @@ class VideoDecoder:
                 f'megapixels ({error.strerror})'
             )
             return [*settled, (packet, reason)]
+        self._has_b_frames = self._context.has_b_frames > 0
         settled = self._settle(frames)
         for time in [t for t in self._inside if t < self._time - _MAX_DELAY]:
             settled.append((self._inside.pop(time), NoPictureError('no picture came of it')))
@@ -273,26 +290,35 @@ class VideoDecoder:
             packet = self._inside.pop(frame.pts, None)
             if packet is None:
                 continue
-            if self._waits:
-                settled.append((packet, NoPictureError(self._waits)))
-            elif frame.is_corrupt:
+            if frame.is_corrupt:
                 # Later ones would be made of it, and not be marked.
                 settled.append((packet, ImageError('a damaged frame, decoded in part')))
                 settled += self._restart('a frame before it was damaged', drain=False)
             else:
-                settled.append((packet, VideoPicture(packet.header, frame)))
+                settled.append((packet, self._picture(packet, frame)))
         return settled
 
-    def _restart(self, reason: str, drain: bool = True) -> list[Settled]:
-        settled: list[Settled] = []
-        if self._context is not None:
-            from av.error import FFmpegError
+    def _picture(self, packet: VideoPacket, frame: Any) -> VideoPicture | ImageError:
+        try:
+            check_size(frame.width, frame.height, self._max_pixels)
+        except ImageError as error:
+            return error
+        return VideoPicture(packet.header, frame)
 
-            with contextlib.suppress(FFmpegError):
-                if drain and self._inside:
-                    settled = self._settle(self._context.decode(None))
-            self._context.flush_buffers()
+    def _restart(self, reason: str, drain: bool = True) -> list[Settled]:
+        """Settle what is inside; a key frame has to come next.
+
+        Not even the decoder is kept: H.264's is not quite itself after an error.
+        """
+        context, self._context = self._context, None
+        settled: list[Settled] = []
+        if context is not None:
+            self._waits = reason
+            if drain and self._inside:
+                from av.error import FFmpegError
+
+                with contextlib.suppress(FFmpegError):
+                    settled = self._settle(context.decode(None))
         settled += [(packet, NoPictureError(reason)) for packet in self._inside.values()]
         self._inside.clear()
-        self._waits = self._waits or reason
         return settled

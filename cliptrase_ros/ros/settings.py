@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
+from cliptrase_ros.messages.transports import TRANSPORTS
 from cliptrase_ros.segmentation.settings import (
     ModelSettings,
     SegmentationSettings,
@@ -29,9 +30,6 @@ from cliptrase_ros.segmentation.vocabulary import (
 )
 
 NODE_NAME = 'cliptrase'
-
-#: How images can come.
-TRANSPORTS = ('raw', 'compressed')
 
 #: Slowest limit on label images a second, beside 0 = none; slower would look like a dead node.
 MIN_RATE = 0.001
@@ -109,7 +107,8 @@ class NodeSettings:
     transport: tuple[str, ...] = setting(
         ('raw',),
         "How images come: 'raw' on 'NAME/image_raw', 'compressed' (JPEG, PNG) on "
-        "'NAME/image_raw/compressed'. One for all cameras, or one for each in order.",
+        "'NAME/image_raw/compressed', and so on 'ffmpeg' (FFMPEGPacket) and 'foxglove' "
+        '(CompressedVideo), which are video. One for all cameras, or one for each in order.',
         entry=clean_phrase,
         constraints=f'each one of {", ".join(TRANSPORTS)}',
     )
