@@ -10,6 +10,7 @@ from video_streams import (
     ENCODERS,
     GOP,
     Packet,
+    av,
     compressed_video,
     encode,
     ffmpeg_packet,
@@ -119,6 +120,8 @@ def test_a_stream_begins_at_its_next_key_frame(codec):
 @pytest.mark.parametrize('b_frames', [0, 2])
 @pytest.mark.parametrize('codec', ['h264', 'h265'])
 def test_no_picture_is_made_of_frames_that_are_lost(codec, b_frames):
+    if codec == 'h265' and av.library_versions['libavcodec'] < (62,):
+        pytest.skip('FFmpeg before 8 (PyAV before 16) makes up frames of H.265 that are lost')
     packets = encode(codec, b_frames=b_frames)
     whole = pictures(settle(packets, codec))
     for lost in range(1, len(packets) - 1):

@@ -33,9 +33,9 @@ class PacketContent:
     Attributes:
         has_frame: Whether there is a frame, or a part of one.
         is_key: Whether decoding can begin here, given the parameter sets.
-        parameters: Of H.264 and H.265, what comes before the frame if parameter sets do; b'' if not.
-        sequence: H.264's sequence parameter set, b'' if there is none; without start code, as is
-        slice: the beginning of the first slice of H.264.
+        parameters: Of H.264 and H.265, what comes before the frame, b'' without parameter sets.
+        sequence: H.264's sequence parameter set, b'' without; no start code before it.
+        slice: The same of the first slice of H.264, its beginning.
     """
 
     has_frame: bool

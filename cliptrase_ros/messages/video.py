@@ -254,10 +254,7 @@ class VideoDecoder:
             by_message = 0
         by_frame = self._frame_numbers.count_missing(content)
         self.lost += by_message or by_frame
-        if self._frame_numbers.are_known:
-            return by_frame > 0
-        # H.265's decoder says it where frames are needed.
-        return by_message > 0 and self._codec != 'hevc'
+        return by_frame > 0 if self._frame_numbers.are_known else by_message > 0
 
     def _feed(self, packet: VideoPacket, data: bytes) -> list[Settled]:
         from av import Packet
