@@ -1,5 +1,6 @@
 """One camera: its subscription while somebody listens, its newest image, and its outputs."""
 
+import importlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,8 @@ import numpy as np
 from rclpy.clock import Clock
 from rclpy.logging import LoggingSeverity
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo
 
 from cliptrase_ros.messages.images import (
     MAX_PIXELS,
@@ -22,26 +24,28 @@ from cliptrase_ros.messages.images import (
 )
 from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.rays import is_rectified_topic
+from cliptrase_ros.messages.transports import TRANSPORTS, VIDEO_TYPES, raw_topic, topic_of
 from cliptrase_ros.messages.type_names import Message
-from cliptrase_ros.ros.conversions import to_rgb
+from cliptrase_ros.messages.video import NoPictureError, VideoPacket, VideoPicture, video_packet
+from cliptrase_ros.ros.conversions import message_class, to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.ground import GroundOutput, GroundPlane
 from cliptrase_ros.ros.outputs import CameraOutputs
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.points import DepthMatch, DepthTopics, PointsOutput
-from cliptrase_ros.ros.settings import NodeSettings
-from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic, transport_topic
+from cliptrase_ros.ros.settings import NodeSettings, ParameterError
+from cliptrase_ros.ros.subscribing import (
+    LATCHED_SENSOR_QOS,
+    VIDEO_QOS,
+    SensorTopic,
+    transport_topic,
+)
+from cliptrase_ros.ros.video import VideoThread
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
 from cliptrase_ros.streams.tracking import InstanceTracker
-
-#: By transport: where images come from below NAME, as what.
-TRANSPORT_TOPICS = {
-    'raw': ('image_raw', Image),
-    'compressed': ('image_raw/compressed', CompressedImage),
-}
 
 
 def node_time_ns(clock: Clock) -> int:
@@ -57,7 +61,8 @@ class CameraImage:
     """An image on its way through inference.
 
     Attributes:
-        message: Fields of a sensor_msgs/Image or CompressedImage, as the camera's transport is.
+        message: Fields of a sensor_msgs/Image or CompressedImage, by the transport, or a
+            VideoPicture.
         received_ns: When it came, nanoseconds of the node's clock.
         next_ns: When the next one will come, if it takes as long as this one has, nanoseconds of
             `time.monotonic_ns`.
@@ -86,8 +91,8 @@ class CameraImage:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether decoding it takes milliseconds."""
-        return self.camera.transport == 'compressed'
+        """Whether decoding it, or its conversion to colours, takes milliseconds."""
+        return self.camera.transport != 'raw'
 
     def decode(self) -> np.ndarray:
         """Return uint8 (H, W, 3) RGB, perhaps the message's own bytes; decoded once.
@@ -96,7 +101,9 @@ class CameraImage:
             ImageError: The message cannot be decoded.
         """
         if not self._decoded:
-            if self.is_compressed:
+            if isinstance(self.message, VideoPicture):
+                pixels = self.message.to_rgb()
+            elif self.is_compressed:
                 pixels = decompress_to_rgb(self.message, self.camera.max_pixels)
             else:
                 # Nobody else has this message.
@@ -109,11 +116,12 @@ class CameraTopics:
     """The topics that one camera is read from.
 
     Args:
-        depth_transport: How its depth comes, a key of `points.DEPTH_TYPES`; None for no depth.
+        depth_transport: How its depth comes, one of `DEPTH_TRANSPORTS`; None for no depth.
         has_ground: Whether camera_info is needed for the ground.
 
     Raises:
-        ParameterError: A QoS override, which is declared here, cannot be used.
+        ParameterError: A QoS override, which is declared here, cannot be used, or the transport
+            needs what is not installed.
     """
 
     def __init__(
@@ -127,8 +135,10 @@ class CameraTopics:
     ):
         self.name = name
         self.transport = transport
+        self.is_video = TRANSPORTS[transport] in VIDEO_TYPES
         topic = transport_topic(node, f'{name}/image_raw', transport)
-        self.image = SensorTopic(node, TRANSPORT_TOPICS[transport][1], topic, reception=reception)
+        qos = VIDEO_QOS if self.is_video else qos_profile_sensor_data
+        self.image = SensorTopic(node, _message_class(transport), topic, qos, reception)
         self.depth: DepthTopics | None = None
         if depth_transport is not None:
             self.depth = DepthTopics(node, name, depth_transport, reception)
@@ -144,6 +154,22 @@ class CameraTopics:
         depth_topics = self.depth.topics if self.depth else ()
         for topic in filter(None, (self.image, *depth_topics, self.ground_info)):
             topic.follow_publishers()
+
+
+def _message_class(transport: str) -> type:
+    message_type = TRANSPORTS[transport]
+    package, _, _ = message_type.partition('/')
+    try:
+        if message_type in VIDEO_TYPES:
+            importlib.import_module('av')
+        return message_class(message_type)
+    except ImportError as error:
+        missing = f'the package {package} (apt install ros-$ROS_DISTRO-{package.replace("_", "-")})'
+        if error.name == 'av':
+            missing = 'PyAV (pip install "av>=14.1")'
+        raise ParameterError(
+            f"'transport' is {transport}, which needs {missing}; install it, or choose another"
+        ) from error
 
 
 class Camera:
@@ -217,6 +243,8 @@ class Camera:
         self._pending: CameraImage | None = None
         self._is_searched = False
         self._to_search: CameraImage | None = None
+        # While subscribed, with a transport that is video.
+        self._video: VideoThread | None = None
         self._last_received_ns = 0
         self._limiter = RateLimiter()
         self._rate = 0.0
@@ -301,6 +329,19 @@ class Camera:
             with self._lock:
                 self.is_labelled = is_labelled
                 is_searched = self.is_active and self._is_searched
+            if (is_labelled or is_searched) and not self.is_subscribed:
+                if self._topics.is_video:
+                    self._video = self._start_video()
+                self._topics.image.subscribe(
+                    self._receive_packet if self._topics.is_video else self._receive,
+                    self._receive_unreadable,
+                    self._report_incompatible_qos,
+                )
+            elif not (is_labelled or is_searched) and self.is_subscribed:
+                self._topics.image.unsubscribe()
+                if self._video is not None:
+                    self._video.stop()
+            with self._lock:
                 if not is_labelled and self._pending is not None:
                     self.statistics.count('dropped_unwanted')
                     self._pending = None
@@ -309,12 +350,6 @@ class Camera:
                     if self._to_search.is_only_searched:
                         self.statistics.count('dropped_unwanted')
                     self._to_search = None
-            if (is_labelled or is_searched) and not self.is_subscribed:
-                self._topics.image.subscribe(
-                    self._receive, self._receive_unreadable, self._report_incompatible_qos
-                )
-            elif not (is_labelled or is_searched) and self.is_subscribed:
-                self._topics.image.unsubscribe()
 
     def follow_publishers(self) -> None:
         """See `CameraTopics.follow_publishers`."""
@@ -402,7 +437,7 @@ class Camera:
             if not self.is_subscribed:
                 return 'not subscribed'
             reason = self._topics.image.describe_publishers()
-        for transport, topic in self._topics_of_other_transport():
+        for transport, topic in self._topics_of_other_transports():
             if publishers := self._node.count_publishers(topic):
                 return f'{reason}; {topic} has {publishers}: set transport to {transport}, or remap'
         if similar := self._topics.image.similar_topics():
@@ -462,12 +497,48 @@ class Camera:
         except ImageError as error:
             self.refuse(error)
             return
-        now_ns, steady_ns = node_time_ns(self._node.get_clock()), time.monotonic_ns()
+        self._offer(message, node_time_ns(self._node.get_clock()))
+
+    def _receive_packet(self, message: Message) -> None:
+        self.statistics.count('received')
+        now_ns, sequence = node_time_ns(self._node.get_clock()), self._topics.image.sequence
+        try:
+            packet = video_packet(message, now_ns, sequence, self.max_pixels)
+        except ImageError as error:
+            self.refuse(error)
+        else:
+            self._video.put(packet)
+
+    def _start_video(self) -> VideoThread:
+        statistics = self.statistics
+        return VideoThread(
+            self.name,
+            self.max_pixels,
+            on_settled=self._take_from_video,
+            on_lost=lambda number: statistics.count('frames_lost', number=number),
+            on_dropped=lambda name, number: statistics.count(name, number=number),
+            logger=self._node.get_logger(),
+        )
+
+    def _take_from_video(self, packet: VideoPacket, outcome: VideoPicture | ImageError) -> None:
+        if isinstance(outcome, VideoPicture):
+            self._offer(outcome, packet.received_ns)
+        elif isinstance(outcome, NoPictureError):
+            self.statistics.count('no_picture', str(outcome))
+            self.trace(packet.header, f'no picture: {outcome}')
+        else:
+            self.refuse(outcome)
+
+    def _offer(self, message: Message, received_ns: int) -> None:
+        """Let an image be the next to be taken, instead of the one that waits."""
+        steady_ns = time.monotonic_ns()
         next_ns = 2 * steady_ns - self._last_received_ns if self._last_received_ns else 0
         self._last_received_ns = steady_ns
         with self._lock:
             is_labelled, is_searched = self.is_labelled, self.is_active and self._is_searched
-            image = CameraImage(self, message, now_ns, next_ns, is_only_searched=not is_labelled)
+            image = CameraImage(
+                self, message, received_ns, next_ns, is_only_searched=not is_labelled
+            )
             if not is_labelled and not is_searched:
                 # On its way when the last listener left.
                 self.statistics.count('dropped_unwanted')
@@ -479,7 +550,7 @@ class Camera:
                 self._to_search = image
             if is_labelled:
                 if self._pending is not None:
-                    is_limited = self._limiter.wait_ns(now_ns, self._rate) > 0
+                    is_limited = self._limiter.wait_ns(received_ns, self._rate) > 0
                     self.statistics.count('dropped_rate' if is_limited else 'dropped_busy')
                     why = 'sooner than rate allows' if is_limited else 'while others were labelled'
                     self.trace(self._pending.header, f'dropped, because a newer one came {why}')
@@ -497,11 +568,12 @@ class Camera:
             throttle_duration_sec=5.0,
         )
 
-    def _topics_of_other_transport(self) -> list[tuple[str, str]]:
+    def _topics_of_other_transports(self) -> list[tuple[str, str]]:
         """Transport and topic where this camera's images may be instead."""
-        if self.transport == 'compressed':
-            other, beside = 'raw', self.topic.removesuffix('/compressed')
-        else:
-            other, beside = 'compressed', f'{self.topic}/compressed'
-        usual = self._node.resolve_topic_name(f'{self.name}/{TRANSPORT_TOPICS[other][0]}')
-        return [(other, topic) for topic in dict.fromkeys((beside, usual)) if topic != self.topic]
+        raw = self.topic if self.transport == 'raw' else raw_topic(self.topic)
+        topics = []
+        for other in TRANSPORTS:
+            usual = self._node.resolve_topic_name(topic_of(f'{self.name}/image_raw', other))
+            beside = topic_of(raw, other)
+            topics += [(other, t) for t in dict.fromkeys((beside, usual)) if t != self.topic]
+        return topics

@@ -19,13 +19,14 @@ SILENCE_S = 3.0
 #: What is counted of each camera, in the order of the report.
 _COUNTS = (
     *('received', 'labelled', 'searched', 'dropped_busy', 'dropped_rate', 'dropped_unwanted'),
-    *('incompatible_qos', 'refused', 'failed', 'points', 'points_missed'),
-    *('ground', 'ground_missed'),
+    *('incompatible_qos', 'refused', 'failed', 'no_picture', 'frames_lost'),
+    *('points', 'points_missed', 'ground', 'ground_missed'),
 )
 #: Counts whose latest reason is reported as well, and as what.
 _REASONS = {
     'refused': 'last_refusal',
     'failed': 'last_failure',
+    'no_picture': 'last_no_picture',
     'points_missed': 'last_points_missed',
     'ground_missed': 'last_ground_missed',
 }
@@ -34,8 +35,8 @@ _REASONS = {
 class CameraStatistics:
     """Counts of one camera since the start, and timings since the last report.
 
-    Written by the threads that receive images (received, dropped, refused) and that label and
-    publish them (the rest), hence the lock. The counts are explained in docs/node.md.
+    Written by the threads that receive images (received, dropped, refused), that decode video, and
+    that label and publish (the rest), hence the lock. The counts are explained in docs/node.md.
 
     Attributes:
         counts: By name.
@@ -51,10 +52,10 @@ class CameraStatistics:
         self._reported = self.counts.copy()
         self._lock = threading.Lock()
 
-    def count(self, name: str, reason: str = '') -> None:
-        """Add one to a count, and keep the reason of one that is refused, failed or missed."""
+    def count(self, name: str, reason: str = '', number: int = 1) -> None:
+        """Add to a count, and keep the reason of one that is refused, failed or missed."""
         with self._lock:
-            self.counts[name] += 1
+            self.counts[name] += number
             if name in self.reasons:
                 self.reasons[name] = reason
 
@@ -118,6 +119,10 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
             f'no image for {statistics.silent_s:.0f} s on {camera.topic}; '
             f'{camera.explain_silence()}'
         )
+    elif new['frames_lost']:
+        message = f'{new["frames_lost"]} frames of the video lost'
+    elif new['no_picture'] and not new['labelled']:
+        message = f'{new["no_picture"]} packets without a picture: {values["last_no_picture"]}'
     elif new['points_missed']:
         message = (
             f'{new["points_missed"]} images without points: {values["last_points_missed"]}; '

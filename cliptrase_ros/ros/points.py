@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo
 
 from cliptrase_ros.messages.compressed_depth import DEPTH_READERS
 from cliptrase_ros.messages.depth import STAMP_TOLERANCE_NS, labelled_points
@@ -17,20 +17,17 @@ from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.rays import is_rectified_topic
 from cliptrase_ros.messages.registration import Calibration, depth_and_rays
+from cliptrase_ros.messages.transports import DEPTH_TRANSPORTS
 from cliptrase_ros.messages.type_names import Message
-from cliptrase_ros.ros.conversions import points_message, rclpy_header
+from cliptrase_ros.ros.conversions import message_class, points_message, rclpy_header
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.own_thread import OwnThread
-from cliptrase_ros.ros.serialized import type_name
 from cliptrase_ros.ros.subscribing import (
     LATCHED_SENSOR_QOS,
     SensorTopic,
     is_remapped,
     transport_topic,
 )
-
-#: By transport of depth: what its messages are.
-DEPTH_TYPES = {'raw': Image, 'compressedDepth': CompressedImage}
 
 #: Depth images kept for pictures that come later.
 _KEPT_DEPTH_IMAGES = 8
@@ -52,9 +49,10 @@ class DepthTopics:
     def __init__(self, node: Node, name: str, transport: str, reception: OwnThread):
         sensor_topic = partial(SensorTopic, node, reception=reception)
         raw, own_info = f'{name}/depth/image_raw', f'{name}/depth/camera_info'
-        message_type = DEPTH_TYPES[transport]
-        self.check, self.read = DEPTH_READERS[type_name(message_type)]
-        self.depth = sensor_topic(message_type, transport_topic(node, raw, transport))
+        message_type = DEPTH_TRANSPORTS[transport]
+        self.check, self.read = DEPTH_READERS[message_type]
+        topic = transport_topic(node, raw, transport)
+        self.depth = sensor_topic(message_class(message_type), topic)
         self.info = sensor_topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
         if not is_remapped(node, own_info):
             # As in image_transport: beside the images, wherever they are remapped to.

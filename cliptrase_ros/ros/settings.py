@@ -12,6 +12,7 @@ from typing import Any
 
 from cliptrase_ros.messages.ground import MAX_COST, CameraPose, pose_of_body
 from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
+from cliptrase_ros.messages.transports import DEPTH_TRANSPORTS, TRANSPORTS
 from cliptrase_ros.segmentation.settings import (
     ModelSettings,
     SegmentationSettings,
@@ -33,11 +34,6 @@ from cliptrase_ros.segmentation.vocabulary import (
 )
 
 NODE_NAME = 'cliptrase'
-
-#: How images can come.
-TRANSPORTS = ('raw', 'compressed')
-#: How depth can come.
-DEPTH_TRANSPORTS = ('raw', 'compressedDepth')
 
 #: What points can be made of.
 POINTS = ('depth', 'ground')
@@ -168,7 +164,8 @@ class NodeSettings:
     transport: tuple[str, ...] = setting(
         ('raw',),
         "How images come: 'raw' on 'NAME/image_raw', 'compressed' (JPEG, PNG) on "
-        "'NAME/image_raw/compressed'. One for all cameras, or one for each in order.",
+        "'NAME/image_raw/compressed', and so on 'ffmpeg' (FFMPEGPacket) and 'foxglove' "
+        '(CompressedVideo), which are video. One for all cameras, or one for each in order.',
         entry=clean_phrase,
         constraints=f'each one of {", ".join(TRANSPORTS)}',
     )
