@@ -177,8 +177,9 @@ class Result:
     segmentation: Segmentation
 
     def __post_init__(self) -> None:
-        for array in (self.label, self.confidence):
-            array.flags.writeable = False
+        for array in (self.label, self.confidence, self.segmentation.scores):
+            if array is not None:
+                array.flags.writeable = False
 
     def __repr__(self) -> str:
         height, width = self.label.shape
