@@ -13,6 +13,12 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.utilities import prefix_namespace
 
+from cliptrase_ros.messages.transports import (
+    DEPTH_TRANSPORTS,
+    TRANSPORTS,
+    raw_topic,
+    topic_of,
+)
 from cliptrase_ros.ros.arguments import is_for, nearest_name, parameters_in_file
 from cliptrase_ros.ros.settings import PARAMETERS
 from cliptrase_ros.segmentation.settings import Setting
@@ -28,6 +34,7 @@ PARAMETER_ARGUMENTS = {
     'cameras': ',',
     'transport': ',',
     'depth': '',
+    'depth_transport': ',',
     'mask_topics': ';',
     'vocabulary': ';',
     'model': '',
@@ -59,14 +66,15 @@ ARGUMENTS = (
         'image_topic',
         default_value='',
         description="Image topics to read instead of NAME/image_raw, separated by ',', one for "
-        'each camera in order, as `cameras` or params_file names them. With transport:=compressed '
-        'TOPIC/compressed is read.',
+        'each camera in order, as `cameras` or params_file names them. With another transport than '
+        'raw TOPIC/TRANSPORT is read.',
     ),
     DeclareLaunchArgument(
         'depth_topic',
         default_value='',
         description='Depth topics to read instead of NAME/depth/image_raw, one for each camera; '
-        'with them `depth` is true, unless it is given.',
+        'with them `depth` is true, unless it is given. With depth_transport:=compressedDepth '
+        'TOPIC/compressedDepth is read.',
     ),
     DeclareLaunchArgument(
         'camera_info_topic',
@@ -163,8 +171,16 @@ def _nodes(context: LaunchContext) -> list[Node]:
 
     # Without a type, launch_ros reads the text as YAML: the class `no` would become False.
     overrides = {}
-    given['transport'] = '; '.join(_list(given['transport']))
-    for name in ('vocabulary', 'transport', 'mask_topics', 'model', 'device'):
+    for name in ('transport', 'depth_transport'):
+        given[name] = '; '.join(_list(given[name]))
+    for name in (
+        'vocabulary',
+        'transport',
+        'depth_transport',
+        'mask_topics',
+        'model',
+        'device',
+    ):
         if given[name]:
             overrides[name] = ParameterValue(given[name], value_type=str)
     for name in ('autostart', 'use_sim_time'):
@@ -182,13 +198,14 @@ def _nodes(context: LaunchContext) -> list[Node]:
 
     remappings = []
     for index, name in enumerate(cameras):
-        if topics['image']:
-            # As image_transport has it: compressed images come below the topic of the raw ones.
-            topic = topics['image'][index].removesuffix('/compressed')
-            remappings.append((f'{name}/image_raw', topic))
-            remappings.append((f'{name}/image_raw/compressed', f'{topic}/compressed'))
-        if topics['depth']:
-            remappings.append((f'{name}/depth/image_raw', topics['depth'][index]))
+        # As image_transport has it: others come below the topic of the raw ones.
+        for kind, ours, transports in (
+            ('image', f'{name}/image_raw', TRANSPORTS),
+            ('depth', f'{name}/depth/image_raw', DEPTH_TRANSPORTS),
+        ):
+            if topics[kind]:
+                theirs = raw_topic(topics[kind][index])
+                remappings += [(topic_of(ours, t), topic_of(theirs, t)) for t in transports]
         if topics['camera_info']:
             remappings.append((f'{name}/camera_info', topics['camera_info'][index]))
     nodes = [

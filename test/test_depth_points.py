@@ -11,14 +11,13 @@ from raw_images import raw_image
 
 from cliptrase_ros.messages.depth import (
     DEPTH_ENCODINGS,
-    Intrinsics,
     back_project,
     check_depth,
     depth_in_metres,
-    intrinsics_of,
     labelled_points,
 )
 from cliptrase_ros.messages.images import ImageError
+from cliptrase_ros.messages.rays import CameraModel, model_rays
 
 SIZES = st.tuples(st.integers(1, 8), st.integers(1, 8))
 
@@ -69,36 +68,6 @@ def test_depth_that_is_accepted_converts(encoding, width, height, step, data):
         assert depth_in_metres(image).shape == (height, width)
 
 
-def info(width=640, height=480, k=(500.0, 0, 320.0, 0, 510.0, 240.0, 0, 0, 1.0), **fields):
-    roi = SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0)
-    return SimpleNamespace(
-        **{'width': width, 'height': height, 'k': k, 'binning_x': 0, 'binning_y': 0, 'roi': roi}
-        | fields
-    )
-
-
-def test_intrinsics_of_whole_binned_and_cut_images():
-    assert intrinsics_of(info(), 640, 480) == Intrinsics(500.0, 510.0, 320.0, 240.0)
-    binned = info(binning_x=2, binning_y=4)
-    assert intrinsics_of(binned, 320, 120) == Intrinsics(250.0, 127.5, 160.0, 60.0)
-    roi = SimpleNamespace(x_offset=100, y_offset=40, width=200, height=160)
-    assert intrinsics_of(info(roi=roi), 200, 160) == Intrinsics(500.0, 510.0, 220.0, 200.0)
-
-
-@pytest.mark.parametrize(
-    ('given', 'text'),
-    [
-        (info(k=(0.0,) * 9), 'not calibrated'),
-        (info(k=(np.nan,) * 9), 'not calibrated'),
-        (info(width=0, height=0), '0 x 0'),
-        (info(width=1280), '1280 x 480 pixels, the image has 640 x 480'),
-    ],
-)
-def test_intrinsics_that_do_not_fit(given, text):
-    with pytest.raises(ImageError, match=text):
-        intrinsics_of(given, 640, 480)
-
-
 @given(
     npst.arrays(np.float32, SIZES, elements=st.floats(0.25, 64.0, width=32)),
     st.floats(20, 2000),
@@ -107,7 +76,9 @@ def test_intrinsics_that_do_not_fit(given, text):
     st.floats(-10, 10),
 )
 def test_points_project_back_to_their_pixels(depth, fx, fy, cx, cy):
-    x, y = back_project(depth, Intrinsics(fx, fy, cx, cy))
+    height, width = depth.shape
+    x, y, z = back_project(depth, model_rays(CameraModel(fx, fy, cx, cy), width, height))
+    np.testing.assert_array_equal(z, depth)
     rows, columns = np.indices(depth.shape)
     np.testing.assert_allclose(x / depth * fx + cx, columns, atol=1e-3)
     np.testing.assert_allclose(y / depth * fy + cy, rows, atol=1e-3)
@@ -118,7 +89,7 @@ def test_pixels_without_depth_keep_colour_and_label():
     picture = np.array([[[1, 2, 3], [255, 0, 128]]], np.uint8)
     points = labelled_points(
         depth,
-        Intrinsics(1.0, 1.0, 0.0, 0.0),
+        np.zeros((2, 1, 2), np.float32),
         picture,
         np.array([[7, 255]], np.uint8),
         np.array([[255, 0]], np.uint8),

@@ -11,7 +11,7 @@ from pages import PAGES, ROOT
 PACKAGE = ROOT / 'cliptrase_ros'
 #: What only a room that may import ROS can import.
 ROS = ('rclpy', 'rcl_interfaces', 'sensor_msgs', 'std_msgs', 'vision_msgs', 'cv_bridge')
-GENERATED = 'cliptrase_ros.msg'
+GENERATED = ('cliptrase_ros.msg', 'cliptrase_ros.srv', 'cliptrase_ros.action')
 
 
 def shown_house():

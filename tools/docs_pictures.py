@@ -24,7 +24,8 @@ from cliptrase_ros.evaluation.class_indices import label_by_method
 from cliptrase_ros.evaluation.measure import ABLATION, make_vocabulary
 from cliptrase_ros.evaluation.reading import open_dataset
 from cliptrase_ros.explain import Tile, draw_explanation, draw_panel, explain
-from cliptrase_ros.messages.depth import Intrinsics, labelled_points
+from cliptrase_ros.messages.depth import labelled_points
+from cliptrase_ros.messages.rays import CameraModel, model_rays
 from cliptrase_ros.photos.results import write_label
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import Segmentation, Segmenter, load_segmenter
@@ -83,8 +84,8 @@ def draw_outputs(segmenter: Segmenter, output: Path) -> None:
     write_label(output / 'output_label.png', result)
     print(output / 'output_label.png')
     save(output / 'output_masks.png', draw_masks(result), colors=64)
-    camera = Intrinsics(*intrinsics(HEIGHT, WIDTH))
-    points = labelled_points(photo.depth, camera, picture, result.label, result.confidence)
+    rays = model_rays(CameraModel(*intrinsics(HEIGHT, WIDTH)), WIDTH, HEIGHT)
+    points = labelled_points(photo.depth, rays, picture, result.label, result.confidence)
     save(output / 'output_points.png', draw_points(points, result.vocabulary.palette), colors=64)
 
     explanation = explain(segmenter, picture, BOX_PIXEL, SETTINGS)

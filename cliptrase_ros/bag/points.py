@@ -8,25 +8,36 @@ import numpy as np
 
 from cliptrase_ros.bag.cameras import BagCamera
 from cliptrase_ros.bag.reader import BagMessage, BagReader
+from cliptrase_ros.messages.compressed_depth import (
+    DEPTH_READERS,
+    check_compressed_depth,
+    is_compressed_depth,
+)
 from cliptrase_ros.messages.depth import (
     DEPTH_ENCODINGS,
     STAMP_TOLERANCE_NS,
     back_project,
     check_depth,
-    read_registered_depth,
 )
 from cliptrase_ros.messages.images import ENCODING_TABLE, ImageError, header_stamp_ns
-from cliptrase_ros.messages.type_names import CAMERA_INFO, IMAGE, Message
+from cliptrase_ros.messages.rays import is_rectified_topic
+from cliptrase_ros.messages.registration import Calibration, depth_and_rays
+from cliptrase_ros.messages.type_names import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Message
 
 
 @dataclass
 class _DepthCamera:
-    """A camera with depth; its latest depth image and labels, each with its stamp (ns)."""
+    """A camera with depth; its latest depth image and labels, each with its stamp (ns).
 
-    depth_topic: str
-    info: Message
+    Attributes:
+        depth_topic: Name and type.
+        label: With the header of the image.
+    """
+
+    depth_topic: tuple[str, str]
+    calibration: Calibration
     depth: tuple[int, Message] | None = None
-    label: tuple[int, np.ndarray] | None = None
+    label: tuple[int, Message, np.ndarray] | None = None
 
 
 class BagPoints:
@@ -50,7 +61,15 @@ class BagPoints:
         self._shown: set[str] = set()
         self._typestore = reader.typestore
         self._show = show
-        depths = _first_messages(reader, IMAGE, check_depth, _is_picture)
+        raw = _first_messages(reader, IMAGE, check_depth, _is_picture)
+        compressed = _first_messages(
+            reader,
+            COMPRESSED_IMAGE,
+            check_compressed_depth,
+            lambda image: not is_compressed_depth(image),
+        )
+        # Of two that are as near, the first is taken.
+        depths = dict.fromkeys(raw, IMAGE) | dict.fromkeys(compressed, COMPRESSED_IMAGE)
         infos = _first_messages(reader, CAMERA_INFO, lambda message: None)
         self._cameras: dict[str, _DepthCamera] = {}
         topics = [camera.topic.name for camera in cameras]
@@ -58,16 +77,25 @@ class BagPoints:
             depth = _find_partner(camera.topic.name, topics, depths)
             info = _find_partner(camera.topic.name, topics, infos)
             if depth and info:
-                self._cameras[camera.name] = _DepthCamera(depth, infos[info])
+                beside = depth.removesuffix('/compressedDepth').rpartition('/')[0]
+                own_info = f'{beside}/camera_info'
+                calibration = Calibration(
+                    infos[info],
+                    infos.get(own_info) if own_info != info else None,
+                    is_rectified_topic(camera.topic.name),
+                    is_rectified_topic(depth),
+                )
+                self._cameras[camera.name] = _DepthCamera((depth, depths[depth]), calibration)
 
     def add_depth(self, message: BagMessage) -> None:
         """Take in a message of the recording, of any topic."""
         topic = message.topic
         for name, camera in self._cameras.items():
-            if topic.name == camera.depth_topic and topic.type == IMAGE:
+            if (topic.name, topic.type) == camera.depth_topic:
+                check, _ = DEPTH_READERS[topic.type]
                 try:
-                    depth = self._typestore.deserialize_cdr(message.data, IMAGE)
-                    check_depth(depth)
+                    depth = self._typestore.deserialize_cdr(message.data, topic.type)
+                    check(depth)
                 except Exception as error:
                     # The library raises what it likes over data that are no message.
                     self._refuse(name, f'depth cannot be read ({error})')
@@ -75,30 +103,32 @@ class BagPoints:
                 camera.depth = (header_stamp_ns(depth.header) or message.stamp_ns, depth)
                 self._show_points(name, camera)
 
-    def add_labels(self, name: str, stamp_ns: int, label: np.ndarray) -> None:
-        """Take in the labels of a camera's picture: uint8 (H, W)."""
+    def add_labels(self, name: str, header: Message, stamp_ns: int, label: np.ndarray) -> None:
+        """Take in the labels of a camera's picture: its header and stamp, and uint8 (H, W)."""
         if name in self._cameras:
             camera = self._cameras[name]
-            camera.label = (stamp_ns, label)
+            camera.label = (stamp_ns, header, label)
             self._show_points(name, camera)
 
     def _show_points(self, name: str, camera: _DepthCamera) -> None:
         """Show the points of the latest labels, once, if the latest depth belongs to them."""
         if camera.depth is None or camera.label is None:
             return
-        (depth_ns, depth_image), (stamp_ns, label) = camera.depth, camera.label
+        (depth_ns, depth), (stamp_ns, header, label) = camera.depth, camera.label
         if abs(depth_ns - stamp_ns) > STAMP_TOLERANCE_NS:
             return
         camera.label = None
-        height, width = label.shape
+        _, read = DEPTH_READERS[camera.depth_topic[1]]
         try:
-            depth, intrinsics = read_registered_depth(depth_image, camera.info, width, height)
+            metres, rays = depth_and_rays(
+                read(depth), depth.header, header, label.shape, camera.calibration
+            )
         except ImageError as error:
             self._refuse(name, str(error))
             return
-        measured = np.isfinite(depth)
-        positions = np.stack([*back_project(depth, intrinsics), depth], axis=2)[measured]
-        self._show(name, stamp_ns, positions, label[measured])
+        positions = back_project(metres, rays)
+        measured = ~np.isnan(positions[2])
+        self._show(name, stamp_ns, positions[:, measured].T, label[measured])
         self._shown.add(name)
         self.refused.pop(name, None)
 

@@ -43,7 +43,7 @@ def _make(message_type: str, **fields: Any) -> Any:
 
 def _to_field(values: np.ndarray) -> array:
     # With checks of fields on, anything but an array is checked number by number.
-    field = array({1: 'B', 4: 'I'}[values.itemsize])
+    field = array({'u1': 'B', 'i1': 'b', 'u4': 'I'}[values.dtype.str[1:]])
     field.frombytes(values.view(np.uint8))
     return field
 

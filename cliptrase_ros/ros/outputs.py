@@ -10,7 +10,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture, MakeOutput, MessageMaker
-from cliptrase_ros.messages.type_names import IMAGE, Message
+from cliptrase_ros.messages.type_names import IMAGE, OCCUPANCY_GRID, Message
 from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, message_class
 from cliptrase_ros.ros.own_thread import OwnThread
@@ -54,6 +54,7 @@ class CameraOutputs:
 
     Attributes:
         points_publisher: None without points.
+        ground_publisher: None without ground.
         unknown_masks: Names in `mask_topics` that the vocabulary announced last does not have.
         unknown_scores: Phrases in `score_topics` that it does not have.
     """
@@ -66,11 +67,13 @@ class CameraOutputs:
         mask_topics: Sequence[str],
         score_topics: Sequence[str],
         with_points: bool,
+        with_ground: bool,
         always_on: bool,
         on_listeners_changed: Callable[[], None],
         listeners: OwnThread,
     ):
         self.points_publisher: Publisher | None = None
+        self.ground_publisher: Publisher | None = None
         self.unknown_masks: tuple[str, ...] = ()
         self.unknown_scores: tuple[str, ...] = ()
         self._node = node
@@ -89,6 +92,8 @@ class CameraOutputs:
             outputs[f'scores/{phrase_topic_name("score_topics", phrase)}'] = _score_output(phrase)
         try:
             for topic, (message_type, make) in outputs.items():
+                if LabelInfo is None and message_type.startswith('vision_msgs/'):
+                    continue
                 self._outputs[topic] = (
                     self._create_publisher(message_class(message_type), topic),
                     make,
@@ -101,6 +106,9 @@ class CameraOutputs:
                 self._publishers.append(self._label_info)
             if with_points:
                 self.points_publisher = self._create_publisher(PointCloud2, 'points')
+            if with_ground:
+                grid = message_class(OCCUPANCY_GRID)
+                self.ground_publisher = self._create_publisher(grid, 'ground')
         except Exception:
             self.destroy()
             raise
@@ -112,7 +120,7 @@ class CameraOutputs:
         self._listeners.wake()
 
     def any_is_wanted(self) -> bool:
-        """Whether anything, points aside, is to be published."""
+        """Whether anything, points and ground aside, is to be published."""
         return any(map(self.is_wanted, self._outputs))
 
     def is_wanted(self, topic: str) -> bool:
@@ -145,8 +153,7 @@ class CameraOutputs:
         return publisher
 
     def _warn_of_unknown(self, vocabulary: Vocabulary) -> None:
-        known = {entry.name.casefold() for entry in vocabulary.classes}
-        masks = tuple(name for name in self._mask_topics if name.casefold() not in known)
+        masks = vocabulary.unknown_names(self._mask_topics)
         scores = tuple(p for p in self._score_topics if score_column(vocabulary, p) is None)
         for parameter, unknown, before, what in (
             ('mask_topics', masks, self.unknown_masks, 'masks are empty'),

@@ -4,27 +4,68 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from rclpy.node import Node
 from rclpy.publisher import Publisher
+from sensor_msgs.msg import CameraInfo
 
-from cliptrase_ros.messages.depth import (
-    STAMP_TOLERANCE_NS,
-    check_depth,
-    labelled_points,
-    read_registered_depth,
-)
+from cliptrase_ros.messages.compressed_depth import DEPTH_READERS
+from cliptrase_ros.messages.depth import STAMP_TOLERANCE_NS, labelled_points
 from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.messages.maker import LabelledPicture
+from cliptrase_ros.messages.rays import is_rectified_topic
+from cliptrase_ros.messages.registration import Calibration, depth_and_rays
+from cliptrase_ros.messages.transports import DEPTH_TRANSPORTS
 from cliptrase_ros.messages.type_names import Message
-from cliptrase_ros.ros.conversions import points_message, rclpy_header
+from cliptrase_ros.ros.conversions import message_class, points_message, rclpy_header
 from cliptrase_ros.ros.diagnostics import CameraStatistics
-from cliptrase_ros.ros.subscribing import SensorTopic
+from cliptrase_ros.ros.own_thread import OwnThread
+from cliptrase_ros.ros.subscribing import (
+    LATCHED_SENSOR_QOS,
+    SensorTopic,
+    is_remapped,
+    transport_topic,
+)
 
 #: Depth images kept for pictures that come later.
 _KEPT_DEPTH_IMAGES = 8
 #: Pictures whose depth may still come: one that waits for it, and those being labelled.
 _KEPT_MATCHES = 4
+
+
+class DepthTopics:
+    """What the points of one camera are made of, besides its images.
+
+    Attributes:
+        depth: Depth images.
+        info: camera_info of the images.
+        depth_info: camera_info of the depth images, None where it could only be that of the images.
+        check: Raises ImageError for a message of depth that `read` could not read.
+        read: Makes float32 (H, W), metres, of such a message.
+    """
+
+    def __init__(self, node: Node, name: str, transport: str, reception: OwnThread):
+        sensor_topic = partial(SensorTopic, node, reception=reception)
+        raw, own_info = f'{name}/depth/image_raw', f'{name}/depth/camera_info'
+        message_type = DEPTH_TRANSPORTS[transport]
+        self.check, self.read = DEPTH_READERS[message_type]
+        topic = transport_topic(node, raw, transport)
+        self.depth = sensor_topic(message_class(message_type), topic)
+        self.info = sensor_topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
+        if not is_remapped(node, own_info):
+            # As in image_transport: beside the images, wherever they are remapped to.
+            beside = self.depth.name.removesuffix(f'/{transport}').rpartition('/')[0]
+            own_info = f'{beside}/camera_info'
+        self.depth_info: SensorTopic | None = None
+        if node.resolve_topic_name(own_info) != self.info.name:
+            self.depth_info = sensor_topic(CameraInfo, own_info, LATCHED_SENSOR_QOS)
+
+    @property
+    def topics(self) -> tuple[SensorTopic, ...]:
+        """All of them."""
+        return tuple(filter(None, (self.depth, self.info, self.depth_info)))
 
 
 @dataclass
@@ -68,7 +109,8 @@ class PointsOutput:
     Messages come in the reception thread, in which `wake` and `on_refused` are called.
 
     Args:
-        depth_topic: Where depth registered to the camera's images comes from.
+        topics: Where depth of what the camera's images show comes from.
+        is_rectified: Whether those images are.
         wake: Called when depth or camera_info has come and a labelled picture waits.
         on_refused: Called with the reason why a depth image or camera_info cannot be used.
         max_pixels: Width x height of the largest image that is believed.
@@ -77,25 +119,27 @@ class PointsOutput:
     def __init__(
         self,
         publisher: Publisher,
-        depth_topic: SensorTopic,
-        info_topic: SensorTopic,
+        topics: DepthTopics,
         *,
+        is_rectified: bool,
         statistics: CameraStatistics,
         wake: Callable[[], None],
         on_refused: Callable[[ValueError], None],
         max_pixels: int,
     ):
         self.publisher = publisher
-        self._depth_topic = depth_topic
-        self._info_topic = info_topic
+        self._topics = topics
+        self._is_rectified = is_rectified
+        self._depth_is_rectified = is_rectified_topic(topics.depth.name)
         self._statistics = statistics
         self._wake = wake
         self._on_refused = on_refused
         self._max_pixels = max_pixels
         # A picture whose depth may still be on its way.
         self._waiting: tuple[LabelledPicture, DepthMatch] | None = None
-        # The latest camera_info.
+        # The latest camera_info of the images, and of depth.
         self._info: Message | None = None
+        self._depth_info: Message | None = None
         # Of the depth images, the matches and the picture that waits.
         self._lock = threading.Lock()
         # Held from when a picture is taken until its points are published: none overtakes another.
@@ -110,21 +154,19 @@ class PointsOutput:
 
     def subscribe(self) -> None:
         """Begin to receive depth and camera_info."""
-        for topic, callback in (
-            (self._depth_topic, self._receive_depth),
-            (self._info_topic, self._receive_info),
-        ):
+        callbacks = self._receive_depth, self._receive_info, self._receive_depth_info
+        for topic, callback in zip(self._topics.topics, callbacks, strict=False):
             if not topic.is_subscribed:
                 topic.subscribe(callback, self._on_refused)
 
     def unsubscribe(self) -> None:
         """Receive no more, and forget what came and what waits for it."""
-        self._depth_topic.unsubscribe()
-        self._info_topic.unsubscribe()
+        for topic in self._topics.topics:
+            topic.unsubscribe()
         with self._lock:
             self._recent.clear()
             self._matches.clear()
-            self._info = self._waiting = None
+            self._info = self._depth_info = self._waiting = None
 
     def match(self, header: Message) -> DepthMatch:
         """Begin to look for the depth of a picture; the result is updated as depth comes."""
@@ -148,15 +190,15 @@ class PointsOutput:
         """Publish the points of the picture that waits, if its depth has come meanwhile."""
         with self._publishing:
             with self._lock:
-                waiting, info = self._waiting, self._info
-                if waiting is None or info is None:
+                waiting, info, depth_info = self._waiting, self._info, self._depth_info
+                if waiting is None or info is None or self._awaits_depth_info():
                     return False
                 picture, match = waiting
                 if match.depth is None:
                     return False
                 self._waiting = None
             try:
-                points = self._make_points(picture, match.depth, info)
+                points = self._make_points(picture, match.depth, info, depth_info)
             except ImageError as error:
                 self._statistics.count('points_missed', str(error))
             else:
@@ -168,41 +210,49 @@ class PointsOutput:
         """Say who publishes depth and camera_info."""
         return '; '.join(
             f'{topic.name}: {topic.describe_publishers()}'
-            for topic in (self._depth_topic, self._info_topic)
+            for topic in self._topics.topics
             if topic.is_subscribed
         )
 
-    def _make_points(self, picture: LabelledPicture, depth: Message, info: Message) -> np.ndarray:
-        height, width = picture.result.label.shape
-        frames = picture.header.frame_id, depth.header.frame_id
-        # tf's own names begin without a slash; drivers that came from ROS 1 write one.
-        if all(frames) and frames[0].lstrip('/') != frames[1].lstrip('/'):
-            raise ImageError(
-                f'depth is in frame {frames[1]!r}, the image in {frames[0]!r}; depth has to be '
-                'registered to the image'
-            )
-        metres, camera = read_registered_depth(depth, info, width, height, self._max_pixels)
+    def _awaits_depth_info(self) -> bool:
+        """Whether to wait for the camera_info of depth, which somebody publishes, and not long."""
+        topic = self._topics.depth_info
+        is_missing = topic is not None and self._depth_info is None
+        return is_missing and len(self._recent) < _KEPT_DEPTH_IMAGES and topic.has_publishers
+
+    def _make_points(
+        self, picture: LabelledPicture, depth: Message, info: Message, depth_info: Message | None
+    ) -> np.ndarray:
         result = picture.result
-        return labelled_points(metres, camera, picture.pixels, result.label, result.confidence)
+        metres, rays = depth_and_rays(
+            self._topics.read(depth, self._max_pixels),
+            depth.header,
+            picture.header,
+            result.label.shape,
+            Calibration(info, depth_info, self._is_rectified, self._depth_is_rectified),
+        )
+        return labelled_points(metres, rays, picture.pixels, result.label, result.confidence)
 
     def _explain_missing(self, match: DepthMatch) -> str:
         if match.depth is None:
             missing = (
                 f'no depth image within {1e-6 * STAMP_TOLERANCE_NS:.0f} ms of the image on '
-                f'{self._depth_topic.name}'
+                f'{self._topics.depth.name}'
             )
             return '; '.join(filter(None, (missing, match.explain())))
-        return f'no camera_info on {self._info_topic.name}'
+        info, depth_info = self._topics.info, self._topics.depth_info
+        awaited = info if self._info is None or depth_info is None else depth_info
+        return f'no camera_info on {awaited.name}'
 
     def _receive_depth(self, depth: Message) -> None:
         try:
-            check_depth(depth, self._max_pixels)
+            self._topics.check(depth, self._max_pixels)
         except ImageError as error:
             self._on_refused(error)
             return
         stamp_ns = header_stamp_ns(depth.header)
         with self._lock:
-            if not self._depth_topic.is_subscribed:
+            if not self._topics.depth.is_subscribed:
                 return  # on its way when the last listener left
             self._recent.append((stamp_ns, depth))
             for match in self._matches:
@@ -211,9 +261,15 @@ class PointsOutput:
 
     def _receive_info(self, info: Message) -> None:
         with self._lock:
-            if self._info_topic.is_subscribed:
+            if self._topics.info.is_subscribed:
                 self._info = info
         # A picture may wait for nothing else.
+        self._wake_if_waiting()
+
+    def _receive_depth_info(self, info: Message) -> None:
+        with self._lock:
+            if self._topics.depth_info.is_subscribed:
+                self._depth_info = info
         self._wake_if_waiting()
 
     def _wake_if_waiting(self) -> None:

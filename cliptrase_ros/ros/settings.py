@@ -4,12 +4,15 @@ The engine's settings are declared in `segmentation/settings.py`; all of them to
 node's parameters. Needs neither ROS nor torch: the launch file describes its arguments by it.
 """
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
+from cliptrase_ros.messages.ground import MAX_COST, CameraPose, pose_of_body
 from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
+from cliptrase_ros.messages.transports import DEPTH_TRANSPORTS, TRANSPORTS
 from cliptrase_ros.segmentation.settings import (
     ModelSettings,
     SegmentationSettings,
@@ -25,13 +28,18 @@ from cliptrase_ros.segmentation.vocabulary import (
     Vocabulary,
     VocabularyError,
     clean_phrase,
+    name_and_synonyms,
     parse_vocabulary,
+    quote,
 )
 
 NODE_NAME = 'cliptrase'
 
-#: How images can come.
-TRANSPORTS = ('raw', 'compressed')
+#: What points can be made of.
+POINTS = ('depth', 'ground')
+
+#: Most cells of `~/NAME/ground` from the camera to the end of its range.
+MAX_GROUND_CELLS = 1000
 
 #: Slowest limit on label images a second, beside 0 = none; slower would look like a dead node.
 MIN_RATE = 0.001
@@ -55,6 +63,45 @@ def image_size(text: str) -> tuple[int, int]:
             "WIDTHxHEIGHT, for instance ['640x480', '1280x720']"
         )
     return height, width
+
+
+def camera_pose(text: str) -> tuple[float, ...]:
+    """The six numbers of an entry `x y z roll pitch yaw` of `camera_poses`.
+
+    Raises:
+        ParameterError: The text is no pose, or one from which no ground is seen.
+    """
+    try:
+        values = [float(value) for value in text.split()]
+    except ValueError:
+        values = []
+    if len(values) != 6 or not all(map(math.isfinite, values)):
+        raise ParameterError(
+            f"'camera_poses' has {text.strip()[:60]!r}; give 'x y z roll pitch yaw' of a camera in "
+            "metres and radians, for instance '0.2 0 1.1 0 0.35 0'"
+        )
+    if values[2] <= 0:
+        raise ParameterError(
+            f"'camera_poses' has {text.strip()[:60]!r}, a camera that is not above the ground: the "
+            'third number, its height, has to be more than 0'
+        )
+    return tuple(values)
+
+
+def ground_cost(text: str) -> tuple[str, int]:
+    """Class name and cost of an entry `name = cost` of `ground_costs`.
+
+    Raises:
+        ParameterError: The text is not of this form, or the cost out of range.
+    """
+    name, _, cost = text.rpartition('=')
+    name, cost = clean_phrase(name), cost.strip()
+    if not name or not re.fullmatch('[0-9]{1,3}', cost) or int(cost) > MAX_COST:
+        raise ParameterError(
+            f"'ground_costs' has {text.strip()[:60]!r}; give 'name = cost' of a class, a whole "
+            f"number from 0 to {MAX_COST}, for instance 'grass = 60'"
+        )
+    return name, int(cost)
 
 
 @dataclass(frozen=True)
@@ -99,6 +146,14 @@ class NodeSettings:
         also=(0,),
         unit='label images a second',
     )
+    ground_costs: tuple[tuple[str, int], ...] = setting(
+        (),
+        "Classes that lie on the ground, each 'name = cost': 0 is free, 100 not to be driven on. "
+        'The other classes of the vocabulary stand on it and cost 100.',
+        live=True,
+        entry=ground_cost,
+        constraints=f"'' for none; costs 0 to {MAX_COST}; no name twice",
+    )
     cameras: tuple[str, ...] = setting(
         ('camera',),
         "Names of the cameras. Each NAME is read from 'NAME/image_raw' (relative, remappable) and "
@@ -109,7 +164,8 @@ class NodeSettings:
     transport: tuple[str, ...] = setting(
         ('raw',),
         "How images come: 'raw' on 'NAME/image_raw', 'compressed' (JPEG, PNG) on "
-        "'NAME/image_raw/compressed'. One for all cameras, or one for each in order.",
+        "'NAME/image_raw/compressed', and so on 'ffmpeg' (FFMPEGPacket) and 'foxglove' "
+        '(CompressedVideo), which are video. One for all cameras, or one for each in order.',
         entry=clean_phrase,
         constraints=f'each one of {", ".join(TRANSPORTS)}',
     )
@@ -117,6 +173,45 @@ class NodeSettings:
         False,
         "Publish '~/NAME/points' from 'NAME/depth/image_raw', registered to the image, and "
         "'NAME/camera_info'.",
+    )
+    depth_transport: tuple[str, ...] = setting(
+        ('raw',),
+        "How depth comes: 'raw' on 'NAME/depth/image_raw', 'compressedDepth' (PNG, RVL) on "
+        "'NAME/depth/image_raw/compressedDepth'. One for all cameras, or one for each in order.",
+        entry=clean_phrase,
+        constraints=f'each one of {", ".join(DEPTH_TRANSPORTS)}',
+    )
+    points: str = setting(
+        'depth',
+        "What '~/NAME/points' is made of: 'depth', if that is true, or 'ground': the places of "
+        "pixels in the plane of 'ground_frame'.",
+        choices=POINTS,
+    )
+    ground_frame: str = setting(
+        '',
+        "Frame whose plane z = 0 is the ground, for instance 'base_footprint': publish "
+        "'~/NAME/ground', with 'NAME/camera_info'.",
+        constraints="'' for none",
+    )
+    camera_poses: tuple[tuple[float, ...], ...] = setting(
+        (),
+        "Where each camera is in 'ground_frame', 'x y z roll pitch yaw' (metres, radians; x "
+        "forward, y left, z up): '0.2 0 1.1 0 0.35 0' looks 20 degrees down. Without, tf says it, "
+        'of the frame of the image.',
+        entry=camera_pose,
+        constraints="'' for those of tf; one for each camera in order",
+    )
+    ground_range: float = setting(
+        5.0,
+        'How far from a camera the ground is looked at.',
+        limits=(0.5, 100.0),
+        unit='metres',
+    )
+    ground_resolution: float = setting(
+        0.05,
+        "Side of a cell of '~/NAME/ground'.",
+        limits=(0.005, 1.0),
+        unit='metres',
     )
     mask_topics: tuple[str, ...] = setting(
         (),
@@ -131,6 +226,11 @@ class NodeSettings:
         "'~/NAME/scores/PHRASE'; named as those of 'mask_topics'.",
         entry=clean_phrase,
         constraints="'' for none; no two that make the same topic",
+    )
+    overlay_boxes: bool = setting(
+        False,
+        "Draw the instances on '~/NAME/overlay': a box each, with class and id.",
+        live=True,
     )
     warm_up_sizes: tuple[tuple[int, int], ...] = setting(
         (),
@@ -170,9 +270,11 @@ class NodeSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         _check_cameras(self.cameras)
-        _check_transport(self.transport, self.cameras)
+        _check_transport('transport', self.transport, TRANSPORTS, self.cameras)
+        _check_transport('depth_transport', self.depth_transport, DEPTH_TRANSPORTS, self.cameras)
         _check_phrase_topics('mask_topics', self.mask_topics)
         _check_phrase_topics('score_topics', self.score_topics)
+        self._check_ground()
         for height, width in self.warm_up_sizes:
             if width * height > self.max_image_megapixels * 1e6:
                 raise ParameterError(
@@ -180,10 +282,18 @@ class NodeSettings:
                     f"'max_image_megapixels' is {self.max_image_megapixels:g}"
                 )
 
+    @property
+    def max_pixels(self) -> int:
+        """Width x height of the largest image that is not refused."""
+        return round(self.max_image_megapixels * 1e6)
+
     def transport_of(self, camera: str) -> str:
         """How the images of a camera come, one of `TRANSPORTS`."""
-        one_each = len(self.transport) > 1
-        return self.transport[self.cameras.index(camera) if one_each else 0]
+        return self._of_camera(self.transport, camera)
+
+    def depth_transport_of(self, camera: str) -> str | None:
+        """How the depth images of a camera come, one of `DEPTH_TRANSPORTS`; None without depth."""
+        return self._of_camera(self.depth_transport, camera) if self.depth else None
 
     def make_vocabulary(self, previous: Vocabulary | None = None) -> Vocabulary:
         """Make the vocabulary that these values describe.
@@ -208,12 +318,56 @@ class NodeSettings:
                 f'this node takes {self.max_phrases} (max_phrases); drop some'
             )
         for phrase in phrases:
-            if len(phrase) > self.max_phrase_length:
-                raise VocabularyError(
-                    f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
-                    f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
-                )
+            self._check_phrase(phrase)
         return vocabulary
+
+    def _check_ground(self) -> None:
+        names = [name.casefold() for name, _ in self.ground_costs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ParameterError(f"'ground_costs' has {name!r} twice; give it one cost")
+        if self.points == 'ground' and not self.ground_frame:
+            raise ParameterError(
+                "'points' is 'ground', but no 'ground_frame' is given; name the frame whose plane "
+                "z = 0 is the ground, for instance 'base_footprint'"
+            )
+        if self.camera_poses and len(self.camera_poses) != len(self.cameras):
+            raise ParameterError(
+                f"'camera_poses' has {len(self.camera_poses)} entries for {len(self.cameras)} "
+                "cameras; give one for each in order, or '' for those of tf"
+            )
+        if self.ground_range > MAX_GROUND_CELLS * self.ground_resolution:
+            raise ParameterError(
+                f"'ground_range' is {self.ground_range:g} m, more than {MAX_GROUND_CELLS} cells of "
+                f"'ground_resolution', {self.ground_resolution:g} m; make cells larger"
+            )
+
+    def pose_of(self, camera: str) -> CameraPose | None:
+        """Where a camera is in the ground's frame, None where tf says it."""
+        if not self.camera_poses:
+            return None
+        return pose_of_body(*self.camera_poses[self.cameras.index(camera)])
+
+    def _of_camera(self, transports: tuple[str, ...], camera: str) -> str:
+        return transports[self.cameras.index(camera) if len(transports) > 1 else 0]
+
+    def make_phrase(self, text: str) -> str:
+        """Make a phrase that can be a class's name; raises VocabularyError where it cannot."""
+        self._check_phrase(text)
+        name, synonyms = name_and_synonyms(text)
+        if not name or synonyms:
+            raise VocabularyError(
+                f"the phrase {quote(text)} is blank, or has '=' or ':' in it; name what you mean, "
+                "for instance 'fire extinguisher'"
+            )
+        return name
+
+    def _check_phrase(self, phrase: str) -> None:
+        if len(phrase) > self.max_phrase_length:
+            raise VocabularyError(
+                f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
+                f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
+            )
 
     def _check_length(self, name: str, entries: tuple[str, ...]) -> None:
         """Refuse by length alone what would take long to parse."""
@@ -269,11 +423,13 @@ def _check_cameras(names: tuple[str, ...]) -> None:
             raise ParameterError(f"'cameras' has {name!r} {names.count(name)} times; name it once")
 
 
-def _check_transport(transport: tuple[str, ...], cameras: tuple[str, ...]) -> None:
-    unknown = [entry for entry in transport if entry not in TRANSPORTS]
+def _check_transport(
+    name: str, transport: tuple[str, ...], known: tuple[str, ...], cameras: tuple[str, ...]
+) -> None:
+    unknown = [entry for entry in transport if entry not in known]
     if unknown or len(transport) not in (1, len(cameras)):
         raise ParameterError(
-            f"'transport' is {'; '.join(transport)!r}; give one of {', '.join(TRANSPORTS)} for all "
+            f'{name!r} is {"; ".join(transport)!r}; give one of {", ".join(known)} for all '
             f'cameras, or one for each of the {len(cameras)}'
         )
 

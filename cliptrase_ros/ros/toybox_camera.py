@@ -8,10 +8,13 @@ if __name__ == '__main__':
     # Before the imports that take seconds, so that a signal ends them in order.
     sys.exit(run_module('cliptrase_ros.ros.toybox_camera'))
 
+import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
+from geometry_msgs.msg import Quaternion, TransformStamped, Vector3
 from rclpy.node import Node
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -23,8 +26,13 @@ from cliptrase_ros.ros.parameters import declare_settings
 from cliptrase_ros.ros.settings import ParameterError, check_camera_name
 from cliptrase_ros.segmentation.settings import check_settings, setting, settings_of
 from cliptrase_ros.toybox.renderer import intrinsics
-from cliptrase_ros.toybox.scenes import DIFFICULTIES, SPLITS, sample_room
+from cliptrase_ros.toybox.scenes import DIFFICULTIES, SPLITS, Pose, sample_room
 from cliptrase_ros.toybox.sequences import photograph
+
+try:
+    from tf2_msgs.msg import TFMessage
+except ImportError:
+    TFMessage = None
 
 NODE_NAME = 'toybox_camera'
 
@@ -56,7 +64,9 @@ class ToyboxCamera(Node):
 
     Topics, all with the stamp of the image: NAME/image_raw (rgb8), NAME/camera_info, and while
     somebody listens NAME/image_raw/compressed (JPEG), NAME/depth/image_raw (32FC1, metres along
-    the optical axis) and NAME/label_truth (mono8, index into toybox.scenes.CLASSES).
+    the optical axis) and NAME/label_truth (mono8, index into toybox.scenes.CLASSES). Where tf2_msgs
+    is installed tf says where the camera is: `room`, NAME_footprint on the floor below it, and the
+    frame of the images.
 
     Raises:
         ValueError: A parameter has a value that cannot be used.
@@ -72,6 +82,7 @@ class ToyboxCamera(Node):
         self._frames_published = 0
         name = values.camera
         self._frame_id = values.frame_id or f'{name}_optical_frame'
+        self._footprint = f'{name}_footprint'
 
         def publisher(message_type, topic: str):
             try:
@@ -89,6 +100,7 @@ class ToyboxCamera(Node):
         self._camera_info = publisher(CameraInfo, 'camera_info')
         self._depth = publisher(Image, 'depth/image_raw')
         self._label_truth = publisher(Image, 'label_truth')
+        self._tf = None if TFMessage is None else self.create_publisher(TFMessage, '/tf', 100)
         self.create_timer(self._period_s, self._publish)
         published = self._image, self._compressed, self._camera_info, self._depth, self._label_truth
         topics = ', '.join(publisher.topic_name for publisher in published)
@@ -100,6 +112,9 @@ class ToyboxCamera(Node):
         tour_s = self._frames_published * self._period_s
         frame = photograph(self._room, tour_s, self._height, self._width)
         self._frames_published += 1
+        if self._tf is not None:
+            transforms = make_transforms(frame.pose, header, self._footprint)
+            self._tf.publish(TFMessage(transforms=transforms))
         self._image.publish(MAKER.make_image(frame.image, 'rgb8', header))
         if self._compressed.get_subscription_count():
             self._compressed.publish(MAKER.make_compressed_picture(frame.image, header))
@@ -122,6 +137,37 @@ class ToyboxCamera(Node):
             r=np.eye(3).ravel(),
             p=projection.ravel(),
         )
+
+
+def make_transforms(pose: Pose, header: Header, footprint: str) -> list[TransformStamped]:
+    """From `room` to a frame on the floor below a camera, and from there to the header's frame."""
+    x, y, z = pose.position.tolist()
+    rotation = pose.rotation.double().numpy()
+    yaw = math.atan2(rotation[1, 2], rotation[0, 2])
+    upright = cv2.Rodrigues(np.array([0.0, 0.0, yaw]))[0]
+    return [
+        _make_transform('room', footprint, header, (x, y, 0.0), upright),
+        _make_transform(footprint, header.frame_id, header, (0.0, 0.0, z), upright.T @ rotation),
+    ]
+
+
+def _make_transform(
+    parent: str,
+    child: str,
+    header: Header,
+    position: tuple[float, float, float],
+    rotation: np.ndarray,
+) -> TransformStamped:
+    """Make the transform of a frame with a position and a rotation (3, 3) in its parent."""
+    turn = cv2.Rodrigues(rotation)[0].ravel()
+    angle = float(np.linalg.norm(turn))
+    x, y, z = (turn * math.sin(angle / 2) / max(angle, 1e-9)).tolist()
+    message = TransformStamped(
+        header=Header(stamp=header.stamp, frame_id=parent), child_frame_id=child
+    )
+    message.transform.translation = Vector3(**dict(zip('xyz', position, strict=True)))
+    message.transform.rotation = Quaternion(x=x, y=y, z=z, w=math.cos(angle / 2))
+    return message
 
 
 def main(args: list[str] | None = None) -> int:

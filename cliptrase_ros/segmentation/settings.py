@@ -260,6 +260,13 @@ class SegmentationSettings:
         live=True,
         limits=(0, MAX_SMOOTHING),
     )
+    min_instance_area: float = setting(
+        0.0005,
+        'Connected regions of a class with a smaller share of the pixels of the image are no '
+        'instances of it: they are not counted, and get no box.',
+        live=True,
+        limits=(0, 1),
+    )
     window: int = setting(
         -1,
         'Side of squares that slide over a large image, pixels at the resolution fed to CLIP; 0 '

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from cliptrase_ros.segmentation.run_lengths import Runs, find_runs
+from cliptrase_ros.segmentation.run_lengths import Runs, find_runs, sum_runs
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary, VocabularyClass
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ def classes_present(segmentation: 'Segmentation', runs: Runs | None = None) -> l
         runs: Of the label image, where they are known already.
     """
     runs = runs or find_runs(segmentation.label)
-    # A run is no longer than a row, so that 32 bits hold the sum of its confidences.
-    run_totals = np.add.reduceat(segmentation.confidence.ravel(), runs.begin, dtype=np.uint32)
     area = np.bincount(runs.value, runs.length, minlength=256)
-    total = np.bincount(runs.value, run_totals, minlength=256)
+    total = np.bincount(runs.value, sum_runs(runs, segmentation.confidence), minlength=256)
     entries = {entry.id: entry for entry in segmentation.vocabulary.classes}
     return [
         ClassPresence(

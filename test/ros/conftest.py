@@ -245,8 +245,10 @@ def reported_camera():
         topic='/front/image_raw',
         transport='raw',
         is_active=True,
+        is_labelled=True,
         is_subscribed=True,
         outputs=SimpleNamespace(unknown_masks=(), unknown_scores=()),
+        unknown_costs=(),
         statistics=CameraStatistics(),
         explain_silence=lambda: 'no publisher',
     )

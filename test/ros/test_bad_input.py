@@ -220,6 +220,8 @@ def test_atomic_change_is_all_or_nothing(start_node, client):
         ({'transport': 'jpeg'}, 'raw, compressed'),
         ({'transport': ''}, 'raw, compressed'),
         ({'transport': ['raw', 'compressed']}, 'one for each of the 1'),
+        ({'depth_transport': 'compressed'}, 'raw, compressedDepth'),
+        ({'depth_transport': ['raw', 'raw']}, 'one for each of the 1'),
         ({'mask_topics': ['red car', 'Red-Car']}, 'the same topic'),
         ({'mask_topics': 'road; 人'}, 'Latin letters'),
         ({'mask_topics': [1]}, 'Quote every entry'),

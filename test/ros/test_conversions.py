@@ -15,7 +15,7 @@ from sensor_msgs.msg import Image, PointField, RegionOfInterest
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages import images
-from cliptrase_ros.messages.depth import Intrinsics, labelled_points
+from cliptrase_ros.messages.depth import labelled_points
 from cliptrase_ros.messages.images import (
     ENCODINGS,
     ImageError,
@@ -23,6 +23,7 @@ from cliptrase_ros.messages.images import (
     check_image,
     decompress_to_rgb,
 )
+from cliptrase_ros.messages.rays import CameraModel, model_rays
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.conversions import MAKER, decode_mask, points_message, to_rgb
 from cliptrase_ros.segmentation.segmenter import Segmentation
@@ -251,7 +252,7 @@ def points(height=3, width=4):
     generator = np.random.default_rng(0)
     return labelled_points(
         generator.uniform(0.5, 9.0, (height, width)).astype(np.float32),
-        Intrinsics(50.0, 60.0, 1.5, 1.0),
+        model_rays(CameraModel(50.0, 60.0, 1.5, 1.0), width, height),
         generator.integers(0, 256, (height, width, 3), np.uint8),
         *(generator.integers(0, 256, (height, width), np.uint8) for _ in range(2)),
     )

@@ -180,6 +180,7 @@ def test_every_launch_argument_is_described(launch_file):
         'transport',
         'depth',
         'depth_topic',
+        'depth_transport',
         'camera_info_topic',
         'mask_topics',
         'autostart',
@@ -313,6 +314,7 @@ def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_fol
         'image_topic': '/driver/left,/driver/right',
         'transport': 'raw,compressed',
         'depth_topic': '/driver/left/depth,/driver/right/depth',
+        'depth_transport': 'raw,compressedDepth',
         'camera_info_topic': '/driver/left/info,/driver/right/info',
         'mask_topics': 'no',
         'autostart': 'true',
@@ -367,8 +369,10 @@ def test_launch_file_starts_the_node_as_told(launch_file, client, tiny_model_fol
         assert client.parameter('transport') == 'raw; compressed'
         client.listen('/robot/cliptrase/left/label', Image)
         client.listen('/robot/cliptrase/right/mask/no', Image)
-        client.listen('/robot/cliptrase/left/points', PointCloud2)
-        for topic in ('left', 'right/compressed', 'left/depth', 'left/info'):
+        for name in ('left', 'right'):
+            client.listen(f'/robot/cliptrase/{name}/points', PointCloud2)
+        topics = ('left', 'right/compressed', 'left/depth', 'right/depth/compressedDepth')
+        for topic in (*topics, 'left/info', 'left/camera_info'):
             client.wait_for(
                 lambda: client.node.count_subscribers(f'/driver/{topic}'),  # noqa: B023
                 topic,

@@ -16,7 +16,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from cliptrase_ros.messages.depth import POINT
+from cliptrase_ros.messages.depth import POINT, check_depth
 from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.ros import points, serialized
 from cliptrase_ros.ros.conversions import MAKER
@@ -203,7 +203,7 @@ def test_missing_points_say_what_is_missing(start_node, client, depth_camera):
     for depth, info, reason in (
         ({}, {'width': 640, 'height': 480}, 'camera_info is of 640 x 480'),
         ({}, {'fx': 0.0}, 'not calibrated'),
-        ({'values': millimetres(24, 32)}, {}, 'depth is of 32 x 24 pixels'),
+        ({'values': millimetres(30, 40)}, {}, 'depth is of 40 x 30 pixels'),
         ({'frame_id': 'other'}, {}, "depth is in frame 'other'"),
         ({'encoding': '8UC1', 'values': np.ones((48, 64), np.uint8)}, {}, "'8UC1' is not known"),
     ):
@@ -281,7 +281,7 @@ def test_camera_info_is_found_that_was_published_once(start_node, client):
     depth_camera.send_depth(image.header, millimetres(48, 64))
     client.send(image)
     client._answer(image.header, '/cliptrase/camera/points')
-    first = points._info_topic._subscription
+    first = points._topics.info._subscription
 
     # The same driver once more: nothing changes.
     client.node.destroy_publisher(depth_camera.info)
@@ -290,7 +290,7 @@ def test_camera_info_is_found_that_was_published_once(start_node, client):
     depth_camera.info = depth_camera.publish_info_with(latched)
     depth_camera.send_info(64, 48, cx=2.0)
     principal_point(2.0)
-    assert points._info_topic._subscription is first
+    assert points._topics.info._subscription is first
 
     once, depth_camera.info = depth_camera.info, depth_camera.publish_info_with(10)
     client.wait_for(depth_camera.info.get_subscription_count, 'a subscription that takes both')
@@ -374,10 +374,14 @@ def points_output(monkeypatch):
     """
     published = []
     publisher = SimpleNamespace(publish=published.append, get_subscription_count=lambda: 1)
+    depth, info = DepthTopic(), DepthTopic()
+    depth_topics = SimpleNamespace(
+        topics=(depth, info), depth=depth, info=info, depth_info=None, check=check_depth
+    )
     output = PointsOutput(
         publisher,
-        DepthTopic(),
-        DepthTopic(),
+        depth_topics,
+        is_rectified=False,
         statistics=CameraStatistics(),
         wake=lambda: None,
         on_refused=pytest.fail,
@@ -385,7 +389,7 @@ def points_output(monkeypatch):
     )
     output.has_begun, output.may_go_on = threading.Event(), threading.Event()
 
-    def make_points(labelled, depth, info):
+    def make_points(labelled, depth, info, depth_info):
         if labelled.header.stamp.sec == 1:
             output.has_begun.set()
             assert output.may_go_on.wait(30)

@@ -1,5 +1,7 @@
 """The policy for SROS 2 names what a running node has, and nothing else."""
 
+import importlib.util
+import re
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,6 +10,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from cliptrase_ros.messages.transports import TRANSPORTS
 from cliptrase_ros.ros.outputs import LabelInfo
 
 POLICY = Path(__file__).resolve().parents[2] / 'config' / 'sros2_policy.xml'
@@ -21,12 +24,16 @@ STRUCTURE = {
     'enclaves': (set(), {'enclave'}),
     'enclave': ({'path'}, {'profiles'}),
     'profiles': (set(), {'profile'}),
-    'profile': ({'ns', 'node'}, {'topics', 'services'}),
+    'profile': ({'ns', 'node'}, {'topics', 'services', 'actions'}),
     'topics': ({'publish', 'subscribe'}, {'topic'}),
     'services': ({'reply', 'request'}, {'service'}),
+    'actions': ({'call', 'execute'}, {'action'}),
     'topic': (set(), set()),
     'service': (set(), set()),
+    'action': (set(), set()),
 }
+#: What an action is made of.
+ACTION_TOPICS, ACTION_SERVICES = ('feedback', 'status'), ('send_goal', 'cancel_goal', 'get_result')
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +47,7 @@ def test_structure(policy):
         attributes, children = STRUCTURE[element.tag]
         assert set(element.attrib) <= attributes
         assert {child.tag for child in element} <= children
-        if element.tag in ('topics', 'services'):
+        if element.tag in ('topics', 'services', 'actions'):
             assert set(element.attrib.values()) == {'ALLOW'} and len(element)
 
 
@@ -68,12 +75,22 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         'subscribe': allowed('topics', 'subscribe'),
         'reply': allowed('services', 'reply'),
     }
+    for action in allowed('actions', 'execute'):
+        wanted['publish'] |= {f'{action}/_action/{part}' for part in ACTION_TOPICS}
+        wanted['reply'] |= {f'{action}/_action/{part}' for part in ACTION_SERVICES}
     if LabelInfo is None:
         wanted['publish'].remove(f'/{name}/camera/label_info')
+    transports = ['raw', 'compressed']
+    for transport in ('ffmpeg', 'foxglove'):
+        if importlib.util.find_spec(TRANSPORTS[transport].partition('/')[0]):
+            transports.append(transport)
+        else:
+            wanted['subscribe'].remove(f'{namespace}camera/image_raw/{transport}')
     start_node(
-        cameras=['camera', 'other'],
-        transport=['raw', 'compressed'],
+        cameras=['camera', 'other', 'other2', 'other3'][: len(transports)],
+        transport=transports,
         depth=True,
+        depth_transport='raw; compressedDepth',
         mask_topics=['person'],
         score_topics=['person'],
         always_on=True,
@@ -85,7 +102,7 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         if (name, namespace) not in node.get_node_names_and_namespaces():
             return None
         return {
-            way: {found.replace('/other/', '/camera/') for found, _ in find(name, namespace)}
+            way: {re.sub(r'/other\d?/', '/camera/', found) for found, _ in find(name, namespace)}
             for way, find in (
                 ('publish', node.get_publisher_names_and_types_by_node),
                 ('subscribe', node.get_subscriber_names_and_types_by_node),

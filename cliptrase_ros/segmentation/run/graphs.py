@@ -552,7 +552,11 @@ class PendingLabels:
 
 
 class FixedCalls:
-    """A cache of `FixedCall` by shape; the least recently used is evicted. For one thread."""
+    """A cache of `FixedCall` by shape; the least recently used is evicted. For one thread.
+
+    Attributes:
+        may_capture: Whether `get` may; otherwise it counts no requests either.
+    """
 
     def __init__(
         self,
@@ -570,6 +574,7 @@ class FixedCalls:
             patience: A call is captured when its shape was requested so often.
         """
         self.queue = queue
+        self.may_capture = True
         self._pipeline = pipeline
         self._bounds = bounds or Bounds()
         self._capacity = capacity
@@ -604,6 +609,8 @@ class FixedCalls:
         """
         shape = _shape(batch, framing, method, table)
         if shape not in self._calls:
+            if not self.may_capture:
+                return None
             # Photos of many sizes would be captured more often than labelled.
             self._set_requests(shape, self._requests.get(shape, 0) + 1)
             if self._requests[shape] < self._patience:
