@@ -34,7 +34,7 @@ from cliptrase_ros.messages.registration import register_depth
 from cliptrase_ros.messages.video import VideoDecoder, VideoPacket
 from cliptrase_ros.ros.conversions import MAKER, points_message, to_rgb
 from cliptrase_ros.segmentation.segmenter import Segmentation
-from cliptrase_ros.segmentation.statistics import class_mask
+from cliptrase_ros.segmentation.statistics import class_mask, score_image
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 # The tests' encoder: the project only reads RVL.
@@ -89,7 +89,8 @@ def cases(height: int, width: int) -> dict:
     picture = cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC)
     confidence = generator.integers(0, 256, (height, width), np.uint8)
     vocabulary = parse_vocabulary([f'thing {i}' for i in range(CLASSES)])
-    result = Segmentation(label, confidence, vocabulary)
+    scores = generator.random((CLASSES + 5, 21, 28), np.float32)
+    result = Segmentation(label, confidence, vocabulary, scores=scores)
     header = Header()
     raw = MAKER.make_image(picture, 'rgb8', header)
     bgr = MAKER.make_image(picture[..., ::-1], 'bgr8', header)
@@ -142,6 +143,7 @@ def cases(height: int, width: int) -> dict:
             for topic, (_, make) in CAMERA_OUTPUTS.items()
         },
         'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),
+        'scores/PHRASE': lambda: MAKER.make_image(score_image(result, 'thing 3'), 'mono8', header),
         'points': points,
         'depth 16UC1': lambda: depth_in_metres(depth),
         'depth png': lambda: decompress_depth(compressed_depth['png']),

@@ -167,7 +167,8 @@ def patch_scores(
         float32 (B, C, h, w), 0..1.
     """
     logits = maps.at_patches(grid) * (method.logit_scale or table.logit_scale)
-    return table.largest_by_column(logits.softmax(1).movedim(1, -1)).movedim(-1, 1)
+    by_column = table.largest_by_column(logits.softmax(1).movedim(1, -1))
+    return by_column.movedim(-1, 1).contiguous()
 
 
 def keep_columns(maps: PhraseMaps, present: Tensor, table: LabelTable) -> PhraseMaps:
