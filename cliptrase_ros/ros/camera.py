@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from rclpy.clock import Clock
@@ -180,7 +181,6 @@ class Camera:
         self._tracker = tracker
         self._node = node
         self._topics = topics
-        self._always_on = always_on
         self._on_image = on_image
         # Of the pending image and the rate.
         self._lock = threading.Lock()
@@ -204,6 +204,8 @@ class Camera:
             self._points = PointsOutput(
                 self.outputs.points_publisher,
                 topics.depth,
+                detections_publisher=self.outputs.detections_3d_publisher,
+                always_on=always_on,
                 is_rectified=is_rectified_topic(self.topic),
                 statistics=self.statistics,
                 wake=wake,
@@ -291,6 +293,9 @@ class Camera:
         points = '' if image.depth is None else ', points as soon as their depth is there'
         self.trace(image.header, f'published as {", ".join(topics) or "nothing"}{points}')
         if image.depth is not None:
+            if self._points.are_detections_wanted:
+                # In the order of the images, which depth need not keep.
+                _ = picture.ids
             self._points.publish(picture, image.depth)
 
     def publish_pending_points(self) -> bool:
@@ -345,7 +350,7 @@ class Camera:
         )
 
     def _wants_points(self) -> bool:
-        return self._points is not None and (self._always_on or self._points.is_wanted)
+        return self._points is not None and self._points.is_wanted
 
     def _receive_unreadable(self, error: ValueError) -> None:
         self.statistics.count('received')

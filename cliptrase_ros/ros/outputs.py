@@ -10,7 +10,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture, MakeOutput, MessageMaker
-from cliptrase_ros.messages.type_names import IMAGE, Message
+from cliptrase_ros.messages.type_names import DETECTIONS_3D, IMAGE, Message
 from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, message_class
 from cliptrase_ros.ros.own_thread import OwnThread
@@ -46,6 +46,7 @@ class CameraOutputs:
 
     Attributes:
         points_publisher: None without points.
+        detections_3d_publisher: None without points, or where vision_msgs is not installed.
         unknown_masks: Names in `mask_topics` that the vocabulary announced last does not have.
     """
 
@@ -61,6 +62,7 @@ class CameraOutputs:
         listeners: OwnThread,
     ):
         self.points_publisher: Publisher | None = None
+        self.detections_3d_publisher: Publisher | None = None
         self.unknown_masks: tuple[str, ...] = ()
         self._node = node
         self._camera = camera
@@ -90,6 +92,10 @@ class CameraOutputs:
                 self._publishers.append(self._label_info)
             if with_points:
                 self.points_publisher = self._create_publisher(PointCloud2, 'points')
+                if LabelInfo is not None:
+                    self.detections_3d_publisher = self._create_publisher(
+                        message_class(DETECTIONS_3D), 'detections_3d'
+                    )
         except Exception:
             self.destroy()
             raise

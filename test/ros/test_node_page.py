@@ -81,7 +81,7 @@ def test_topics(start_node, client):
         full = code(topic)[0].replace('~', '/cliptrase')
         full = full if full.startswith('/') else f'/{full}'
         package, message = type_.split(',')[0].split('/')
-        if message != 'LabelInfo' or LabelInfo is not None:
+        if package != 'vision_msgs' or LabelInfo is not None:
             (inputs if is_input else outputs).add((full, f'{package}/msg/{message}'))
     client.wait_for(
         lambda: by_name_and_type(node.get_publisher_names_and_types_by_node(*name)) >= outputs,
