@@ -79,7 +79,9 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         wanted['publish'] |= {f'{action}/_action/{part}' for part in ACTION_TOPICS}
         wanted['reply'] |= {f'{action}/_action/{part}' for part in ACTION_SERVICES}
     if LabelInfo is None:
-        wanted['publish'].remove(f'/{name}/camera/label_info')
+        wanted['publish'] -= {
+            f'/{name}/camera/{topic}' for topic in ('label_info', 'detections', 'detections_3d')
+        }
     transports = ['raw', 'compressed']
     for transport in ('ffmpeg', 'foxglove'):
         if importlib.util.find_spec(TRANSPORTS[transport].partition('/')[0]):
