@@ -14,6 +14,13 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.benchmark.timing import interleaved
 from cliptrase_ros.messages.depth import depth_in_metres, labelled_points
+from cliptrase_ros.messages.ground import (
+    cost_table,
+    ground_costs,
+    ground_depth,
+    pose_of_body,
+    view_ground,
+)
 from cliptrase_ros.messages.images import (
     check_compressed_stream,
     check_image,
@@ -50,13 +57,25 @@ def cases(height: int, width: int) -> dict:
     )
     millimetres = generator.integers(500, 9000, (height, width)).astype(np.uint16)
     depth = MAKER.make_image(millimetres, '16UC1', header)
-    rays = model_rays(CameraModel(width, width, width / 2, height / 2), width, height)
+    camera = CameraModel(width, width, width / 2, height / 2)
+    rays = model_rays(camera, width, height)
+    seen = camera, width, height, pose_of_body(0, 0, 1, 0, 0.35, 0), 5.0, 0.05
+    view = view_ground(*seen)
+    costs = {f'thing {i}': i for i in range(10)}
 
     labelled = LabelledPicture(header, picture, result)
 
     def points():
         array = labelled_points(depth_in_metres(depth), rays, picture, label, confidence)
         return points_message(array, header)
+
+    def ground():
+        cells = ground_costs(view, label, cost_table(costs, vocabulary))
+        return MAKER.make_grid(cells, view.cell_m, view.origin, header)
+
+    def points_of_ground():
+        depth = ground_depth(view, label, cost_table(costs, vocabulary))
+        return points_message(labelled_points(depth, rays, picture, label, confidence), header)
 
     return {
         'check raw': lambda: check_image(raw),
@@ -71,6 +90,9 @@ def cases(height: int, width: int) -> dict:
         },
         'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),
         'points': points,
+        'points: ground': points_of_ground,
+        'ground': ground,
+        'ground, new pose': lambda: view_ground(*seen),
     }
 
 

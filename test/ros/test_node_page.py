@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from pages import table
 from rclpy.node import Node
 
+from cliptrase_ros.ros import transforms
 from cliptrase_ros.ros.outputs import LabelInfo
 from cliptrase_ros.ros.parameters import declare_parameters
 
@@ -64,12 +65,18 @@ def by_name_and_type(found):
 
 
 def test_topics(start_node, client):
+    # Types whose package is not installed.
+    missing = {'TFMessage'} if transforms.tf2_py is None else set()
+    missing |= {'LabelInfo'} if LabelInfo is None else set()
+    poses = {'camera_poses': ['0 0 1 0 0.5 0'] * 2} if 'TFMessage' in missing else {}
     start_node(
         cameras=['NAME', 'OTHER'],
         transport='raw; compressed',
         depth=True,
         depth_transport='raw; compressedDepth',
         mask_topics=['CLASS'],
+        ground_frame='base',
+        **poses,
         always_on=True,
     )
     node = client.node
@@ -81,7 +88,7 @@ def test_topics(start_node, client):
         full = code(topic)[0].replace('~', '/cliptrase')
         full = full if full.startswith('/') else f'/{full}'
         package, message = type_.split(',')[0].split('/')
-        if message != 'LabelInfo' or LabelInfo is not None:
+        if message not in missing:
             (inputs if is_input else outputs).add((full, f'{package}/msg/{message}'))
     client.wait_for(
         lambda: by_name_and_type(node.get_publisher_names_and_types_by_node(*name)) >= outputs,

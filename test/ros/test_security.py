@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from cliptrase_ros.ros import transforms
 from cliptrase_ros.ros.outputs import LabelInfo
 
 POLICY = Path(__file__).resolve().parents[2] / 'config' / 'sros2_policy.xml'
@@ -70,12 +71,18 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
     }
     if LabelInfo is None:
         wanted['publish'].remove(f'/{name}/camera/label_info')
+    poses = {}
+    if transforms.tf2_py is None:
+        wanted['subscribe'] -= {'/tf', '/tf_static'}
+        poses['camera_poses'] = ['0 0 1 0 0.5 0'] * 2
     start_node(
         cameras=['camera', 'other'],
         transport=['raw', 'compressed'],
         depth=True,
         depth_transport='raw; compressedDepth',
         mask_topics=['person'],
+        ground_frame='base',
+        **poses,
         always_on=True,
         use_sim_time=True,
     )
