@@ -5,6 +5,8 @@
 
 import argparse
 import statistics
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from cliptrase_ros.benchmark.timing import interleaved
+from cliptrase_ros.messages.compressed_depth import decompress_depth
 from cliptrase_ros.messages.depth import depth_in_metres, labelled_points
 from cliptrase_ros.messages.ground import (
     cost_table,
@@ -29,10 +32,15 @@ from cliptrase_ros.messages.images import (
 )
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
 from cliptrase_ros.messages.rays import CameraModel, model_rays
+from cliptrase_ros.messages.registration import register_depth
 from cliptrase_ros.ros.conversions import MAKER, points_message, to_rgb
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+
+# The tests' encoder: the project only reads RVL.
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'test')]
+from depth_streams import encode_depth  # noqa: E402
 
 CLASSES = 20
 
@@ -55,11 +63,30 @@ def cases(height: int, width: int) -> dict:
     png = CompressedImage(
         header=header, format='png', data=cv2.imencode('.png', picture)[1].tobytes()
     )
-    millimetres = generator.integers(500, 9000, (height, width)).astype(np.uint16)
+    # A slanted wall with noise of 2 mm and holes.
+    rows, columns = np.indices((height, width))
+    wall = 1500 + 2000 * columns / width + 500 * rows / height
+    millimetres = (wall + generator.normal(0, 2, wall.shape)).astype(np.uint16)
+    millimetres[generator.random(wall.shape) < 0.02] = 0
     depth = MAKER.make_image(millimetres, '16UC1', header)
-    camera = CameraModel(width, width, width / 2, height / 2)
-    rays = model_rays(camera, width, height)
-    seen = camera, width, height, pose_of_body(0, 0, 1, 0, 0.35, 0), 5.0, 0.05
+    compressed_depth = {
+        codec: CompressedImage(
+            header=header,
+            format=f'16UC1; compressedDepth {codec}',
+            data=encode_depth(millimetres, codec),
+        )
+        for codec in ('png', 'rvl')
+    }
+    lens = CameraModel(width, width, width / 2, height / 2, (-0.2, 0.05, 0.001, 0.0, 0.0))
+    half = CameraModel(width / 2, width / 2, width / 4, height / 4)
+    small = depth_in_metres(MAKER.make_image(millimetres[::2, ::2], '16UC1', header))
+    rays = model_rays(lens, width, height)
+
+    def new_rays():
+        model_rays.cache_clear()
+        return model_rays(lens, width, height)
+
+    seen = lens, width, height, pose_of_body(0, 0, 1, 0, 0.35, 0), 5.0, 0.05
     view = view_ground(*seen)
     costs = {f'thing {i}': i for i in range(10)}
 
@@ -93,6 +120,11 @@ def cases(height: int, width: int) -> dict:
         'points: ground': points_of_ground,
         'ground': ground,
         'ground, new pose': lambda: view_ground(*seen),
+        'depth 16UC1': lambda: depth_in_metres(depth),
+        'depth png': lambda: decompress_depth(compressed_depth['png']),
+        'depth rvl': lambda: decompress_depth(compressed_depth['rvl']),
+        'depth of half': lambda: register_depth(small, half, lens, width, height),
+        'rays of a lens': new_rays,
     }
 
 

@@ -7,9 +7,10 @@ import pytest
 from raw_images import camera_info
 
 from cliptrase_ros.messages.images import ImageError
-from cliptrase_ros.messages.rays import CameraModel, camera_model
+from cliptrase_ros.messages.rays import CameraModel, camera_model, pixel_rays
 from cliptrase_ros.messages.registration import (
-    check_depth_frame,
+    Calibration,
+    depth_and_rays,
     depth_camera_model,
     register_depth,
 )
@@ -114,8 +115,13 @@ def test_camera_info_of_depth():
         depth_camera_model(info, header(''), (24, 32), False)
 
 
-def test_frames():
-    check_depth_frame(header('/a'), header('a'))
-    check_depth_frame(header(''), header('a'))
+def test_depth_and_rays_of_an_image():
+    info = camera_info(64, 48, 50.0, d=(-0.2, 0.05, 0, 0))
+    calibration = Calibration(info, None, False, False)
+    depth = numbered(24, 32)
+    for frames in (('/a', 'a'), ('', 'a'), ('a', '')):
+        found, rays = depth_and_rays(depth, *map(header, frames), (48, 64), calibration)
+        np.testing.assert_array_equal(found, depth.repeat(2, 0).repeat(2, 1))
+        assert rays is pixel_rays(info, 64, 48)
     with pytest.raises(ImageError, match="depth is in frame 'b', the image in 'a'"):
-        check_depth_frame(header('b'), header('a'))
+        depth_and_rays(depth, header('b'), header('a'), (48, 64), calibration)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import bags
 import numpy as np
 import pytest
+from depth_streams import encode_depth
 from PIL import Image
 from recordings import classes, labels, pictures, read_recording, stamps_ns
 from rosbags.rosbag2 import Reader
@@ -83,8 +84,12 @@ def test_bag(run, tmp_path):
             np.testing.assert_array_equal(shown, message.data.reshape(shown.shape))
 
 
-def bag_with_depth(path, late_s=0.0, height=48, stamped=True):
-    """A recording in which depth comes `late_s` after its image; rows of equal depth."""
+def raw_pixels(message):
+    return message.data.view('<u2').reshape(message.height, message.width)
+
+
+def bag_topics_with_depth(late_s=0.0, height=48, stamped=True, frame='front'):
+    """Topics of a recording in which depth comes `late_s` after its image; rows of equal depth."""
     topics = bags.contents(2)
     _, _, _, images = topics[1]
     camera_info, depth = [], []
@@ -93,7 +98,7 @@ def bag_with_depth(path, late_s=0.0, height=48, stamped=True):
         info = bags.make(
             'sensor_msgs/msg/CameraInfo',
             header=image.header,
-            height=height,
+            height=48,
             width=64,
             distortion_model='',
             d=np.zeros(0),
@@ -111,7 +116,7 @@ def bag_with_depth(path, late_s=0.0, height=48, stamped=True):
         camera_info.append((stamp - 3, info))
         metres = np.full((height, 64), 2000, np.uint16)
         metres[0] = 0
-        message = bags.image(metres, '16UC1', stamp + int(late_s * 1e9))
+        message = bags.image(metres, '16UC1', stamp + int(late_s * 1e9), frame=frame)
         depth.append((stamp + 9 if late_s else stamp - 2, message))
     if not stamped:
         for _, message in (*images, *depth):
@@ -122,13 +127,17 @@ def bag_with_depth(path, late_s=0.0, height=48, stamped=True):
     depth.insert(0, (bags.START - 9, empty))
     topics[3] = ('/front/depth/image_raw', 'sensor_msgs/msg/Image', [], depth)
     topics.append(('/front/camera_info', 'sensor_msgs/msg/CameraInfo', [], camera_info))
-    return bags.write_bag(path, topics)
+    return topics
+
+
+def bag_with_depth(path, **given):
+    return bags.write_bag(path, bag_topics_with_depth(**given))
 
 
 @pytest.mark.parametrize(('late_s', 'stamped'), [(0.0, True), (0.015, True), (0.0, False)])
 def test_points_of_a_bag(run, tmp_path, late_s, stamped):
     pytest.importorskip('rerun')
-    bag_with_depth(tmp_path / 'in', late_s, stamped=stamped)
+    bag_with_depth(tmp_path / 'in', late_s=late_s, stamped=stamped)
     status, _, err = run('bag', 'in', 'out', '--view', 'run.rrd')
     assert (status, err) == (0, '')
     content = read_recording(tmp_path / 'run.rrd')
@@ -144,15 +153,46 @@ def test_points_of_a_bag(run, tmp_path, late_s, stamped):
     assert ('/rear/points', 'Points3D:positions') not in content
 
 
+def test_points_of_compressed_depth_of_a_bag(run, tmp_path):
+    pytest.importorskip('rerun')
+    topics = bag_topics_with_depth()
+    name, _, _, depth = topics[3]
+    compressed = [
+        (
+            stamp,
+            bags.make(
+                'sensor_msgs/msg/CompressedImage',
+                header=message.header,
+                format='16UC1; compressedDepth rvl',
+                # Half the size.
+                data=np.frombuffer(encode_depth(raw_pixels(message)[::2, ::2], 'rvl'), np.uint8),
+            ),
+        )
+        for stamp, message in depth[1:]
+    ]
+    topics[3] = (f'{name}/compressedDepth', 'sensor_msgs/msg/CompressedImage', [], compressed)
+    bags.write_bag(tmp_path / 'in', topics)
+    status, _, err = run('bag', 'in', 'out', '--view', 'run.rrd')
+    assert (status, err) == (0, '')
+    content = read_recording(tmp_path / 'run.rrd')
+    _, positions = content['/front/points', 'Points3D:positions'][1]
+    assert len(positions) == 46 * 64  # nothing was measured in the first two rows
+    np.testing.assert_allclose(positions[0], [2 * -32 / 50, 2 * -22 / 50, 2], rtol=1e-6)
+
+
 def test_depth_that_does_not_belong(run, tmp_path):
     pytest.importorskip('rerun')
     bag_with_depth(tmp_path / 'late', late_s=0.05)
     assert run('bag', 'late', 'out1', '--view', 'one.rrd')[0] == 0
-    bag_with_depth(tmp_path / 'other', height=40)
-    status, _, err = run('bag', 'other', 'out2', '--view', 'two.rrd')
-    assert (status, err.count('\n')) == (0, 1)
-    assert 'no points to view: depth is of 64 x 40 pixels, the image of 64 x 48' in err
-    for name in ('one.rrd', 'two.rrd'):
+    for name, given, reason in (
+        ('two', {'height': 40}, 'depth is of 64 x 40 pixels, the image of 64 x 48'),
+        ('three', {'frame': 'depth'}, "depth is in frame 'depth', the image in 'front'"),
+    ):
+        bag_with_depth(tmp_path / name, **given)
+        status, _, err = run('bag', name, f'out {name}', '--view', f'{name}.rrd')
+        assert (status, err.count('\n')) == (0, 1)
+        assert f'no points to view: {reason}' in err
+    for name in ('one.rrd', 'two.rrd', 'three.rrd'):
         content = read_recording(tmp_path / name)
         assert ('/front/points', 'Points3D:positions') not in content
         assert len(labels(content, 'front')) == 2

@@ -20,12 +20,8 @@ from cliptrase_ros.messages.depth import (
     check_depth,
 )
 from cliptrase_ros.messages.images import ENCODING_TABLE, ImageError, header_stamp_ns
-from cliptrase_ros.messages.rays import camera_model, is_rectified_topic, model_rays
-from cliptrase_ros.messages.registration import (
-    check_depth_frame,
-    depth_camera_model,
-    register_depth,
-)
+from cliptrase_ros.messages.rays import is_rectified_topic
+from cliptrase_ros.messages.registration import Calibration, depth_and_rays
 from cliptrase_ros.messages.type_names import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Message
 
 
@@ -34,33 +30,14 @@ class _DepthCamera:
     """A camera with depth; its latest depth image and labels, each with its stamp (ns).
 
     Attributes:
-        topic: Of the images.
         depth_topic: Name and type.
-        info: camera_info of the images.
-        depth_info: camera_info of depth, None without one of its own.
         label: With the header of the image.
     """
 
-    topic: str
     depth_topic: tuple[str, str]
-    info: Message
-    depth_info: Message | None
+    calibration: Calibration
     depth: tuple[int, Message] | None = None
     label: tuple[int, Message, np.ndarray] | None = None
-
-    def positions(self, depth: Message, header: Message, shape: tuple[int, int]) -> np.ndarray:
-        """What `back_project` makes of depth for an image of a shape. Raises ImageError."""
-        name, message_type = self.depth_topic
-        _, read = DEPTH_READERS[message_type]
-        height, width = shape
-        check_depth_frame(depth.header, header)
-        camera = camera_model(self.info, width, height, is_rectified_topic(self.topic))
-        metres = read(depth)
-        depth_camera = depth_camera_model(
-            self.depth_info, depth.header, metres.shape, is_rectified_topic(name)
-        )
-        metres = register_depth(metres, depth_camera, camera, width, height)
-        return back_project(metres, model_rays(camera, width, height))
 
 
 class BagPoints:
@@ -102,12 +79,13 @@ class BagPoints:
             if depth and info:
                 beside = depth.removesuffix('/compressedDepth').rpartition('/')[0]
                 own_info = f'{beside}/camera_info'
-                self._cameras[camera.name] = _DepthCamera(
-                    camera.topic.name,
-                    (depth, depths[depth]),
+                calibration = Calibration(
                     infos[info],
                     infos.get(own_info) if own_info != info else None,
+                    is_rectified_topic(camera.topic.name),
+                    is_rectified_topic(depth),
                 )
+                self._cameras[camera.name] = _DepthCamera((depth, depths[depth]), calibration)
 
     def add_depth(self, message: BagMessage) -> None:
         """Take in a message of the recording, of any topic."""
@@ -140,11 +118,15 @@ class BagPoints:
         if abs(depth_ns - stamp_ns) > STAMP_TOLERANCE_NS:
             return
         camera.label = None
+        _, read = DEPTH_READERS[camera.depth_topic[1]]
         try:
-            positions = camera.positions(depth, header, label.shape)
+            metres, rays = depth_and_rays(
+                read(depth), depth.header, header, label.shape, camera.calibration
+            )
         except ImageError as error:
             self._refuse(name, str(error))
             return
+        positions = back_project(metres, rays)
         measured = ~np.isnan(positions[2])
         self._show(name, stamp_ns, positions[:, measured].T, label[measured])
         self._shown.add(name)

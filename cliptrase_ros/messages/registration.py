@@ -1,5 +1,6 @@
 """Depth at the pixels of an image, from depth images of another size or calibration."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
@@ -13,6 +14,60 @@ from cliptrase_ros.messages.type_names import Message
 _KEPT = 16
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What is known of a camera and its depth.
+
+    Attributes:
+        info: sensor_msgs/CameraInfo of the images.
+        depth_info: That of the depth images, None where there is none.
+        is_rectified: Whether the images are, so that `p` of `info` describes them.
+        depth_is_rectified: The same of depth.
+    """
+
+    info: Message
+    depth_info: Message | None
+    is_rectified: bool
+    depth_is_rectified: bool
+
+
+def depth_and_rays(
+    depth: np.ndarray,
+    depth_header: Message,
+    header: Message,
+    shape: tuple[int, int],
+    calibration: Calibration,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Depth at the pixels of an image, and the rays on which it lies.
+
+    Args:
+        depth: float32 (h, w), metres, NaN where nothing was measured.
+        depth_header: Of the depth image.
+        header: Of the image.
+        shape: (H, W) of the image.
+
+    Returns:
+        float32 (H, W), metres, NaN where nothing was measured or depth does not reach; and rays,
+        float32 (2, H, W), as `rays.pixel_rays` has them.
+
+    Raises:
+        ImageError: Depth is in another frame or cannot be brought to the image's pixels, or a
+            camera_info cannot be used.
+    """
+    if not is_same_frame(depth_header, header):
+        raise ImageError(
+            f'depth is in frame {depth_header.frame_id!r}, the image in {header.frame_id!r}; '
+            'depth has to be registered to the image'
+        )
+    height, width = shape
+    camera = camera_model(calibration.info, width, height, calibration.is_rectified)
+    depth_camera = depth_camera_model(
+        calibration.depth_info, depth_header, depth.shape, calibration.depth_is_rectified
+    )
+    depth = register_depth(depth, depth_camera, camera, width, height)
+    return depth, model_rays(camera, width, height)
+
+
 def is_same_frame(first: Message, second: Message) -> bool:
     """Whether two headers name one frame; without a name they may.
 
@@ -20,15 +75,6 @@ def is_same_frame(first: Message, second: Message) -> bool:
     """
     frames = first.frame_id.lstrip('/'), second.frame_id.lstrip('/')
     return not all(frames) or frames[0] == frames[1]
-
-
-def check_depth_frame(depth: Message, image: Message) -> None:
-    """Refuse depth in another frame than the image, headers of both. Raises ImageError."""
-    if not is_same_frame(depth, image):
-        raise ImageError(
-            f'depth is in frame {depth.frame_id!r}, the image in {image.frame_id!r}; depth has to '
-            'be registered to the image'
-        )
 
 
 def depth_camera_model(

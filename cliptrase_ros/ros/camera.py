@@ -115,10 +115,8 @@ class CameraTopics:
     ):
         self.name = name
         self.transport = transport
-        message_type = TRANSPORT_TOPICS[transport][1]
-        self.image = SensorTopic(
-            node, message_type, _image_topic(node, name, transport), reception=reception
-        )
+        topic = transport_topic(node, f'{name}/image_raw', transport)
+        self.image = SensorTopic(node, TRANSPORT_TOPICS[transport][1], topic, reception=reception)
         self.depth: DepthTopics | None = None
         if depth_transport is not None:
             self.depth = DepthTopics(node, name, depth_transport, reception)
@@ -134,10 +132,6 @@ class CameraTopics:
         depth_topics = self.depth.topics if self.depth else ()
         for topic in filter(None, (self.image, *depth_topics, self.ground_info)):
             topic.follow_publishers()
-
-
-def _image_topic(node: Node, name: str, transport: str) -> str:
-    return transport_topic(node, f'{name}/{TRANSPORT_TOPICS["raw"][0]}', transport)
 
 
 class Camera:

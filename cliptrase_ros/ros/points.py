@@ -4,23 +4,19 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from cliptrase_ros.messages.compressed_depth import DEPTH_READERS
 from cliptrase_ros.messages.depth import STAMP_TOLERANCE_NS, labelled_points
 from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.messages.maker import LabelledPicture
-from cliptrase_ros.messages.rays import camera_model, is_rectified_topic, model_rays
-from cliptrase_ros.messages.registration import (
-    check_depth_frame,
-    depth_camera_model,
-    register_depth,
-)
+from cliptrase_ros.messages.rays import is_rectified_topic
+from cliptrase_ros.messages.registration import Calibration, depth_and_rays
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.conversions import points_message, rclpy_header
 from cliptrase_ros.ros.diagnostics import CameraStatistics
@@ -54,21 +50,19 @@ class DepthTopics:
     """
 
     def __init__(self, node: Node, name: str, transport: str, reception: OwnThread):
-        def sensor_topic(message_type: type, topic: str, **qos: QoSProfile) -> SensorTopic:
-            return SensorTopic(node, message_type, topic, reception=reception, **qos)
-
+        sensor_topic = partial(SensorTopic, node, reception=reception)
         raw, own_info = f'{name}/depth/image_raw', f'{name}/depth/camera_info'
         message_type = DEPTH_TYPES[transport]
         self.check, self.read = DEPTH_READERS[type_name(message_type)]
         self.depth = sensor_topic(message_type, transport_topic(node, raw, transport))
-        self.info = sensor_topic(CameraInfo, f'{name}/camera_info', qos=LATCHED_SENSOR_QOS)
+        self.info = sensor_topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
         if not is_remapped(node, own_info):
             # As in image_transport: beside the images, wherever they are remapped to.
             beside = self.depth.name.removesuffix(f'/{transport}').rpartition('/')[0]
             own_info = f'{beside}/camera_info'
         self.depth_info: SensorTopic | None = None
         if node.resolve_topic_name(own_info) != self.info.name:
-            self.depth_info = sensor_topic(CameraInfo, own_info, qos=LATCHED_SENSOR_QOS)
+            self.depth_info = sensor_topic(CameraInfo, own_info, LATCHED_SENSOR_QOS)
 
     @property
     def topics(self) -> tuple[SensorTopic, ...]:
@@ -232,15 +226,13 @@ class PointsOutput:
         self, picture: LabelledPicture, depth: Message, info: Message, depth_info: Message | None
     ) -> np.ndarray:
         result = picture.result
-        height, width = result.label.shape
-        check_depth_frame(depth.header, picture.header)
-        camera = camera_model(info, width, height, self._is_rectified)
-        metres = self._topics.read(depth, self._max_pixels)
-        depth_camera = depth_camera_model(
-            depth_info, depth.header, metres.shape, self._depth_is_rectified
+        metres, rays = depth_and_rays(
+            self._topics.read(depth, self._max_pixels),
+            depth.header,
+            picture.header,
+            result.label.shape,
+            Calibration(info, depth_info, self._is_rectified, self._depth_is_rectified),
         )
-        metres = register_depth(metres, depth_camera, camera, width, height)
-        rays = model_rays(camera, width, height)
         return labelled_points(metres, rays, picture.pixels, result.label, result.confidence)
 
     def _explain_missing(self, match: DepthMatch) -> str:
