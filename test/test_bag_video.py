@@ -107,8 +107,9 @@ def test_labels_are_those_of_the_pictures(run, write, tiny_model, tmp_path):
         assert (found[number] == result.label).all()
 
 
-def test_rate_decodes_what_it_leaves_out(run, write, tmp_path):
-    source = write(video_topic('/front/image_raw/ffmpeg', encode('h264')))
+@pytest.mark.parametrize('b_frames', [0, 2])
+def test_rate_decodes_what_it_leaves_out(run, write, tmp_path, b_frames):
+    source = write(video_topic('/front/image_raw/ffmpeg', encode('h264', b_frames=b_frames)))
     assert run(source, tmp_path / 'out', '--rate', '2.5')[0] == 0
     assert list(labels(tmp_path / 'out', 'front')) == [0, 4, 8, 12]
 

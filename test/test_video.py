@@ -108,6 +108,14 @@ def test_pictures_that_come_later_have_the_header_of_their_packet():
         assert decoder.lost == 0
 
 
+def test_b_frames_come_as_evenly_as_their_packets():
+    decoder, settled = VideoDecoder(), []
+    for place, packet in enumerate(encode('h264', b_frames=2)):
+        settled += decoder.decode(video_packet(ffmpeg_packet(packet, 'h264'), place))
+    settled += decoder.finish()
+    assert [packet.received_ns for packet, _ in settled] == list(range(2 * GOP))
+
+
 @pytest.mark.parametrize('codec', CODECS)
 def test_a_stream_begins_at_its_next_key_frame(codec):
     settled = settle(encode(codec)[3:], codec)

@@ -6,8 +6,9 @@ reads a message, `VideoDecoder` has the state of one camera's stream.
 
 import contextlib
 import re
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,7 +119,8 @@ class VideoPicture:
         return frame_to_rgb(self._frame)
 
 
-#: A packet, and its picture or why there is none.
+#: A packet, and its picture or why there is none. What is settled comes in the order in which it is
+#: shown; its `received_ns` goes on as well, though of B-frames the later ones are received first.
 Settled: TypeAlias = tuple[VideoPacket, VideoPicture | ImageError]
 
 
@@ -165,12 +167,36 @@ class VideoDecoder:
         # What has gone in and not come out, by the time that FFmpeg is told.
         self._inside: dict[int, VideoPacket] = {}
         self._time = 0
+        # When those came that are not settled.
+        self._received: deque[int] = deque()
 
     def decode(self, packet: VideoPacket) -> list[Settled]:
         """Take the next packet; returns what is settled, in the order in which it is shown."""
+        self._received.append(packet.received_ns)
+        return self._in_turn(self._decode(packet))
+
+    def finish(self) -> list[Settled]:
+        """Settle what is still inside; the next packet has to be a key frame."""
+        return self._in_turn(self._restart('the video ended before'))
+
+    def skip(self, reason: str) -> list[Settled]:
+        """Settle what is inside, and go on at the next key frame: packets are left out here."""
+        return self._in_turn(self._skip(reason))
+
+    def _in_turn(self, settled: list[Settled]) -> list[Settled]:
+        """Give what is settled first the time at which the first packet came, and so on."""
+        turns = [
+            (replace(packet, received_ns=self._received.popleft()), outcome)
+            for packet, outcome in settled
+        ]
+        if not self._inside:
+            self._received.clear()
+        return turns
+
+    def _decode(self, packet: VideoPacket) -> list[Settled]:
         settled: list[Settled] = []
         if packet.codec != self._codec:
-            settled += self.skip(f'the video changed to {packet.codec}')
+            settled += self._skip(f'the video changed to {packet.codec}')
             self._codec, self._has_b_frames = packet.codec, False
             self._parameters = self._head = b''
             self._frame_numbers = FrameNumbers()
@@ -196,12 +222,7 @@ class VideoDecoder:
                 return [*settled, (packet, error)]
         return settled + self._feed(packet, data)
 
-    def finish(self) -> list[Settled]:
-        """Settle what is still inside; the next packet has to be a key frame."""
-        return self._restart('the video ended before')
-
-    def skip(self, reason: str) -> list[Settled]:
-        """Settle what is inside, and go on at the next key frame: packets are left out here."""
+    def _skip(self, reason: str) -> list[Settled]:
         self._before = None
         self._frame_numbers.forget_latest()
         return self._restart(reason)
