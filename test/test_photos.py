@@ -1266,6 +1266,15 @@ def test_coco_run_lengths(mask, rows, columns):
     assert (decode_coco(encoded['counts'], *mask.shape) == mask).all()
 
 
+@given(MASKS, st.tuples(*4 * [st.integers(0, 3)]))
+def test_coco_run_lengths_of_a_part(mask, margins):
+    left, top, right, bottom = margins
+    encoded = coco_run_lengths(
+        mask, (left, top), (top + mask.shape[0] + bottom, left + mask.shape[1] + right)
+    )
+    assert encoded == coco_run_lengths(np.pad(mask, ((top, bottom), (left, right))))
+
+
 def test_coco_run_lengths_in_the_report(run, in_folder):
     save('x.png', picture(1))
     assert run('x.png', '-o', 'out', '--rle')[0] == 0

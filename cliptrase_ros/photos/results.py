@@ -173,17 +173,36 @@ def _describe_instance(instance: Instance, number: int) -> dict:
         'area': instance.area,
         'iscrowd': 0,
         'score': round(instance.confidence, 4),
-        'segmentation': coco_run_lengths(instance.numbers == instance.number),
+        'segmentation': coco_run_lengths(instance.mask, instance.box[:2], instance.numbers.shape),
     }
 
 
-def coco_run_lengths(mask: np.ndarray) -> dict:
-    """A mask, bool (H, W), as COCO's compressed run lengths, as pycocotools reads them.
+def coco_run_lengths(
+    mask: np.ndarray, corner: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None
+) -> dict:
+    """A mask as COCO's compressed run lengths, as pycocotools reads them.
+
+    Args:
+        mask: bool (h, w), the part of an image in which it is.
+        corner: Column and row of that part.
+        size: (H, W) of the image, if it is larger than the part.
 
     Returns:
         `size`, [H, W], and `counts`, a string.
     """
-    lengths = run_lengths(mask.ravel(order='F')).astype(np.int64)
+    height, width = size or mask.shape
+    left, top = corner
+    if len(mask) < height:
+        # Below each column: runs of one do not go on in the next.
+        mask = np.pad(mask, ((0, 1), (0, 0)))
+    inside = run_lengths(mask.ravel(order='F')).cumsum(dtype=np.int64)
+    column, row = np.divmod(inside, len(mask))
+    ends = (left + column) * height + top + row
+    # Zeros at the end go on to that of the image, if there are any.
+    ends = ends[: len(ends) // 2 * 2]
+    if not ends.size or ends[-1] < height * width:
+        ends = np.append(ends, height * width)
+    lengths = np.diff(ends, prepend=0)
     # A column resembles the one before it, and so a run the second one before it.
     differences = lengths.copy()
     differences[3:] -= lengths[1:-2]
@@ -195,4 +214,4 @@ def coco_run_lengths(mask: np.ndarray) -> dict:
             value >>= 5
             more = value != (-1 if bits & 0x10 else 0)
             text.append(48 + (bits | 0x20 if more else bits))
-    return {'size': list(mask.shape), 'counts': text.decode('ascii')}
+    return {'size': [height, width], 'counts': text.decode('ascii')}
