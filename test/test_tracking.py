@@ -6,7 +6,7 @@ import pytest
 from cliptrase_ros.segmentation.instances import find_instances
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
-from cliptrase_ros.streams.tracking import InstanceTracker
+from cliptrase_ros.streams.tracking import MAX_GAP_IMAGES, InstanceTracker
 
 VOCABULARY = parse_vocabulary('car; person')
 MS = 1_000_000
@@ -74,6 +74,16 @@ def test_what_is_hidden_is_remembered_for_a_second(scene, gap_ms, expected):
     for _ in range(9):
         assert scene.show() == []
     assert scene.show((0, 12, 10), step_ms=gap_ms - 900) == [expected]
+
+
+def test_what_is_hidden_is_forgotten_though_stamps_stand_still(scene):
+    assert scene.show((0, 10, 10)) == [1]
+    for _ in range(MAX_GAP_IMAGES - 1):
+        scene.show(step_ms=0)
+    assert scene.show((0, 10, 10), step_ms=0) == [1]
+    for _ in range(MAX_GAP_IMAGES):
+        scene.show(step_ms=0)
+    assert scene.show((0, 10, 10), step_ms=0) == [2]
 
 
 def test_ids_are_not_given_twice(scene):

@@ -9,6 +9,8 @@ from cliptrase_ros.segmentation.instances import Instance
 
 #: How long an instance that is not seen keeps its id, nanoseconds.
 MAX_GAP_NS = 1_000_000_000
+#: The same in images: stamps of a broken clock may stand still.
+MAX_GAP_IMAGES = 60
 #: Least intersection over union of the masks of one instance in two images.
 MIN_OVERLAP = 0.1
 
@@ -20,16 +22,17 @@ class _Track:
     id: int
     instance: Instance
     seen_ns: int
+    seen_in: int
 
 
 class InstanceTracker:
     """Gives the instances of one camera ids that stay from image to image.
 
     An instance is one of before if it is of the same class and overlaps with the place where that
-    was seen last, at most `MAX_GAP_NS` ago, by an intersection over union of `MIN_OVERLAP` or more.
-    The pairs that overlap most are taken first. What moves further between two images than it is
-    wide is another instance, as is what is hidden for longer; two that touch are one, which keeps
-    one of both ids.
+    was seen last, at most `MAX_GAP_NS` and `MAX_GAP_IMAGES` ago, by an intersection over union of
+    `MIN_OVERLAP` or more. The pairs that overlap most are taken first. What moves further between
+    two images than it is wide is another instance, as is what is hidden for longer; two that touch
+    are one, which keeps one of both ids.
 
     Ids count from 1 and are never given twice.
     """
@@ -38,6 +41,7 @@ class InstanceTracker:
         self._tracks: list[_Track] = []
         self._last_id = 0
         self._last_ns = 0
+        self._images = 0
         self._size: tuple[int, ...] = ()
 
     def track(self, instances: Sequence[Instance], time_ns: int) -> list[int]:
@@ -49,17 +53,22 @@ class InstanceTracker:
         size = instances[0].numbers.shape if instances else self._size
         if time_ns < self._last_ns or size != self._size:
             self._tracks = []
-        self._last_ns, self._size = time_ns, size
-        tracks = [t for t in self._tracks if time_ns - t.seen_ns <= MAX_GAP_NS]
+        self._last_ns, self._size, self._images = time_ns, size, self._images + 1
+        tracks = [
+            track
+            for track in self._tracks
+            if time_ns - track.seen_ns <= MAX_GAP_NS
+            and self._images - track.seen_in <= MAX_GAP_IMAGES
+        ]
         matches = _match([track.instance for track in tracks], instances)
         ids = []
         for index, instance in enumerate(instances):
             if index in matches:
                 track = tracks[matches[index]]
-                track.instance, track.seen_ns = instance, time_ns
+                track.instance, track.seen_ns, track.seen_in = instance, time_ns, self._images
             else:
                 self._last_id += 1
-                track = _Track(self._last_id, instance, time_ns)
+                track = _Track(self._last_id, instance, time_ns, self._images)
                 tracks.append(track)
             ids.append(track.id)
         self._tracks = tracks
