@@ -448,16 +448,19 @@ def _weigh(
         scores = patches.probability
     else:
         scores = patches.logits.softmax(1)
-    probability, evidence, present = scores, patches.label_logits, None
+    probability, present = scores, None
     if method.min_presence:
         present = present_columns(scores, table, method.min_presence)
         probability = among_present(scores, present)
-        evidence = without_absent(evidence, present, table.logit_scale)
     if method.propagation:
         evidence = probability
     elif method.smoothing:
         # Interpolated logarithms rank classes as interpolated logits do.
         evidence = probability.clamp(min=_LEAST_PROBABILITY).log()
+    elif present is not None:
+        evidence = without_absent(patches.label_logits, present, table.logit_scale)
+    else:
+        evidence = patches.label_logits
     return _Weighed(scores, probability, evidence, present, new_history)
 
 
