@@ -22,6 +22,13 @@ from std_msgs.msg import Header
 from cliptrase_ros.benchmark.timing import interleaved
 from cliptrase_ros.messages.compressed_depth import decompress_depth
 from cliptrase_ros.messages.depth import depth_in_metres, labelled_points
+from cliptrase_ros.messages.ground import (
+    cost_table,
+    ground_costs,
+    ground_depth,
+    pose_of_body,
+    view_ground,
+)
 from cliptrase_ros.messages.images import (
     check_compressed_stream,
     check_image,
@@ -122,12 +129,23 @@ def cases(height: int, width: int) -> dict:
         return model_rays(lens, width, height)
 
     (_, frame), *_ = VideoDecoder().decode(video_packets('libx264', picture)[0])
+    seen = lens, width, height, pose_of_body(0, 0, 1, 0, 0.35, 0), 5.0, 0.05
+    view = view_ground(*seen)
+    costs = {f'thing {i}': i for i in range(10)}
 
     labelled = LabelledPicture(header, picture, result)
 
     def points():
         array = labelled_points(depth_in_metres(depth), rays, picture, label, confidence)
         return points_message(array, header)
+
+    def ground():
+        cells = ground_costs(view, label, cost_table(costs, vocabulary))
+        return MAKER.make_grid(cells, view.cell_m, view.origin, header)
+
+    def points_of_ground():
+        depth = ground_depth(view, label, cost_table(costs, vocabulary))
+        return points_message(labelled_points(depth, rays, picture, label, confidence), header)
 
     return {
         'check raw': lambda: check_image(raw),
@@ -145,6 +163,9 @@ def cases(height: int, width: int) -> dict:
         'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),
         'scores/PHRASE': lambda: MAKER.make_image(score_image(result, 'thing 3'), 'mono8', header),
         'points': points,
+        'points: ground': points_of_ground,
+        'ground': ground,
+        'ground, new pose': lambda: view_ground(*seen),
         'depth 16UC1': lambda: depth_in_metres(depth),
         'depth png': lambda: decompress_depth(compressed_depth['png']),
         'depth rvl': lambda: decompress_depth(compressed_depth['rvl']),

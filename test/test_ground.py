@@ -127,6 +127,18 @@ def test_every_place_is_in_its_cell_and_none_is_left_out(camera, height, roll, p
     assert all((grid.max(axis=axis)[[0, -1]] == 60).all() for axis in (0, 1))
 
 
+def test_far_from_the_origin_it_is_the_same():
+    """As in frames of UTM coordinates, where float32 ends at half a metre."""
+    views = [
+        view_ground(CAMERAS[0], 64, 48, pose_of_body(x, y, 0.5, 0, 0.5, 0.3), 3.0, 0.25)
+        for x, y in ((0.1, 0.2), (500_000.1, 5_500_000.2))
+    ]
+    near, far = (view.origin for view in views)
+    assert (far[0] - near[0], far[1] - near[1]) == (500_000, 5_500_000)
+    np.testing.assert_array_equal(views[0].cells, views[1].cells)
+    np.testing.assert_array_equal(views[0].pixels, views[1].pixels)
+
+
 def scene():
     """A box on the floor from 2.0 to 2.6 m as it is seen, with floor and grass around."""
     camera = CameraModel(200.0, 200.0, 160.0, 60.0)
@@ -202,6 +214,7 @@ def test_a_wall_all_around_is_known_where_it_begins():
         (pose_of_body(0, 0, 20, 0, 0.3, 0), 'no ground within 5 m: it is 20.00 m'),
         (pose_of_body(0, 0, -0.5, 0, 0.3, 0), 'z = -0.50 m'),
         (pose_of_body(0, 0, 0, 0, 0.3, 0), 'z = 0.00 m'),
+        (pose_of_body(math.inf, 0, 1, 0, 0.3, 0), 'which is no place'),
     ],
 )
 def test_a_camera_that_sees_no_ground(pose, text):

@@ -10,7 +10,10 @@ from pages import PAGES, ROOT
 
 PACKAGE = ROOT / 'cliptrase_ros'
 #: What only a room that may import ROS can import.
-ROS = ('rclpy', 'rcl_interfaces', 'sensor_msgs', 'std_msgs', 'vision_msgs', 'cv_bridge')
+ROS = (
+    *('rclpy', 'rcl_interfaces', 'geometry_msgs', 'sensor_msgs', 'std_msgs', 'vision_msgs'),
+    *('cv_bridge', 'tf2_msgs', 'tf2_py'),
+)
 GENERATED = ('cliptrase_ros.msg', 'cliptrase_ros.srv', 'cliptrase_ros.action')
 
 

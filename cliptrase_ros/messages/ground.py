@@ -115,27 +115,31 @@ class GroundView:
 class _Square:
     """Cells around a camera, as many as are within its range, with a margin against rounding.
 
+    Places are along the axes of the ground's frame, but from below the camera on: float32 is exact
+    enough for them also where that frame's origin is hundreds of kilometres away.
+
     Attributes:
-        first: Column and row of the first one, counted from the origin of the ground's frame.
+        camera: Column and row that it is at, float64 (2,).
         side: Cells in a row and in a column.
+        cell_m: Side of a cell, metres.
     """
 
-    first: np.ndarray
+    camera: np.ndarray
     side: int
     cell_m: float
 
-    def index(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Flat index of the cells at places in the ground's frame, metres."""
+    def index(self, away: np.ndarray) -> np.ndarray:
+        """Flat index, int32 (N,), of the cells at places (2, N), metres."""
         column, row = (
-            np.floor(metres / self.cell_m).astype(np.int32) - first
-            for metres, first in zip((x, y), self.first, strict=True)
+            np.floor(metres / self.cell_m + camera).astype(np.int32)
+            for metres, camera in zip(away, self.camera, strict=True)
         )
         return row * self.side + column
 
     def centres(self) -> np.ndarray:
         """Where all its cells have their middle, float64 (2, side * side), metres."""
         rows, columns = np.divmod(np.arange(self.side**2), self.side)
-        return (np.stack([columns, rows]) + self.first[:, None] + 0.5) * self.cell_m
+        return (np.stack([columns, rows]) + 0.5 - self.camera[:, None]) * self.cell_m
 
 
 def view_ground(
@@ -154,22 +158,22 @@ def view_ground(
     Raises:
         ImageError: The camera sees no ground within the range.
     """
-    position = pose.position[:2].astype(np.float32)
     # What a metre along the optical axis is along the axes of the ground's frame, for each pixel.
-    rays = [*model_rays(camera, width, height), np.ones((height, width), np.float32)]
-    along = np.tensordot(pose.rotation.astype(np.float32), rays, axes=1)
+    right, down = model_rays(camera, width, height)
+    along = np.stack([x * right + y * down + z for x, y, z in pose.rotation.astype(np.float32)])
     with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
         depth = np.float32(-pose.position[2]) / along[2]
         away = depth * along[:2]
         is_seen = (depth > 0) & (np.hypot(*away) <= range_m)
-    if pose.position[2] <= 0 or not is_seen.any():
+    if not np.isfinite(pose.position).all() or pose.position[2] <= 0 or not is_seen.any():
         raise ImageError(_explain_no_ground(pose, range_m))
     depth[~is_seen] = np.nan
 
-    first = np.floor((pose.position[:2] - range_m) / cell_m).astype(np.int32) - 1
-    square = _Square(first, math.ceil(2 * range_m / cell_m) + 3, cell_m)
+    first = np.floor((pose.position[:2] - range_m) / cell_m) - 1
+    side = math.ceil(2 * range_m / cell_m) + 3
+    square = _Square(pose.position[:2] / cell_m - first, side, cell_m)
     pixels = np.flatnonzero(is_seen)
-    cell_of_seen = square.index(*(away[:, is_seen] + position[:, None]))
+    cell_of_seen = square.index(away[:, is_seen])
     centres = square.centres()
     looked_at, pixels_there = _pixels_at(camera, width, height, pose, range_m, centres)
     all_cells = np.concatenate([cell_of_seen, looked_at])
@@ -195,7 +199,7 @@ def view_ground(
         pixels=np.concatenate([pixels, pixels_there])[order].astype(np.int32),
         starts=starts,
         cell_of_pixel=cell_of_pixel,
-        nearer=position_of[_nearer_cells(square, centres[:, seen], pose)],
+        nearer=position_of[_nearer_cells(square, centres[:, seen])],
     )
 
 
@@ -262,27 +266,28 @@ def _pixels_at(
     range_m: float,
     places: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the places, (2, P), that are in view within the range, and their pixels."""
-    away = np.concatenate([places, np.zeros((1, places.shape[1]))]) - pose.position[:, None]
-    x, y, z = pose.rotation.T @ away
+    """Indices of the places, (2, P) from below the camera, that it sees, and their pixels."""
+    down = np.full((1, places.shape[1]), -pose.position[2])
+    x, y, z = pose.rotation.T @ np.concatenate([places, down])
     with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
         right, down = np.rint(project(camera, np.stack([x, y]) / z))
-        is_seen = (z > 0) & (np.hypot(*away[:2]) <= range_m)
+        is_seen = (z > 0) & (np.hypot(*places) <= range_m)
         is_seen &= (right >= 0) & (right < width) & (down >= 0) & (down < height)
     indices = np.flatnonzero(is_seen)
     return indices, (down[indices] * width + right[indices]).astype(np.int32)
 
 
-def _nearer_cells(square: _Square, centres: np.ndarray, pose: CameraPose) -> np.ndarray:
+def _nearer_cells(square: _Square, centres: np.ndarray) -> np.ndarray:
     """Flat indices, (K, C), of the cells that lie between cells and the camera, nearest first."""
-    way = pose.position[:2, None] - centres
-    way *= square.cell_m / np.maximum(np.hypot(*way), 1e-9)
-    steps = range(1, max(1, round(FOOT_M / square.cell_m)) + 1)
-    return np.stack([square.index(*(centres + step * way)) for step in steps])
+    step = -centres * square.cell_m / np.maximum(np.hypot(*centres), 1e-9)
+    count = max(1, round(FOOT_M / square.cell_m))
+    return np.stack([square.index(centres + (1 + i) * step) for i in range(count)])
 
 
 def _explain_no_ground(pose: CameraPose, range_m: float) -> str:
     height = pose.position[2]
+    if not np.isfinite(pose.position).all():
+        return f'the camera is at {pose.position.tolist()}, which is no place'
     if height <= 0:
         return f'the camera is at z = {height:.2f} m of the ground, it has to be above it'
     down = -math.degrees(math.asin(min(1.0, max(-1.0, pose.rotation[2, 2]))))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cliptrase_ros.messages.boxes import box_in_space
 from cliptrase_ros.messages.images import compress_label, compress_picture
 from cliptrase_ros.messages.masks import label_run_lengths
 from cliptrase_ros.messages.points import POINT_FIELD_TYPES
@@ -19,6 +20,7 @@ from cliptrase_ros.messages.type_names import (
     CLASS_MASKS,
     COMPRESSED_IMAGE,
     DETECTIONS,
+    DETECTIONS_3D,
     IMAGE,
     LABEL_INFO,
     OCCUPANCY_GRID,
@@ -215,6 +217,36 @@ class MessageMaker:
                 )
             )
         return self.make(DETECTIONS, header=picture.header, detections=detections)
+
+    def make_detections_3d(
+        self, picture: 'LabelledPicture', depth: np.ndarray, rays: np.ndarray
+    ) -> Message:
+        """Make a vision_msgs/Detection3DArray of the instances whose depth is known.
+
+        Args:
+            depth, rays: See `messages.boxes.box_in_space`.
+        """
+        detections = []
+        for instance, number in zip(picture.instances, picture.ids, strict=True):
+            box = box_in_space(instance, depth, rays)
+            if box is None:
+                continue
+            centre = self._make_pose(*box.centre)
+            size = dict(zip('xyz', box.size, strict=True))
+            detections.append(
+                self.make(
+                    'vision_msgs/msg/Detection3D',
+                    header=picture.header,
+                    results=[self._make_hypothesis(instance, centre)],
+                    bbox=self.make(
+                        'vision_msgs/msg/BoundingBox3D',
+                        center=centre,
+                        size=self.make('geometry_msgs/msg/Vector3', **size),
+                    ),
+                    id=f'{number}',
+                )
+            )
+        return self.make(DETECTIONS_3D, header=picture.header, detections=detections)
 
     def make_vocabulary(self, vocabulary: Vocabulary, header: Message) -> Message:
         """Make a cliptrase_ros/Vocabulary."""

@@ -233,7 +233,6 @@ class Camera:
         self._tracker = tracker
         self._node = node
         self._topics = topics
-        self._always_on = always_on
         self._on_image = on_image
         self._wake = wake
         # Of the pending images and the rate.
@@ -258,6 +257,7 @@ class Camera:
             mask_topics=mask_topics,
             score_topics=score_topics,
             with_points=has_points_of_depth or has_points_of_ground,
+            with_detections_3d=has_points_of_depth,
             with_ground=ground is not None,
             always_on=always_on,
             on_listeners_changed=self.update_subscription,
@@ -267,6 +267,8 @@ class Camera:
             self._points = PointsOutput(
                 self.outputs.points_publisher,
                 topics.depth,
+                detections_publisher=self.outputs.detections_3d_publisher,
+                always_on=always_on,
                 is_rectified=is_rectified_topic(self.topic),
                 statistics=self.statistics,
                 wake=wake,
@@ -418,6 +420,9 @@ class Camera:
         points = '' if image.depth is None else ', points as soon as their depth is there'
         self.trace(image.header, f'published as {", ".join(topics) or "nothing"}{points}')
         if image.depth is not None:
+            if self._points.are_detections_wanted:
+                # In the order of the images, which depth need not keep.
+                _ = picture.ids
             self._points.publish(picture, image.depth)
 
     def publish_pending_points(self) -> bool:
@@ -480,7 +485,7 @@ class Camera:
         )
 
     def _wants_points(self) -> bool:
-        return self._points is not None and (self._always_on or self._points.is_wanted)
+        return self._points is not None and self._points.is_wanted
 
     def _receive_unreadable(self, error: ValueError) -> None:
         self.statistics.count('received')

@@ -10,7 +10,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture, MakeOutput, MessageMaker
-from cliptrase_ros.messages.type_names import IMAGE, OCCUPANCY_GRID, Message
+from cliptrase_ros.messages.type_names import DETECTIONS_3D, IMAGE, OCCUPANCY_GRID, Message
 from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, message_class
 from cliptrase_ros.ros.own_thread import OwnThread
@@ -55,6 +55,7 @@ class CameraOutputs:
     Attributes:
         points_publisher: None without points.
         ground_publisher: None without ground.
+        detections_3d_publisher: None without depth, or where vision_msgs is not installed.
         unknown_masks: Names in `mask_topics` that the vocabulary announced last does not have.
         unknown_scores: Phrases in `score_topics` that it does not have.
     """
@@ -67,6 +68,7 @@ class CameraOutputs:
         mask_topics: Sequence[str],
         score_topics: Sequence[str],
         with_points: bool,
+        with_detections_3d: bool,
         with_ground: bool,
         always_on: bool,
         on_listeners_changed: Callable[[], None],
@@ -74,6 +76,7 @@ class CameraOutputs:
     ):
         self.points_publisher: Publisher | None = None
         self.ground_publisher: Publisher | None = None
+        self.detections_3d_publisher: Publisher | None = None
         self.unknown_masks: tuple[str, ...] = ()
         self.unknown_scores: tuple[str, ...] = ()
         self._node = node
@@ -106,6 +109,10 @@ class CameraOutputs:
                 self._publishers.append(self._label_info)
             if with_points:
                 self.points_publisher = self._create_publisher(PointCloud2, 'points')
+            if with_detections_3d and LabelInfo is not None:
+                self.detections_3d_publisher = self._create_publisher(
+                    message_class(DETECTIONS_3D), 'detections_3d'
+                )
             if with_ground:
                 grid = message_class(OCCUPANCY_GRID)
                 self.ground_publisher = self._create_publisher(grid, 'ground')

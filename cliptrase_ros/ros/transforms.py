@@ -115,9 +115,11 @@ class Transforms:
                 if not 0 < stamp_ns - latest.nanoseconds <= TOLERANCE_NS:
                     raise
                 found = self._buffer.lookup_transform_core(*frames, latest)
-        except tf2_py.TransformException as error:
+        except (tf2_py.TransformException, ValueError) as error:
+            # The latter for a stamp before 1970, of which there is no `Time`.
             raise ImageError(
-                f'tf does not lead from the frame of the image, {source!r}, to {target!r}: {error}'
+                f'tf does not lead from the frame of the image, {source[:60]!r}, to {target!r}: '
+                f'{str(error)[:300]}'
             ) from error
         return found.transform
 

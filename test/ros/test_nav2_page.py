@@ -15,7 +15,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from cliptrase_ros.messages.depth import POINT
 from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.outputs import LabelInfo
-from cliptrase_ros.ros.settings import PARAMETERS
+from cliptrase_ros.ros.settings import PARAMETERS, NodeSettings, ground_cost
 from cliptrase_ros.segmentation.vocabulary import name_and_synonyms, parse_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +52,11 @@ def source(content):
 
 def test_page_shows_the_file(content):
     page = (ROOT / 'docs' / 'nav2.md').read_text()
-    (shown,) = re.findall(r'^```yaml\n(.*?)^```', page, re.M | re.S)
-    assert yaml.safe_load(shown) == content
+    shown, *others = map(yaml.safe_load, re.findall(r'^```yaml\n(.*?)^```', page, re.M | re.S))
+    assert shown == content
+    for ours in (other['cliptrase']['ros__parameters'] for other in others if 'cliptrase' in other):
+        assert set(ours) <= {declared.name for declared in PARAMETERS}
+        NodeSettings(**ours | {'ground_costs': tuple(map(ground_cost, ours['ground_costs']))})
 
 
 def test_parameters_are_known_and_classes_match(ours, source):

@@ -12,6 +12,7 @@ from rclpy.action import get_action_server_names_and_types_by_node
 from rclpy.node import Node
 
 from cliptrase_ros.messages.transports import TRANSPORTS
+from cliptrase_ros.ros import transforms
 from cliptrase_ros.ros.conversions import message_class
 from cliptrase_ros.ros.parameters import declare_parameters
 
@@ -74,13 +75,17 @@ def by_name_and_type(found):
 
 def test_topics(start_node, client):
     transports = [name for name in TRANSPORTS if is_installed(TRANSPORTS[name])]
+    cameras = ['NAME', 'OTHER', 'OTHER2', 'OTHER3'][: len(transports)]
+    has_tf = transforms.tf2_py is not None
     start_node(
-        cameras=['NAME', 'OTHER', 'OTHER2', 'OTHER3'][: len(transports)],
+        cameras=cameras,
         transport=transports,
         depth=True,
         depth_transport='raw; compressedDepth',
         mask_topics=['CLASS'],
         score_topics=['PHRASE'],
+        ground_frame='base',
+        camera_poses='' if has_tf else ['0 0 1 0 0.5 0'] * len(cameras),
         always_on=True,
     )
     node = client.node
@@ -92,7 +97,7 @@ def test_topics(start_node, client):
         full = code(topic)[0].replace('~', '/cliptrase')
         full = full if full.startswith('/') else f'/{full}'
         type_ = type_.split(',')[0].replace('/', '/msg/')
-        if is_installed(type_):
+        if is_installed(type_) and (has_tf or not type_.startswith('tf2_msgs/')):
             (inputs if is_input else outputs).add((full, type_))
     client.wait_for(
         lambda: by_name_and_type(node.get_publisher_names_and_types_by_node(*name)) >= outputs,

@@ -351,6 +351,28 @@ def test_goals_that_cannot_be_searched_for(start_node, client, finder):
     client.diagnostics(lambda _, v: v['requests_refused'] == '7', camera=None)
 
 
+def test_words_that_change_during_a_search(start_node, client, finder):
+    start_node()
+    goal = finder(phrase='cat')
+    for count, words in enumerate((['road'], ['tree', 'cat', 'road']), 1):
+        assert client.set_parameters(vocabulary=words)[0].successful
+        client.diagnostics(lambda _, v, n=count: v['vocabulary_version'] == f'{1 + n}', camera=None)
+        client.send(client.image())
+        client.wait_for(lambda n=count: len(goal.feedback) == n, 'the feedback')
+    assert goal.cancel().goals_canceling
+    assert goal.wait().mask.class_name == 'cat' and goal.feedback[-1].images == 2
+
+
+def test_words_that_cannot_be_encoded_keep_nobody_waiting(start_node, client, make_segmenter):
+    class Failing(Segmenter):
+        def encode_vocabulary(self, vocabulary):
+            raise RuntimeError('no memory left')
+
+    start_node(make_segmenter(Failing))
+    answer = segment(client, client.image())
+    assert answer.message == 'no words are in force: RuntimeError: no memory left'
+
+
 def test_images_that_fail_do_not_end_a_search(start_node, client, make_segmenter, finder):
     segmenter = make_segmenter(Held)
     node = start_node(segmenter)
@@ -372,6 +394,7 @@ def test_labelled_images_are_searched_too(start_node, client, segmenter, finder)
     *_, (score, _, image) = shown_best(client, segmenter)
     before = client.label_of(client.send(image))
     goal = finder(phrase='cat', min_score=score - 1e-4)
+    client.diagnostics(lambda _, v: v['searching'] == 'cat', camera=None)
     image.header.stamp.nanosec += 1
     after = client.label_of(client.send(image))
     result = goal.wait()

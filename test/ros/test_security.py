@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from cliptrase_ros.messages.transports import TRANSPORTS
+from cliptrase_ros.ros import transforms
 from cliptrase_ros.ros.outputs import LabelInfo
 
 POLICY = Path(__file__).resolve().parents[2] / 'config' / 'sros2_policy.xml'
@@ -79,13 +80,18 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         wanted['publish'] |= {f'{action}/_action/{part}' for part in ACTION_TOPICS}
         wanted['reply'] |= {f'{action}/_action/{part}' for part in ACTION_SERVICES}
     if LabelInfo is None:
-        wanted['publish'].remove(f'/{name}/camera/label_info')
+        wanted['publish'] -= {
+            f'/{name}/camera/{topic}' for topic in ('label_info', 'detections', 'detections_3d')
+        }
     transports = ['raw', 'compressed']
     for transport in ('ffmpeg', 'foxglove'):
         if importlib.util.find_spec(TRANSPORTS[transport].partition('/')[0]):
             transports.append(transport)
         else:
             wanted['subscribe'].remove(f'{namespace}camera/image_raw/{transport}')
+    has_tf = transforms.tf2_py is not None
+    if not has_tf:
+        wanted['subscribe'] -= {'/tf', '/tf_static'}
     start_node(
         cameras=['camera', 'other', 'other2', 'other3'][: len(transports)],
         transport=transports,
@@ -93,6 +99,8 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         depth_transport='raw; compressedDepth',
         mask_topics=['person'],
         score_topics=['person'],
+        ground_frame='base',
+        camera_poses='' if has_tf else ['0 0 1 0 0.5 0'] * len(transports),
         always_on=True,
         use_sim_time=True,
     )
