@@ -4,10 +4,15 @@
 """
 
 import argparse
+import os
 import statistics
 import sys
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import torch
@@ -33,9 +38,10 @@ from cliptrase_ros.messages.images import (
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
 from cliptrase_ros.messages.rays import CameraModel, model_rays
 from cliptrase_ros.messages.registration import register_depth
+from cliptrase_ros.messages.video import VideoDecoder, VideoPacket
 from cliptrase_ros.ros.conversions import MAKER, points_message, to_rgb
 from cliptrase_ros.segmentation.segmenter import Segmentation
-from cliptrase_ros.segmentation.statistics import class_mask
+from cliptrase_ros.segmentation.statistics import class_mask, score_image
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 # The tests' encoder: the project only reads RVL.
@@ -43,6 +49,41 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'test')]
 from depth_streams import encode_depth  # noqa: E402
 
 CLASSES = 20
+
+#: Encoders as robots have them set, and the decoders of what they make.
+ENCODERS = {
+    'libx264': ('h264', {'preset': 'veryfast', 'tune': 'zerolatency'}),
+    'libx265': (
+        'hevc',
+        {'preset': 'ultrafast', 'tune': 'zerolatency', 'x265-params': 'log-level=0'},
+    ),
+    'libsvtav1': ('libdav1d', {'preset': '10', 'svtav1-params': 'pred-struct=1'}),
+}
+#: Frames of a video that is decoded again and again, from one key frame to the next.
+GOP = 30
+
+
+def video_packets(encoder: str, picture: np.ndarray) -> list[VideoPacket]:
+    """Packets of a video in which a picture moves."""
+    codec, options = ENCODERS[encoder]
+    context = av.CodecContext.create(encoder, 'w')
+    context.height, context.width, context.pix_fmt = *picture.shape[:2], 'yuv420p'
+    context.time_base, context.framerate, context.gop_size = Fraction(1, 30), 30, GOP
+    context.max_b_frames, context.options = 0, options
+    packets = []
+    for number in range(GOP):
+        moved = np.roll(picture, 3 * number, (0, 1))
+        frame = av.VideoFrame.from_ndarray(moved, format='rgb24')
+        frame.pts = number
+        packets += context.encode(frame)
+    packets += context.encode(None)
+    return [VideoPacket(Header(), codec, bytes(packet)) for packet in packets]
+
+
+def decode_each(encoder: str, picture: np.ndarray) -> Callable[[], object]:
+    """Something that decodes the next packet whenever it is called."""
+    packets, decoder = cycle(video_packets(encoder, picture)), VideoDecoder()
+    return lambda: decoder.decode(next(packets))
 
 
 def cases(height: int, width: int) -> dict:
@@ -55,7 +96,8 @@ def cases(height: int, width: int) -> dict:
     picture = cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC)
     confidence = generator.integers(0, 256, (height, width), np.uint8)
     vocabulary = parse_vocabulary([f'thing {i}' for i in range(CLASSES)])
-    result = Segmentation(label, confidence, vocabulary)
+    scores = generator.random((CLASSES + 5, 21, 28), np.float32)
+    result = Segmentation(label, confidence, vocabulary, scores=scores)
     header = Header()
     raw = MAKER.make_image(picture, 'rgb8', header)
     bgr = MAKER.make_image(picture[..., ::-1], 'bgr8', header)
@@ -86,6 +128,7 @@ def cases(height: int, width: int) -> dict:
         model_rays.cache_clear()
         return model_rays(lens, width, height)
 
+    (_, frame), *_ = VideoDecoder().decode(video_packets('libx264', picture)[0])
     seen = lens, width, height, pose_of_body(0, 0, 1, 0, 0.35, 0), 5.0, 0.05
     view = view_ground(*seen)
     costs = {f'thing {i}': i for i in range(10)}
@@ -111,11 +154,14 @@ def cases(height: int, width: int) -> dict:
         'read bgr8': lambda: to_rgb(bgr),
         'read jpeg': lambda: decompress_to_rgb(jpeg),
         'read png': lambda: decompress_to_rgb(png),
+        **{f'decode {encoder}': decode_each(encoder, picture) for encoder in ENCODERS},
+        'video to rgb': frame.to_rgb,
         **{
             topic: lambda make=make: make(MAKER, labelled)
             for topic, (_, make) in CAMERA_OUTPUTS.items()
         },
         'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),
+        'scores/PHRASE': lambda: MAKER.make_image(score_image(result, 'thing 3'), 'mono8', header),
         'points': points,
         'points: ground': points_of_ground,
         'ground': ground,
@@ -130,10 +176,11 @@ def cases(height: int, width: int) -> dict:
 
 def main() -> None:
     """Print a table."""
+    os.environ.setdefault('SVT_LOG', '0')
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--repetitions', type=int, default=30)
     arguments = parser.parse_args()
-    sizes = ((480, 640), (1080, 1920))
+    sizes = ((480, 640), (720, 1280), (1080, 1920))
     cpu, repetitions = torch.device('cpu'), arguments.repetitions
     taken = [interleaved(cases(*size), repetitions, cpu) for size in sizes]
     print(f'{"ms":18}' + ''.join(f'{f"{width} x {height}":>14}' for height, width in sizes))

@@ -25,7 +25,7 @@ from cliptrase_ros.segmentation.segmenter import (
     load_segmenter,
 )
 from cliptrase_ros.segmentation.settings import ModelSettings, SegmentationSettings, settings_of
-from cliptrase_ros.segmentation.statistics import classes_present
+from cliptrase_ros.segmentation.statistics import classes_present, score_column, score_image
 from cliptrase_ros.segmentation.vocabulary import (
     DEFAULT_BACKGROUND,
     VocabularyClass,
@@ -177,8 +177,9 @@ class Result:
     segmentation: Segmentation
 
     def __post_init__(self) -> None:
-        for array in (self.label, self.confidence):
-            array.flags.writeable = False
+        for array in (self.label, self.confidence, self.segmentation.scores):
+            if array is not None:
+                array.flags.writeable = False
 
     def __repr__(self) -> str:
         height, width = self.label.shape
@@ -215,6 +216,23 @@ class Result:
                 return self.label == entry.id
         names = ', '.join(entry.name for entry in self.classes)
         raise ValueError(f'there is no class {name!r}; the classes are {names}')
+
+    def score(self, name: str) -> NDArray[np.uint8]:
+        """How probable a phrase is at each pixel, uint8 (H, W), 0..255 for 0..1.
+
+        Of a result that was made with `scores=True`. 0 where the model saw nothing.
+
+        Args:
+            name: Of a class, one of its synonyms, or a background phrase; case makes no difference.
+
+        Raises:
+            ValueError: There is no such phrase, or the result was made without scores.
+        """
+        phrase, vocabulary = clean_phrase(str(name)), self.segmentation.vocabulary
+        if score_column(vocabulary, phrase) is None:
+            phrases = ', '.join(vocabulary.phrases)
+            raise ValueError(f'there is no phrase {name!r}; there are {phrases}')
+        return score_image(self.segmentation, phrase)
 
     def overlay(self, image: ImageLike) -> NDArray[np.uint8]:
         """The image under the colours of its classes, with a legend: uint8 (H, W, 3) RGB.

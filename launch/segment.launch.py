@@ -13,6 +13,12 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.utilities import prefix_namespace
 
+from cliptrase_ros.messages.transports import (
+    DEPTH_TRANSPORTS,
+    TRANSPORTS,
+    raw_topic,
+    topic_of,
+)
 from cliptrase_ros.ros.arguments import is_for, nearest_name, parameters_in_file
 from cliptrase_ros.ros.settings import PARAMETERS
 from cliptrase_ros.segmentation.settings import Setting
@@ -60,8 +66,8 @@ ARGUMENTS = (
         'image_topic',
         default_value='',
         description="Image topics to read instead of NAME/image_raw, separated by ',', one for "
-        'each camera in order, as `cameras` or params_file names them. With transport:=compressed '
-        'TOPIC/compressed is read.',
+        'each camera in order, as `cameras` or params_file names them. With another transport than '
+        'raw TOPIC/TRANSPORT is read.',
     ),
     DeclareLaunchArgument(
         'depth_topic',
@@ -192,15 +198,14 @@ def _nodes(context: LaunchContext) -> list[Node]:
 
     remappings = []
     for index, name in enumerate(cameras):
-        # As image_transport has it: compressed images come below the topic of the raw ones.
-        for kind, raw, compressed in (
-            ('image', f'{name}/image_raw', 'compressed'),
-            ('depth', f'{name}/depth/image_raw', 'compressedDepth'),
+        # As image_transport has it: others come below the topic of the raw ones.
+        for kind, ours, transports in (
+            ('image', f'{name}/image_raw', TRANSPORTS),
+            ('depth', f'{name}/depth/image_raw', DEPTH_TRANSPORTS),
         ):
             if topics[kind]:
-                topic = topics[kind][index].removesuffix(f'/{compressed}')
-                remappings.append((raw, topic))
-                remappings.append((f'{raw}/{compressed}', f'{topic}/{compressed}'))
+                theirs = raw_topic(topics[kind][index])
+                remappings += [(topic_of(ours, t), topic_of(theirs, t)) for t in transports]
         if topics['camera_info']:
             remappings.append((f'{name}/camera_info', topics['camera_info'][index]))
     nodes = [

@@ -170,6 +170,19 @@ def test_masks_by_name_or_synonym(result):
             result.mask(name)
 
 
+def test_scores_by_phrase(model):
+    model.set_classes(WORDS, background='sky')
+    result = model(picture(), resolution=64, scores=True)
+    together = sum(
+        result.score(name).astype(int) for name in ('road', ' Pedestrian', 'tree', 'Sky')
+    )
+    assert result.score('road').shape == result.label.shape and np.abs(together - 255).max() <= 2
+    with pytest.raises(ValueError, match='there are road, person, pedestrian, worker, tree, sky'):
+        result.score('dog')
+    with pytest.raises(ValueError, match='scores=True'):
+        model(picture(), resolution=64).score('road')
+
+
 def test_results_do_not_change(result):
     for array in (result.label, result.confidence):
         assert array.dtype == np.uint8 and array.shape == (80, 120)

@@ -21,6 +21,7 @@ from cliptrase_ros.exports.export import FORMATS, join_parts, write_part
 from cliptrase_ros.exports.names import distinct_names, portable_path
 from cliptrase_ros.exports.regions import MIN_REGION_AREA
 from cliptrase_ros.exports.results import ExportError, Result, text_of
+from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.type_names import CLASS_MASKS
 from cliptrase_ros.messages.typestore import make_typestore, typestore_message_maker
 from cliptrase_ros.photos.reading import read_photo
@@ -123,7 +124,9 @@ class Results:
                 (messages,) = (messages for other, *_, messages in topics if other == topic)
                 for (log_ns, message), label in zip(messages, labels, strict=True):
                     if label is not None:
-                        masks = maker.make_masks(segmentation(label), message.header)
+                        masks = maker.make_masks(
+                            LabelledPicture(message.header, None, segmentation(label))
+                        )
                         rows.append((log_ns, connection, store.serialize_cdr(masks, CLASS_MASKS)))
             for log_ns, connection, data in sorted(rows, key=lambda row: row[0]):
                 writer.write(connection, log_ns, data)

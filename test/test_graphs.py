@@ -302,9 +302,9 @@ def half_precision(make):
     [
         ('paper', {'image_prior': True}),
         ('robot', {'window': 64, 'refinement': 'edges'}),
-        ('robot', {'refinement': 'pamr'}),
-        ('plus', {'window': 64, 'smoothing': 0.5}),
-        ('sc_clip', {'window': 64}),
+        ('robot', {'refinement': 'pamr', 'min_presence': 0.5}),
+        ('plus', {'window': 64, 'smoothing': 0.5, 'min_presence': 0.5, 'scores': True}),
+        ('sc_clip', {'window': 64, 'min_presence': 0.5, 'scores': True}),
         ('sc_clip', {'window': 64, 'min_area': 0.1, 'refinement': 'edges'}),
         ('sc_clip', {'window': 0, 'min_area': 0.1, 'refinement': 'pamr'}),
     ],
@@ -336,7 +336,8 @@ def test_on_cuda_nothing_waits_for_the_device(preset, choices, kernels):
         pipeline = Pipeline(DenseBackbone(visual), pixels, pixels)
         frames = torch.empty(2, 120, 160, 3, dtype=torch.uint8)
         result = pipeline(frames, framing, table, torch.empty(()), method, Bounds())
-    for tensor, shape in zip(result.tensors, [(2, 120, 160), (2, 120, 160), (2,)], strict=True):
+    shapes = [(2, 120, 160), (2, 120, 160), (2,)] + [(2, 64, 6, 8)] * method.scores
+    for tensor, shape in zip(result.tensors, shapes, strict=True):
         assert tensor.shape == shape and tensor.device.type == 'cuda'
 
 

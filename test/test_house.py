@@ -14,7 +14,7 @@ ROS = (
     *('rclpy', 'rcl_interfaces', 'geometry_msgs', 'sensor_msgs', 'std_msgs', 'vision_msgs'),
     *('cv_bridge', 'tf2_msgs', 'tf2_py'),
 )
-GENERATED = 'cliptrase_ros.msg'
+GENERATED = ('cliptrase_ros.msg', 'cliptrase_ros.srv', 'cliptrase_ros.action')
 
 
 def shown_house():

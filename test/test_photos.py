@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image, ImageCms
+from scipy import ndimage
 
 from cliptrase_ros.cli import main
 from cliptrase_ros.photos.output_names import output_files, unique_names
@@ -506,6 +507,36 @@ def test_video(run, in_folder):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
     capture.release()
+
+
+def test_instances(run, in_folder):
+    save('x.png', picture(1))
+    save_video('v.avi', [picture(seed) for seed in (0, 0, 3)], code='FFV1')
+    options = ('--rle', '--overlay-boxes', '--min-instance-area', '0.01')
+    assert run('x.png', 'v.avi', '-o', 'out', *options)[0] == 0
+    photo, *frames = report(in_folder / 'out')['images']
+    for entry in (photo, *frames):
+        label = np.asarray(Image.open(in_folder / 'out' / entry['label']))
+        regions = [
+            [
+                area
+                for area in np.bincount(numbers.ravel())[1:].tolist()
+                if area >= 0.01 * label.size
+            ]
+            for numbers, _ in (ndimage.label(label == i, np.ones((3, 3))) for i in (0, 1))
+        ]
+        found = [[e['area'] for e in entry['instances'] if e['category_id'] == i] for i in (0, 1)]
+        assert [sorted(areas) for areas in found] == [sorted(areas) for areas in regions]
+    ids = [[instance['id'] for instance in entry['instances']] for entry in (photo, *frames)]
+    assert ids[0] == list(range(1, len(ids[0]) + 1))
+    # Frames that are alike have the same ids.
+    assert ids[1] == ids[2] and min(ids[1]) == 1
+
+    assert run('x.png', '-o', 'plain')[0] == 0
+    overlays = [
+        np.asarray(Image.open(in_folder / folder / photo['overlay'])) for folder in ('out', 'plain')
+    ]
+    assert (overlays[0] != overlays[1]).any()
 
 
 def test_every_core_is_used_unless_told(run, in_folder, monkeypatch):

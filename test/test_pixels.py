@@ -272,10 +272,10 @@ def test_calibrated_features_in_the_other_way_to_label(toybox):
         Method('mmcv', clustering=False, softmax='pixels'),
         Method('whole', clustering=False, softmax='pixels', features='clip', window=64),
     ):
-        ((label, confidence, _),) = toybox._label_images(
+        (labelled,) = toybox._label_images(
             [image(60, 80)], words.table, SegmentationSettings(resolution=96), method
         )
-        assert label.shape == (60, 80) and confidence.min() > 0
-        seen.append(confidence)
+        assert labelled.label.shape == (60, 80) and labelled.confidence.min() > 0
+        seen.append(labelled.confidence)
     for one, other in itertools.combinations(seen, 2):
         assert (one != other).any()

@@ -30,7 +30,9 @@ def test_parameter_file_and_table_are_those_of_the_declarations(docs):
 def test_every_name_is_declared_once():
     names = [declared.name for declared in PARAMETERS]
     assert len(names) == len(set(names))
-    assert set(names) | {'image_prior'} == {f.name for d in DECLARATIONS for f in fields(d)}
+    assert set(names) | {'image_prior', 'scores'} == {
+        f.name for d in DECLARATIONS for f in fields(d)
+    }
 
 
 @pytest.mark.parametrize('declared', PARAMETERS, ids=lambda declared: declared.name)
@@ -77,4 +79,5 @@ def test_default_values_of_parameters():
     defaults = {declared.name: default_value(declared) for declared in PARAMETERS}
     assert defaults['cameras'] == ['camera'] and defaults['transport'] == 'raw'
     assert defaults['warm_up_sizes'] == '' and len(defaults['background']) == 5
-    assert asdict(SegmentationSettings()).items() - {('image_prior', False)} <= defaults.items()
+    others = {('image_prior', False), ('scores', False)}
+    assert asdict(SegmentationSettings()).items() - others <= defaults.items()

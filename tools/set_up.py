@@ -241,8 +241,9 @@ def adapt_exported_paths():
 
 def set_up_build(venv_key, ros):
     """Build and install the package with colcon, where something that needs it has changed."""
+    interfaces = sorted(path for k in ('msg', 'srv', 'action') for path in ROOT.glob(f'{k}/*.{k}'))
     key = digest(
-        [ROOT / 'package.xml', ROOT / 'CMakeLists.txt', *sorted(ROOT.glob('msg/*.msg'))],
+        [ROOT / 'package.xml', ROOT / 'CMakeLists.txt', *interfaces],
         # Files are installed as links: a changed one needs no build, a new one does.
         text='\n'.join([venv_key, *installed_names()]),
     )

@@ -20,7 +20,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from cliptrase_ros.messages.images import compress_picture
-from cliptrase_ros.ros.camera import TRANSPORT_TOPICS
+from cliptrase_ros.messages.transports import topic_of
 from cliptrase_ros.ros.executable import initialized
 
 #: Where a serialised message that begins with a header has its stamp, and where that ends.
@@ -78,8 +78,9 @@ def main() -> None:
     parser.add_argument('--together', action='store_true', help='all at the same time')
     arguments = parser.parse_args()
     message = serialised(arguments.width, arguments.height, arguments.encoding)
-    transport = 'compressed' if arguments.encoding == 'jpeg' else 'raw'
-    topic, message_type = TRANSPORT_TOPICS[transport]
+    is_jpeg = arguments.encoding == 'jpeg'
+    topic = topic_of('image_raw', 'compressed' if is_jpeg else 'raw')
+    message_type = CompressedImage if is_jpeg else Image
     with initialized([]):
         node = rclpy.create_node('rig', start_parameter_services=False)
         publishers = [

@@ -13,13 +13,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
 
 import numpy as np
 from bench_node import make_segmenter
+from cliptrase_ros.action import Find
 from cliptrase_ros.msg import ClassMasks
+from cliptrase_ros.srv import Segment
 from markdown_tables import table, write
 from processes import (
     ROOT,
@@ -32,8 +34,11 @@ from processes import (
     segment_node,
     stop_cameras,
 )
+from rclpy.action import ActionClient
 from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 
+from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.segmentation.process_settings import limit_threads, threads_beside_others
 from cliptrase_ros.segmentation.segmenter import Segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
@@ -53,20 +58,20 @@ class Run:
 
     Attributes:
         labels: When each label image came, by the monotonic clock, seconds.
+        delays_ms: How long after the stamp of its image each came.
         masks: Vocabulary version of each `masks`, and when it came.
     """
 
     def __init__(self, watcher: Observer, node: Popen, log: Path):
         self.watcher, self.node, self.log = watcher, node, log
         self.labels: list[float] = []
+        self.delays_ms: list[float] = []
         self.masks: list[tuple[int, float]] = []
 
     @contextlib.contextmanager
     def camera(self, rate: int, width: int = 640, height: int = 480) -> Iterator[Popen]:
         """Listen to label images and masks, and run a camera."""
-        self.watcher.create_subscription(
-            Image, '/cliptrase/camera/label', lambda _: self.labels.append(time.monotonic()), 10
-        )
+        self.watcher.create_subscription(Image, '/cliptrase/camera/label', self._on_label, 10)
         self.watcher.create_subscription(
             ClassMasks,
             '/cliptrase/camera/masks',
@@ -76,6 +81,11 @@ class Run:
         log = self.log.with_name('camera.log')
         with cameras(log, '--single', width, height, rate) as sender:
             yield sender
+
+    def _on_label(self, label: Image) -> None:
+        self.labels.append(time.monotonic())
+        stamp = label.header.stamp
+        self.delays_ms.append(1e3 * (time.time() - stamp.sec - 1e-9 * stamp.nanosec))
 
     def wait_for_labels(self, count: int) -> None:
         """Wait for so many label images."""
@@ -218,6 +228,72 @@ def swap(folder: Path, changes: int) -> dict:
     return result
 
 
+def requests(folder: Path, seconds: float) -> dict:
+    """Delay of labels at 10 Hz alone, beside a search, and beside calls of `segment`; their time.
+
+    The phrases are known: what is measured are images.
+    """
+    toybox = {'model': 'toybox', 'resolution': 224}
+    with running(folder, 'toybox', **toybox) as run, run.camera(rate=10) as sender:
+        finder = ActionClient(run.watcher, Find, '/cliptrase/find')
+        service = run.watcher.create_client(Segment, '/cliptrase/segment')
+        run.watcher.wait_for(
+            lambda: finder.server_is_ready() and service.service_is_ready(), 'the servers'
+        )
+        image = MAKER.make_image(np.zeros((480, 640, 3), np.uint8), 'rgb8', Header())
+        known = Segment.Request(image=image, vocabulary=['red ball', 'dog'], background=['sky'])
+        calls_ms: list[float] = []
+
+        def call() -> None:
+            begin = time.monotonic()
+            answer = service.call_async(known)
+            run.watcher.wait_for(answer.done, 'an answer')
+            assert answer.result().success
+            calls_ms.append(1e3 * (time.monotonic() - begin))
+
+        def phase(work: Callable[[], None]) -> dict[str, float]:
+            first, until = len(run.labels), time.monotonic() + seconds
+            while time.monotonic() < until:
+                work()
+            delays, gaps = run.delays_ms[first:], 1e3 * np.diff(run.labels[first:])
+            return {
+                'labels': len(delays),
+                'delay_p50_ms': round(float(np.percentile(delays, 50)), 1),
+                'delay_p99_ms': round(float(np.percentile(delays, 99)), 1),
+                'gap_p99_ms': round(float(np.percentile(gaps, 99)), 1),
+            }
+
+        def rest() -> None:
+            run.watcher.spin(0.1)
+
+        run.wait_for_labels(11)
+        call()
+        result = {'alone': phase(rest)}
+        frame_ms = float(run.camera_report()['engine_ms_mean'])
+        calls_ms.clear()
+        result['calls'] = phase(call)
+        images = 0
+
+        def count(message: Find.Impl.FeedbackMessage) -> None:
+            nonlocal images
+            images = message.feedback.images
+
+        sent = finder.send_goal_async(Find.Goal(phrase='red ball'), count)
+        run.watcher.wait_for(lambda: images, 'the first image searched')
+        before = images
+        result['search'] = {**phase(rest), 'images': images - before}
+        cancelled = sent.result().cancel_goal_async()
+        run.watcher.wait_for(cancelled.done, 'the end of the search')
+        stop_cameras(sender)
+    result['call'] = {
+        'calls': len(calls_ms),
+        'p50_ms': round(float(np.percentile(calls_ms, 50)), 1),
+        'p99_ms': round(float(np.percentile(calls_ms, 99)), 1),
+        'frame_ms': round(frame_ms, 1),
+    }
+    return result
+
+
 def ending(folder: Path) -> dict:
     """Seconds from SIGINT to the end of the process, while it loads a model and while it labels."""
     weights = folder / 'weights.pt'
@@ -308,6 +384,7 @@ def main() -> int:
         'answers': lambda folder: answers(folder, 30.0 * share),
         'reception': lambda folder: reception(folder, 30.0 * share),
         'swap': lambda folder: swap(folder, round(20 * share)),
+        'requests': lambda folder: requests(folder, 30.0 * share),
         'ending': ending,
     }
     path = RESULTS / 'node.json'

@@ -10,7 +10,6 @@ import struct
 import sys
 import time
 from collections import defaultdict
-from functools import partial
 
 import rclpy
 from processes import NODE_NAME
@@ -60,7 +59,7 @@ def main() -> None:
                 node.create_subscription(
                     message_class(CAMERA_OUTPUTS[output][0]),
                     f'{NODE_NAME}/{camera}/{output}',
-                    partial(arrivals.add, output),
+                    lambda data, _, output=output: arrivals.add(output, data),
                     10,
                     callback_group=listening,
                     raw=True,

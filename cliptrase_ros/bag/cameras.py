@@ -1,7 +1,7 @@
 """Which topics of a recording are labelled, and under what names."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,12 +9,15 @@ from cliptrase_ros.bag.folder import BagError
 from cliptrase_ros.bag.reader import BagReader, FoundMessage, Topic
 from cliptrase_ros.bag.types import CAMERA_TOPICS, VOCABULARY_TOPIC
 from cliptrase_ros.messages.images import MEASUREMENTS, check_compressed, check_image
-from cliptrase_ros.messages.type_names import CLASS_MASKS, COMPRESSED_IMAGE, IMAGE
+from cliptrase_ros.messages.transports import TRANSPORTS, VIDEO_TYPES, raw_topic
+from cliptrase_ros.messages.type_names import CLASS_MASKS, IMAGE
+from cliptrase_ros.messages.video import video_packet
 
 #: Name of the node whose topics are added.
 DEFAULT_NODE = '/cliptrase'
 
-_IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE)
+# The first of them that a camera has is labelled.
+_IMAGE_TYPES = tuple(TRANSPORTS.values())
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ def choose_cameras(
     """Choose the image topics to label.
 
     Args:
-        wanted: `TOPIC` or `TOPIC=NAME` each. Empty for every topic that holds pictures, raw rather
-            than compressed where both of one camera do, and nothing that is labels already.
+        wanted: `TOPIC` or `TOPIC=NAME` each. Empty for every camera that has pictures, raw rather
+            than compressed and that rather than video, and nothing that is labels already.
 
     Raises:
         BagError: A topic that is not there or holds no pictures, or no topic with pictures at all.
@@ -79,20 +82,31 @@ def choose_cameras(
 
 def _choose_all(reader: BagReader, topics: Sequence[Topic], choice: CameraChoice) -> None:
     looks = {topic.name: _look_for_pictures(reader, topic) for topic in topics}
-    good = {name for name, look in looks.items() if not look.reason}
-    compressed = (topic.name for topic in topics if topic.type == COMPRESSED_IMAGE)
-    raw_of = {name: name.rpartition('/')[0] for name in compressed}
-    replaced = {raw for name, raw in raw_of.items() if name in good}
+    raw = {topic.name for topic in topics if topic.type == IMAGE}
+    best: dict[str, Topic] = {}
+    for topic in sorted(topics, key=lambda topic: _IMAGE_TYPES.index(topic.type)):
+        if not looks[topic.name].reason:
+            best.setdefault(_images_of(topic, raw), topic)
     for topic in topics:
-        name, look = topic.name, looks[topic.name]
-        if raw_of.get(name) in good:
-            choice.left_out[name] = f'{raw_of[name]} is labelled'
-        elif name in good:
+        name, look, labelled = topic.name, looks[topic.name], best.get(_images_of(topic, raw))
+        if topic is labelled:
             choice.cameras.append(_make_camera(topic, '', choice.cameras))
-        elif look.refused and name not in replaced:
+        elif labelled and _is_before(labelled, topic):
+            choice.left_out[name] = f'{labelled.name} is labelled'
+        elif look.refused and not labelled:
             choice.refused[name] = (look.refused, look.reason)
         else:
             choice.left_out[name] = look.reason
+
+
+def _images_of(topic: Topic, raw: Collection[str]) -> str:
+    """What topics that hold the same images have in common: the topic of the raw ones."""
+    beside, _, _ = topic.name.rpartition('/')
+    return beside if topic.type != IMAGE and beside in raw else raw_topic(topic.name)
+
+
+def _is_before(first: Topic, second: Topic) -> bool:
+    return _IMAGE_TYPES.index(first.type) <= _IMAGE_TYPES.index(second.type)
 
 
 def _is_output(reader: BagReader, topic: Topic, node: str) -> bool:
@@ -115,6 +129,8 @@ def _look_for_pictures(reader: BagReader, topic: Topic) -> FoundMessage:
     # Not only the first message counts: drivers may send an empty or odd one when they start.
     if topic.type == IMAGE:
         return reader.find(topic, check_image, lambda image: MEASUREMENTS.match(image.encoding))
+    if topic.type in VIDEO_TYPES:
+        return reader.find(topic, video_packet)
     # Only `format` is checked, and all messages of a topic have the same.
     return reader.find(topic, check_compressed, lambda image: True)
 
@@ -125,9 +141,7 @@ def _join_reasons(reasons: Mapping[str, str]) -> str:
 
 def camera_name(topic: str) -> str:
     """Camera name for an image topic: `/front/color/image_raw/compressed` is `front_color`."""
-    parts = [part for part in topic.split('/') if part]
-    if len(parts) > 1 and parts[-1] == 'compressed':
-        parts.pop()
+    parts = [part for part in raw_topic(topic).split('/') if part]
     if len(parts) > 1 and parts[-1].startswith('image'):
         parts.pop()
     name = re.sub(r'[^A-Za-z0-9_]', '_', '_'.join(parts))

@@ -2,9 +2,11 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from rosbags.interfaces import Connection
@@ -20,15 +22,18 @@ from cliptrase_ros.bag.types import (
     output_qos,
 )
 from cliptrase_ros.bag.writer import BagWriter, new_recording
-from cliptrase_ros.messages.images import decompress_to_rgb, header_stamp_ns, to_rgb
+from cliptrase_ros.messages.images import ImageError, decompress_to_rgb, header_stamp_ns, to_rgb
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
+from cliptrase_ros.messages.transports import VIDEO_TYPES
 from cliptrase_ros.messages.type_names import IMAGE, LABEL_INFO, VOCABULARY, Message
 from cliptrase_ros.messages.typestore import typestore_message_maker
+from cliptrase_ros.messages.video import Settled, VideoDecoder, video_packet
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
 from cliptrase_ros.streams.rate_limit import RateLimiter
+from cliptrase_ros.streams.tracking import InstanceTracker
 
 #: Nanoseconds between repetitions of label_info, as the node does.
 LABEL_INFO_PERIOD_NS = 5_000_000_000
@@ -65,6 +70,7 @@ class BagSettings:
         compress: None as the input is; a sidecar is.
         rate: Most images labelled a second and camera, 0 = all.
         overlay: Whether to add pictures for people.
+        overlay_boxes: Whether instances are drawn on them.
         sidecar: Whether it has the labels alone, and nothing of the input.
     """
 
@@ -73,6 +79,7 @@ class BagSettings:
     compress: bool | None = None
     rate: float = 0.0
     overlay: bool = True
+    overlay_boxes: bool = False
     sidecar: bool = False
 
 
@@ -123,6 +130,9 @@ class CameraImage:
 
 OnResult = Callable[[CameraImage, Segmentation], object]
 
+# Of a message; None for an image that the rate leaves out.
+_Decoded: TypeAlias = CameraImage | Exception | None
+
 
 def label_bag(
     reader: BagReader,
@@ -164,13 +174,14 @@ def label_bag(
             for message, decoding in labelling.decode_ahead(reader.messages(), threads):
                 on_message(message)
                 labelling.add(message, decoding)
+        labelling.finish_videos()
         labelling.write_pending()
         summary = labelling.summary
         if summary.messages == 0:
             raise BagError('the recording holds no messages')
         if not settings.sidecar:
             writer.copy_extras(reader)
-    summary.damage = tuple(reader.damage)
+    summary.damage = (*reader.damage, *labelling.lost_frames())
     summary.not_kept = writer.not_kept()
     return summary
 
@@ -206,6 +217,9 @@ class _Labelling:
         self._cameras = {(c.topic.name, c.topic.type): c for c in cameras}
         self._rate = settings.rate
         self._limiters = {c.name: RateLimiter() for c in cameras}
+        self._videos = {c.name: (c, VideoDecoder()) for c in cameras if c.topic.type in VIDEO_TYPES}
+        # The latest packet of each video that is to be decoded: the next one has to wait for it.
+        self._latest: dict[str, Future] = {}
         self._histories = CameraHistories()
         self._pending: list[BagMessage | CameraImage] = []
         self._pending_images: list[CameraImage] = []
@@ -214,7 +228,7 @@ class _Labelling:
     def decode_ahead(
         self, messages: Iterable[BagMessage], threads: Executor
     ) -> Iterator[tuple[BagMessage, Future | None]]:
-        """Messages in their order, each with the decoding of its image, if it is to be labelled.
+        """Messages in their order, each with the decoding of the images that come of it, if any.
 
         Threads are at work on the images that come next.
         """
@@ -223,7 +237,13 @@ class _Labelling:
         for message in messages:
             camera = self._cameras.get((message.topic.name, message.topic.type))
             decoding = None
-            if camera and self._limiters[camera.name].take(message.stamp_ns, self._rate):
+            if camera and camera.name in self._videos:
+                # All of them, for each needs those before it.
+                before = self._latest.get(camera.name)
+                decoding = threads.submit(self._decode_packet, message, camera, before)
+                self._latest[camera.name] = decoding
+                images += 1
+            elif camera and self._limiters[camera.name].take(message.stamp_ns, self._rate):
                 decoding = threads.submit(self._decode, message, camera)
                 images += 1
             elif camera:
@@ -239,27 +259,16 @@ class _Labelling:
         if self.summary.messages == 0:
             self._outputs.write_vocabulary(message.stamp_ns)
         self.summary.messages += 1
-        image = None
-        if decoding is not None:
-            try:
-                image = decoding.result()
-            except Exception as error:
-                # One message that is no image must not end the rest; it is copied and counted.
-                self.summary.refuse(message.topic.name, error)
-                self._on_image()
-        if image is not None:
-            if self._labeller.settings.smoothing and any(
-                earlier.camera is image.camera for earlier in self._pending_images
-            ):
-                # Its labels depend on those of the camera's image before.
-                self.write_pending()
-            self._pending_images.append(image)
-            self._pending_bytes += image.picture.nbytes
         if self._copies:
             self._pending.append(message)
             self._pending_bytes += len(message.data)
-        if image is not None:
-            self._pending.append(image)
+        if decoding is not None:
+            try:
+                decoded = decoding.result()
+            except Exception as error:
+                # One message that is no image must not end the rest; it is copied and counted.
+                decoded = [error]
+            self._add_images(message.topic.name, decoded)
         count = len(self._pending_images)
         if (
             count == 0
@@ -267,6 +276,19 @@ class _Labelling:
             or self._pending_bytes > _MAX_PENDING_BYTES
         ):
             self.write_pending()
+
+    def finish_videos(self) -> None:
+        """Take in the images that videos still held back at their end."""
+        for camera, decoder in self._videos.values():
+            self._add_images(camera.topic.name, self._images_of(camera, decoder.finish()))
+
+    def lost_frames(self) -> list[str]:
+        """Say of which videos frames are missing, a sentence each."""
+        return [
+            f'{camera.topic.name}: {decoder.lost} frames of the video are missing'
+            for camera, decoder in self._videos.values()
+            if decoder.lost
+        ]
 
     def write_pending(self) -> None:
         """Label the pending images, and write all that is pending."""
@@ -288,12 +310,51 @@ class _Labelling:
         self._pending_images.clear()
         self._pending_bytes = 0
 
-    def _decode(self, message: BagMessage, camera: BagCamera) -> CameraImage:
+    def _add_images(self, topic: str, decoded: Sequence[_Decoded]) -> None:
+        for image in decoded:
+            if not isinstance(image, CameraImage):
+                if image is not None:
+                    self.summary.refuse(topic, image)
+                self._on_image()
+                continue
+            if self._labeller.settings.smoothing and any(
+                earlier.camera is image.camera for earlier in self._pending_images
+            ):
+                # Its labels depend on those of the camera's image before.
+                self.write_pending()
+            self._pending_images.append(image)
+            self._pending.append(image)
+            self._pending_bytes += image.picture.nbytes
+
+    def _decode(self, message: BagMessage, camera: BagCamera) -> list[_Decoded]:
         """The image in a message of a camera; raises whatever decoders do."""
         kind = message.topic.type
         image = self._typestore.deserialize_cdr(message.data, kind)
         picture = to_rgb(image) if kind == IMAGE else decompress_to_rgb(image)
-        return CameraImage(camera, message.stamp_ns, image.header, picture)
+        return [CameraImage(camera, message.stamp_ns, image.header, picture)]
+
+    def _decode_packet(
+        self, message: BagMessage, camera: BagCamera, before: Future | None
+    ) -> list[_Decoded]:
+        """The images that come with a packet of a video; raises if it is no such message."""
+        if before is not None:
+            wait([before])
+        content = self._typestore.deserialize_cdr(message.data, message.topic.type)
+        packet = video_packet(content, message.stamp_ns, message.sequence)
+        _, decoder = self._videos[camera.name]
+        return self._images_of(camera, decoder.decode(packet))
+
+    def _images_of(self, camera: BagCamera, settled: Iterable[Settled]) -> list[_Decoded]:
+        images: list[_Decoded] = []
+        for packet, outcome in settled:
+            if isinstance(outcome, ImageError):
+                images.append(outcome)
+            elif self._limiters[camera.name].take(packet.received_ns, self._rate):
+                picture = outcome.to_rgb()
+                images.append(CameraImage(camera, packet.received_ns, packet.header, picture))
+            else:
+                images.append(None)
+        return images
 
     def _write_labels(self, image: CameraImage, result: Segmentation | Exception) -> None:
         camera = image.camera
@@ -326,7 +387,9 @@ class _LabelTopics:
         self._typestore = typestore
         self._node = settings.node
         self._vocabulary = labeller.vocabulary.vocabulary
-        self._threshold = labeller.settings.min_confidence
+        self._settings = labeller.settings
+        self._overlay_boxes = settings.overlay_boxes
+        self._trackers = {camera.name: InstanceTracker() for camera in cameras}
         self._maker = typestore_message_maker(typestore)
         self._vocabulary_connection = self._add(VOCABULARY_TOPIC, VOCABULARY)
         self._topics = [t for t in CAMERA_TOPICS if t != 'overlay' or settings.overlay]
@@ -345,12 +408,19 @@ class _LabelTopics:
 
     def make(self, image: CameraImage, result: Segmentation) -> dict[str, memoryview]:
         """Make the messages of an image by topic, in the order they are to be written."""
-        picture = LabelledPicture(image.header, image.picture, result)
+        picture = LabelledPicture(
+            image.header,
+            image.picture,
+            result,
+            self._settings.min_instance_area,
+            partial(self._trackers[image.camera.name].track, time_ns=image.stamp_ns),
+            self._overlay_boxes,
+        )
         messages = {}
         last_ns = self._label_info_ns.get(image.camera.name)
         if last_ns is None or not 0 <= image.log_ns - last_ns < LABEL_INFO_PERIOD_NS:
             messages[LABEL_INFO_TOPIC] = self._maker.make_label_info(
-                result.vocabulary, self._threshold, image.header
+                result.vocabulary, self._settings.min_confidence, image.header
             )
         for topic in self._topics:
             if topic != LABEL_INFO_TOPIC:

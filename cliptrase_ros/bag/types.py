@@ -13,7 +13,7 @@ from rosbags.rosbag2.metadata import parse_qos
 
 #: Topics of a camera, NODE/CAMERA/ before them: names by id, and some of `CAMERA_OUTPUTS`.
 LABEL_INFO_TOPIC = 'label_info'
-CAMERA_TOPICS = ('label', LABEL_INFO_TOPIC, 'masks', 'overlay')
+CAMERA_TOPICS = ('label', LABEL_INFO_TOPIC, 'masks', 'detections', 'overlay')
 #: The topic of the node itself, NODE/ before it.
 VOCABULARY_TOPIC = 'vocabulary'
 

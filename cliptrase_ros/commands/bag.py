@@ -8,6 +8,7 @@ from pathlib import Path
 from cliptrase_ros.commands.common import CommandError, command_errors, progress_bar
 from cliptrase_ros.commands.options import (
     add_engine,
+    add_overlay_boxes,
     add_view,
     add_words,
     check_view,
@@ -21,8 +22,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     description = (
         'Label the images of a rosbag2 recording (MCAP or SQLite, compressed or not). The new '
         'recording has everything of the old one, and the topics of the node: '
-        'NODE/CAMERA/label, label_info, masks and overlay, and NODE/vocabulary; or, with '
-        '--sidecar, these alone. No ROS needed. '
+        'NODE/CAMERA/label, label_info, masks, detections and overlay, and NODE/vocabulary; or, '
+        'with --sidecar, these alone. No ROS needed. '
         'Exit status: 0, or 1 if the recording is damaged or an image could not be labelled (the '
         'rest is done), or 2 if nothing was written.'
     )
@@ -54,6 +55,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         '--no-overlay', dest='overlay', action='store_false', help='leave out the large overlays'
     )
+    add_overlay_boxes(command)
     command.add_argument(
         '--sidecar',
         action='store_true',
@@ -106,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.compress,
                 arguments.rate,
                 arguments.overlay,
+                arguments.overlay_boxes,
                 arguments.sidecar,
             )
             engine = FaultTolerantEngine(segmenter, batch=batch)

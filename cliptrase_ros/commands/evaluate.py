@@ -80,7 +80,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_settings(
         engine,
         SegmentationSettings,
-        without=('smoothing', 'min_confidence'),
+        without=('smoothing', 'min_confidence', 'min_instance_area'),
         preset={
             'default': None,
             'help': 'robot, plus, paper or sc_clip, which takes words and settings of its authors '

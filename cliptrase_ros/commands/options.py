@@ -205,6 +205,15 @@ def batch_size(arguments: argparse.Namespace, segmenter: 'Segmenter') -> int:
     return arguments.batch or default_batch(segmenter)
 
 
+def add_overlay_boxes(command: argparse.ArgumentParser) -> None:
+    """Add --overlay-boxes."""
+    command.add_argument(
+        '--overlay-boxes',
+        action='store_true',
+        help='draw the instances on the overlays: a box each, with class and id',
+    )
+
+
 def add_view(command: argparse.ArgumentParser, what: str) -> None:
     """Add --view, which shows `what`."""
     command.add_argument(

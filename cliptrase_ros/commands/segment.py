@@ -10,6 +10,7 @@ from pathlib import Path
 from cliptrase_ros.commands.common import command_errors, progress_bar, quiet_pillow
 from cliptrase_ros.commands.options import (
     add_engine,
+    add_overlay_boxes,
     add_view,
     add_words,
     check_view,
@@ -45,11 +46,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         help='where results go; new, empty or of an earlier run (default: %(default)s)',
     )
     command.add_argument(
-        '--rle', action='store_true', help='masks as COCO run lengths in segmentation.json'
+        '--rle',
+        action='store_true',
+        help='masks of classes, and instances, as COCO run lengths in segmentation.json',
     )
     command.add_argument(
         '--no-overlay', dest='overlay', action='store_false', help='leave out the overlays'
     )
+    add_overlay_boxes(command)
     add_view(command, 'pictures and labels')
     add_engine(command)
     command.set_defaults(run=run)
@@ -76,7 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     counts = [_count(source, arguments.rate) for source in sources]
     output = OutputSettings(
-        arguments.output, arguments.rate, coco=arguments.rle, overlay=arguments.overlay
+        arguments.output,
+        arguments.rate,
+        coco=arguments.rle,
+        overlay=arguments.overlay,
+        overlay_boxes=arguments.overlay_boxes,
     )
     engine = FaultTolerantEngine(segmenter, batch=batch)
     total = None if None in counts else sum(counts)

@@ -55,4 +55,5 @@ def label_by_method(
     Returns:
         (H, W) each, labels of the table: int16 from `index_table`, uint8 ids otherwise.
     """
-    return [label for label, _, _ in segmenter._label_images(images, table, settings, method)]
+    labelled = segmenter._label_images(images, table, settings, method)
+    return [image.label for image in labelled]

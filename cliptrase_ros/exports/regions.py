@@ -6,6 +6,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from cliptrase_ros.segmentation.instances import connected_regions
 from cliptrase_ros.segmentation.run_lengths import find_runs
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED
 
@@ -82,32 +83,19 @@ def find_masks(values: np.ndarray) -> dict[int, Mask]:
     return masks
 
 
-def find_regions(label: np.ndarray, masks: dict[int, Mask]) -> list[Region]:
+def find_regions(label: np.ndarray) -> list[Region]:
     """Connected regions of `MIN_REGION_AREA` or more pixels, class after class.
 
     Args:
         label: uint8 (H, W).
-        masks: Of its classes.
     """
-    numbers = np.zeros(label.shape, np.int32)
-    class_ids = []
-    for class_id, mask in masks.items():
-        x, y, width, height = mask.box
-        box = np.s_[y : y + height, x : x + width]
-        inside = label[box] == class_id
-        count, parts, statistics, _ = cv2.connectedComponentsWithStats(
-            inside.view(np.uint8), connectivity=8
-        )
-        is_large = statistics[:, cv2.CC_STAT_AREA] >= MIN_REGION_AREA
-        is_large[0] = False  # what is not inside
-        renumbered = np.zeros(count, np.int32)
-        renumbered[is_large] = len(class_ids) + 1 + np.arange(is_large.sum())
-        numbers[box] += renumbered[parts]
-        class_ids += [class_id] * int(is_large.sum())
+    regions = connected_regions(label)
+    chosen = regions.large(MIN_REGION_AREA)
+    numbers = regions.draw(chosen)
     found = find_masks(numbers)
     return [
         Region(class_id, found[number], _find_outline(numbers, number, found[number].box))
-        for number, class_id in enumerate(class_ids, start=1)
+        for number, class_id in enumerate(regions.value[chosen].tolist(), start=1)
     ]
 
 

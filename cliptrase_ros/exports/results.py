@@ -87,7 +87,7 @@ class LabelledImage:
     @cached_property
     def regions(self) -> list[Region]:
         """Connected regions of the classes that are not too small."""
-        return find_regions(self.label, self.masks)
+        return find_regions(self.label)
 
 
 def read_result(result: Result) -> Iterator[LabelledImage]:

@@ -252,7 +252,8 @@ def check_compressed(image: Message) -> None:
     if _VIDEO.search(image.format):
         raise ImageError(
             f'format {image.format[:60]!r} is video, of which one message alone is no picture; '
-            'let the camera send JPEG, or decode the video into sensor_msgs/Image'
+            'publish it as FFMPEGPacket or CompressedVideo (transport ffmpeg or foxglove), let the '
+            'camera send JPEG, or decode it into sensor_msgs/Image'
         )
 
 

@@ -5,18 +5,22 @@ arrays. `MessageMaker` takes the two functions that differ, and knows what is in
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cliptrase_ros.messages.boxes import box_in_space
 from cliptrase_ros.messages.images import compress_label, compress_picture
 from cliptrase_ros.messages.masks import label_run_lengths
 from cliptrase_ros.messages.points import POINT_FIELD_TYPES
 from cliptrase_ros.messages.type_names import (
     CLASS_MASKS,
     COMPRESSED_IMAGE,
+    DETECTIONS,
+    DETECTIONS_3D,
     IMAGE,
     LABEL_INFO,
     OCCUPANCY_GRID,
@@ -24,8 +28,15 @@ from cliptrase_ros.messages.type_names import (
     VOCABULARY,
     Message,
 )
+from cliptrase_ros.segmentation.instances import (
+    Instance,
+    Regions,
+    connected_regions,
+    count_instances,
+    find_instances,
+)
 from cliptrase_ros.segmentation.overlay import draw_overlay
-from cliptrase_ros.segmentation.run_lengths import find_runs
+from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
@@ -145,10 +156,11 @@ class MessageMaker:
             data=self.to_field(cells.ravel()),
         )
 
-    def make_masks(self, result: 'Segmentation', header: Message) -> Message:
+    def make_masks(self, picture: 'LabelledPicture') -> Message:
         """Make a cliptrase_ros/ClassMasks with the mask of every class present."""
-        runs = find_runs(result.label)
+        result, runs = picture.result, picture.regions.runs
         lengths_of_value = label_run_lengths(runs)
+        instances = count_instances(picture.regions, picture.min_instance_area)
         masks = []
         for present in classes_present(result, runs):
             box, lengths = lengths_of_value[present.entry.id]
@@ -159,6 +171,7 @@ class MessageMaker:
                     class_name=present.entry.name,
                     confidence=present.confidence,
                     area=present.area,
+                    instances=instances.get(present.entry.id, 0),
                     roi=self.make(
                         'sensor_msgs/msg/RegionOfInterest', **vars(box), do_rectify=False
                     ),
@@ -168,12 +181,72 @@ class MessageMaker:
         height, width = result.label.shape
         return self.make(
             CLASS_MASKS,
-            header=header,
+            header=picture.header,
             height=height,
             width=width,
             vocabulary_version=result.vocabulary.version,
             masks=masks,
         )
+
+    def make_detections(self, picture: 'LabelledPicture') -> Message:
+        """Make a vision_msgs/Detection2DArray of the instances.
+
+        A box reaches from the left edge of its first column to the right edge of its last one, as
+        a RegionOfInterest does: pixel (0, 0) has its centre at 0.5.
+        """
+        detections = []
+        for instance, number in zip(picture.instances, picture.ids, strict=True):
+            x, y, width, height = instance.box
+            centre = self.make(
+                'vision_msgs/msg/Pose2D',
+                position=self.make('vision_msgs/msg/Point2D', x=x + width / 2, y=y + height / 2),
+                theta=0.0,
+            )
+            detections.append(
+                self.make(
+                    'vision_msgs/msg/Detection2D',
+                    header=picture.header,
+                    results=[self._make_hypothesis(instance)],
+                    bbox=self.make(
+                        'vision_msgs/msg/BoundingBox2D',
+                        center=centre,
+                        size_x=float(width),
+                        size_y=float(height),
+                    ),
+                    id=f'{number}',
+                )
+            )
+        return self.make(DETECTIONS, header=picture.header, detections=detections)
+
+    def make_detections_3d(
+        self, picture: 'LabelledPicture', depth: np.ndarray, rays: np.ndarray
+    ) -> Message:
+        """Make a vision_msgs/Detection3DArray of the instances whose depth is known.
+
+        Args:
+            depth, rays: See `messages.boxes.box_in_space`.
+        """
+        detections = []
+        for instance, number in zip(picture.instances, picture.ids, strict=True):
+            box = box_in_space(instance, depth, rays)
+            if box is None:
+                continue
+            centre = self._make_pose(*box.centre)
+            size = dict(zip('xyz', box.size, strict=True))
+            detections.append(
+                self.make(
+                    'vision_msgs/msg/Detection3D',
+                    header=picture.header,
+                    results=[self._make_hypothesis(instance, centre)],
+                    bbox=self.make(
+                        'vision_msgs/msg/BoundingBox3D',
+                        center=centre,
+                        size=self.make('geometry_msgs/msg/Vector3', **size),
+                    ),
+                    id=f'{number}',
+                )
+            )
+        return self.make(DETECTIONS_3D, header=picture.header, detections=detections)
 
     def make_vocabulary(self, vocabulary: Vocabulary, header: Message) -> Message:
         """Make a cliptrase_ros/Vocabulary."""
@@ -209,6 +282,29 @@ class MessageMaker:
         ]
         return self.make(LABEL_INFO, header=header, class_map=classes, threshold=threshold)
 
+    def _make_hypothesis(self, instance: Instance, pose: Message | None = None) -> Message:
+        """Make a vision_msgs/ObjectHypothesisWithPose; without a pose it says nothing by it."""
+        return self.make(
+            'vision_msgs/msg/ObjectHypothesisWithPose',
+            hypothesis=self.make(
+                'vision_msgs/msg/ObjectHypothesis',
+                class_id=instance.entry.name,
+                score=instance.confidence,
+            ),
+            pose=self.make(
+                'geometry_msgs/msg/PoseWithCovariance',
+                pose=pose or self._make_pose(0.0, 0.0, 0.0),
+                covariance=np.zeros(36),
+            ),
+        )
+
+    def _make_pose(self, x: float, y: float, z: float) -> Message:
+        return self.make(
+            'geometry_msgs/msg/Pose',
+            position=self.make('geometry_msgs/msg/Point', x=x, y=y, z=z),
+            orientation=self.make('geometry_msgs/msg/Quaternion', x=0.0, y=0.0, z=0.0, w=1.0),
+        )
+
     def _make_compressed(self, data: bytes, format: str, header: Message) -> Message:
         field = self.to_field(np.frombuffer(data, np.uint8))
         return self.make(COMPRESSED_IMAGE, header=header, format=format, data=field)
@@ -225,11 +321,38 @@ class LabelledPicture:
         header: Of its message, and of everything that is made of it.
         pixels: uint8 (H, W, 3) RGB.
         result: Its labels.
+        min_instance_area: Of the smallest instance, a share of its pixels.
+        track: Gives instances their ids; without it they are counted from 1.
+        with_boxes: Whether instances are drawn on the overlay.
     """
 
     header: Message
     pixels: np.ndarray
     result: 'Segmentation'
+    min_instance_area: float = SegmentationSettings.min_instance_area
+    track: Callable[[Sequence[Instance]], Sequence[int]] | None = None
+    with_boxes: bool = False
+
+    @cached_property
+    def regions(self) -> Regions:
+        """Connected regions of all labels."""
+        return connected_regions(self.result.label)
+
+    @cached_property
+    def instances(self) -> list[Instance]:
+        """Those of classes that are large enough."""
+        return find_instances(self.result, self.min_instance_area, self.regions)
+
+    @cached_property
+    def ids(self) -> Sequence[int]:
+        """One for each instance."""
+        return self.track(self.instances) if self.track else range(1, len(self.instances) + 1)
+
+    @cached_property
+    def overlay(self) -> np.ndarray:
+        """Its overlay: uint8 (H, W, 3) RGB."""
+        boxes = {'instances': self.instances, 'ids': self.ids} if self.with_boxes else {}
+        return draw_overlay(self.pixels, self.result.label, self.result.vocabulary, **boxes)
 
 
 #: Makes a message of a labelled picture.
@@ -251,14 +374,14 @@ CAMERA_OUTPUTS: dict[str, tuple[str, MakeOutput]] = {
     ),
     'masks': (
         CLASS_MASKS,
-        lambda maker, picture: maker.make_masks(picture.result, picture.header),
+        lambda maker, picture: maker.make_masks(picture),
+    ),
+    'detections': (
+        DETECTIONS,
+        lambda maker, picture: maker.make_detections(picture),
     ),
     'overlay': (
         IMAGE,
-        lambda maker, picture: maker.make_image(
-            draw_overlay(picture.pixels, picture.result.label, picture.result.vocabulary),
-            'rgb8',
-            picture.header,
-        ),
+        lambda maker, picture: maker.make_image(picture.overlay, 'rgb8', picture.header),
     ),
 }

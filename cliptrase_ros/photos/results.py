@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from PIL import Image
 
 from cliptrase_ros.messages.masks import run_lengths
 from cliptrase_ros.photos.whole_files import whole_file
+from cliptrase_ros.segmentation.instances import Instance
 from cliptrase_ros.segmentation.statistics import classes_present
 from cliptrase_ros.segmentation.vocabulary import UNLABELLED, Vocabulary
 
@@ -125,11 +127,17 @@ def describe_vocabulary(vocabulary: Vocabulary) -> dict:
     }
 
 
-def describe_segmentation(segmentation: 'Segmentation', coco: bool = False) -> dict:
+def describe_segmentation(
+    segmentation: 'Segmentation',
+    coco: bool = False,
+    instances: Sequence[Instance] = (),
+    ids: Sequence[int] = (),
+) -> dict:
     """Size of an image, and area, share and confidence of every class present.
 
     Args:
-        coco: Whether to add each class's mask as COCO run lengths.
+        coco: Whether to add each class's mask as COCO run lengths, and the instances.
+        ids: Of the instances.
     """
     height, width = segmentation.label.shape
     classes = []
@@ -145,7 +153,28 @@ def describe_segmentation(segmentation: 'Segmentation', coco: bool = False) -> d
             entry['segmentation'] = coco_run_lengths(segmentation.label == present.entry.id)
         classes.append(entry)
     unlabelled = height * width - sum(entry['area'] for entry in classes)
-    return {'height': height, 'width': width, 'unlabelled_area': unlabelled, 'classes': classes}
+    described = {
+        'height': height,
+        'width': width,
+        'unlabelled_area': unlabelled,
+        'classes': classes,
+    }
+    if coco:
+        described['instances'] = list(map(_describe_instance, instances, ids))
+    return described
+
+
+def _describe_instance(instance: Instance, number: int) -> dict:
+    """An instance as an annotation of COCO."""
+    return {
+        'id': number,
+        'category_id': instance.entry.id,
+        'bbox': list(instance.box),
+        'area': instance.area,
+        'iscrowd': 0,
+        'score': round(instance.confidence, 4),
+        'segmentation': coco_run_lengths(instance.numbers == instance.number),
+    }
 
 
 def coco_run_lengths(mask: np.ndarray) -> dict:

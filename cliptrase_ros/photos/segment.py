@@ -1,10 +1,11 @@
 """Photos, videos and webcams through the engine, and what comes of it into a folder."""
 
 import tempfile
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from cliptrase_ros.photos.results import (
 )
 from cliptrase_ros.photos.sources import Source
 from cliptrase_ros.photos.videos import read_video, read_webcam
+from cliptrase_ros.segmentation.instances import Instance, find_instances
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.streams.ahead import submit_ahead
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
 from cliptrase_ros.streams.frame_history import CameraHistories
+from cliptrase_ros.streams.tracking import InstanceTracker
 
 # Photos are read and results are written beside the engine; of each so many at a time.
 _THREADS = 4
@@ -59,14 +62,16 @@ class OutputSettings:
 
     Attributes:
         rate: Most frames a second of a video or webcam, by its own time; 0 for all.
-        coco: Whether the report has masks as COCO run lengths.
+        coco: Whether the report has masks and instances as COCO run lengths.
         overlay: Whether to draw pictures for people.
+        overlay_boxes: Whether instances are drawn on them.
     """
 
     folder: Path
     rate: float = 0.0
     coco: bool = False
     overlay: bool = True
+    overlay_boxes: bool = False
 
 
 @dataclass
@@ -172,6 +177,10 @@ class _Labelling:
     entries: list[tuple[Source, dict]]
 
     histories: CameraHistories = field(default_factory=CameraHistories)
+    #: Of the videos, by source.
+    trackers: dict[Source, InstanceTracker] = field(
+        default_factory=partial(defaultdict, InstanceTracker)
+    )
     #: Results that threads are writing, in the order of the pictures.
     writes: deque[tuple[Picture, Future]] = field(default_factory=deque)
     #: Overlays of the video or webcam that is being labelled.
@@ -267,17 +276,38 @@ class _Labelling:
             if is_video:
                 self.histories.keep(str(picture.source), _stamp_ns(picture), result.history)
             self.on_result(picture, result)
-            self.writes.append((picture, self.threads.submit(self._write, picture, result)))
+            found = self._find_instances(picture, result)
+            self.writes.append((picture, self.threads.submit(self._write, picture, result, *found)))
         self.finish_writes(_AHEAD)
 
-    def _write(
+    def _find_instances(
         self, picture: Picture, segmentation: Segmentation
+    ) -> tuple[Sequence[Instance], Sequence[int]]:
+        """Instances and their ids, as far as they are written: those of a video are tracked."""
+        if not (self.output.coco or (self.output.overlay and self.output.overlay_boxes)):
+            return (), ()
+        instances = find_instances(segmentation, self.settings.min_instance_area)
+        if picture.number is None:
+            return instances, range(1, len(instances) + 1)
+        return instances, self.trackers[picture.source].track(instances, _stamp_ns(picture))
+
+    def _write(
+        self,
+        picture: Picture,
+        segmentation: Segmentation,
+        instances: Sequence[Instance],
+        ids: Sequence[int],
     ) -> tuple[dict, np.ndarray | None]:
         """Write the results of a picture; returns its entry in the report, and the overlay."""
         label, overlay = output_files(picture.source.name, picture.source.kind)
         drawn = None
         if self.output.overlay:
-            drawn = draw_overlay(picture.pixels, segmentation.label, segmentation.vocabulary)
+            drawn = draw_overlay(
+                picture.pixels,
+                segmentation.label,
+                segmentation.vocabulary,
+                **({'instances': instances, 'ids': ids} if self.output.overlay_boxes else {}),
+            )
         entry = {'file': str(picture.source)}
         if picture.number is not None:
             label = f'{label}/{picture.number:06d}.png'
@@ -293,7 +323,8 @@ class _Labelling:
         entry['label'] = label
         if drawn is not None:
             entry['overlay'] = overlay
-        return entry | describe_segmentation(segmentation, self.output.coco), drawn
+        described = describe_segmentation(segmentation, self.output.coco, instances, ids)
+        return entry | described, drawn
 
     def finish_writes(self, most_left: int = 0) -> None:
         """Wait until no more than so many results are still being written."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cliptrase_ros.messages.video import frame_to_rgb
 from cliptrase_ros.photos.reading import UnreadableError
 from cliptrase_ros.streams.rate_limit import RateLimiter
 
@@ -233,9 +234,7 @@ def _duration_s(container, stream) -> float | None:
 
 
 def _to_upright_rgb(frame) -> np.ndarray:
-    # Older versions of PyAV take the frame's colour space into account only if told.
-    rgb = frame.reformat(format='rgb24', src_colorspace=frame.colorspace, dst_colorspace='ITU601')
-    picture = rgb.to_ndarray()
+    picture = frame_to_rgb(frame)
     matrix = frame.side_data.get('DISPLAYMATRIX')
     if matrix is None:
         return picture

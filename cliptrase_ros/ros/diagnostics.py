@@ -18,14 +18,15 @@ SILENCE_S = 3.0
 
 #: What is counted of each camera, in the order of the report.
 _COUNTS = (
-    *('received', 'labelled', 'dropped_busy', 'dropped_rate', 'dropped_unwanted'),
-    *('incompatible_qos', 'refused', 'failed', 'points', 'points_missed'),
-    *('ground', 'ground_missed'),
+    *('received', 'labelled', 'searched', 'dropped_busy', 'dropped_rate', 'dropped_unwanted'),
+    *('incompatible_qos', 'refused', 'failed', 'no_picture', 'frames_lost'),
+    *('points', 'points_missed', 'ground', 'ground_missed'),
 )
 #: Counts whose latest reason is reported as well, and as what.
 _REASONS = {
     'refused': 'last_refusal',
     'failed': 'last_failure',
+    'no_picture': 'last_no_picture',
     'points_missed': 'last_points_missed',
     'ground_missed': 'last_ground_missed',
 }
@@ -34,8 +35,8 @@ _REASONS = {
 class CameraStatistics:
     """Counts of one camera since the start, and timings since the last report.
 
-    Written by the threads that receive images (received, dropped, refused) and that label and
-    publish them (the rest), hence the lock. The counts are explained in docs/node.md.
+    Written by the threads that receive images (received, dropped, refused), that decode video, and
+    that label and publish (the rest), hence the lock. The counts are explained in docs/node.md.
 
     Attributes:
         counts: By name.
@@ -51,10 +52,10 @@ class CameraStatistics:
         self._reported = self.counts.copy()
         self._lock = threading.Lock()
 
-    def count(self, name: str, reason: str = '') -> None:
-        """Add one to a count, and keep the reason of one that is refused, failed or missed."""
+    def count(self, name: str, reason: str = '', number: int = 1) -> None:
+        """Add to a count, and keep the reason of one that is refused, failed or missed."""
         with self._lock:
-            self.counts[name] += 1
+            self.counts[name] += number
             if name in self.reasons:
                 self.reasons[name] = reason
 
@@ -104,6 +105,7 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
     statistics, is_subscribed = camera.statistics, camera.is_subscribed
     values, new = statistics.report(elapsed_s, is_subscribed)
     unknown_masks = ', '.join(camera.outputs.unknown_masks)
+    unknown_scores = ', '.join(camera.outputs.unknown_scores)
     unknown_costs = ', '.join(camera.unknown_costs)
     level, message = DiagnosticStatus.WARN, ''
     if new['refused']:
@@ -117,6 +119,10 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
             f'no image for {statistics.silent_s:.0f} s on {camera.topic}; '
             f'{camera.explain_silence()}'
         )
+    elif new['frames_lost']:
+        message = f'{new["frames_lost"]} frames of the video lost'
+    elif new['no_picture'] and not new['labelled']:
+        message = f'{new["no_picture"]} packets without a picture: {values["last_no_picture"]}'
     elif new['points_missed']:
         message = (
             f'{new["points_missed"]} images without points: {values["last_points_missed"]}; '
@@ -129,12 +135,16 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
         )
     elif unknown_masks:
         message = f'mask_topics has {unknown_masks}, the vocabulary does not'
+    elif unknown_scores:
+        message = f'score_topics has {unknown_scores}, the vocabulary does not'
     elif unknown_costs:
         message = f'ground_costs has {unknown_costs}, the vocabulary does not'
     else:
         level = DiagnosticStatus.OK
-        if is_subscribed:
+        if camera.is_labelled:
             message = f'{values["labelled_hz"]:.1f} label images a second'
+        elif is_subscribed:
+            message = 'searched; nobody listens to its outputs'
         elif camera.is_active:
             message = 'idle, because nobody listens to its outputs'
         else:
@@ -150,6 +160,7 @@ def camera_status(node_name: str, camera: 'Camera', elapsed_s: float) -> Diagnos
             'subscribed': is_subscribed,
             **values,
             'masks_unknown': unknown_masks,
+            'scores_unknown': unknown_scores,
             'costs_unknown': unknown_costs,
         },
     )
@@ -170,11 +181,29 @@ class VocabularyState:
     failure: str = ''
 
 
+@dataclass
+class RequestCounts:
+    """Calls of ~/segment and goals of ~/find since the start.
+
+    Attributes:
+        taken: All that came.
+        refused: Of these, those that got no answer.
+        last_refused: Why the latest of them did not, '' before the first.
+        searched_phrase: What is looked for at the moment, '' for nothing.
+    """
+
+    taken: int = 0
+    refused: int = 0
+    last_refused: str = ''
+    searched_phrase: str = ''
+
+
 def engine_status(
     node_name: str,
     state: str,
     engine: FaultTolerantEngine | None,
     vocabulary: VocabularyState,
+    requests: RequestCounts,
     *,
     failure: str,
     namesakes: int,
@@ -222,6 +251,10 @@ def engine_status(
             'vocabulary_version': vocabulary.in_force,
             'vocabulary_pending': vocabulary.pending or '',
             'vocabulary_failure': vocabulary.failure,
+            'requests': requests.taken,
+            'requests_refused': requests.refused,
+            'last_request_refused': requests.last_refused,
+            'searching': requests.searched_phrase,
         },
     )
 

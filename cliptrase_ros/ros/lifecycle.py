@@ -1,5 +1,6 @@
 """A managed node whose transitions may take long, and which can start by itself."""
 
+import concurrent.futures
 import threading
 from collections.abc import Callable
 
@@ -103,21 +104,32 @@ class ManagedNode(LifecycleNodeMixin, Node):
                 ) from reason
         self._is_starting = False
 
-    async def _run_in_thread(self, function: Callable, *arguments):
-        """Call a function in a thread of its own; the executor goes on until it returns."""
+    async def result_of(self, answer: concurrent.futures.Future):
+        """Await what another thread sets; the executor goes on until then."""
         executor = self.executor
-        future = Future(executor=executor)
+        is_set = Future(executor=executor)
 
-        def run() -> None:
-            try:
-                future.set_result(function(*arguments))
-            except Exception as error:
-                future.set_exception(error)
+        def resume(_answer) -> None:
+            is_set.set_result(None)
             # It resumes tasks that await something only when it wakes.
             executor.wake()
 
+        answer.add_done_callback(resume)
+        await is_set
+        return answer.result()
+
+    async def _run_in_thread(self, function: Callable, *arguments):
+        """Call a function in a thread of its own; the executor goes on until it returns."""
+        answer: concurrent.futures.Future = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(function(*arguments))
+            except Exception as error:
+                answer.set_exception(error)
+
         threading.Thread(target=run, name='transition', daemon=True).start()
-        return await future
+        return await self.result_of(answer)
 
 
 def explain(error: Exception) -> str:

@@ -10,12 +10,12 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture, MakeOutput, MessageMaker
-from cliptrase_ros.messages.type_names import IMAGE, OCCUPANCY_GRID, Message
+from cliptrase_ros.messages.type_names import DETECTIONS_3D, IMAGE, OCCUPANCY_GRID, Message
 from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, message_class
 from cliptrase_ros.ros.own_thread import OwnThread
-from cliptrase_ros.ros.settings import mask_topic_name
-from cliptrase_ros.segmentation.statistics import class_mask
+from cliptrase_ros.ros.settings import phrase_topic_name
+from cliptrase_ros.segmentation.statistics import class_mask, score_column, score_image
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 
 try:
@@ -36,18 +36,28 @@ def _mask_output(class_name: str) -> tuple[str, MakeOutput]:
     return IMAGE, make
 
 
+def _score_output(phrase: str) -> tuple[str, MakeOutput]:
+    def make(maker: MessageMaker, picture: LabelledPicture) -> Message:
+        return maker.make_image(score_image(picture.result, phrase), 'mono8', picture.header)
+
+    return IMAGE, make
+
+
 class CameraOutputs:
     """The publishers of one camera, on topics below ~/NAME.
 
     Args:
         mask_topics: Names of the classes that have a mask image each.
+        score_topics: Phrases that have a score image each.
         on_listeners_changed: Called in the thread of `listeners` when somebody begins or ceases to
             listen.
 
     Attributes:
         points_publisher: None without points.
         ground_publisher: None without ground.
+        detections_3d_publisher: None without depth, or where vision_msgs is not installed.
         unknown_masks: Names in `mask_topics` that the vocabulary announced last does not have.
+        unknown_scores: Phrases in `score_topics` that it does not have.
     """
 
     def __init__(
@@ -56,7 +66,9 @@ class CameraOutputs:
         camera: str,
         *,
         mask_topics: Sequence[str],
+        score_topics: Sequence[str],
         with_points: bool,
+        with_detections_3d: bool,
         with_ground: bool,
         always_on: bool,
         on_listeners_changed: Callable[[], None],
@@ -64,21 +76,27 @@ class CameraOutputs:
     ):
         self.points_publisher: Publisher | None = None
         self.ground_publisher: Publisher | None = None
+        self.detections_3d_publisher: Publisher | None = None
         self.unknown_masks: tuple[str, ...] = ()
+        self.unknown_scores: tuple[str, ...] = ()
         self._node = node
         self._camera = camera
-        self._mask_topics = tuple(mask_topics)
+        self._mask_topics, self._score_topics = tuple(mask_topics), tuple(score_topics)
         self._always_on = always_on
         self._on_matched = PublisherEventCallbacks(matched=lambda _: on_listeners_changed())
         self._listeners = listeners
         self._publishers: list[Publisher] = []
         self._outputs: dict[str, tuple[Publisher, MakeOutput]] = {}
         self._label_info: Publisher | None = None
-        mask_outputs = {
-            f'mask/{mask_topic_name(name)}': _mask_output(name) for name in self._mask_topics
-        }
+        outputs = dict(CAMERA_OUTPUTS)
+        for name in self._mask_topics:
+            outputs[f'mask/{phrase_topic_name("mask_topics", name)}'] = _mask_output(name)
+        for phrase in self._score_topics:
+            outputs[f'scores/{phrase_topic_name("score_topics", phrase)}'] = _score_output(phrase)
         try:
-            for topic, (message_type, make) in (CAMERA_OUTPUTS | mask_outputs).items():
+            for topic, (message_type, make) in outputs.items():
+                if LabelInfo is None and message_type.startswith('vision_msgs/'):
+                    continue
                 self._outputs[topic] = (
                     self._create_publisher(message_class(message_type), topic),
                     make,
@@ -91,6 +109,10 @@ class CameraOutputs:
                 self._publishers.append(self._label_info)
             if with_points:
                 self.points_publisher = self._create_publisher(PointCloud2, 'points')
+            if with_detections_3d and LabelInfo is not None:
+                self.detections_3d_publisher = self._create_publisher(
+                    message_class(DETECTIONS_3D), 'detections_3d'
+                )
             if with_ground:
                 grid = message_class(OCCUPANCY_GRID)
                 self.ground_publisher = self._create_publisher(grid, 'ground')
@@ -122,7 +144,7 @@ class CameraOutputs:
 
     def publish_label_info(self, vocabulary: Vocabulary, header: Header, threshold: float) -> None:
         """Publish id -> name as vision_msgs/LabelInfo, where vision_msgs is installed."""
-        self._warn_of_unknown_masks(vocabulary)
+        self._warn_of_unknown(vocabulary)
         if self._label_info is not None:
             self._label_info.publish(MAKER.make_label_info(vocabulary, threshold, header))
 
@@ -137,11 +159,16 @@ class CameraOutputs:
         self._publishers.append(publisher)
         return publisher
 
-    def _warn_of_unknown_masks(self, vocabulary: Vocabulary) -> None:
-        unknown = vocabulary.unknown_names(self._mask_topics)
-        if unknown and unknown != self.unknown_masks:
-            self._node.get_logger().warning(
-                f'mask_topics has {", ".join(unknown)}, which the vocabulary does not; '
-                'the masks are empty'
-            )
-        self.unknown_masks = unknown
+    def _warn_of_unknown(self, vocabulary: Vocabulary) -> None:
+        masks = vocabulary.unknown_names(self._mask_topics)
+        scores = tuple(p for p in self._score_topics if score_column(vocabulary, p) is None)
+        for parameter, unknown, before, what in (
+            ('mask_topics', masks, self.unknown_masks, 'masks are empty'),
+            ('score_topics', scores, self.unknown_scores, 'scores are 0'),
+        ):
+            if unknown and unknown != before:
+                self._node.get_logger().warning(
+                    f'{parameter} has {", ".join(unknown)}, which the vocabulary does not; '
+                    f'the {what}'
+                )
+        self.unknown_masks, self.unknown_scores = masks, scores

@@ -43,7 +43,7 @@ class OwnThread(CallbackGroup):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin to call the callbacks, those of subscriptions with bytes."""
+        """Begin to call the callbacks, those of subscriptions with bytes and a MessageInfo."""
         # A context that shuts down ends the thread.
         self._context.on_shutdown(self.wake)
         self._thread.start()
@@ -148,7 +148,7 @@ class OwnThread(CallbackGroup):
                     subscription = subscriptions[pointer]
                     taken = subscription.handle.take_message(subscription.msg_type, True)
                     if taken is not None:
-                        subscription.callback(taken[0])
+                        subscription.callback(*taken)
                 now = time.monotonic()
                 if events and not self._has_changed and (not ready or now > events_due):
                     self._take_events(events)

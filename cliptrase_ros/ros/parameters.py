@@ -92,10 +92,13 @@ def _parameters(by_name: Mapping[str, Any]) -> Parameters:
     segmentation = SegmentationSettings(**values_of(SegmentationSettings) | {'stride': 0})
     # Set one after the other, in any order: the window never keeps the stride from being set.
     stride = min(by_name['stride'], segmentation.method.window)
+    node = NodeSettings(**values_of(NodeSettings))
     values = Parameters(
         by_name,
-        NodeSettings(**values_of(NodeSettings)),
-        replace(segmentation, stride=stride),
+        node,
+        # With or without listeners: it is one small copy in the engine, and on CUDA every change
+        # would be captured anew.
+        replace(segmentation, stride=stride, scores=bool(node.score_topics)),
         ModelSettings(**values_of(ModelSettings)),
     )
     if values.segmentation.refinement == 'sam' and not values.model.sam_model:

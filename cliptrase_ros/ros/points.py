@@ -1,4 +1,4 @@
-"""The labelled point cloud of one camera: a picture's labels on the depth that belongs to it."""
+"""Points and boxes in space of one camera: a picture's labels on the depth that belongs to it."""
 
 import threading
 from collections import deque
@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo
 
 from cliptrase_ros.messages.compressed_depth import DEPTH_READERS
 from cliptrase_ros.messages.depth import STAMP_TOLERANCE_NS, labelled_points
@@ -17,20 +16,18 @@ from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.rays import is_rectified_topic
 from cliptrase_ros.messages.registration import Calibration, depth_and_rays
+from cliptrase_ros.messages.transports import DEPTH_TRANSPORTS
 from cliptrase_ros.messages.type_names import Message
-from cliptrase_ros.ros.conversions import points_message, rclpy_header
+from cliptrase_ros.ros import serialized
+from cliptrase_ros.ros.conversions import message_class, points_message, rclpy_header
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.own_thread import OwnThread
-from cliptrase_ros.ros.serialized import type_name
 from cliptrase_ros.ros.subscribing import (
     LATCHED_SENSOR_QOS,
     SensorTopic,
     is_remapped,
     transport_topic,
 )
-
-#: By transport of depth: what its messages are.
-DEPTH_TYPES = {'raw': Image, 'compressedDepth': CompressedImage}
 
 #: Depth images kept for pictures that come later.
 _KEPT_DEPTH_IMAGES = 8
@@ -52,9 +49,10 @@ class DepthTopics:
     def __init__(self, node: Node, name: str, transport: str, reception: OwnThread):
         sensor_topic = partial(SensorTopic, node, reception=reception)
         raw, own_info = f'{name}/depth/image_raw', f'{name}/depth/camera_info'
-        message_type = DEPTH_TYPES[transport]
-        self.check, self.read = DEPTH_READERS[type_name(message_type)]
-        self.depth = sensor_topic(message_type, transport_topic(node, raw, transport))
+        message_type = DEPTH_TRANSPORTS[transport]
+        self.check, self.read = DEPTH_READERS[message_type]
+        topic = transport_topic(node, raw, transport)
+        self.depth = sensor_topic(message_class(message_type), topic)
         self.info = sensor_topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
         if not is_remapped(node, own_info):
             # As in image_transport: beside the images, wherever they are remapped to.
@@ -105,12 +103,17 @@ class DepthMatch:
 
 
 class PointsOutput:
-    """Points with colour, label and confidence, published when labels and depth are both there.
+    """What is made of labels and depth, published when both are there.
+
+    These are points with colour, label and confidence, and boxes of instances in space.
 
     `match`, `publish` and `publish_waiting` are called by the threads that label and publish.
     Messages come in the reception thread, in which `wake` and `on_refused` are called.
 
     Args:
+        publisher: Of the points.
+        detections_publisher: Of the boxes; None for none.
+        always_on: Whether to publish even while nobody listens.
         topics: Where depth of what the camera's images show comes from.
         is_rectified: Whether those images are.
         wake: Called when depth or camera_info has come and a labelled picture waits.
@@ -123,6 +126,8 @@ class PointsOutput:
         publisher: Publisher,
         topics: DepthTopics,
         *,
+        detections_publisher: Publisher | None = None,
+        always_on: bool = False,
         is_rectified: bool,
         statistics: CameraStatistics,
         wake: Callable[[], None],
@@ -130,6 +135,8 @@ class PointsOutput:
         max_pixels: int,
     ):
         self.publisher = publisher
+        self.detections_publisher = detections_publisher
+        self._always_on = always_on
         self._topics = topics
         self._is_rectified = is_rectified
         self._depth_is_rectified = is_rectified_topic(topics.depth.name)
@@ -151,8 +158,13 @@ class PointsOutput:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody listens."""
-        return self.publisher.get_subscription_count() > 0
+        """Whether anything is to be published."""
+        return self._is_wanted(self.publisher) or self.are_detections_wanted
+
+    @property
+    def are_detections_wanted(self) -> bool:
+        """Whether boxes are to be published."""
+        return self._is_wanted(self.detections_publisher)
 
     def subscribe(self) -> None:
         """Begin to receive depth and camera_info."""
@@ -181,7 +193,7 @@ class PointsOutput:
         return match
 
     def publish(self, picture: LabelledPicture, match: DepthMatch) -> None:
-        """Publish the points of a picture, or keep it until its depth comes or the next one."""
+        """Publish what is wanted of a picture, or keep it until its depth comes or the next one."""
         with self._lock:
             missed, self._waiting = self._waiting, (picture, match)
         if missed is not None:
@@ -189,7 +201,7 @@ class PointsOutput:
         self.publish_waiting()
 
     def publish_waiting(self) -> bool:
-        """Publish the points of the picture that waits, if its depth has come meanwhile."""
+        """Publish what is wanted of the picture that waits, if its depth has come meanwhile."""
         with self._publishing:
             with self._lock:
                 waiting, info, depth_info = self._waiting, self._info, self._depth_info
@@ -200,11 +212,10 @@ class PointsOutput:
                     return False
                 self._waiting = None
             try:
-                points = self._make_points(picture, match.depth, info, depth_info)
+                self._publish_placed(picture, match.depth, info, depth_info)
             except ImageError as error:
                 self._statistics.count('points_missed', str(error))
             else:
-                self.publisher.publish(points_message(points, rclpy_header(picture.header)))
                 self._statistics.count('points')
             return True
 
@@ -222,9 +233,13 @@ class PointsOutput:
         is_missing = topic is not None and self._depth_info is None
         return is_missing and len(self._recent) < _KEPT_DEPTH_IMAGES and topic.has_publishers
 
-    def _make_points(
+    def _is_wanted(self, publisher: Publisher | None) -> bool:
+        return publisher is not None and (self._always_on or publisher.get_subscription_count() > 0)
+
+    def _publish_placed(
         self, picture: LabelledPicture, depth: Message, info: Message, depth_info: Message | None
-    ) -> np.ndarray:
+    ) -> None:
+        """Publish what is wanted; raises ImageError for depth that cannot be used."""
         result = picture.result
         metres, rays = depth_and_rays(
             self._topics.read(depth, self._max_pixels),
@@ -233,7 +248,12 @@ class PointsOutput:
             result.label.shape,
             Calibration(info, depth_info, self._is_rectified, self._depth_is_rectified),
         )
-        return labelled_points(metres, rays, picture.pixels, result.label, result.confidence)
+        if self._is_wanted(self.publisher):
+            points = labelled_points(metres, rays, picture.pixels, result.label, result.confidence)
+            self.publisher.publish(points_message(points, rclpy_header(picture.header)))
+        if self.are_detections_wanted:
+            detections = serialized.MAKER.make_detections_3d(picture, metres, rays)
+            self.detections_publisher.publish(serialized.serialize(detections))
 
     def _explain_missing(self, match: DepthMatch) -> str:
         if match.depth is None:

@@ -2,20 +2,17 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from cliptrase_ros.ros.diagnostics import VocabularyState
-from cliptrase_ros.segmentation.segmenter import EncodedVocabulary, Segmenter
+from cliptrase_ros.ros.encoding import Encoding
+from cliptrase_ros.segmentation.segmenter import EncodedVocabulary
 from cliptrase_ros.segmentation.settings import SegmentationSettings
-from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
+from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
-
-#: A step of encoding ends after this long, or after one phrase if that takes longer: about as
-#: much time for the new words as for labelling by the old ones, seconds.
-_ENCODING_STEP_S = 0.1
 
 #: A call of the engine that can be made ready for: ((height, width) of its images, how many).
 Call = tuple[tuple[int, int], int]
@@ -81,8 +78,8 @@ class Reconfiguration:
         self._requested_vocabulary: Vocabulary | None = None
         self._requested_settings = settings
         self._failure = ''
-        # A vocabulary and the parts of it that are left to encode, then the encoded one.
-        self._encoding: tuple[Vocabulary, Iterator[Vocabulary]] | None = None
+        # A vocabulary that is being encoded, then the encoded one.
+        self._encoding: Encoding | None = None
         self._encoded: EncodedVocabulary | None = None
         # What the engine is being made ready for, and the calls that were tried so far.
         self._preparing: Configuration | None = None
@@ -151,16 +148,12 @@ class Reconfiguration:
         requested = self._requested_vocabulary
         if requested is None or self._find_encoded(requested) is not None:
             return False
-        if self._encoding is None or self._encoding[0] is not requested:
-            self._encoding = requested, _parts(requested, self._engine.segmenter)
-        deadline = time.monotonic() + _ENCODING_STEP_S
+        if self._encoding is None or self._encoding.vocabulary is not requested:
+            self._encoding = Encoding(self._engine, requested)
         try:
-            for part in self._encoding[1]:
-                encoded = self._engine.encode_vocabulary(part)
-                if part is requested:
-                    self._encoding, self._encoded = None, encoded
-                if self._is_stopping() or time.monotonic() > deadline:
-                    break
+            encoded = self._encoding.take_step(self._is_stopping)
+            if encoded is not None:
+                self._encoding, self._encoded = None, encoded
         except Exception as error:
             self._encoding = None
             failure = f'{type(error).__name__}: {error}'
@@ -278,13 +271,3 @@ class Reconfiguration:
 
     def _warn_not_ready(self, what: str, error: Exception) -> None:
         self._logger.warning(f'not ready for {what} beforehand: {type(error).__name__}: {error}')
-
-
-def _parts(vocabulary: Vocabulary, segmenter: Segmenter) -> Iterator[Vocabulary]:
-    """Split into parts that are encoded one at a time, the whole last: phrases are cached."""
-    missing = segmenter.missing_phrases(vocabulary)
-    size = segmenter.phrases_at_once
-    for first in range(0, len(missing), size):
-        phrases = enumerate(missing[first : first + size])
-        yield Vocabulary(tuple(VocabularyClass(i, phrase) for i, phrase in phrases))
-    yield vocabulary

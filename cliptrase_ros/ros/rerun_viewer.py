@@ -20,12 +20,15 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from cliptrase_ros.messages.images import ImageError, decompress_to_rgb, header_stamp_ns, mono8
 from cliptrase_ros.messages.points import PointsError, read_points
+from cliptrase_ros.messages.transports import TRANSPORTS, VIDEO_TYPES
+from cliptrase_ros.messages.video import VideoDecoder, VideoPicture, video_packet
 from cliptrase_ros.msg import ClassMasks, Vocabulary
-from cliptrase_ros.ros.conversions import to_rgb
+from cliptrase_ros.ros.conversions import message_class, to_rgb
 from cliptrase_ros.ros.executable import run_node
 from cliptrase_ros.ros.outputs import LATCHED_QOS
 from cliptrase_ros.ros.parameters import declare_settings
 from cliptrase_ros.ros.settings import ParameterError
+from cliptrase_ros.ros.subscribing import VIDEO_QOS
 from cliptrase_ros.segmentation.settings import setting, settings_of
 from cliptrase_ros.viewer import ShownClass, Viewer
 
@@ -111,13 +114,13 @@ class RerunViewer(Node):
                 values = {entry.key: entry.value for entry in status.values}
                 if 'topic' in values:
                     self._cameras.add(camera)
-                    is_compressed = values.get('transport') == 'compressed'
-                    self._subscribe(camera, values['topic'], is_compressed)
+                    image_type = TRANSPORTS[values.get('transport', 'raw')]
+                    self._subscribe(camera, values['topic'], image_type)
 
-    def _subscribe(self, camera: str, image_topic: str, is_compressed: bool) -> None:
+    def _subscribe(self, camera: str, image_topic: str, image_type: str) -> None:
         pending = _PendingImages()
+        show_image = partial(self._image, pending)
         outputs = {
-            'image': (CompressedImage if is_compressed else Image, partial(self._image, pending)),
             'label': (Image, partial(self._label, pending)),
             'masks': (ClassMasks, self._masks),
             'overlay': (Image, self._overlay),
@@ -125,13 +128,34 @@ class RerunViewer(Node):
             'points': (PointCloud2, self._points),
         }
         for name in self._show:
+            if name == 'image':
+                self._subscribe_to_images(camera, image_topic, image_type, show_image)
+                continue
             message_type, show = outputs[name]
-            topic = image_topic if name == 'image' else f'{self._watched}/{camera}/{name}'
-            qos = qos_profile_sensor_data if name == 'image' else 2
-            self.create_subscription(
-                message_type, topic, partial(self._receive, name, camera, topic, show), qos
-            )
+            topic = f'{self._watched}/{camera}/{name}'
+            receive = partial(self._receive, name, camera, topic, show)
+            self.create_subscription(message_type, topic, receive, 2)
         self.get_logger().info(f'camera {camera}, with images from {image_topic}')
+
+    def _subscribe_to_images(self, camera: str, topic: str, image_type: str, show) -> None:
+        receive, qos = partial(self._receive, 'image', camera, topic, show), qos_profile_sensor_data
+        if image_type in VIDEO_TYPES:
+            receive, qos = partial(self._receive_video, receive, topic, VideoDecoder()), VIDEO_QOS
+        try:
+            self.create_subscription(message_class(image_type), topic, receive, qos)
+        except ImportError as error:
+            self.get_logger().warning(f'{topic} is not shown: {error}')
+
+    def _receive_video(self, receive, topic: str, decoder: VideoDecoder, message) -> None:
+        try:
+            settled = decoder.decode(video_packet(message))
+        except ImageError as error:
+            settled = [(None, error)]
+        for _, outcome in settled:
+            if isinstance(outcome, VideoPicture):
+                receive(outcome)
+            else:
+                self.get_logger().warning(f'{topic}: {outcome}', throttle_duration_sec=5.0)
 
     def _receive(self, output: str, camera: str, topic: str, show, message) -> None:
         try:
@@ -154,8 +178,13 @@ class RerunViewer(Node):
         self._viewer.show_label(camera, mono8(message))
 
     def _show_image(self, camera: str, message) -> None:
-        read = decompress_to_rgb if isinstance(message, CompressedImage) else to_rgb
-        self._viewer.show_image(camera, read(message))
+        if isinstance(message, VideoPicture):
+            pixels = message.to_rgb()
+        elif isinstance(message, CompressedImage):
+            pixels = decompress_to_rgb(message)
+        else:
+            pixels = to_rgb(message)
+        self._viewer.show_image(camera, pixels)
 
     def _masks(self, camera: str, message: ClassMasks) -> None:
         self._viewer.show_masks(camera, message.masks)

@@ -28,6 +28,8 @@ from cliptrase_ros.ros.lifecycle import SUCCESS, ManagedNode, explain
 from cliptrase_ros.ros.outputs import LATCHED_QOS, LabelInfo
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.parameters import Parameters, declare_parameters
+from cliptrase_ros.ros.request_servers import RequestServers, Target
+from cliptrase_ros.ros.requests import RequestError
 from cliptrase_ros.ros.settings import NODE_NAME
 from cliptrase_ros.ros.transforms import Transforms
 from cliptrase_ros.ros.worker import Worker
@@ -37,6 +39,7 @@ from cliptrase_ros.segmentation.segmenter import Segmenter, load_segmenter
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
 from cliptrase_ros.streams.fault_tolerance import FaultTolerantEngine
+from cliptrase_ros.streams.tracking import InstanceTracker
 from cliptrase_ros.streams.unused_memory import share_memory_between_threads
 
 #: Seconds between repetitions of label_info: recorders start late and skip latched topics.
@@ -72,6 +75,7 @@ class SegmentNode(ManagedNode):
     ):
         # Before the node: a context that shuts down may end one that was never finished.
         self._own_threads: tuple[OwnThread, ...] = ()
+        self._request_servers: RequestServers | None = None
         # What is there while the node is configured.
         self._engine: FaultTolerantEngine | None = None
         self._worker: Worker | None = None
@@ -104,6 +108,8 @@ class SegmentNode(ManagedNode):
         self._transforms: Transforms | None = None
         if values.ground_frame and not values.camera_poses:
             self._transforms = Transforms(self, reception)
+        # Here, because ids are not given twice in a run, however often the node is configured.
+        self._trackers = {name: InstanceTracker() for name in values.cameras}
         # Before the model is loaded: a typing mistake should not take seconds to be told.
         self._latest_vocabulary = self._values.node.make_vocabulary()
         self._accepted_change: tuple[Parameters, Vocabulary | None] | None = None
@@ -113,6 +119,7 @@ class SegmentNode(ManagedNode):
         self._vocabulary_publisher = self.create_publisher(
             msg.Vocabulary, '~/vocabulary', LATCHED_QOS
         )
+        self._request_servers = RequestServers(self, self._request_target)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._last_report = time.monotonic()
         self.create_timer(report_period_s, self._publish_diagnostics, clock=self.steady_clock)
@@ -129,6 +136,8 @@ class SegmentNode(ManagedNode):
             thread.stop()
         if self._worker is not None:
             self._worker.stop(_LAST_IMAGE_S)
+        if self._request_servers is not None:
+            self._request_servers.destroy()
         super().destroy_node()
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
@@ -176,14 +185,16 @@ class SegmentNode(ManagedNode):
                     camera = Camera(
                         self,
                         topics,
+                        tracker=self._trackers[topics.name],
                         always_on=self._values.node.always_on,
                         on_image=self._worker.offer,
                         wake=self._worker.wake,
                         listeners=self._listeners,
                         mask_topics=self._values.node.mask_topics,
+                        score_topics=self._values.node.score_topics,
                         points=self._values.node.points,
                         ground=self._ground_of(topics.name),
-                        max_pixels=round(self._values.node.max_image_megapixels * 1e6),
+                        max_pixels=self._values.node.max_pixels,
                     )
                     self._cameras += (camera,)
                     self._set_live_values(camera)
@@ -194,7 +205,7 @@ class SegmentNode(ManagedNode):
             self._worker.start()
         if LabelInfo is None:
             self.get_logger().info(
-                'label_info is not published, because vision_msgs is not installed'
+                'label_info and detections are not published, because vision_msgs is not installed'
             )
 
     def _activate(self) -> None:
@@ -240,6 +251,8 @@ class SegmentNode(ManagedNode):
     def _set_live_values(self, camera: Camera) -> None:
         camera.set_rate(self._values.node.rate)
         camera.set_ground_costs(dict(self._values.node.ground_costs))
+        camera.min_instance_area = self._values.segmentation.min_instance_area
+        camera.overlay_boxes = self._values.node.overlay_boxes
 
     def _load(self, device: str | None = None) -> Segmenter:
         model = self._values.model
@@ -262,6 +275,12 @@ class SegmentNode(ManagedNode):
 
     def _is_shutting_down(self) -> bool:
         return self.is_ending or not self.context.ok()
+
+    def _request_target(self) -> Target:
+        with self._lock:
+            if self._worker is None:
+                raise RequestError(f'the node is {self.state}; configure and activate it first')
+            return Target(self._worker, self._engine.segmenter, self._cameras, self._values.node)
 
     def _header(self) -> Header:
         return Header(stamp=self.get_clock().now().to_msg())
@@ -359,6 +378,7 @@ class SegmentNode(ManagedNode):
             self.state,
             self._engine,
             vocabulary or diagnostics.VocabularyState(),
+            self._request_servers.counts,
             failure=self.failure_message,
             namesakes=self._namesakes,
         )

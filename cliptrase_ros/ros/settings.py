@@ -12,6 +12,7 @@ from typing import Any
 
 from cliptrase_ros.messages.ground import MAX_COST, CameraPose, pose_of_body
 from cliptrase_ros.messages.images import MAX_PIXELS, MAX_SIDE
+from cliptrase_ros.messages.transports import DEPTH_TRANSPORTS, TRANSPORTS
 from cliptrase_ros.segmentation.settings import (
     ModelSettings,
     SegmentationSettings,
@@ -27,15 +28,12 @@ from cliptrase_ros.segmentation.vocabulary import (
     Vocabulary,
     VocabularyError,
     clean_phrase,
+    name_and_synonyms,
     parse_vocabulary,
+    quote,
 )
 
 NODE_NAME = 'cliptrase'
-
-#: How images can come.
-TRANSPORTS = ('raw', 'compressed')
-#: How depth can come.
-DEPTH_TRANSPORTS = ('raw', 'compressedDepth')
 
 #: What points can be made of.
 POINTS = ('depth', 'ground')
@@ -166,7 +164,8 @@ class NodeSettings:
     transport: tuple[str, ...] = setting(
         ('raw',),
         "How images come: 'raw' on 'NAME/image_raw', 'compressed' (JPEG, PNG) on "
-        "'NAME/image_raw/compressed'. One for all cameras, or one for each in order.",
+        "'NAME/image_raw/compressed', and so on 'ffmpeg' (FFMPEGPacket) and 'foxglove' "
+        '(CompressedVideo), which are video. One for all cameras, or one for each in order.',
         entry=clean_phrase,
         constraints=f'each one of {", ".join(TRANSPORTS)}',
     )
@@ -221,6 +220,18 @@ class NodeSettings:
         entry=clean_phrase,
         constraints="'' for none; no two that make the same topic",
     )
+    score_topics: tuple[str, ...] = setting(
+        (),
+        'Phrases, of classes or background, that have an image of their probability on '
+        "'~/NAME/scores/PHRASE'; named as those of 'mask_topics'.",
+        entry=clean_phrase,
+        constraints="'' for none; no two that make the same topic",
+    )
+    overlay_boxes: bool = setting(
+        False,
+        "Draw the instances on '~/NAME/overlay': a box each, with class and id.",
+        live=True,
+    )
     warm_up_sizes: tuple[tuple[int, int], ...] = setting(
         (),
         "Sizes of the images to come, 'WIDTHxHEIGHT' each: made ready for before the first of "
@@ -261,7 +272,8 @@ class NodeSettings:
         _check_cameras(self.cameras)
         _check_transport('transport', self.transport, TRANSPORTS, self.cameras)
         _check_transport('depth_transport', self.depth_transport, DEPTH_TRANSPORTS, self.cameras)
-        _check_mask_topics(self.mask_topics)
+        _check_phrase_topics('mask_topics', self.mask_topics)
+        _check_phrase_topics('score_topics', self.score_topics)
         self._check_ground()
         for height, width in self.warm_up_sizes:
             if width * height > self.max_image_megapixels * 1e6:
@@ -269,6 +281,11 @@ class NodeSettings:
                     f"'warm_up_sizes' has {width}x{height}; such images are refused, because "
                     f"'max_image_megapixels' is {self.max_image_megapixels:g}"
                 )
+
+    @property
+    def max_pixels(self) -> int:
+        """Width x height of the largest image that is not refused."""
+        return round(self.max_image_megapixels * 1e6)
 
     def transport_of(self, camera: str) -> str:
         """How the images of a camera come, one of `TRANSPORTS`."""
@@ -301,11 +318,7 @@ class NodeSettings:
                 f'this node takes {self.max_phrases} (max_phrases); drop some'
             )
         for phrase in phrases:
-            if len(phrase) > self.max_phrase_length:
-                raise VocabularyError(
-                    f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
-                    f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
-                )
+            self._check_phrase(phrase)
         return vocabulary
 
     def _check_ground(self) -> None:
@@ -337,6 +350,24 @@ class NodeSettings:
 
     def _of_camera(self, transports: tuple[str, ...], camera: str) -> str:
         return transports[self.cameras.index(camera) if len(transports) > 1 else 0]
+
+    def make_phrase(self, text: str) -> str:
+        """Make a phrase that can be a class's name; raises VocabularyError where it cannot."""
+        self._check_phrase(text)
+        name, synonyms = name_and_synonyms(text)
+        if not name or synonyms:
+            raise VocabularyError(
+                f"the phrase {quote(text)} is blank, or has '=' or ':' in it; name what you mean, "
+                "for instance 'fire extinguisher'"
+            )
+        return name
+
+    def _check_phrase(self, phrase: str) -> None:
+        if len(phrase) > self.max_phrase_length:
+            raise VocabularyError(
+                f'the phrase {phrase[:40]!r}... is too long: {len(phrase)} characters; this '
+                f'node takes {self.max_phrase_length} (max_phrase_length); shorten it'
+            )
 
     def _check_length(self, name: str, entries: tuple[str, ...]) -> None:
         """Refuse by length alone what would take long to parse."""
@@ -403,32 +434,32 @@ def _check_transport(
         )
 
 
-def mask_topic_name(class_name: str) -> str:
-    """The last part of the topic of a class's masks: letters without accents, digits, single `_`.
+def phrase_topic_name(parameter: str, phrase: str) -> str:
+    """The last part of a phrase's topic: letters without accents, digits, single `_`.
 
     Raises:
-        ParameterError: Nothing is left of the name.
+        ParameterError: Nothing is left of the phrase, which the parameter of this name has.
     """
-    plain = unicodedata.normalize('NFKD', class_name)
+    plain = unicodedata.normalize('NFKD', phrase)
     plain = ''.join(c for c in plain if not unicodedata.combining(c))
     token = re.sub(r'[^A-Za-z0-9]+', '_', plain).strip('_')
     if not token:
         raise ParameterError(
-            f"'mask_topics' has {class_name!r}, of which nothing can be part of a topic name; give "
+            f"'{parameter}' has {phrase!r}, of which nothing can be part of a topic name; give "
             'the class a name with Latin letters, and this one as its synonym'
         )
     # A topic cannot begin with a digit, and with '_' it would be a hidden one.
     return token if token[0].isalpha() else f'class_{token}'
 
 
-def _check_mask_topics(names: tuple[str, ...]) -> None:
+def _check_phrase_topics(parameter: str, phrases: tuple[str, ...]) -> None:
     owners: dict[str, str] = {}
-    for name in names:
-        topic = mask_topic_name(name)
+    for phrase in phrases:
+        topic = phrase_topic_name(parameter, phrase)
         key = topic.casefold()
         if key in owners:
             raise ParameterError(
-                f"'mask_topics' has {owners[key]!r} and {name!r}, which make the same topic "
-                f'mask/{topic}; name one of them, or rename a class'
+                f"'{parameter}' has {owners[key]!r} and {phrase!r}, which make the same topic, "
+                f'{topic}; name one of them, or rename a class'
             )
-        owners[key] = name
+        owners[key] = phrase

@@ -3,6 +3,8 @@
 import copy
 import difflib
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -21,6 +23,7 @@ from rclpy.qos_overriding_options import InvalidQosOverridesError, QoSOverriding
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+from cliptrase_ros.messages.transports import raw_topic, topic_of
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros.own_thread import OwnThread
 from cliptrase_ros.ros.serialized import deserialize, type_name
@@ -37,12 +40,19 @@ LATCHED_SENSOR_QOS = QoSProfile(
     durability=DurabilityPolicy.BEST_AVAILABLE,
 )
 
+#: For video, of which a packet that is lost costs all up to the next key frame: reliable if the
+#: publishers are, and small packets may wait.
+VIDEO_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_AVAILABLE)
+
 _OVERRIDABLE = (
     QoSPolicyKind.HISTORY,
     QoSPolicyKind.DEPTH,
     QoSPolicyKind.RELIABILITY,
     QoSPolicyKind.DURABILITY,
 )
+
+# What middleware that does not count puts in place of a number.
+_NO_SEQUENCE = 2**63
 
 #: Most publishers or topics that are named in a sentence.
 _MAX_NAMED = 3
@@ -61,6 +71,8 @@ class SensorTopic:
 
     Attributes:
         name: What the topic resolves to.
+        sequence: While the callback runs, the number of its message, one more for each that its
+            publisher sends; 0 where the middleware does not count.
 
     Raises:
         ParameterError: An override cannot be used.
@@ -75,12 +87,14 @@ class SensorTopic:
         reception: OwnThread | None = None,
     ):
         self.name = node.resolve_topic_name(topic)
+        self.sequence = 0
         self._node = node
         self._message_type = message_type
         self._type_name = type_name(message_type)
         self._topic = topic
         self._reception = reception
         self._subscription: Subscription | None = None
+        self._subscribed_times = 0
         self._callback: Callable[[Message], None] | None = None
         self._on_unreadable: Callable[[ValueError], None] | None = None
         self._events = SubscriptionEventCallbacks()
@@ -209,10 +223,11 @@ class SensorTopic:
         return qos
 
     def _create_subscription(self, qos: QoSProfile) -> None:
+        self._subscribed_times += 1
         self._subscription = self._node.create_subscription(
             self._message_type,
             self._topic,
-            self._receive,
+            partial(self._receive, self._subscribed_times),
             qos,
             callback_group=self._reception,
             event_callbacks=self._events,
@@ -224,7 +239,12 @@ class SensorTopic:
         if self._reception is not None:
             self._reception.wake()
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, subscription: int, data: bytes, info: dict[str, Any]) -> None:
+        if subscription != self._subscribed_times:
+            # Of one that was replaced: its messages come by both for a moment.
+            return
+        number = info.get('publication_sequence_number') or 0
+        self.sequence = number if number < _NO_SEQUENCE else 0
         try:
             message = deserialize(data, self._type_name)
         except ValueError as error:
@@ -245,12 +265,10 @@ def transport_topic(node: Node, raw: str, transport: str) -> str:
     It lies below the topic of the raw ones, wherever that is remapped to, unless it is remapped
     itself.
     """
-    topic = f'{raw}/{transport}'
-    if transport == 'raw':
-        return raw
-    if is_remapped(node, topic):
+    topic = topic_of(raw, transport)
+    if transport == 'raw' or is_remapped(node, topic):
         return topic
-    return f'{node.resolve_topic_name(raw).removesuffix(f"/{transport}")}/{transport}'
+    return topic_of(raw_topic(node.resolve_topic_name(raw)), transport)
 
 
 def _policy_name(policy) -> str:

@@ -14,6 +14,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.ros.camera import Camera, CameraImage, node_time_ns
 from cliptrase_ros.ros.reconfiguration import Configuration, Reconfiguration
+from cliptrase_ros.ros.requests import Requests
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.settings import SegmentationSettings
 from cliptrase_ros.segmentation.vocabulary import Vocabulary
@@ -80,6 +81,13 @@ class Worker:
         self._cameras: Sequence[Camera] = ()
         self._histories = CameraHistories()
         self._unused_memory = UnusedMemory()
+        self.requests = Requests(
+            engine,
+            self.reconfiguration,
+            unused_memory=self._unused_memory,
+            wake=self.wake,
+            is_stopping=lambda: self._is_stopping,
+        )
         # Held while images are taken and labelled, and published or given to the other thread.
         self._serving = threading.Lock()
         self._publishing = ThreadPoolExecutor(1, 'publishing')
@@ -99,12 +107,14 @@ class Worker:
         self._thread.start()
 
     def serve(self, cameras: Sequence[Camera]) -> None:
-        """Label images of these cameras, the one that has waited longest first."""
+        """Label images of these cameras, the one that has waited longest first; take requests."""
         self._cameras = tuple(cameras)
+        self.requests.open()
         self._wake.set()
 
     def pause(self) -> None:
-        """Serve no camera; returns when nothing more will be published."""
+        """Serve no camera and end requests; returns when nothing more will be published."""
+        self.requests.close()
         self._cameras = ()
         with self._serving:
             self._finish_publication()
@@ -145,12 +155,15 @@ class Worker:
         self._wake.set()
 
     def _run(self) -> None:
+        others, first = (self.reconfiguration.take_step, self.requests.take_step), 0
         while not self._is_stopping:
             self._wake.clear()
             try:
-                # In turn: a large vocabulary, or getting ready for a change, does not stop
-                # labelling as before, and images that never cease do not keep a change waiting.
-                has_worked = self.reconfiguration.take_step()
+                # In turn: a large vocabulary, getting ready for a change or a search does not stop
+                # labelling as before, and images that never cease keep none of them waiting. One
+                # step of one of them: an image does not wait for more.
+                has_worked = others[first]() or others[1 - first]()
+                first = 1 - first
                 has_worked = self._label_pending_images() or has_worked
                 has_worked = self._publish_pending_points() or has_worked
                 if not has_worked and not self._is_stopping:

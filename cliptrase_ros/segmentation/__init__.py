@@ -25,7 +25,12 @@ if TYPE_CHECKING:
         Segmenter,
         load_segmenter,
     )
-    from cliptrase_ros.segmentation.statistics import ClassPresence, class_mask, classes_present
+    from cliptrase_ros.segmentation.statistics import (
+        ClassPresence,
+        class_mask,
+        classes_present,
+        score_image,
+    )
 
 __all__ = [
     'DEFAULT_BACKGROUND',
@@ -45,6 +50,7 @@ __all__ = [
     'draw_overlay',
     'load_segmenter',
     'parse_vocabulary',
+    'score_image',
 ]
 
 # Imported on first use, because PyTorch takes seconds: settings and vocabularies do not need it.
@@ -58,6 +64,7 @@ _MODULES = {
     'classes_present': 'statistics',
     'draw_overlay': 'overlay',
     'load_segmenter': 'segmenter',
+    'score_image': 'statistics',
 }
 
 

@@ -1,10 +1,11 @@
-"""Drawing: a label image over its picture, with a legend."""
+"""Drawing: a label image over its picture, with a legend, and boxes around instances."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from cliptrase_ros.segmentation.instances import Instance
 from cliptrase_ros.segmentation.lettering import can_be_drawn, line_height, text_mask
 from cliptrase_ros.segmentation.vocabulary import Vocabulary, VocabularyClass
 
@@ -15,6 +16,8 @@ def draw_overlay(
     vocabulary: Vocabulary,
     opacity: float = 0.55,
     legend: bool = True,
+    instances: Sequence[Instance] = (),
+    ids: Sequence[int] = (),
 ) -> np.ndarray:
     """Blend a picture with the colours of its classes and name those present.
 
@@ -23,6 +26,8 @@ def draw_overlay(
         label: uint8 (H, W) of ids of `vocabulary`; where it is 255 (unlabelled), the picture stays.
         opacity: Of the colours, 0..1.
         legend: Whether classes are named in the upper left corner.
+        instances: Those to draw a box around, with the name of the class and an id.
+        ids: Of the instances.
 
     Returns:
         A new uint8 (H, W, 3) RGB array.
@@ -33,6 +38,7 @@ def draw_overlay(
     known[vocabulary.ids] = 1
     overlay = image.copy()
     cv2.copyTo(blended, cv2.LUT(label, known), overlay)
+    _draw_boxes(overlay, instances, ids)
     if legend:
         counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
         present = [c for c in vocabulary.classes if counts[c.id]]
@@ -47,8 +53,7 @@ def legend_name(entry: VocabularyClass) -> str:
 
 def _draw_legend(image: np.ndarray, classes: Sequence[VocabularyClass]) -> None:
     """Name the classes present, which come the largest first, in the image itself."""
-    # Readable on a thumbnail and not gigantic on 4K.
-    size = 6 + round(min(image.shape[:2]) / 45)
+    size = _letter_size(image)
     line = line_height(size)
     swatch, margin = round(line * 0.7), line // 4
     # However many classes there are, a third of the picture's height stays free.
@@ -69,5 +74,33 @@ def _draw_legend(image: np.ndarray, classes: Sequence[VocabularyClass]) -> None:
         box[top : top + swatch, margin : margin + swatch] = color
         # A little higher, so that letters stand beside the middle of their colour.
         place = box[top - margin // 2 :, 2 * margin + swatch :][:line, : text.shape[1]]
-        ink = text[: place.shape[0], : place.shape[1], None].astype(np.uint16)
-        place[:] = (place * (255 - ink) + 255 * ink) // 255
+        _write(place, text, 255)
+
+
+def _draw_boxes(image: np.ndarray, instances: Sequence[Instance], ids: Sequence[int]) -> None:
+    """Draw a box in its class's colour around each instance, in the image itself."""
+    size = _letter_size(image)
+    line, thickness = line_height(size), 1 + min(image.shape[:2]) // 500
+    for instance, number in zip(instances, ids, strict=True):
+        x, y, width, height = instance.box
+        color = instance.entry.color
+        cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), color, thickness)
+        text = text_mask(f'{legend_name(instance.entry)} {number}', size)
+        # Above the box where there is room for it, and never out of the picture.
+        top = y - line if y >= line else y
+        left = max(0, min(x, image.shape[1] - text.shape[1]))
+        place = image[top:, left:][:line, : text.shape[1]]
+        place[:] = color
+        is_bright = np.dot(color, (0.299, 0.587, 0.114)) > 127
+        _write(place, text, 0 if is_bright else 255)
+
+
+def _letter_size(image: np.ndarray) -> int:
+    """Of letters that are readable on a thumbnail and not gigantic on 4K, pixels."""
+    return 6 + round(min(image.shape[:2]) / 45)
+
+
+def _write(place: np.ndarray, text: np.ndarray, grey: int) -> None:
+    """Write a text of `text_mask` in a grey onto a part of an image, as far as it fits in."""
+    ink = text[: place.shape[0], : place.shape[1], None].astype(np.uint16)
+    place[:] = (place * (255 - ink) + grey * ink) // 255

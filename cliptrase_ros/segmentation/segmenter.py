@@ -69,12 +69,29 @@ class Segmentation:
         confidence: uint8 (H, W), 0..255 for a probability of 0..1 of the label that was chosen,
             also where `label` is 255 because it was too low.
         history: For `Segmenter.segment` of the camera's next image, with `smoothing`; else None.
+        scores: float32 (K, h, w), 0..1, with the setting `scores`; else None. How probable each
+            class (in order), then each background phrase, is at the patches of the image: what
+            labels are made from. With a softmax at patches they add up to 1.
+        seen: Rows and columns of the image that these patches cover; the network sees nothing else.
     """
 
     label: np.ndarray
     confidence: np.ndarray
     vocabulary: Vocabulary
     history: FrameHistory | None = field(default=None, repr=False, compare=False)
+    scores: np.ndarray | None = field(default=None, repr=False, compare=False)
+    seen: tuple[slice, slice] = field(default=(slice(None), slice(None)), compare=False)
+
+
+@dataclass(frozen=True)
+class _LabelledImage:
+    """What is made of one image; each as `Segmentation` has it."""
+
+    label: np.ndarray
+    confidence: np.ndarray
+    history: FrameHistory | None
+    scores: np.ndarray | None
+    seen: tuple[slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,8 +335,15 @@ class Segmenter:
             images, vocabulary.table, settings, settings.method, histories
         )
         return [
-            Segmentation(label, confidence, vocabulary.vocabulary, history)
-            for label, confidence, history in labelled
+            Segmentation(
+                image.label,
+                image.confidence,
+                vocabulary.vocabulary,
+                image.history,
+                image.scores,
+                image.seen,
+            )
+            for image in labelled
         ]
 
     @torch.inference_mode()
@@ -330,8 +354,8 @@ class Segmenter:
         settings: SegmentationSettings,
         method: Method,
         histories: Sequence[FrameHistory | None] = (),
-    ) -> list[tuple[np.ndarray, np.ndarray, FrameHistory | None]]:
-        """Label, confidence and new history of each image.
+    ) -> list[_LabelledImage]:
+        """Label images.
 
         `evaluation.class_indices` uses this too, for methods and tables that `segment` has not.
         """
@@ -347,22 +371,25 @@ class Segmenter:
             (batch, self._start(batch))
             for batch in self._make_batches(images, table, settings, method, histories)
         ]
-        labelled: dict[int, tuple[np.ndarray, np.ndarray, FrameHistory | None]] = {}
+        labelled: dict[int, _LabelledImage] = {}
         for batch, labels in started:
             if isinstance(labels, PendingLabels):
                 labels = self._finish(batch, labels)
-            new_histories = labels.histories or (None,) * len(batch.images)
-            results = zip(labels.label, labels.confidence, new_histories, strict=True)
-            labelled.update(zip(batch.positions, results, strict=True))
+            seen, nothing = batch.framing.seen, (None,) * len(batch.images)
+            histories = labels.histories or nothing
+            scores = nothing if labels.scores is None else labels.scores
+            for position, label, confidence, history, maps in zip(
+                batch.positions, labels.label, labels.confidence, histories, scores, strict=True
+            ):
+                labelled[position] = _LabelledImage(label, confidence, history, maps, seen)
         in_order = [labelled[position] for position in range(len(images))]
         if mask_source is None:
             return in_order
-        return [
-            (*vote_in_masks(label, confidence, masks), history)
-            for (label, confidence, history), masks in zip(
-                in_order, mask_source(images), strict=True
-            )
-        ]
+        voted = []
+        for image, masks in zip(in_order, mask_source(images), strict=True):
+            label, confidence = vote_in_masks(image.label, image.confidence, masks)
+            voted.append(replace(image, label=label, confidence=confidence))
+        return voted
 
     def _make_batches(
         self,
@@ -419,6 +446,8 @@ class Segmenter:
         if inexact:
             exact = self._label_eagerly(batch.part(inexact))
             labels.label[inexact], labels.confidence[inexact] = exact.label, exact.confidence
+            if labels.scores is not None:
+                labels.scores[inexact] = exact.scores
             if labels.histories is not None and exact.histories is not None:
                 for index, history in zip(inexact, exact.histories, strict=True):
                     labels.histories[index] = history
@@ -445,8 +474,8 @@ class Segmenter:
             )
         if batch.key is not None and labelled.history is not None:
             new_histories = split_history(labelled.history, batch.key)
-        label, confidence, exact = (tensor.cpu().numpy() for tensor in labelled.tensors)
-        return HostLabels(label, confidence, exact, new_histories)
+        arrays = [tensor.cpu().numpy() for tensor in labelled.tensors]
+        return HostLabels.of(arrays, new_histories)
 
     def _batch_sizes(self, most: int) -> list[int]:
         """Numbers of images of the calls that up to so many images at a time are labelled in."""

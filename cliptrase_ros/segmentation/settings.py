@@ -141,7 +141,8 @@ class Method:
             that are not background gives its pixels to the others.
         refinement: `none`, `edges` or `pamr`, see the setting; `sam` is none of the pipeline's.
         window, stride: The settings of these names, where they are not left to the preset.
-        image_prior, smoothing: The settings of these names.
+        image_prior, smoothing, min_presence: The settings of these names.
+        scores: Whether the probabilities of patches are asked for, which changes no labels.
 
     Raises:
         ValueError: For choices that exclude each other.
@@ -161,7 +162,9 @@ class Method:
     window: int = 0
     stride: int = 0
     smoothing: float = 0.0
+    min_presence: float = 0.0
     refinement: str = 'none'
+    scores: bool = False
 
     def __post_init__(self) -> None:
         if self.softmax == 'pixels':
@@ -204,6 +207,7 @@ class SegmentationSettings:
     Attributes:
         image_prior: Multiply the logits by those of the [CLS] token, as the paper does on VOC20;
             for benchmarks.
+        scores: Whether results have `Segmentation.scores`.
 
     Raises:
         ValueError: For a value out of range.
@@ -232,6 +236,13 @@ class SegmentationSettings:
         live=True,
         limits=(0, 1),
     )
+    min_presence: float = setting(
+        0.0,
+        'Classes that no patch of an image shows with at least this probability are left out of '
+        'its labels: for many words, few of them there. The background never is; 0 is off.',
+        live=True,
+        limits=(0, 1),
+    )
     refinement: str = setting(
         'none',
         "What is done to the boundaries of labels: 'edges' moves them to where the picture has "
@@ -248,6 +259,13 @@ class SegmentationSettings:
         'image by itself.',
         live=True,
         limits=(0, MAX_SMOOTHING),
+    )
+    min_instance_area: float = setting(
+        0.0005,
+        'Connected regions of a class with a smaller share of the pixels of the image are no '
+        'instances of it: they are not counted, and get no box.',
+        live=True,
+        limits=(0, 1),
     )
     window: int = setting(
         -1,
@@ -266,6 +284,7 @@ class SegmentationSettings:
         unit='pixels',
     )
     image_prior: bool = False
+    scores: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -4,7 +4,7 @@ import colorsys
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,7 +62,7 @@ class Vocabulary:
     Attributes:
         classes: In the user's order.
         background: Phrases whose pixels become `UNLABELLED`.
-        version: Counts the vocabularies of one run, from 1.
+        version: Counts the vocabularies of one run, from 1; 0 for one that is never in force.
         retired: (name, id) of classes of earlier versions, the longest retired first, so that an
             id is not given to another class while a never used one is free.
     """
@@ -224,6 +224,34 @@ def _parse_background(background: str | Sequence[str]) -> tuple[str, ...]:
             )
         seen.add(phrase.casefold())
     return tuple(phrases)
+
+
+def with_phrase(vocabulary: Vocabulary, phrase: str) -> Vocabulary:
+    """Give a phrase a class of its own, unless a class has it already, by name or as a synonym.
+
+    A phrase of the background becomes the class.
+
+    Returns:
+        The vocabulary itself where a class has the phrase, otherwise one with version 0.
+
+    Raises:
+        VocabularyError: There are `MAX_CLASSES` other classes.
+    """
+    key = phrase.casefold()
+    if any(key == known.casefold() for entry in vocabulary.classes for known in entry.phrases):
+        return vocabulary
+    if len(vocabulary.classes) == MAX_CLASSES:
+        raise VocabularyError(
+            f'the vocabulary has {MAX_CLASSES} classes, the most there can be, and {quote(phrase)} '
+            'is none of them; take one out first'
+        )
+    free = next(i for i in range(MAX_CLASSES) if i not in vocabulary.ids)
+    return replace(
+        vocabulary,
+        classes=(*vocabulary.classes, VocabularyClass(free, phrase)),
+        background=tuple(p for p in vocabulary.background if p.casefold() != key),
+        version=0,
+    )
 
 
 def clean_phrase(phrase: str) -> str:

@@ -1,9 +1,10 @@
 """An engine that goes on when the GPU runs out of memory or is lost, or an image fails."""
 
+import contextlib
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -200,6 +201,19 @@ class FaultTolerantEngine:
                     if fault is not None:
                         self.gave_up = error
         return results
+
+    @contextlib.contextmanager
+    def no_captures(self) -> Iterator[None]:
+        """Within, what has no CUDA graph is labelled without: a capture takes as long as many."""
+        calls = self.segmenter.fixed_calls
+        if calls is None:
+            yield
+            return
+        calls.may_capture = False
+        try:
+            yield
+        finally:
+            calls.may_capture = True
 
     def _try_remedy(self, fault: _Fault, count: int, attempts: _Attempts) -> bool:
         """Change something that may help a call of so many images; False where nothing is left."""

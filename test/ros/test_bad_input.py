@@ -225,6 +225,8 @@ def test_atomic_change_is_all_or_nothing(start_node, client):
         ({'mask_topics': ['red car', 'Red-Car']}, 'the same topic'),
         ({'mask_topics': 'road; 人'}, 'Latin letters'),
         ({'mask_topics': [1]}, 'Quote every entry'),
+        ({'score_topics': ['red car', 'Red-Car']}, "'score_topics' has 'red car' and 'Red-Car'"),
+        ({'score_topics': '人'}, "'score_topics' has '人'"),
         ({'warm_up_sizes': ['640*480']}, 'WIDTHxHEIGHT'),
         ({'warm_up_sizes': '640x480; 0x480'}, "'0x480'"),
         ({'warm_up_sizes': ['6400x100']}, 'WIDTHxHEIGHT'),

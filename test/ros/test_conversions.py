@@ -11,6 +11,7 @@ import hypothesis.extra.numpy as arrays
 from cliptrase_ros.msg import ClassMask
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 from sensor_msgs.msg import Image, PointField, RegionOfInterest
 from std_msgs.msg import Header
 
@@ -23,6 +24,7 @@ from cliptrase_ros.messages.images import (
     check_image,
     decompress_to_rgb,
 )
+from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.rays import CameraModel, model_rays
 from cliptrase_ros.ros import conversions
 from cliptrase_ros.ros.conversions import MAKER, decode_mask, points_message, to_rgb
@@ -209,7 +211,8 @@ def test_mask_that_does_not_fit_is_refused():
 def test_masks_message_is_the_label_image(label):
     vocabulary = parse_vocabulary(['a', 'b', 'c'])
     confidence = np.full(label.shape, 51, np.uint8)
-    message = MAKER.make_masks(Segmentation(label, confidence, vocabulary), Header(frame_id='f'))
+    result = Segmentation(label, confidence, vocabulary)
+    message = MAKER.make_masks(LabelledPicture(Header(frame_id='f'), None, result))
     assert message.header.frame_id == 'f' and message.vocabulary_version == 1
     drawn = np.full(label.shape, 255, np.uint8)
     for mask in message.masks:
@@ -218,6 +221,7 @@ def test_masks_message_is_the_label_image(label):
         assert mask.area == where.sum() == sum(mask.run_lengths[1::2])
         assert sum(mask.run_lengths) == mask.roi.height * mask.roi.width
         assert mask.confidence == pytest.approx(0.2)
+        assert mask.instances == ndimage.label(where, np.ones((3, 3)))[1]
     np.testing.assert_array_equal(drawn, label)
     assert [m.class_id for m in message.masks] == sorted(set(label.ravel().tolist()) - {255})
 

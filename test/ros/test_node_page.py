@@ -8,10 +8,11 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from diagnostic_msgs.msg import DiagnosticArray
 from pages import table
+from rclpy.action import get_action_server_names_and_types_by_node
 from rclpy.node import Node
 
-from cliptrase_ros.ros import transforms
-from cliptrase_ros.ros.outputs import LabelInfo
+from cliptrase_ros.messages.transports import TRANSPORTS
+from cliptrase_ros.ros.conversions import message_class
 from cliptrase_ros.ros.parameters import declare_parameters
 
 #: Topics that every node has.
@@ -55,26 +56,33 @@ def test_parameters(context):
             assert choice in code(allowed), name
 
 
+def is_installed(message_type):
+    try:
+        return bool(message_class(message_type))
+    except ImportError:
+        return False
+
+
 def by_name_and_type(found):
     return {
-        (name.replace('/OTHER/', '/NAME/'), type_)
+        (re.sub(r'/OTHER\d?/', '/NAME/', name), type_)
         for name, types in found
         for type_ in types
-        if name not in COMMON_TOPICS
+        if name not in COMMON_TOPICS and '/_action/' not in name
     }
 
 
 def test_topics(start_node, client):
-    # Types whose package is not installed.
-    missing = {'TFMessage'} if transforms.tf2_py is None else set()
-    missing |= {'LabelInfo'} if LabelInfo is None else set()
-    poses = {'camera_poses': ['0 0 1 0 0.5 0'] * 2} if 'TFMessage' in missing else {}
+    transports = [name for name in TRANSPORTS if is_installed(TRANSPORTS[name])]
+    has_tf = is_installed('tf2_msgs/msg/TFMessage')
+    poses = {} if has_tf else {'camera_poses': ['0 0 1 0 0.5 0'] * len(transports)}
     start_node(
-        cameras=['NAME', 'OTHER'],
-        transport='raw; compressed',
+        cameras=['NAME', 'OTHER', 'OTHER2', 'OTHER3'][: len(transports)],
+        transport=transports,
         depth=True,
-        depth_transport='raw; compressedDepth',
+        depth_transport=(['raw', 'compressedDepth'] * 2)[: len(transports)],
         mask_topics=['CLASS'],
+        score_topics=['PHRASE'],
         ground_frame='base',
         **poses,
         always_on=True,
@@ -87,9 +95,9 @@ def test_topics(start_node, client):
         is_input = topic.endswith('(in)')
         full = code(topic)[0].replace('~', '/cliptrase')
         full = full if full.startswith('/') else f'/{full}'
-        package, message = type_.split(',')[0].split('/')
-        if message not in missing:
-            (inputs if is_input else outputs).add((full, f'{package}/msg/{message}'))
+        type_ = type_.split(',')[0].replace('/', '/msg/')
+        if is_installed(type_):
+            (inputs if is_input else outputs).add((full, type_))
     client.wait_for(
         lambda: by_name_and_type(node.get_publisher_names_and_types_by_node(*name)) >= outputs,
         f'{outputs}',
@@ -99,6 +107,28 @@ def test_topics(start_node, client):
         lambda: by_name_and_type(node.get_subscriber_names_and_types_by_node(*name)) == inputs,
         f'{inputs}',
     )
+
+
+def test_services_and_actions(start_node, client):
+    start_node()
+    name = ('cliptrase', '/')
+    client.wait_for(lambda: name in client.node.get_node_names_and_namespaces(), 'the node')
+    shown = {
+        (code(row[0])[0].replace('~', '/cliptrase'), row[1].replace('/', f'/{row[2]}/'))
+        for row in table('node.md', 'call', '## Services and actions')
+    }
+
+    def offered():
+        services = client.node.get_service_names_and_types_by_node(*name)
+        actions = get_action_server_names_and_types_by_node(client.node, *name)
+        return {
+            (name, type_)
+            for name, types in (*services, *actions)
+            for type_ in types
+            if type_.startswith('cliptrase_ros/') and '/_action/' not in name
+        }
+
+    client.wait_for(lambda: offered() == shown, f'{shown}')
 
 
 def test_diagnostics(start_node, client):

@@ -1,6 +1,7 @@
 """What planners read: confidence, masks of classes, compressed labels, points; over real DDS."""
 
 import threading
+from collections import Counter
 from types import SimpleNamespace
 
 import cv2
@@ -18,11 +19,15 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.messages.depth import POINT, check_depth
 from cliptrase_ros.messages.maker import LabelledPicture
-from cliptrase_ros.ros import points, serialized
-from cliptrase_ros.ros.conversions import MAKER
+from cliptrase_ros.ros import serialized
+from cliptrase_ros.ros.conversions import MAKER, to_rgb
 from cliptrase_ros.ros.diagnostics import CameraStatistics
 from cliptrase_ros.ros.points import PointsOutput
 from cliptrase_ros.ros.subscribing import LATCHED_SENSOR_QOS, SensorTopic
+from cliptrase_ros.segmentation.instances import find_instances
+from cliptrase_ros.segmentation.overlay import draw_overlay
+from cliptrase_ros.segmentation.segmenter import Segmentation
+from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 
 UNLABELLED = 255
 
@@ -36,12 +41,19 @@ def points_of(cloud):
 
 
 def test_every_output_of_a_frame_says_the_same(start_node, client):
-    start_node(vocabulary='road; red car: auto; tree', mask_topics='Red Car; road; no such thing')
+    start_node(
+        vocabulary='road; red car: auto; tree',
+        background='sky; wall',
+        mask_topics='Red Car; road; no such thing',
+        score_topics='Auto; road; tree; Sky; wall; no such phrase',
+    )
     topics = {
         name: f'/cliptrase/camera/{name}'
         for name in (
             *('label', 'confidence', 'label/compressed'),
             *('mask/Red_Car', 'mask/road', 'mask/no_such_thing'),
+            *('scores/Auto', 'scores/road', 'scores/tree', 'scores/Sky', 'scores/wall'),
+            'scores/no_such_phrase',
         )
     }
     for name, topic in topics.items():
@@ -59,14 +71,22 @@ def test_every_output_of_a_frame_says_the_same(start_node, client):
     decoded = cv2.imdecode(np.frombuffer(compressed.data, np.uint8), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(decoded, label)
 
-    for name in ('confidence', 'mask/Red_Car', 'mask/road', 'mask/no_such_thing'):
-        image = received[name]
+    for name, image in received.items():
+        if name == 'label/compressed':
+            continue
+        assert image.header == header
         assert (image.encoding, image.height, image.width, image.step) == ('mono8', 60, 90, 90)
     for name, class_name in (('mask/Red_Car', 'red car'), ('mask/road', 'road')):
         np.testing.assert_array_equal(
             pixels(received[name]), np.where(label == ids[class_name], 255, 0)
         )
     assert not pixels(received['mask/no_such_thing']).any()
+
+    # Together they are all there is, and what is most probable is what pixels are labelled.
+    scores = [pixels(received[f'scores/{n}']) for n in ('road', 'Auto', 'tree', 'Sky', 'wall')]
+    assert np.abs(np.sum(scores, 0, int) - 255).max() <= 3
+    assert (np.append([0, 1, 2], [255, 255])[np.argmax(scores, 0)] == label).mean() > 0.9
+    assert not pixels(received['scores/no_such_phrase']).any()
 
     confidence = pixels(received['confidence']) / 255.0
     for mask in client.masks_of(header).masks:
@@ -75,6 +95,7 @@ def test_every_output_of_a_frame_says_the_same(start_node, client):
 
     status, values = client.diagnostics(lambda _, v: v['masks_unknown'])
     assert values['masks_unknown'] == 'no such thing'
+    assert values['scores_unknown'] == 'no such phrase'
     assert status.level == DiagnosticStatus.WARN and 'no such thing' in status.message
 
 
@@ -340,6 +361,69 @@ def test_depth_is_subscribed_while_points_are_wanted(start_node, client, depth_c
     client.label_of(client.send(client.image()))
 
 
+def test_detections_are_the_instances_of_the_label_image(start_node, client, depth_camera):
+    vision = pytest.importorskip('vision_msgs.msg', reason='vision_msgs is not installed')
+    start_node(depth=True, min_instance_area=0.01)
+    flat, deep = '/cliptrase/camera/detections', '/cliptrase/camera/detections_3d'
+    client.listen(flat, vision.Detection2DArray)
+    client.listen(deep, vision.Detection3DArray)
+    client.listen_to_label()
+    client.listen_to_masks()
+    depth_camera.wait()
+    ids = []
+    for _ in range(2):
+        image = client.image(48, 64, seed=2)
+        depth_camera.send_info(64, 48)
+        depth_camera.send_depth(image.header, np.full((48, 64), 2000, np.uint16))
+        header = client.send(image)
+        label, masks = pixels(client.label_of(header)), client.masks_of(header)
+        detections, placed = (client._answer(header, topic) for topic in (flat, deep))
+        found = Counter(d.results[0].hypothesis.class_id for d in detections.detections)
+        assert found == {m.class_name: m.instances for m in masks.masks if m.instances}
+        of_class = {m.class_name: m.class_id for m in masks.masks}
+        for detection, box in zip(detections.detections, placed.detections, strict=True):
+            hypothesis = detection.results[0].hypothesis
+            assert detection.header == box.header == header
+            assert (detection.id, hypothesis) == (box.id, box.results[0].hypothesis)
+            assert 0.0 <= hypothesis.score <= 1.0
+            width, height = detection.bbox.size_x, detection.bbox.size_y
+            centre = detection.bbox.center.position
+            left, top = round(centre.x - width / 2), round(centre.y - height / 2)
+            inside = label[top : top + round(height), left : left + round(width)]
+            assert (inside == of_class[hypothesis.class_id]).any(axis=0).all()
+            # All is 2 m away, of a camera of 100 and 50 pixels focal length.
+            position, size = box.bbox.center.position, box.bbox.size
+            assert position.x == pytest.approx(2 * (centre.x - 0.5 - 3) / 100, abs=1e-4)
+            assert position.y == pytest.approx(2 * (centre.y - 0.5 - 2) / 50, abs=1e-4)
+            assert (size.x, size.y) == pytest.approx(
+                (2 * (width - 1) / 100, 2 * (height - 1) / 50), abs=1e-4
+            )
+            assert (position.z, size.z) == (2.0, 0.0)
+        ids.append([detection.id for detection in detections.detections])
+    assert ids[0] == ids[1] == [f'{i}' for i in range(1, len(ids[0]) + 1)] != []
+
+
+def test_boxes_come_onto_the_overlay_while_the_node_runs(start_node, client):
+    start_node(vocabulary=['road', 'person', 'tree'])
+    client.listen('/cliptrase/camera/overlay', Image)
+    client.listen_to_label()
+
+    def overlay_of(image):
+        label = pixels(client.label_of(client.send(image)))
+        return label, pixels(client._answer(image.header, '/cliptrase/camera/overlay'))
+
+    before = overlay_of(client.image(60, 80))[1]
+    assert client.set_parameters(overlay_boxes=True, min_instance_area=0.2)[0].successful
+    image = client.image(60, 80)
+    label, after = overlay_of(image)
+    result = Segmentation(label, label, parse_vocabulary(['road', 'person', 'tree']))
+    instances = find_instances(result, 0.2)
+    ids = range(1, len(instances) + 1)
+    expected = draw_overlay(to_rgb(image), label, result.vocabulary, instances=instances, ids=ids)
+    np.testing.assert_array_equal(after.reshape(60, 80, 3), expected)
+    assert (after != before).any()
+
+
 class DepthTopic:
     """Stands for a topic of depth or camera_info that nobody publishes."""
 
@@ -357,7 +441,7 @@ def points_output(monkeypatch):
     Making those of stamp 1 waits for `output.may_go_on`, which `output.has_begun` asks for.
     """
     published = []
-    publisher = SimpleNamespace(publish=published.append, get_subscription_count=lambda: 1)
+    publisher = SimpleNamespace(get_subscription_count=lambda: 1)
     depth, info = DepthTopic(), DepthTopic()
     depth_topics = SimpleNamespace(
         topics=(depth, info), depth=depth, info=info, depth_info=None, check=check_depth
@@ -373,14 +457,13 @@ def points_output(monkeypatch):
     )
     output.has_begun, output.may_go_on = threading.Event(), threading.Event()
 
-    def make_points(labelled, depth, info, depth_info):
+    def publish(labelled, depth, info, depth_info):
         if labelled.header.stamp.sec == 1:
             output.has_begun.set()
             assert output.may_go_on.wait(30)
-        return labelled.header.stamp.sec
+        published.append(labelled.header.stamp.sec)
 
-    monkeypatch.setattr(output, '_make_points', make_points)
-    monkeypatch.setattr(points, 'points_message', lambda made, header: made)
+    monkeypatch.setattr(output, '_publish_placed', publish)
     return output, published
 
 

@@ -65,7 +65,7 @@ def test_messages_come_as_bytes_in_the_thread_and_not_in_the_executor(node, own,
 
     spinning = threading.Thread(target=spin, daemon=True)
     spinning.start()
-    subscribe(node, own, lambda data: received.append((threading.current_thread().name, data)))
+    subscribe(node, own, lambda data, _: received.append((threading.current_thread().name, data)))
     sender = Sender(client)
     sender.send('first')
     client.wait_for(lambda: received, 'the first message')
@@ -84,7 +84,7 @@ def test_messages_come_as_bytes_in_the_thread_and_not_in_the_executor(node, own,
 def test_a_callback_that_fails_costs_its_message_alone(node, own, client):
     received = []
 
-    def callback(data):
+    def callback(data, info):
         received.append(data)
         if len(received) == 1:
             raise RuntimeError('no memory left')
@@ -98,7 +98,7 @@ def test_a_callback_that_fails_costs_its_message_alone(node, own, client):
 
 
 def test_others_see_at_once_that_a_subscription_or_publisher_is_destroyed(node, own, client):
-    subscription = subscribe(node, own, lambda _: None)
+    subscription = subscribe(node, own, lambda *_: None)
     sender = Sender(client)
     client.wait_for(sender.publisher.get_subscription_count, 'the subscription')
     node.destroy_subscription(subscription)
@@ -121,7 +121,7 @@ def test_events_come_while_messages_do_and_while_none_does(node, own, client):
     subscribe(
         node,
         own,
-        received.append,
+        lambda data, _: received.append(data),
         event_callbacks=SubscriptionEventCallbacks(incompatible_qos=note('incompatible')),
     )
     sender = Sender(client)
@@ -147,7 +147,7 @@ def test_events_come_while_messages_do_and_while_none_does(node, own, client):
 def test_the_end_of_the_context_ends_the_thread(node, context):
     own = OwnThread(node, 'own')
     own.start()
-    subscribe(node, own, lambda _: None)
+    subscribe(node, own, lambda *_: None)
     context.shutdown()
     deadline = time.monotonic() + 30
     while any(thread.name == 'own' for thread in threading.enumerate()):

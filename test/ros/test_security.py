@@ -1,5 +1,7 @@
 """The policy for SROS 2 names what a running node has, and nothing else."""
 
+import importlib.util
+import re
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,6 +10,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from cliptrase_ros.messages.transports import TRANSPORTS
 from cliptrase_ros.ros import transforms
 from cliptrase_ros.ros.outputs import LabelInfo
 
@@ -22,12 +25,16 @@ STRUCTURE = {
     'enclaves': (set(), {'enclave'}),
     'enclave': ({'path'}, {'profiles'}),
     'profiles': (set(), {'profile'}),
-    'profile': ({'ns', 'node'}, {'topics', 'services'}),
+    'profile': ({'ns', 'node'}, {'topics', 'services', 'actions'}),
     'topics': ({'publish', 'subscribe'}, {'topic'}),
     'services': ({'reply', 'request'}, {'service'}),
+    'actions': ({'call', 'execute'}, {'action'}),
     'topic': (set(), set()),
     'service': (set(), set()),
+    'action': (set(), set()),
 }
+#: What an action is made of.
+ACTION_TOPICS, ACTION_SERVICES = ('feedback', 'status'), ('send_goal', 'cancel_goal', 'get_result')
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +48,7 @@ def test_structure(policy):
         attributes, children = STRUCTURE[element.tag]
         assert set(element.attrib) <= attributes
         assert {child.tag for child in element} <= children
-        if element.tag in ('topics', 'services'):
+        if element.tag in ('topics', 'services', 'actions'):
             assert set(element.attrib.values()) == {'ALLOW'} and len(element)
 
 
@@ -69,18 +76,30 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         'subscribe': allowed('topics', 'subscribe'),
         'reply': allowed('services', 'reply'),
     }
+    for action in allowed('actions', 'execute'):
+        wanted['publish'] |= {f'{action}/_action/{part}' for part in ACTION_TOPICS}
+        wanted['reply'] |= {f'{action}/_action/{part}' for part in ACTION_SERVICES}
     if LabelInfo is None:
-        wanted['publish'].remove(f'/{name}/camera/label_info')
+        wanted['publish'] -= {
+            f'/{name}/camera/{topic}' for topic in ('label_info', 'detections', 'detections_3d')
+        }
+    transports = ['raw', 'compressed']
+    for transport in ('ffmpeg', 'foxglove'):
+        if importlib.util.find_spec(TRANSPORTS[transport].partition('/')[0]):
+            transports.append(transport)
+        else:
+            wanted['subscribe'].remove(f'{namespace}camera/image_raw/{transport}')
     poses = {}
     if transforms.tf2_py is None:
         wanted['subscribe'] -= {'/tf', '/tf_static'}
-        poses['camera_poses'] = ['0 0 1 0 0.5 0'] * 2
+        poses['camera_poses'] = ['0 0 1 0 0.5 0'] * len(transports)
     start_node(
-        cameras=['camera', 'other'],
-        transport=['raw', 'compressed'],
+        cameras=['camera', 'other', 'other2', 'other3'][: len(transports)],
+        transport=transports,
         depth=True,
-        depth_transport='raw; compressedDepth',
+        depth_transport=(['raw', 'compressedDepth'] * 2)[: len(transports)],
         mask_topics=['person'],
+        score_topics=['person'],
         ground_frame='base',
         **poses,
         always_on=True,
@@ -92,7 +111,7 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         if (name, namespace) not in node.get_node_names_and_namespaces():
             return None
         return {
-            way: {found.replace('/other/', '/camera/') for found, _ in find(name, namespace)}
+            way: {re.sub(r'/other\d?/', '/camera/', found) for found, _ in find(name, namespace)}
             for way, find in (
                 ('publish', node.get_publisher_names_and_types_by_node),
                 ('subscribe', node.get_subscriber_names_and_types_by_node),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cliptrase_ros.ros.diagnostics import SILENCE_S, camera_status
 from cliptrase_ros.ros.executable import initialized
-from cliptrase_ros.ros.settings import mask_topic_name
+from cliptrase_ros.ros.settings import phrase_topic_name
 from cliptrase_ros.segmentation.overlay import draw_overlay
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
 from cliptrase_ros.streams.rate_limit import RateLimiter
@@ -118,8 +118,8 @@ def test_silence_counts_only_while_subscribed(reported_camera):
         ('__a  b__', 'a_b'),
     ],
 )
-def test_mask_topics_are_names_of_topics(name, topic):
-    assert mask_topic_name(name) == topic
+def test_phrases_become_names_of_topics(name, topic):
+    assert phrase_topic_name('mask_topics', name) == topic
 
 
 def test_overlay_colours_classes_and_keeps_the_rest():

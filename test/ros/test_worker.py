@@ -1,5 +1,6 @@
 """The inference thread by itself: encoding in small parts, announcements, and its end."""
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -17,6 +18,7 @@ from std_msgs.msg import Header
 
 from cliptrase_ros.messages.images import ImageError
 from cliptrase_ros.ros.diagnostics import VocabularyState
+from cliptrase_ros.ros.requests import ImageRequest
 from cliptrase_ros.ros.worker import Worker
 from cliptrase_ros.segmentation import device_faults
 from cliptrase_ros.segmentation.run.graphs import EagerQueue, FixedCalls
@@ -380,6 +382,35 @@ def test_ready_for_a_change_before_it_comes_into_force(start_busy):
     assert set(events[change + 1 :]) == {('label', 2, 'plus')}
     # No frame had to wait for a call of its own.
     assert len(segmenter.fixed_calls) == ready + 4
+
+
+@pytest.mark.parametrize('changes', [False, True])
+def test_an_image_waits_for_one_step_of_a_request_or_a_change_at_most(start_busy, changes):
+    worker, segmenter, events = start_busy(with_graphs=False)
+    encode, first = segmenter.encode_vocabulary, worker.reconfiguration.latest_vocabulary
+
+    def encode_slowly(vocabulary):
+        events.append(('encoded', len(vocabulary.phrases)))
+        time.sleep(0.11)  # a step
+        return encode(vocabulary)
+
+    segmenter.encode_vocabulary = encode_slowly
+    events.clear()
+    request = ImageRequest(
+        lambda: np.zeros((32, 32, 3), np.uint8),
+        parse_vocabulary([f'word {i}' for i in range(3)], background=()),
+    )
+    worker.requests.submit(request)
+    if changes:
+        worker.reconfiguration.request(words(3, first))
+    assert request.answer.result(PATIENCE).label.shape == (32, 32)
+    if changes:
+        wait_for(lambda: ('label', 2, 'robot') in events)
+    kinds = [event[0] for event in events]
+    begin, end = kinds.index('encoded'), len(kinds) - kinds[::-1].index('encoded')
+    assert kinds.count('encoded') == (8 if changes else 4)
+    steps = [kind for kind in kinds[begin:end] if kind != 'announced']
+    assert all('label' in pair for pair in itertools.pairwise(steps))
 
 
 def test_a_change_that_needs_no_other_call_comes_into_force_at_once(start_busy):

@@ -108,6 +108,10 @@ class LabelTable:
             cosines, image_cosines, self.columns, self.used, self.size[1], self.logit_scale
         )
 
+    def largest_by_column(self, values: Tensor) -> Tensor:
+        """The largest value of each column's phrases, (..., C) of (..., P); low for padding."""
+        return _largest_by_column(values, self.columns, self.size[1])
+
     def cosines(self, tokens: Tensor) -> Tensor:
         """Cosines (B, T, P) of tokens (see `logits`) and phrases; very low for padding."""
         return (tokens @ self.features.mT).masked_fill(self.columns == self.size[1], NO_COSINE)

@@ -47,6 +47,12 @@ class Framing:
     antialias: bool = True
 
     @property
+    def seen(self) -> tuple[slice, slice]:
+        """Rows and columns of the image that the crop covers."""
+        rows, columns = (_covered(*lengths) for lengths in self.lines)
+        return rows, columns
+
+    @property
     def lines(self) -> Iterator[tuple[int, int, int, int]]:
         """Source, resized, offset and crop along the height, then along the width."""
         return zip(self.source, self.resized, self.offset, self.crop, strict=True)
@@ -203,6 +209,16 @@ def to_camera_size(cropped: Tensor, framing: Framing, outside: int) -> Tensor:
     bordered = F.pad(cropped, (1, 1, 1, 1), value=outside)
     rows, columns = (_nearest(*lengths, cropped.device) for lengths in framing.lines)
     return bordered[:, rows[:, None], columns]
+
+
+def _covered(source: int, resized: int, offset: int, crop: int) -> slice:
+    """The pixels whose nearest of the scaled image are in the crop, see `_nearest`."""
+    # The least pixel with (2 * pixel + 1) * resized // (2 * source) >= bound.
+    begin, end = (
+        max(0, -(-(2 * source * bound - resized) // (2 * resized)))
+        for bound in (offset, offset + crop)
+    )
+    return slice(begin, min(end, source))
 
 
 @constant

@@ -54,6 +54,9 @@ _MOST_COUNTED_SHAPES = 64
 # Runs before a capture: libraries choose kernels and take their memory in the first ones.
 _WARM_UP_RUNS = 3
 
+# Bytes; no dtype has larger elements.
+_ALIGNMENT = 8
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,13 +83,21 @@ class HostLabels:
     """`pipeline.LabelledFrames` in host memory.
 
     Attributes:
+        scores: Without columns that are padding; None where the method has none.
         histories: One a frame, on the device, where the method smooths; else None.
     """
 
     label: np.ndarray
     confidence: np.ndarray
     exact: np.ndarray
-    histories: list[FrameHistory] | None = None
+    scores: np.ndarray | None
+    histories: list[FrameHistory] | None
+
+    @classmethod
+    def of(cls, arrays: Sequence[np.ndarray], histories: list[FrameHistory] | None) -> 'HostLabels':
+        """Of what `LabelledFrames.tensors` has, on the host."""
+        label, confidence, exact, *scores = arrays
+        return cls(label, confidence, exact, scores[0] if scores else None, histories)
 
 
 class EagerQueue:
@@ -380,12 +391,11 @@ class FixedCall:
         self._min_confidence = torch.zeros((), device=device)
         self._host_frames = self._on_host(self._frames)
         # In one memory, so that one copy brings all of it to the host.
-        pixels = shape.batch * height * width
-        self._output = torch.zeros(
-            pixels * (shape.ids.itemsize + 1) + shape.batch, dtype=torch.uint8, device=device
-        )
+        self._layout = _output_layout(shape, pipeline.grid(shape.framing))
+        size = sum(_room(*part) for part in self._layout)
+        self._output = torch.zeros(size, dtype=torch.uint8, device=device)
         self._host_output = self._on_host(self._output)
-        self._shape, self._downloaded = shape, queue.new_event()
+        self._downloaded = queue.new_event()
         # For a method that smooths: the history of one frame that none precedes, the one that the
         # call reads, and the one that it writes.
         self._before: History | None = None
@@ -401,7 +411,7 @@ class FixedCall:
         # A graph replays the making of every tensor that it has seen made. These are made in the
         # runs before the capture, so that they are not made again at every replay.
         self._constants: dict = {}
-        output = _split_output(self._output, shape)
+        output = _split_output(self._output, self._layout)
 
         def call() -> None:
             with reuse_constants_in(self._constants):
@@ -436,7 +446,7 @@ class FixedCall:
     @cached_property
     def _host_arrays(self) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """The buffers on the host: frames, and what `LabelledFrames.tensors` has."""
-        output = _split_output(self._host_output, self._shape)
+        output = _split_output(self._host_output, self._layout)
         return self._host_frames.numpy(), tuple(tensor.numpy() for tensor in output)
 
     def start(
@@ -458,7 +468,8 @@ class FixedCall:
         if self._pending is not None:
             # The buffers are overwritten now.
             self._pending.result()
-        rows, output = self._host_arrays
+        rows, (label, confidence, exact, *scores) = self._host_arrays
+        output = (label, confidence, exact, *(maps[:, : table.size[1]] for maps in scores))
         for row, image in zip(rows, images, strict=True):
             np.copyto(row, image)
         is_loaded = self._loaded is not None and self._loaded[0] is table
@@ -489,12 +500,31 @@ class FixedCall:
         self._loaded = table, min_confidence
 
 
-def _split_output(memory: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of what `LabelledFrames.tensors` has: label, confidence, exact."""
-    size = (shape.batch, *shape.framing.source)
-    pixels = math.prod(size)
-    label, confidence, exact = memory.split([pixels * shape.ids.itemsize, pixels, shape.batch])
-    return label.view(shape.ids).view(size), confidence.view(size), exact.view(torch.bool)
+def _output_layout(
+    shape: Shape, grid: tuple[int, int]
+) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and size of what `LabelledFrames.tensors` has; grid is of patches."""
+    pixels = (shape.batch, *shape.framing.source)
+    layout = [(shape.ids, pixels), (torch.uint8, pixels), (torch.bool, (shape.batch,))]
+    if shape.method.scores:
+        layout.append((torch.float32, (shape.batch, shape.table_size[1], *grid)))
+    return layout
+
+
+def _room(dtype: torch.dtype, size: tuple[int, ...]) -> int:
+    """Bytes of a tensor, and up to where the next one of any dtype may begin."""
+    return -(-math.prod(size) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+
+
+def _split_output(
+    memory: Tensor, layout: Sequence[tuple[torch.dtype, tuple[int, ...]]]
+) -> list[Tensor]:
+    """Views of what `LabelledFrames.tensors` has."""
+    parts = memory.split([_room(dtype, size) for dtype, size in layout])
+    return [
+        part[: math.prod(size) * dtype.itemsize].view(dtype).view(size)
+        for part, (dtype, size) in zip(parts, layout, strict=True)
+    ]
 
 
 class PendingLabels:
@@ -516,13 +546,17 @@ class PendingLabels:
         if self._result is None:
             self._wait()
             # Copied, because the buffers will hold the next labels.
-            label, confidence, exact = (array.copy() for array in self._output)
-            self._result = HostLabels(label, confidence, exact, self._histories)
+            copies = [array.copy() for array in self._output]
+            self._result = HostLabels.of(copies, self._histories)
         return self._result
 
 
 class FixedCalls:
-    """A cache of `FixedCall` by shape; the least recently used is evicted. For one thread."""
+    """A cache of `FixedCall` by shape; the least recently used is evicted. For one thread.
+
+    Attributes:
+        may_capture: Whether `get` may; otherwise it counts no requests either.
+    """
 
     def __init__(
         self,
@@ -540,6 +574,7 @@ class FixedCalls:
             patience: A call is captured when its shape was requested so often.
         """
         self.queue = queue
+        self.may_capture = True
         self._pipeline = pipeline
         self._bounds = bounds or Bounds()
         self._capacity = capacity
@@ -574,6 +609,8 @@ class FixedCalls:
         """
         shape = _shape(batch, framing, method, table)
         if shape not in self._calls:
+            if not self.may_capture:
+                return None
             # Photos of many sizes would be captured more often than labelled.
             self._set_requests(shape, self._requests.get(shape, 0) + 1)
             if self._requests[shape] < self._patience:

@@ -27,6 +27,12 @@ from cliptrase_ros.segmentation.method.enlarging import (
     labels_at_camera,
     largest_enlarged,
 )
+from cliptrase_ros.segmentation.method.presence import (
+    among_present,
+    present_columns,
+    unlabel_where_nothing_is_left,
+    without_absent,
+)
 from cliptrase_ros.segmentation.method.propagation import propagate
 from cliptrase_ros.segmentation.method.refinement import refine_edges
 from cliptrase_ros.segmentation.method.smoothing import History, empty_history, smooth
@@ -35,7 +41,13 @@ from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
 from cliptrase_ros.segmentation.model.preprocessing import Framing
 from cliptrase_ros.segmentation.process_settings import exact_float32
-from cliptrase_ros.segmentation.run.pixels import label_pixels, phrase_maps, probability_of
+from cliptrase_ros.segmentation.run.pixels import (
+    keep_columns,
+    label_pixels,
+    patch_scores,
+    phrase_maps,
+    probability_of,
+)
 from cliptrase_ros.segmentation.settings import Method
 
 # Stands for the probability 0, whose logarithm could not be interpolated.
@@ -67,7 +79,10 @@ class Trace:
         correlation: float32 (B, N, N), what is clustered; None where nothing is.
         patch_logits: float32 (B, C, h, w), without the image prior. With sliding windows their
             mean, on a finer grid than that of tokens, correlation and clusters.
-        patch_probability: float32 of the same shape, 0..1, propagated where the method does so.
+        scores: float32 of the same shape, 0..1, the probability of every column, propagated and
+            smoothed where the method does so.
+        patch_probability: The same among the columns that are `present`: what labels are made from.
+        present: bool (B, C), see `presence.present_columns`; None where the method leaves out none.
         clusters: int64 (B, N), -1 for noise.
         raw_labels: int64 (B, H, W), label columns before the vote, after PAMR; the value
             `LabelTable.foreground` stands for every background column.
@@ -79,7 +94,9 @@ class Trace:
     tokens: Tensor
     correlation: Tensor | None
     patch_logits: Tensor
+    scores: Tensor
     patch_probability: Tensor
+    present: Tensor | None
     clusters: Tensor
     raw_labels: Tensor
     labels: Tensor
@@ -95,18 +112,22 @@ class LabelledFrames:
         label: (B, H, W), ids of the label table, its `unlabelled` where there is none.
         confidence: uint8 (B, H, W), 0..255 for a probability of 0..1.
         exact: bool (B,), see `Trace`.
+        scores: float32 (B, C, h, w), 0..1, the probability of each label column at each patch,
+            where the method has them; else None.
         history: See `Trace`.
     """
 
     label: Tensor
     confidence: Tensor
     exact: Tensor
+    scores: Tensor | None = None
     history: History | None = None
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, ...]:
         """What is copied to the host."""
-        return self.label, self.confidence, self.exact
+        always = self.label, self.confidence, self.exact
+        return always if self.scores is None else (*always, self.scores)
 
 
 @dataclass(frozen=True)
@@ -163,7 +184,12 @@ class Pipeline:
             label, confidence = labels_at_camera(
                 labels, result.patch_probability, table, min_confidence, framing
             )
-            return LabelledFrames(label, confidence, result.exact, result.history)
+            if result.present is not None:
+                label, confidence = unlabel_where_nothing_is_left(
+                    label, confidence, result.present, table.unlabelled
+                )
+            scores = result.scores if method.scores else None
+            return LabelledFrames(label, confidence, result.exact, scores, result.history)
 
     def _label_at_pixels(
         self,
@@ -174,21 +200,36 @@ class Pipeline:
         method: Method,
     ) -> LabelledFrames:
         maps = phrase_maps(self.backbone, pixels, table, method, tuple(frames.shape[1:3]))
+        grid = self.backbone.grid(pixels)
+        scores, present = None, None
+        if method.scores or method.min_presence:
+            scores = patch_scores(maps, grid, table, method)
+        if scores is not None and method.min_presence:
+            present = present_columns(scores, table, method.min_presence)
+            maps = keep_columns(maps, present, table)
         labels, probability = label_pixels(maps, table, method)
         if method.refinement == 'edges':
             with stage('edges'):
-                grid, picture = self.backbone.grid(pixels), frames.permute(0, 3, 1, 2)
+                picture = frames.permute(0, 3, 1, 2)
                 labels = refine_edges(labels, picture, grid, table.size[1] + 1)
             probability = probability_of(labels, maps, table, method)
         with stage('output'):
             label, confidence = ids_and_confidence(labels, probability, table, min_confidence)
+            if present is not None:
+                label, confidence = unlabel_where_nothing_is_left(
+                    label, confidence, present, table.unlabelled
+                )
             exact = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
-            return LabelledFrames(label, confidence, exact)
+            return LabelledFrames(label, confidence, exact, scores if method.scores else None)
 
     def empty_history(self, batch: int, framing: Framing, table: LabelTable) -> History:
         """The history that the first frames of `batch` cameras get."""
+        return empty_history(table.size[1], self.grid(framing), batch, self.mean.device)
+
+    def grid(self, framing: Framing) -> tuple[int, int]:
+        """Whole patches (h, w) of what the network sees."""
         height, width = (side // self.backbone.patch_size for side in framing.crop)
-        return empty_history(table.size[1], (height, width), batch, self.mean.device)
+        return height, width
 
     def normalise(self, pixels: Tensor, frame: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 (B, 3, H, W) to that dtype, normalised in float32; frame as in `Method`."""
@@ -243,12 +284,12 @@ def trace(
     else:
         patches = _sliding_patch_maps(backbone, pixels, window, table, image_cosines, method)
     with stage('logits'):
-        probability, evidence, new_history = _weigh(patches, picture, history, method)
-        columns = largest_enlarged(evidence, size)
+        weighed = _weigh(patches, picture, history, table, method)
+        columns = largest_enlarged(weighed.evidence, size)
     if method.refinement == 'pamr':
         with stage('pamr'):
             assert picture is not None
-            columns = pamr.refine_present(columns, evidence, picture)
+            columns = pamr.refine_present(columns, weighed.evidence, picture)
     raw_labels = torch.minimum(columns, table.foreground)
     if correlation is None or not method.clustering:
         clusters = torch.full_like(dense.tokens[:, 1:, 0], -1, dtype=torch.int64)
@@ -265,12 +306,14 @@ def trace(
         dense.tokens,
         correlation if method.clustering else None,
         patches.logits,
-        probability,
+        weighed.scores,
+        weighed.probability,
+        weighed.present,
         clusters,
         raw_labels,
         labels,
         exact,
-        new_history,
+        weighed.history,
     )
 
 
@@ -373,24 +416,49 @@ def _shrink_to_window(pixels: Tensor, backbone: DenseBackbone, method: Method) -
     return shrunk.to(pixels.dtype)
 
 
-def _weigh(
-    patches: _PatchMaps, picture: Tensor | None, history: History | None, method: Method
-) -> tuple[Tensor, Tensor, History | None]:
-    """Class probabilities of patches, the maps whose largest decides a pixel, and the new history.
+@dataclass(frozen=True)
+class _Weighed:
+    """What labels are made from, see `Trace`.
 
-    The maps are float32 (B, C, h, w).
+    Attributes:
+        evidence: float32 (B, C, h, w), the maps whose largest decides a pixel.
     """
+
+    scores: Tensor
+    probability: Tensor
+    evidence: Tensor
+    present: Tensor | None
+    history: History | None
+
+
+def _weigh(
+    patches: _PatchMaps,
+    picture: Tensor | None,
+    history: History | None,
+    table: LabelTable,
+    method: Method,
+) -> _Weighed:
+    new_history = None
     if method.smoothing:
-        # `Pipeline` hands both on to a method that smooths.
+        # `Pipeline` hands both on to a method that smooths. What is left out now counts on: it may
+        # be seen again.
         assert picture is not None and history is not None and patches.probability is not None
-        probability, history = smooth(patches.probability, picture, history, method.smoothing)
-        if method.propagation:
-            return probability, probability, history
+        scores, new_history = smooth(patches.probability, picture, history, method.smoothing)
+    elif patches.probability is not None:
+        scores = patches.probability
+    else:
+        scores = patches.logits.softmax(1)
+    probability, evidence, present = scores, patches.label_logits, None
+    if method.min_presence:
+        present = present_columns(scores, table, method.min_presence)
+        probability = among_present(scores, present)
+        evidence = without_absent(evidence, present, table.logit_scale)
+    if method.propagation:
+        evidence = probability
+    elif method.smoothing:
         # Interpolated logarithms rank classes as interpolated logits do.
-        return probability, probability.clamp(min=_LEAST_PROBABILITY).log(), history
-    if patches.probability is not None:
-        return patches.probability, patches.probability, None
-    return patches.logits.softmax(1), patches.label_logits, None
+        evidence = probability.clamp(min=_LEAST_PROBABILITY).log()
+    return _Weighed(scores, probability, evidence, present, new_history)
 
 
 def _clusters(correlation: Tensor, bounds: Bounds | None) -> tuple[Tensor, Tensor]:

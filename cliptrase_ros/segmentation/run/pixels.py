@@ -5,15 +5,17 @@ them the largest logit and the sum that softmax divides by.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function as stage
 
 from cliptrase_ros.segmentation.method import pamr, sliding
 from cliptrase_ros.segmentation.method.enlarging import enlarge
+from cliptrase_ros.segmentation.method.presence import without_absent
 from cliptrase_ros.segmentation.method.refinement import count_labels
 from cliptrase_ros.segmentation.model.backbone import DenseBackbone
 from cliptrase_ros.segmentation.model.label_table import LabelTable
@@ -48,11 +50,7 @@ class PhraseMaps:
     def at_pixels(self, phrases: slice) -> Tensor:
         """Cosines of some phrases at the camera's pixels: float32 (B, K, H, W)."""
         with stage('logits'):
-            maps = self.cosines[:, phrases]
-            if self.corners is not None:
-                maps = enlarge(maps, self.window)
-                maps = sliding.join_windows(maps, self.corners, self.network_size)
-            maps = enlarge(maps, self.camera_size)
+            maps = enlarge(self._joined(phrases), self.camera_size)
         if self.neighbour_weights is None:
             return maps
         with stage('pamr'):
@@ -60,22 +58,42 @@ class PhraseMaps:
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
         """All phrases, as many at a time as `_VALUES_AT_ONCE` allows, and their maps."""
+        parts = self._parts()
+        for part in parts:
+            yield part, self._all_at_pixels if len(parts) == 1 else self.at_pixels(part)
+
+    def _parts(self) -> list[slice]:
         height, width = self.camera_size
         frames = len(self.cosines) // (1 if self.corners is None else len(self.corners))
         windows = len(self.cosines) * self.window[0] * self.window[1]
         step = max(1, _VALUES_AT_ONCE // max(frames * height * width, windows))
         phrases = self.cosines.shape[1]
-        if step >= phrases:
-            yield slice(0, phrases), self._all_at_pixels
-        else:
-            for first in range(0, phrases, step):
-                part = slice(first, min(first + step, phrases))
-                yield part, self.at_pixels(part)
+        return [slice(i, min(i + step, phrases)) for i in range(0, phrases, step)]
 
     @cached_property
     def _all_at_pixels(self) -> Tensor:
         """Where they fit, maps of all phrases are made once for those who ask several times."""
         return self.at_pixels(slice(None))
+
+    def at_patches(self, grid: tuple[int, int]) -> Tensor:
+        """Cosines of all phrases at the centres of the frames' patches: float32 (B, P, h, w)."""
+        with stage('logits'):
+            return torch.cat(
+                [
+                    # Between the nearest four: what `at_pixels` enlarges has these values there.
+                    F.interpolate(self._joined(part), size=grid, mode='bilinear')
+                    for part in self._parts()
+                ],
+                1,
+            )
+
+    def _joined(self, phrases: slice) -> Tensor:
+        """Cosines of some phrases over whole frames: of patches, or of pixels of windows."""
+        maps = self.cosines[:, phrases]
+        if self.corners is None:
+            return maps
+        maps = enlarge(maps, self.window)
+        return sliding.join_windows(maps, self.corners, self.network_size)
 
 
 def phrase_maps(
@@ -135,6 +153,29 @@ def label_pixels(maps: PhraseMaps, table: LabelTable, method: Method) -> tuple[T
             maps, table, method, lambda columns: stays[:, columns, None, None]
         )
     return torch.minimum(column, table.foreground), probability
+
+
+def patch_scores(
+    maps: PhraseMaps, grid: tuple[int, int], table: LabelTable, method: Method
+) -> Tensor:
+    """How probable each label column is at patches, see `label_pixels`, before PAMR.
+
+    Args:
+        grid: (h, w), of the frames' patches.
+
+    Returns:
+        float32 (B, C, h, w), 0..1.
+    """
+    logits = maps.at_patches(grid) * (method.logit_scale or table.logit_scale)
+    by_column = table.largest_by_column(logits.softmax(1).movedim(1, -1))
+    return by_column.movedim(-1, 1).contiguous()
+
+
+def keep_columns(maps: PhraseMaps, present: Tensor, table: LabelTable) -> PhraseMaps:
+    """The maps for a vocabulary of which an image has only the columns present, bool (B, C)."""
+    is_kept = F.pad(present, (0, 1))[:, table.columns]
+    of_windows = is_kept.repeat(len(maps.cosines) // len(present), 1)
+    return replace(maps, cosines=without_absent(maps.cosines, of_windows))
 
 
 def probability_of(labels: Tensor, maps: PhraseMaps, table: LabelTable, method: Method) -> Tensor:
