@@ -52,7 +52,9 @@ def cases(height: int, width: int) -> dict:
     depth = MAKER.make_image(millimetres, '16UC1', header)
     rays = model_rays(CameraModel(width, width, width / 2, height / 2), width, height)
 
-    labelled = LabelledPicture(header, picture, result)
+    def labelled() -> LabelledPicture:
+        # Anew, because it keeps what was found in it.
+        return LabelledPicture(header, picture, result)
 
     def points():
         array = labelled_points(depth_in_metres(depth), rays, picture, label, confidence)
@@ -66,7 +68,7 @@ def cases(height: int, width: int) -> dict:
         'read jpeg': lambda: decompress_to_rgb(jpeg),
         'read png': lambda: decompress_to_rgb(png),
         **{
-            topic: lambda make=make: make(MAKER, labelled)
+            topic: lambda make=make: make(MAKER, labelled())
             for topic, (_, make) in CAMERA_OUTPUTS.items()
         },
         'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),
