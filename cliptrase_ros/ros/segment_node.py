@@ -280,7 +280,13 @@ class SegmentNode(ManagedNode):
         with self._lock:
             if self._worker is None:
                 raise RequestError(f'the node is {self.state}; configure and activate it first')
-            return Target(self._worker, self._engine.segmenter, self._cameras, self._values.node)
+            return Target(
+                self._worker,
+                self._engine.segmenter,
+                self._cameras,
+                self._values.node,
+                self._values.segmentation.min_instance_area,
+            )
 
     def _header(self) -> Header:
         return Header(stamp=self.get_clock().now().to_msg())
