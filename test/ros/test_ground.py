@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import OccupancyGrid
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -60,6 +61,8 @@ class GroundCamera:
 def camera(client):
     client.listen_to_label()
     client.listen_to_vocabulary()
+    # From the beginning: of an image that is missed one report warns.
+    client.listen('/diagnostics', DiagnosticArray)
     return GroundCamera(client)
 
 
