@@ -133,8 +133,8 @@ def cases(height: int, width: int) -> dict:
     view = view_ground(*seen)
     costs = {f'thing {i}': i for i in range(10)}
 
-    def labelled():
-        # A new one each time, because it keeps the regions that it has found.
+    def labelled() -> LabelledPicture:
+        # Anew, because it keeps what was found in it.
         return LabelledPicture(header, picture, result)
 
     def points():

@@ -2,7 +2,8 @@
 
 `python benchmark/presence.py` labels pictures of toybox rooms, which show a few of its 48 classes,
 by the words of what is there alone, which nobody knows beforehand, by all 48, and by all 48 with
-`min_presence`. It prints mean IoU in percent, and how many words a picture was labelled by.
+`min_presence`. It prints mean IoU in percent and, for each picture, how many words it was labelled
+by, how many of its labels are not there, and how many of what is there got no label.
 """
 
 import argparse
@@ -34,11 +35,11 @@ def label(
 
 
 def measure(segmenter: Segmenter, name: str, count: int, preset: str) -> Iterator[tuple]:
-    """For each way to label: its name, mean IoU, and words a picture."""
+    """For each way to label: its name, mean IoU, and a picture's words, false ones, missed ones."""
     benchmark = open_toybox(name, count)
     ways = ['its own words', *LEVELS]
     counts = {way: np.zeros((len(NAMES), len(NAMES) + 1), np.int64) for way in ways}
-    words = dict.fromkeys(ways, 0)
+    totals = {way: np.zeros(3) for way in ways}
     for sample in map(benchmark.load, benchmark.names):
         there = [index for index in range(len(NAMES)) if (sample.truth == index).any()]
         for way in ways:
@@ -49,9 +50,10 @@ def measure(segmenter: Segmenter, name: str, count: int, preset: str) -> Iterato
             chosen = there if is_oracle else list(range(len(NAMES)))
             labels, kept = label(segmenter, sample.image, chosen, settings)
             counts[way] += confusion(labels, sample.truth, len(NAMES))
-            words[way] += kept
+            labelled = set(np.unique(labels).tolist()) - {-1}
+            totals[way] += kept, len(labelled.difference(there)), len(set(there) - labelled)
     for way in ways:
-        yield way, 100 * scores(counts[way]).mean_iou, words[way] / count
+        yield way, 100 * scores(counts[way]).mean_iou, *(totals[way] / count)
 
 
 def main() -> None:
@@ -62,9 +64,9 @@ def main() -> None:
     arguments = parser.parse_args()
     segmenter = load_segmenter('toybox', device='cpu')
     for name in ('toybox', 'toybox-hard'):
-        print(f'{name}: mIoU, words a picture')
-        for way, iou, words in measure(segmenter, name, arguments.rooms, arguments.preset):
-            print(f'  {way:<16} {iou:6.2f} {words:6.1f}')
+        print(f'{name:16}   mIoU  words  false missed')
+        for way, iou, *words in measure(segmenter, name, arguments.rooms, arguments.preset):
+            print(f'{way:<16} {iou:6.1f}' + ''.join(f' {number:6.1f}' for number in words))
 
 
 if __name__ == '__main__':

@@ -319,7 +319,7 @@ class LabelledPicture:
 
     Attributes:
         header: Of its message, and of everything that is made of it.
-        pixels: uint8 (H, W, 3) RGB.
+        pixels: uint8 (H, W, 3) RGB; None where no overlay is made.
         result: Its labels.
         min_instance_area: Of the smallest instance, a share of its pixels.
         track: Gives instances their ids; without it they are counted from 1.
@@ -327,7 +327,7 @@ class LabelledPicture:
     """
 
     header: Message
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     result: 'Segmentation'
     min_instance_area: float = SegmentationSettings.min_instance_area
     track: Callable[[Sequence[Instance]], Sequence[int]] | None = None

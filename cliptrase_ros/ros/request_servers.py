@@ -16,6 +16,7 @@ from cliptrase_ros.messages.images import (
     check_image,
     decompress_to_rgb,
 )
+from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.msg import ClassMask
 from cliptrase_ros.ros.camera import Camera
 from cliptrase_ros.ros.conversions import MAKER, rclpy_header, to_rgb
@@ -45,6 +46,7 @@ class Target:
     segmenter: Segmenter
     cameras: Sequence[Camera]
     settings: NodeSettings
+    min_instance_area: float
 
 
 class RequestServers:
@@ -92,14 +94,18 @@ class RequestServers:
             asked = ImageRequest(decode, _own_words(request, target))
             target.worker.requests.submit(asked)
             result = await self._node.result_of(asked.answer)
-            self._fill(response, request, result)
+            self._fill(response, request, result, target.min_instance_area)
         except Exception as error:
             # Raised into rclpy it would end spin().
             response.message = self._refuse(error, 'segment')
         return response
 
     def _fill(
-        self, response: Segment.Response, request: Segment.Request, result: Segmentation
+        self,
+        response: Segment.Response,
+        request: Segment.Request,
+        result: Segmentation,
+        min_instance_area: float,
     ) -> None:
         header = (request.image if request.image.data else request.compressed_image).header
         now = Header(stamp=self._node.get_clock().now().to_msg())
@@ -107,7 +113,8 @@ class RequestServers:
         response.label = MAKER.make_image(result.label, 'mono8', header)
         response.confidence = MAKER.make_image(result.confidence, 'mono8', header)
         response.vocabulary = MAKER.make_vocabulary(words, now)
-        response.masks = MAKER.make_masks(result, header)
+        picture = LabelledPicture(header, None, result, min_instance_area)
+        response.masks = MAKER.make_masks(picture)
         response.phrases = [*(entry.name for entry in words.classes), *words.background]
         response.scores = result.scores.max((1, 2)).tolist()
         response.success = True
@@ -151,7 +158,7 @@ class RequestServers:
             self._node.destroy_timer(timer)
         for camera in search.cameras:
             camera.search(False)
-        _fill_result(result, search)
+        _fill_result(result, search, target.min_instance_area)
         if goal.is_cancel_requested:
             goal.canceled()
         elif result.found:
@@ -246,7 +253,7 @@ def _describe(search: Search) -> str:
     return f'{phrase} was not found in {images}; the best: {where}'
 
 
-def _fill_result(result: Find.Result, search: Search) -> None:
+def _fill_result(result: Find.Result, search: Search, min_instance_area: float) -> None:
     best = search.best
     if best is None:
         return
@@ -254,7 +261,8 @@ def _fill_result(result: Find.Result, search: Search) -> None:
     result.camera, result.score = best.camera, best.score
     result.header = rclpy_header(best.header)
     result.height, result.width = best.result.label.shape
-    masks = MAKER.make_masks(best.result, result.header).masks
+    picture = LabelledPicture(result.header, None, best.result, min_instance_area)
+    masks = MAKER.make_masks(picture).masks
     of_phrase = [mask for mask in masks if mask.class_id == best.entry.id]
     result.mask = of_phrase[0] if of_phrase else ClassMask(class_name=best.entry.name)
     # Of the running labels others are to know ids that mean something there.

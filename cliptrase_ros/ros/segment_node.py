@@ -134,6 +134,9 @@ class SegmentNode(ManagedNode):
         self.is_ending = True
         for thread in self._own_threads:
             thread.stop()
+        for camera in self._cameras:
+            # Which ends the thread of its video.
+            camera.deactivate()
         if self._worker is not None:
             self._worker.stop(_LAST_IMAGE_S)
         if self._request_servers is not None:
@@ -280,7 +283,13 @@ class SegmentNode(ManagedNode):
         with self._lock:
             if self._worker is None:
                 raise RequestError(f'the node is {self.state}; configure and activate it first')
-            return Target(self._worker, self._engine.segmenter, self._cameras, self._values.node)
+            return Target(
+                self._worker,
+                self._engine.segmenter,
+                self._cameras,
+                self._values.node,
+                self._values.segmentation.min_instance_area,
+            )
 
     def _header(self) -> Header:
         return Header(stamp=self.get_clock().now().to_msg())

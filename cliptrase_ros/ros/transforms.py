@@ -1,9 +1,10 @@
 """Transforms between frames as tf has them, while somebody needs them."""
 
 import threading
+from collections.abc import Callable
 from functools import partial
 
-from geometry_msgs.msg import Transform
+from geometry_msgs.msg import Transform, TransformStamped
 from rclpy.clock import JumpHandle, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -123,7 +124,9 @@ class Transforms:
             ) from error
         return found.transform
 
-    def _receive(self, take, data: bytes) -> None:
+    def _receive(
+        self, take: Callable[[TransformStamped, str], None], data: bytes, _info: object
+    ) -> None:
         try:
             message = deserialize_message(data, TFMessage)
         except Exception as error:

@@ -12,7 +12,7 @@ MAX_GAP_NS = 1_000_000_000
 #: The same in images: stamps of a broken clock may stand still.
 MAX_GAP_IMAGES = 60
 #: Least intersection over union of the masks of one instance in two images.
-MIN_OVERLAP = 0.1
+MIN_OVERLAP = 0.05
 
 
 @dataclass
