@@ -133,7 +133,9 @@ def cases(height: int, width: int) -> dict:
     view = view_ground(*seen)
     costs = {f'thing {i}': i for i in range(10)}
 
-    labelled = LabelledPicture(header, picture, result)
+    def labelled() -> LabelledPicture:
+        # Anew, because it keeps what was found in it.
+        return LabelledPicture(header, picture, result)
 
     def points():
         array = labelled_points(depth_in_metres(depth), rays, picture, label, confidence)
@@ -157,7 +159,7 @@ def cases(height: int, width: int) -> dict:
         **{f'decode {encoder}': decode_each(encoder, picture) for encoder in ENCODERS},
         'video to rgb': frame.to_rgb,
         **{
-            topic: lambda make=make: make(MAKER, labelled)
+            topic: lambda make=make: make(MAKER, labelled())
             for topic, (_, make) in CAMERA_OUTPUTS.items()
         },
         'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),

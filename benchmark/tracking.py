@@ -101,7 +101,7 @@ def _with_slots(room: Room) -> Room:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--rooms', type=int, default=4)
+    parser.add_argument('--rooms', type=int, default=2)
     parser.add_argument('--frames', type=int, default=100)
     parser.add_argument('--rate', type=float, default=10.0, help='pictures a second')
     parser.add_argument('--size', type=int, nargs=2, default=(240, 320), metavar=('H', 'W'))

@@ -10,7 +10,7 @@ from cliptrase_ros.segmentation.instances import Instance
 #: How long an instance that is not seen keeps its id, nanoseconds.
 MAX_GAP_NS = 1_000_000_000
 #: Least intersection over union of the masks of one instance in two images.
-MIN_OVERLAP = 0.1
+MIN_OVERLAP = 0.05
 
 
 @dataclass

@@ -5,6 +5,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
+from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import OccupancyGrid
 from sensor_msgs.msg import CameraInfo, PointCloud2
 from std_msgs.msg import Header
@@ -37,8 +38,8 @@ class GroundCamera:
         client.wait_for(self.info.get_subscription_count, 'a subscriber of camera_info')
         k = [50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]
         self.info.publish(CameraInfo(**{'width': 64, 'height': 48, 'k': k} | fields))
-        # camera_info comes in the same thread as the image, but by its own way.
-        client.spin(0.1)
+        # Taken by the same thread as the image, once it is there.
+        assert self.info.wait_for_all_acked()
         return client.send(image or client.image())
 
     def missed(self, header, text):
@@ -55,6 +56,8 @@ class GroundCamera:
 def camera(client):
     client.listen_to_label()
     client.listen_to_vocabulary()
+    # All along: what is warned of once must not be overheard.
+    client.listen('/diagnostics', DiagnosticArray)
     return GroundCamera(client)
 
 
@@ -201,6 +204,7 @@ def test_poses_of_tf(start_node, client, camera):
     camera.missed(camera.send(), "from the frame of the image, 'optical', to '/base'")
     # The mast moves, the camera on it does not: it looks straight down.
     fixed.publish(transform('mast', 'optical', quaternion=(1.0, 0.0, 0.0, 0.0)))
+    assert fixed.wait_for_all_acked()
     camera.missed(camera.send(), 'tf does not lead')
     for z, late_ns in ((1.0, 0), (2.0, 90_000_000)):
         image = client.image()
@@ -209,7 +213,7 @@ def test_poses_of_tf(start_node, client, camera):
             sec=stamp.sec - (stamp.nanosec < late_ns), nanosec=(stamp.nanosec - late_ns) % 10**9
         )
         moving.publish(transform('base', 'mast', early, z))
-        client.spin(0.1)
+        assert moving.wait_for_all_acked()
         grid = same_stamp(client, camera.send(image), GRID)
         assert grid.header.frame_id == 'base'
         # What a camera sees straight below is as wide as it is high.

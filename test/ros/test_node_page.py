@@ -81,7 +81,7 @@ def test_topics(start_node, client):
         cameras=cameras,
         transport=transports,
         depth=True,
-        depth_transport='raw; compressedDepth',
+        depth_transport=(['raw', 'compressedDepth'] * 2)[: len(transports)],
         mask_topics=['CLASS'],
         score_topics=['PHRASE'],
         ground_frame='base',

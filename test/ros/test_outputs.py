@@ -12,6 +12,7 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
+from pages import ROOT, python_blocks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
@@ -401,6 +402,25 @@ def test_detections_are_the_instances_of_the_label_image(start_node, client, dep
             assert (position.z, size.z) == (2.0, 0.0)
         ids.append([detection.id for detection in detections.detections])
     assert ids[0] == ids[1] == [f'{i}' for i in range(1, len(ids[0]) + 1)] != []
+
+
+def test_the_page_counts_boxes(capsys):
+    pytest.importorskip('vision_msgs.msg', reason='vision_msgs is not installed')
+    (example,) = (b for b in python_blocks(ROOT / 'docs' / 'planners.md') if 'Detection3D' in b)
+    names = {}
+    exec(example.partition('rclpy.init()')[0], names)
+    label = np.full((40, 60), 255, np.uint8)
+    label[10:20, 5:15], label[10:20, 30:40], label[25:35, 20:40] = 0, 0, 1
+    depth = np.full(label.shape, 3.0, np.float32)
+    depth[:, :20], depth[20:] = 2.0, 1.0
+    picture = LabelledPicture(
+        Header(), None, Segmentation(label, label, parse_vocabulary('box; ball'))
+    )
+    rays = np.stack(np.meshgrid(np.linspace(-0.3, 0.29, 60), np.linspace(-0.2, 0.19, 40)))
+    names['tell'](MAKER.make_detections_3d(picture, depth, rays.astype(np.float32)))
+    assert capsys.readouterr().out == (
+        '2 boxes\nnearest: 1, -0.41 m right, -0.11 m down, 2.00 m ahead\n'
+    )
 
 
 def test_boxes_come_onto_the_overlay_while_the_node_runs(start_node, client):

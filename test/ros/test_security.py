@@ -96,7 +96,7 @@ def test_policy_is_what_the_node_has(policy, start_node, client):
         cameras=['camera', 'other', 'other2', 'other3'][: len(transports)],
         transport=transports,
         depth=True,
-        depth_transport='raw; compressedDepth',
+        depth_transport=(['raw', 'compressedDepth'] * 2)[: len(transports)],
         mask_topics=['person'],
         score_topics=['person'],
         ground_frame='base',
