@@ -78,6 +78,8 @@ class CameraImage:
     is_only_searched: bool = False
     # Its pixels once they are decoded, for labelling and search.
     _decoded: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
+    # A search may need them while they are decoded ahead.
+    _decoding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def header(self) -> Message:
@@ -100,16 +102,18 @@ class CameraImage:
         Raises:
             ImageError: The message cannot be decoded.
         """
-        if not self._decoded:
-            if isinstance(self.message, VideoPicture):
-                pixels = self.message.to_rgb()
-            elif self.is_compressed:
-                pixels = decompress_to_rgb(self.message, self.camera.max_pixels)
-            else:
-                # Nobody else has this message.
-                pixels = to_rgb(self.message, self.camera.max_pixels, may_share=True)
-            self._decoded.append(pixels)
-        return self._decoded[0]
+        with self._decoding:
+            if not self._decoded:
+                self._decoded.append(self._read())
+            return self._decoded[0]
+
+    def _read(self) -> np.ndarray:
+        if isinstance(self.message, VideoPicture):
+            return self.message.to_rgb()
+        if self.is_compressed:
+            return decompress_to_rgb(self.message, self.camera.max_pixels)
+        # Nobody else has this message.
+        return to_rgb(self.message, self.camera.max_pixels, may_share=True)
 
 
 class CameraTopics:

@@ -141,9 +141,11 @@ class GroundOutput:
 
     def _look(self, picture: LabelledPicture) -> tuple[CameraModel, GroundView]:
         header, (height, width) = picture.header, picture.result.label.shape
-        if self._info is None:
+        # Read once: the last listener may leave meanwhile.
+        info = self._info
+        if info is None:
             raise ImageError(f'no camera_info on {self._info_topic.name}')
-        camera, ground = camera_model(self._info, width, height, self._is_rectified), self._ground
+        camera, ground = camera_model(info, width, height, self._is_rectified), self._ground
         pose = ground.pose
         if pose is None:
             stamp_ns = header_stamp_ns(header)

@@ -134,6 +134,9 @@ class SegmentNode(ManagedNode):
         self.is_ending = True
         for thread in self._own_threads:
             thread.stop()
+        for camera in self._cameras:
+            # Which ends the thread of its video.
+            camera.deactivate()
         if self._worker is not None:
             self._worker.stop(_LAST_IMAGE_S)
         if self._request_servers is not None:

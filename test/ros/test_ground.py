@@ -1,12 +1,17 @@
 """The ground before a camera: grids and points from labels alone, over real DDS."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TransformStamped
 from nav_msgs.msg import OccupancyGrid
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, PointCloud2
 from std_msgs.msg import Header
 
@@ -176,12 +181,41 @@ def test_without_tf_poses_have_to_be_given(start_node, monkeypatch):
         start_node(ground_frame='base')
 
 
+def test_transforms_are_received_while_somebody_needs_them(start_node, client, monkeypatch):
+    """Without tf2: what comes on tf's topics reaches what stands for its buffer."""
+    kept = []
+    buffer = SimpleNamespace(
+        set_transform=lambda transform, _: kept.append(('moving', transform.child_frame_id)),
+        set_transform_static=lambda transform, _: kept.append(('fixed', transform.child_frame_id)),
+        clear=kept.clear,
+    )
+
+    def read(data, message_type):
+        return SimpleNamespace(transforms=[deserialize_message(data, message_type)])
+
+    tf2 = SimpleNamespace(BufferCore=lambda _: buffer)
+    monkeypatch.setattr(transforms, 'tf2_py', tf2)
+    monkeypatch.setattr(transforms, 'TFMessage', TransformStamped, raising=False)
+    monkeypatch.setattr(transforms, 'deserialize_message', read)
+    start_node(ground_frame='base')
+    assert not client.node.count_subscribers('/tf')
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    for topic, qos in (('/tf', 10), ('/tf_static', latched)):
+        publisher = client.node.create_publisher(TransformStamped, topic, qos)
+        grids = client.listen(GRID, OccupancyGrid)
+        client.wait_for(publisher.get_subscription_count, f'a subscriber of {topic}')
+        publisher.publish(TransformStamped(child_frame_id=topic))
+        kind = 'moving' if topic == '/tf' else 'fixed'
+        client.wait_for(lambda: (kind, topic) in kept, topic)  # noqa: B023
+        client.node.destroy_subscription(grids)
+        client.wait_for(lambda: not client.node.count_subscribers('/tf'), 'the node to leave')
+        client.wait_for(lambda: not kept, 'the transforms to be forgotten')
+
+
 def test_poses_of_tf(start_node, client, camera):
     pytest.importorskip('tf2_py', reason='needs tf2_py, which is no wheel')
     tf2 = pytest.importorskip('tf2_msgs.msg', reason='needs tf2_msgs, which is no wheel')
     from builtin_interfaces.msg import Time
-    from geometry_msgs.msg import TransformStamped
-    from rclpy.qos import DurabilityPolicy, QoSProfile
 
     node = client.node
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)

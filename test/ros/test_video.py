@@ -1,6 +1,10 @@
 """Cameras that send video, over real DDS where the message packages are installed."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,6 +170,32 @@ def test_video_begins_anew_for_who_comes_later(start_node, client, ffmpeg):
     assert camera_of_node._topics.image.sequence == len(packets) + 1
     assert statistics.counts['no_picture'] == GOP - 3
     assert 'no key frame has come yet' in statistics.reasons['no_picture']
+
+
+def test_labelling_and_a_search_make_the_colours_of_a_picture_once():
+    # FFmpeg converts a frame in one thread at a time, and may never return from two.
+    class Slow(VideoPicture):
+        def to_rgb(self):
+            made.append(np.zeros((4, 4, 3), np.uint8))
+            time.sleep(0.05)
+            return made[0]
+
+    made = []
+    camera = SimpleNamespace(transport='ffmpeg')
+    image = camera_module.CameraImage(camera, Slow(None, None), received_ns=1, next_ns=1)
+    with ThreadPoolExecutor(2) as threads:
+        to_label = threads.submit(replace(image, depth=None).decode)
+        assert image.decode() is to_label.result()
+    assert len(made) == 1
+
+
+def test_a_node_that_is_destroyed_ends_its_video(start_node, client, ffmpeg):
+    node = start_node(transport='ffmpeg')
+    client.listen_to_label()
+    client.label_of(FfmpegCamera(client, ffmpeg).send(encode('h264')[:1])[0])
+    node.executor.remove_node(node)
+    node.destroy_node()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith('video')]
 
 
 def test_silence_names_the_topic_of_the_video(start_node, client, ffmpeg):
