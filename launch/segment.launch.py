@@ -36,6 +36,7 @@ PARAMETER_ARGUMENTS = {
     'depth': '',
     'depth_transport': ',',
     'mask_topics': ';',
+    'score_topics': ';',
     'vocabulary': ';',
     'model': '',
     'device': '',
@@ -178,6 +179,7 @@ def _nodes(context: LaunchContext) -> list[Node]:
         'transport',
         'depth_transport',
         'mask_topics',
+        'score_topics',
         'model',
         'device',
     ):

@@ -177,4 +177,6 @@ class GroundOutput:
         return points_message(points, rclpy_header(picture.header))
 
     def _receive_info(self, info: Message) -> None:
-        self._info = info
+        # One may be on its way when the last listener leaves.
+        if self._info_topic.is_subscribed:
+            self._info = info
