@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -39,10 +40,12 @@ from cliptrase_ros.messages.maker import CAMERA_OUTPUTS, LabelledPicture
 from cliptrase_ros.messages.rays import CameraModel, model_rays
 from cliptrase_ros.messages.registration import register_depth
 from cliptrase_ros.messages.video import VideoDecoder, VideoPacket
+from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import MAKER, points_message, to_rgb
 from cliptrase_ros.segmentation.segmenter import Segmentation
 from cliptrase_ros.segmentation.statistics import class_mask, score_image
 from cliptrase_ros.segmentation.vocabulary import parse_vocabulary
+from cliptrase_ros.streams.tracking import InstanceTracker
 
 # The tests' encoder: the project only reads RVL.
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / 'test')]
@@ -133,9 +136,14 @@ def cases(height: int, width: int) -> dict:
     view = view_ground(*seen)
     costs = {f'thing {i}': i for i in range(10)}
 
+    written = serialized.MAKER
+    head = written.make_header(0, 'optical')
+    tracker = InstanceTracker()
+
     def labelled() -> LabelledPicture:
         # Anew, because it keeps what was found in it.
-        return LabelledPicture(header, picture, result)
+        track = partial(tracker.track, time_ns=0)
+        return LabelledPicture(head, picture, result, track=track)
 
     def points():
         array = labelled_points(depth_in_metres(depth), rays, picture, label, confidence)
@@ -143,7 +151,7 @@ def cases(height: int, width: int) -> dict:
 
     def ground():
         cells = ground_costs(view, label, cost_table(costs, vocabulary))
-        return MAKER.make_grid(cells, view.cell_m, view.origin, header)
+        return serialized.serialize(written.make_grid(cells, view.cell_m, view.origin, head))
 
     def points_of_ground():
         depth = ground_depth(view, label, cost_table(costs, vocabulary))
@@ -159,11 +167,14 @@ def cases(height: int, width: int) -> dict:
         **{f'decode {encoder}': decode_each(encoder, picture) for encoder in ENCODERS},
         'video to rgb': frame.to_rgb,
         **{
-            topic: lambda make=make: make(MAKER, labelled())
+            topic: lambda make=make: serialized.serialize(make(written, labelled()))
             for topic, (_, make) in CAMERA_OUTPUTS.items()
         },
         'mask/CLASS': lambda: MAKER.make_image(class_mask(result, 'thing 3'), 'mono8', header),
         'scores/PHRASE': lambda: MAKER.make_image(score_image(result, 'thing 3'), 'mono8', header),
+        'detections_3d': lambda: serialized.serialize(
+            written.make_detections_3d(labelled(), depth_in_metres(depth), rays)
+        ),
         'points': points,
         'points: ground': points_of_ground,
         'ground': ground,

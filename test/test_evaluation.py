@@ -672,7 +672,10 @@ OTHER_SETTINGS = {
     'smoothing': 0.5,
     'window': 64,
     'stride': 32,
+    'min_presence': 0.5,
+    'min_instance_area': 0.01,
     'image_prior': True,
+    'scores': True,
 }
 
 
