@@ -136,7 +136,11 @@ class Reconfiguration:
             self._must_announce_again = False
             self._announce(self.in_force)
         has_worked = self._encode()
+        before = self.in_force
         has_worked = self._prepare_or_put_in_force() or has_worked
+        if self.in_force is not before:
+            # What was requested while that was announced holds for the next image as well.
+            self._prepare_or_put_in_force()
         return self._warm_up() or has_worked
 
     @property

@@ -154,6 +154,28 @@ def test_settings_are_announced_with_the_words_they_come_into_force_with(start_w
     assert announced == [(first, SETTINGS), (first, half), (first, half), (second, SETTINGS)]
 
 
+def test_settings_requested_while_words_are_announced_hold_for_the_next_image(
+    start_worker, segmenter
+):
+    in_force = []
+
+    class Camera(IdleCamera):
+        """Sees what the image that waits would be labelled with."""
+
+        def take(self, now_ns):
+            in_force.append(worker.reconfiguration.in_force.settings)
+
+    def announce(vocabulary, settings):
+        if settings == SETTINGS:
+            worker.serve([Camera()])
+            worker.reconfiguration.request(settings=PLUS)
+
+    worker = start_worker(segmenter, announce)
+    worker.reconfiguration.request(parse_vocabulary('road', background=()))
+    wait_for(lambda: in_force)
+    assert in_force[0] == PLUS
+
+
 def test_words_that_nobody_wants_any_more_do_not_fail(start_worker, make_segmenter):
     begun, may_go_on, announced = threading.Event(), threading.Event(), []
 
