@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from cliptrase_ros.messages.rays import camera_model, model_rays
+
 
 def raw_image(pixels, encoding, padding=0, is_bigendian=0, data=None):
     """An image of pixels, (H, W) or (H, W, C); `padding` bytes that are no pixels end each row."""
@@ -37,6 +39,11 @@ def camera_info(width=640, height=480, focal=500.0, **fields):
         }
         | fields
     )
+
+
+def pixel_rays(info, width, height, is_rectified=False):
+    """The rays of images of a size, by their camera_info."""
+    return model_rays(camera_model(info, width, height, is_rectified), width, height)
 
 
 def region(x_offset=0, y_offset=0, width=0, height=0):

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from raw_images import camera_info, region
+from raw_images import camera_info, pixel_rays, region
 
 from cliptrase_ros.messages.images import ImageError
 from cliptrase_ros.messages.rays import (
@@ -11,7 +11,6 @@ from cliptrase_ros.messages.rays import (
     camera_model,
     is_rectified_topic,
     model_rays,
-    pixel_rays,
     project,
 )
 

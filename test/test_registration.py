@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from raw_images import camera_info
+from raw_images import camera_info, pixel_rays
 
 from cliptrase_ros.messages.images import ImageError
-from cliptrase_ros.messages.rays import CameraModel, camera_model, pixel_rays
+from cliptrase_ros.messages.rays import CameraModel, camera_model
 from cliptrase_ros.messages.registration import (
     Calibration,
     depth_and_rays,

@@ -22,6 +22,7 @@ from cliptrase_ros.messages.depth import (
 from cliptrase_ros.messages.images import ENCODING_TABLE, ImageError, header_stamp_ns
 from cliptrase_ros.messages.rays import is_rectified_topic
 from cliptrase_ros.messages.registration import Calibration, depth_and_rays
+from cliptrase_ros.messages.transports import camera_info_topic
 from cliptrase_ros.messages.type_names import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Message
 
 
@@ -77,8 +78,7 @@ class BagPoints:
             depth = _find_partner(camera.topic.name, topics, depths)
             info = _find_partner(camera.topic.name, topics, infos)
             if depth and info:
-                beside = depth.removesuffix('/compressedDepth').rpartition('/')[0]
-                own_info = f'{beside}/camera_info'
+                own_info = camera_info_topic(depth)
                 calibration = Calibration(
                     infos[info],
                     infos.get(own_info) if own_info != info else None,

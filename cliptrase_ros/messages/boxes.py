@@ -38,7 +38,7 @@ def box_in_space(instance: Instance, depth: np.ndarray, rays: np.ndarray) -> Spa
 
     Args:
         depth: float32 (H, W), metres, NaN where nothing was measured.
-        rays: float32 (2, H, W), as `messages.rays.pixel_rays` has them.
+        rays: float32 (2, H, W), as `messages.rays.model_rays` has them.
 
     Returns:
         None where fewer than `MIN_MEASURED` of its pixels have depth and ray.

@@ -87,7 +87,7 @@ def back_project(depth: np.ndarray, rays: np.ndarray) -> np.ndarray:
 
     Args:
         depth: float32 (H, W), metres.
-        rays: float32 (2, H, W), as `messages.rays.pixel_rays` has them.
+        rays: float32 (2, H, W), as `messages.rays.model_rays` has them.
 
     Returns:
         float32 (3, H, W), x, y and z in the optical frame (REP 103), metres; all three NaN where
@@ -111,7 +111,7 @@ def labelled_points(
 
     Args:
         depth: float32 (H, W), metres.
-        rays: float32 (2, H, W), as `messages.rays.pixel_rays` has them.
+        rays: float32 (2, H, W), as `messages.rays.model_rays` has them.
         picture: uint8 (H, W, 3) RGB.
         label: uint8 (H, W), class ids.
         confidence: uint8 (H, W), 255 = 1.0.

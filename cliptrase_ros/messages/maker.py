@@ -140,8 +140,6 @@ class MessageMaker:
             origin: x and y of the first cell's corner in the header's frame, metres.
         """
         rows, columns = cells.shape
-        corner = self.make('geometry_msgs/msg/Point', x=origin[0], y=origin[1], z=0.0)
-        level = self.make('geometry_msgs/msg/Quaternion', x=0.0, y=0.0, z=0.0, w=1.0)
         return self.make(
             OCCUPANCY_GRID,
             header=header,
@@ -151,7 +149,7 @@ class MessageMaker:
                 resolution=cell_m,
                 width=columns,
                 height=rows,
-                origin=self.make('geometry_msgs/msg/Pose', position=corner, orientation=level),
+                origin=self._make_pose(*origin, 0.0),
             ),
             data=self.to_field(cells.ravel()),
         )
@@ -372,14 +370,8 @@ CAMERA_OUTPUTS: dict[str, tuple[str, MakeOutput]] = {
         IMAGE,
         lambda maker, picture: maker.make_image(picture.result.confidence, 'mono8', picture.header),
     ),
-    'masks': (
-        CLASS_MASKS,
-        lambda maker, picture: maker.make_masks(picture),
-    ),
-    'detections': (
-        DETECTIONS,
-        lambda maker, picture: maker.make_detections(picture),
-    ),
+    'masks': (CLASS_MASKS, MessageMaker.make_masks),
+    'detections': (DETECTIONS, MessageMaker.make_detections),
     'overlay': (
         IMAGE,
         lambda maker, picture: maker.make_image(picture.overlay, 'rgb8', picture.header),

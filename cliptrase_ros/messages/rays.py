@@ -81,19 +81,6 @@ def camera_model(info: Message, width: int, height: int, is_rectified: bool = Fa
     )
 
 
-def pixel_rays(info: Message, width: int, height: int, is_rectified: bool = False) -> np.ndarray:
-    """What the centre of every pixel looks at; the arrays of the latest cameras are kept.
-
-    Returns:
-        float32 (2, H, W), read-only: x/z and y/z in the optical frame (REP 103), NaN where the
-        camera's model has no ray: behind its fold, or at 90 degrees from the axis and beyond.
-
-    Raises:
-        ImageError: As `camera_model`, whose arguments these are.
-    """
-    return model_rays(camera_model(info, width, height, is_rectified), width, height)
-
-
 def is_rectified_topic(topic: str) -> bool:
     """Whether images of a topic are rectified, by the names that image_proc and drivers give them.
 
@@ -105,7 +92,12 @@ def is_rectified_topic(topic: str) -> bool:
 
 @lru_cache(_KEPT)
 def model_rays(camera: CameraModel, width: int, height: int) -> np.ndarray:
-    """`pixel_rays` of a camera's model."""
+    """What the centre of every pixel looks at; the arrays of the latest cameras are kept.
+
+    Returns:
+        float32 (2, H, W), read-only: x/z and y/z in the optical frame (REP 103), NaN where the
+        camera's model has no ray: behind its fold, or at 90 degrees from the axis and beyond.
+    """
     rays = np.empty((2, height, width), np.float32)
     step = max(1, _BLOCK_PIXELS // width)
     for top in range(0, height, step):

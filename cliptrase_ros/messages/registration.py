@@ -48,7 +48,7 @@ def depth_and_rays(
 
     Returns:
         float32 (H, W), metres, NaN where nothing was measured or depth does not reach; and rays,
-        float32 (2, H, W), as `rays.pixel_rays` has them.
+        float32 (2, H, W), as `rays.model_rays` has them.
 
     Raises:
         ImageError: Depth is in another frame or cannot be brought to the image's pixels, or a

@@ -29,6 +29,11 @@ def raw_topic(topic: str) -> str:
     return base if base and transport in known else topic
 
 
+def camera_info_topic(topic: str) -> str:
+    """Topic of camera_info as image_transport has it: beside the raw images of a topic."""
+    return f'{raw_topic(topic).rpartition("/")[0]}/camera_info'
+
+
 def topic_of(raw: str, transport: str) -> str:
     """Topic of a transport beside that of the raw images."""
     return raw if transport == 'raw' else f'{raw}/{transport}'

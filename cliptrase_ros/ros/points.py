@@ -16,7 +16,7 @@ from cliptrase_ros.messages.images import ImageError, header_stamp_ns
 from cliptrase_ros.messages.maker import LabelledPicture
 from cliptrase_ros.messages.rays import is_rectified_topic
 from cliptrase_ros.messages.registration import Calibration, depth_and_rays
-from cliptrase_ros.messages.transports import DEPTH_TRANSPORTS
+from cliptrase_ros.messages.transports import DEPTH_TRANSPORTS, camera_info_topic
 from cliptrase_ros.messages.type_names import Message
 from cliptrase_ros.ros import serialized
 from cliptrase_ros.ros.conversions import message_class, points_message, rclpy_header
@@ -55,9 +55,8 @@ class DepthTopics:
         self.depth = sensor_topic(message_class(message_type), topic)
         self.info = sensor_topic(CameraInfo, f'{name}/camera_info', LATCHED_SENSOR_QOS)
         if not is_remapped(node, own_info):
-            # As in image_transport: beside the images, wherever they are remapped to.
-            beside = self.depth.name.removesuffix(f'/{transport}').rpartition('/')[0]
-            own_info = f'{beside}/camera_info'
+            # Beside the images, wherever they are remapped to.
+            own_info = camera_info_topic(self.depth.name)
         self.depth_info: SensorTopic | None = None
         if node.resolve_topic_name(own_info) != self.info.name:
             self.depth_info = sensor_topic(CameraInfo, own_info, LATCHED_SENSOR_QOS)

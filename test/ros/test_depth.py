@@ -7,10 +7,10 @@ pytest.importorskip('rclpy', reason='needs ROS 2; `make test` brings it')
 
 import rclpy
 from depth_streams import encode_depth
+from raw_images import pixel_rays
 from sensor_msgs.msg import CameraInfo, CompressedImage, PointCloud2
 
 from cliptrase_ros.messages.depth import POINT
-from cliptrase_ros.messages.rays import pixel_rays
 from cliptrase_ros.ros.conversions import MAKER
 from cliptrase_ros.ros.points import DepthTopics
 
